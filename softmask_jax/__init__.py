@@ -1,0 +1,1 @@
+"""Soft-masked diffusion language models in JAX."""
