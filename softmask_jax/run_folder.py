@@ -1,0 +1,300 @@
+"""A run's folder: one writer at a time, and small files that are whole or absent.
+
+Layout: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` (see checkpoint.py). In a run of
+several processes only the first locks and writes; the others read.
+"""
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+
+import numpy as np
+
+from softmask_jax.config import flatten
+
+log = logging.getLogger(__name__)
+
+# A checkpoint means something else, or doesn't fit, when one of these differs; a prefix covers the keys below it.
+BREAKING = (
+    "model.kind",
+    "model.hidden_size",
+    "model.num_blocks",
+    "model.num_heads",
+    "model.cond_dim",
+    "model.mlp_ratio",
+    "model.rope_base",
+    "soft_mask.variant",
+    "data.tokenizer",
+    "data.bpe_vocab_size",
+)
+ABSENT = "(absent)"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written; the old file is still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """`write_atomically` of a value that `plain` understands."""
+    write_atomically(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def plain(value):
+    """A value as JSON has it: numpy and jax scalars and arrays as numbers and lists, NaN and infinities as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    array = np.asarray(value)
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    try:
+        return plain(array.astype(np.float64).tolist())
+    except (TypeError, ValueError):
+        raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
+
+
+class RunFolder:
+    """The folder of one run, created if need be and locked until `close` (or the process's death).
+
+    Args:
+      path: the folder.
+      writer: False for readers, and in every process but the first: no lock is taken and nothing is ever written.
+
+    Raises:
+      RuntimeError: another process holds the folder; it is named.
+      NotADirectoryError: `path` is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, writer: bool = True):
+        self.path = Path(path).absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file; give a folder for the run.")
+        self.is_writer = writer
+        self.checkpoints = self.path / "checkpoints"
+        self._metrics = None
+        self._lock = None
+        if self.is_writer:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _acquire(self.path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """End the metrics file and give the lock back."""
+        self._end_metrics()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        self.is_writer = False
+
+    def read_config(self) -> dict | None:
+        """The nested config that the folder was started with; None in a new folder.
+
+        A file that is not JSON is a ValueError.
+        """
+        path = self.path / "config.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{path} is not readable as JSON ({error}); restore or remove it.") from None
+
+    def write_config(self, config: Mapping) -> None:
+        """Store the nested config."""
+        if self.is_writer:
+            write_json(self.path / "config.json", config)
+
+    def check_config(self, config: Mapping, breaking: Iterable[str] = BREAKING) -> list[str]:
+        """Compare a config with the stored one; report differences that a resumed run can bear.
+
+        Args:
+          config: nested; of a run that is about to continue in this folder.
+          breaking: keys, or the dotted beginnings of keys, in which a difference makes the checkpoints unusable.
+
+        Returns:
+          The bearable differences, each as "key: old -> new"; empty in a new folder.
+
+        Raises:
+          ValueError: keys under `breaking` differ; each is named with both values.
+        """
+        stored = self.read_config()
+        if stored is None:
+            return []
+        old, new = flatten(stored), flatten(plain(config))
+        unusable, bearable = [], []
+        for key in sorted(old.keys() | new.keys()):
+            before, now = old.get(key, ABSENT), new.get(key, ABSENT)
+            if before != now:
+                covered = any(key == prefix or key.startswith(prefix.rstrip(".") + ".") for prefix in breaking)
+                (unusable if covered else bearable).append(f"{key}: {_show(before)} -> {_show(now)}")
+        if unusable:
+            raise ValueError(
+                f"The config does not fit the run in {self.path} ({'; '.join(unusable)}). "
+                "Use the stored values to continue it, or another --workdir to start a new run."
+            )
+        for difference in bearable:
+            log.info("config differs from the stored one: %s", difference)
+        return bearable
+
+    def write_versions(self) -> list[str]:
+        """Store versions.json.
+
+        Returns:
+          What changed since the folder was last written, each as "name: old -> new".
+        """
+        path, now, old = self.path / "versions.json", versions(), {}
+        with contextlib.suppress(OSError, ValueError):
+            old = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{name}: {old[name]} -> {now[name]}" for name in now if name in old and old[name] != now[name]]
+        if changed:
+            log.info("versions differ from the run's last start: %s", "; ".join(changed))
+        if self.is_writer:
+            write_json(path, now)
+        return changed
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl; it is in the file when this returns."""
+        if not self.is_writer:
+            return
+        line = json.dumps(plain(record), allow_nan=False) + "\n"
+        if self._metrics is None:
+            path = self.path / "metrics.jsonl"
+            torn = path.exists() and not _ends_line(path)
+            self._metrics = open(path, "a", encoding="utf-8", buffering=1)
+            line = "\n" * torn + line
+        self._metrics.write(line)
+
+    def truncate_metrics(self, step: int) -> int:
+        """Drop what an interrupted run logged after the checkpoint that it resumes from.
+
+        Keeps, in order, the lines without a step and those with step <= `step`; drops lines that are no JSON object,
+        such as one half-written at a kill.
+
+        Returns:
+          The number of lines dropped.
+        """
+        path = self.path / "metrics.jsonl"
+        if not self.is_writer or not path.exists():
+            return 0
+        self._end_metrics()
+        kept, dropped = [], 0
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if _belongs(line, step):
+                    kept.append(line if line.endswith("\n") else line + "\n")
+                else:
+                    dropped += 1
+        if dropped:
+            write_atomically(path, "".join(kept))
+        return dropped
+
+    def _end_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of interpreter and libraries, this package and its git commit (None outside a checkout), the devices."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in (*PACKAGES, "softmask_jax"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found["git_commit"] = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["git_commit"] = None
+    import jax
+
+    devices = jax.devices()
+    found["device"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    return found
+
+
+def _acquire(folder: Path) -> int:
+    path = folder / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        advice = "Wait for it to end, stop it, or give another --workdir."
+        raise RuntimeError(f"{folder} is in use by {holder}. {advice}") from None
+    except OSError as error:
+        os.close(handle)
+        raise RuntimeError(f"{path} cannot be locked ({error}); use a --workdir on a local disk.") from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return handle
+
+
+def _sync_folder(folder: Path) -> None:
+    # So that the rename survives a power cut; file systems that can't do it for folders say EINVAL.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _belongs(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("step", step) <= step
+
+
+def _ends_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _show(value) -> str:
+    return value if value == ABSENT else json.dumps(value)
