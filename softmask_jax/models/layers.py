@@ -1,0 +1,152 @@
+"""Layers shared by the network bodies (MDLM's DiT: arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748).
+
+Parameters are float32 masters. A layer computes in the dtype of its input, so the caller chooses the precision of the
+matrix products by casting activations; normalisation, softmax and rotary angles are float32 whatever comes in.
+Every `nnx.Param` carries its logical axis names as plain metadata (`axes`).
+
+Letters: B batch, L length, D width, K heads, d head width.
+"""
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+NORM_EPSILON = 1e-5
+FREQUENCIES = 256  # width of the sinusoidal timestep features
+TIMESTEP_PERIOD = 1e4
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's kaiming_uniform(a = sqrt 5), its default for linear layers."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis with a weight and no bias; float32 in the inside and as a result."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("embed",))
+
+    def __call__(self, x: Array) -> Array:
+        # A mean over D in bfloat16 loses the small differences that the normalisation is there to amplify.
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + NORM_EPSILON) * self.scale[...]
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out]; `zero` starts them (and the bias) at zero."""
+
+    def __init__(self, fan_in: int, fan_out: int, *, axes: tuple[str, str], rngs: nnx.Rngs, bias: bool = True,
+                 zero: bool = False):
+        def start(shape: tuple[int, ...]) -> Array:
+            return jnp.zeros(shape, jnp.float32) if zero else uniform_fan_in(rngs.params(), shape, fan_in)
+
+        self.kernel = nnx.Param(start((fan_in, fan_out)), axes=axes)
+        self.bias = nnx.Param(start((fan_out,)), axes=axes[1:]) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        # As one matrix: XLA's CPU backend takes twice as long for the gradients of a product with three axes.
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class TimestepMLP(nnx.Module):
+    """Noise level sigma [B] -> conditioning [B C]: 256 cosines and sines, Linear, SiLU, Linear. Float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        # Both inputs are named "freq": two equal names could not be sharded, and this matrix is tiny.
+        setattr(self, "in", Linear(FREQUENCIES, width, axes=("freq", "cond"), rngs=rngs))
+        self.out = Linear(width, width, axes=("freq", "cond"), rngs=rngs)
+
+    def __call__(self, sigma: Array) -> Array:
+        return self.out(jax.nn.silu(getattr(self, "in")(timestep_features(sigma))))
+
+
+def timestep_features(sigma: Array) -> Array:
+    """[B] -> [B 256] float32: cosines, then sines, of sigma times frequencies from 1 down to almost 1/period."""
+    half = FREQUENCIES // 2
+    frequencies = jnp.exp(-math.log(TIMESTEP_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = sigma.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """Adaptive layer norm: x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+def rotary_angles(positions: Array, head_width: int, base: float) -> tuple[Array, Array]:
+    """Cosines and sines of the rotary embedding.
+
+    positions [L] or [B L] -> two float32 arrays [1|B L 1 d/2]. Float32 because bfloat16 cannot even count
+    positions past 256.
+    """
+    frequencies = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angles = jnp.atleast_2d(positions).astype(jnp.float32)[:, :, None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotary embedding in the half-split layout: channel c turns with channel c + d/2. x [B L K d], same dtype out."""
+    cos, sin = angles
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+
+
+def choose_attention(name: str, dtype: jnp.dtype, head_width: int) -> str:
+    """The implementation behind an attention name on this machine: "xla" or "cudnn".
+
+    `auto` is cuDNN's flash attention on a GPU in bfloat16 with a head width it takes, otherwise plain XLA.
+    Raises ValueError for an unknown name and for cuDNN where there is none.
+    """
+    if name not in ATTENTION:
+        raise ValueError(f"Unknown attention {name!r}; choose one of {', '.join(ATTENTION)}.")
+    on_gpu = jax.default_backend() == "gpu"
+    if name == "cudnn" and not on_gpu:
+        raise ValueError(f"attention='cudnn' needs a CUDA GPU, this is {jax.default_backend()}; use 'auto' or 'xla'.")
+    if name == "auto":
+        return "cudnn" if on_gpu and dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128 else "xla"
+    return name
+
+
+def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, implementation: str = "xla") -> Array:
+    """Bidirectional attention, softmax(q k^T / sqrt d) v, the softmax in float32.
+
+    q, k, v [B L K d] -> [B L K d]; with segment_ids [B L], a position sees only positions of its own segment.
+    """
+    visible = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")
+    # Heads in front make both products plain batched matrix products, and dividing by the normaliser after the second
+    # one saves two passes over [B K L L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    if visible is not None:
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed.astype(v.dtype).swapaxes(1, 2)
+
+
+def dropout(x: Array, keys: Array | None, rate: float) -> Array:
+    """Inverted dropout of x [B L D] with one key per row (keys [B]), so a row's mask depends on its own key alone.
+
+    The rate is rounded to 1/65536: one 32-bit draw decides two elements, and hashing is what dropout costs. The kept
+    elements are scaled by the rounded rate, so the mean is exact. D must be even.
+    """
+    limit = round((1.0 - rate) * 2**16)
+    if keys is None or limit == 2**16:
+        return x
+    _, length, width = x.shape
+    bits = jax.vmap(lambda key: jax.random.bits(key, (length, width // 2), jnp.uint32))(keys)
+    keep = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1) < limit
+    return jnp.where(keep, x * jnp.asarray(2**16 / limit, x.dtype), jnp.zeros((), x.dtype))

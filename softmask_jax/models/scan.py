@@ -1,0 +1,67 @@
+"""A stack of equal layers as one `lax.scan`, with rematerialisation chosen by name.
+
+Parameters of all layers are stored stacked on axis 0: an unrolled deep model lowers many times slower to a many times
+larger program. The body of the scan gets one layer's parameters and its index.
+"""
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+Layer = Callable[[Tree, jax.Array, Any], Any]
+
+# name -> what is kept for the backward pass
+REMAT = {
+    "none": "everything is kept: fastest, most memory",
+    "attention": "everything but the L x L attention weights, which are computed again",
+    "dots": "results of products with weights are kept, attention and elementwise work is done again",
+    "full": "only each layer's input is kept, the layer is computed again: least memory",
+}
+
+
+def check_remat(name: str) -> str:
+    """Returns the name of a rematerialisation policy; ValueError listing the valid ones for any other."""
+    if name not in REMAT:
+        raise ValueError(f"Unknown remat policy {name!r}; choose one of {', '.join(REMAT)}.")
+    return name
+
+
+def remat_attention(attention: Callable, name: str) -> Callable:
+    """The attention core as the policy wants it: under "attention" only its inputs are kept."""
+    return jax.checkpoint(attention, prevent_cse=False) if check_remat(name) == "attention" else attention
+
+
+def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable:
+    """A whole layer as the policy wants it; in_scan: whether it will be the body of a `lax.scan`."""
+    # A scan's loop keeps XLA from merging the recomputation with the original; elsewhere only a barrier does.
+    if check_remat(name) == "full":
+        return jax.checkpoint(layer, prevent_cse=not in_scan)
+    if name == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
+    return layer
+
+
+def scan_layers(layer: Layer, stacked: Tree, x: Any, *, remat: str = "none", unroll: bool = False) -> Any:
+    """Applies layer(parameters, index, x) -> x for every layer in turn.
+
+    stacked: pytree whose leaves have the number of layers as axis 0; x: the carry, any pytree of fixed shapes.
+    remat: a name from REMAT. unroll: a plain Python loop instead (the same numbers; slow to compile).
+    """
+    layer = remat_layer(layer, remat, in_scan=not unroll)
+    depths = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
+    if len(depths) != 1:
+        raise ValueError(f"Stacked parameters disagree on the number of layers: {sorted(depths)}.")
+    (depth,) = depths
+    if unroll:
+        for i in range(depth):
+            x = layer(jax.tree.map(lambda leaf: leaf[i], stacked), jnp.int32(i), x)
+        return x
+
+    def body(carry, one):
+        parameters, index = one
+        return layer(parameters, index, carry), None
+
+    return jax.lax.scan(body, x, (stacked, jnp.arange(depth, dtype=jnp.int32)))[0]
