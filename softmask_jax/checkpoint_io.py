@@ -77,8 +77,8 @@ def write_checksums(folder: os.PathLike) -> None:
     """Record size and CRC-32 of every file below a checkpoint's folder in its checksums.json."""
     folder = epath.Path(folder)
     names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
-    checksums = {name: _checksum(folder / name) for name in names if name not in UNCHECKED}
-    write_atomically(folder / CHECKSUMS, json.dumps(checksums))
+    files = {name: _checksum(folder / name) for name in names if name not in UNCHECKED}
+    write_atomically(folder / CHECKSUMS, json.dumps({"crc32": _own_checksum(files), "files": files}))
 
 
 def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
@@ -187,12 +187,18 @@ def _checksum(path: epath.Path) -> list[int]:
     return [size, crc]
 
 
+def _own_checksum(files: Mapping[str, list[int]]) -> int:
+    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
+
+
 def _compare(folder: epath.Path, items: Sequence[str] | None) -> bool:
     if not (folder / CHECKSUMS).exists():
         return False
     try:
         recorded = json.loads((folder / CHECKSUMS).read_text())
-        for name, expected in recorded.items():
+        if _own_checksum(recorded["files"]) != recorded["crc32"]:
+            raise Damaged(f"{CHECKSUMS} has changed since it was written")
+        for name, expected in recorded["files"].items():
             if items is not None and name.split("/")[0] not in items:
                 continue
             if not (folder / name).exists():
