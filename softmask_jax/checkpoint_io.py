@@ -20,8 +20,6 @@ from jax.experimental import multihost_utils
 
 from softmask_jax.run_folder import write_atomically
 
-log = logging.getLogger(__name__)
-
 TREES = ("params", "ema", "optimizer")
 CHECKSUMS = "checksums.json"
 # Orbax touches these after the checksums are taken; they hold times and no data.

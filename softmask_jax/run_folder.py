@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 
+import jax
 import numpy as np
 
 from softmask_jax.config import flatten
@@ -90,18 +91,18 @@ class RunFolder:
 
     Args:
       path: the folder.
-      writer: False for readers, and in every process but the first: no lock is taken and nothing is ever written.
+      lock: False for readers, which write nothing; None is True in the first process of the run, False in the others.
 
     Raises:
       RuntimeError: another process holds the folder; it is named.
       NotADirectoryError: `path` is a file.
     """
 
-    def __init__(self, path: str | os.PathLike, *, writer: bool = True):
+    def __init__(self, path: str | os.PathLike, *, lock: bool | None = None):
         self.path = Path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; give a folder for the run.")
-        self.is_writer = writer
+        self.is_writer = jax.process_index() == 0 if lock is None else lock
         self.checkpoints = self.path / "checkpoints"
         self._metrics = None
         self._lock = None
@@ -245,8 +246,6 @@ def versions() -> dict[str, str | None]:
         found["git_commit"] = answer.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         found["git_commit"] = None
-    import jax
-
     devices = jax.devices()
     found["device"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return found

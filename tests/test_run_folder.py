@@ -30,7 +30,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
         assert child.stdout.readline().strip() == "held"
         with pytest.raises(RuntimeError, match=f"in use by process {child.pid} on .*--workdir"):
             RunFolder(tmp_path)
-        RunFolder(tmp_path, writer=False)
+        RunFolder(tmp_path, lock=False)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -43,6 +43,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
 def test_closing_gives_the_lock_back(tmp_path):
     with RunFolder(tmp_path / "a" / "b") as folder, pytest.raises(RuntimeError, match="in use"):
         RunFolder(folder.path)
+    assert not folder.is_writer
     RunFolder(tmp_path / "a" / "b").close()
 
 
@@ -53,12 +54,19 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_a_reader_writes_nothing(tmp_path):
-    folder = RunFolder(tmp_path, writer=False)
+    folder = RunFolder(tmp_path, lock=False)
     folder.write_config(CONFIG)
     folder.write_versions()
     folder.append({"step": 1})
     assert folder.truncate_metrics(0) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_only_the_first_locks(tmp_path, monkeypatch):
+    with RunFolder(tmp_path) as first:
+        monkeypatch.setattr(run_folder.jax, "process_index", lambda: 1)
+        second = RunFolder(tmp_path)
+        assert first.is_writer and not second.is_writer
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path, monkeypatch):
