@@ -95,15 +95,20 @@ class Block(nnx.Module):
         self.mlp_out = layers.Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs)
         self.adaln = layers.Linear(config.cond_dim, 6 * width, axes=("cond", "mod"), rngs=rngs, zero=True)
 
-    def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None) -> Array:
-        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] of this layer."""
+    def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None,
+                 constrain: Callable[[Array], Array]) -> Array:
+        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] of this layer.
+
+        `constrain` pins the layout of what joins the residual stream on a mesh: left to itself the partitioner of
+        jax 0.10 has given wrong sums where a product over `heads` meets a gate (a 2 x 2 x 2 mesh shows it).
+        """
         rate, dtype = self.config.dropout, jnp.dtype(self.config.compute_dtype)
         # Float32: one row per sequence, so it is free, and the gates scale every update of the residual.
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.adaln(condition)[:, None], 6, axis=-1)
 
         def add(x: Array, branch: Array, gate: Array, which: int) -> Array:
             branch_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, which))(keys)
-            return x + gate * layers.dropout(branch, branch_keys, rate)
+            return x + gate * layers.dropout(constrain(branch), branch_keys, rate)
 
         inside = layers.modulate(self.norm1(x), shift1, scale1).astype(dtype)
         x = add(x, self.attn_out(self.attention(inside, angles, segment_ids)), gate1, 0)
@@ -211,7 +216,8 @@ def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
 
 
 def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
-               segment_ids: Array | None = None, dropout_keys: Array | None = None) -> Array:
+               segment_ids: Array | None = None, dropout_keys: Array | None = None,
+               constrain: Callable[[Array], Array] = lambda x: x) -> Array:
     """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm."""
     graph = _split(Block, config)[0]
     positions = jnp.arange(x.shape[1]) if positions is None else positions
@@ -220,18 +226,19 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
 
     def layer(parameters: dict, index: Array, x: Array) -> Array:
         layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        return nnx.merge(graph, parameters)(x, condition, angles, segment_ids, layer_keys)
+        return nnx.merge(graph, parameters)(x, condition, angles, segment_ids, layer_keys, constrain)
 
-    return scan_layers(layer, params["blocks"], x.astype(jnp.float32), remat=config.remat, unroll=config.unroll)
+    return scan_layers(layer, params["blocks"], constrain(x.astype(jnp.float32)), remat=config.remat, unroll=config.unroll)
 
 
 @lru_cache
-def trunk(config: DiTConfig) -> Callable[..., tuple[Array, None]]:
+def trunk(config: DiTConfig, constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, None]]:
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, None). A position attends to all
-    positions of its own segment. Without dropout_keys there is no dropout. ValueError for wrong shapes, untyped keys
+    positions of its own segment. Without dropout_keys there is no dropout. `constrain` lays out [B L D] activations on a
+    mesh (batch rows over devices, D whole). ValueError for wrong shapes, untyped keys
     and for a cache: every position sees the whole sequence here, so nothing can be kept.
     """
 
@@ -242,8 +249,8 @@ def trunk(config: DiTConfig) -> Callable[..., tuple[Array, None]]:
         _check_inputs(config, x, sigma, positions, segment_ids, dropout_keys)
         conditioning = condition(config, params, sigma)
         x = run_blocks(config, params, x, conditioning, positions=positions, segment_ids=segment_ids,
-                       dropout_keys=dropout_keys)
-        hidden = shell(config, params).final(x, conditioning)
+                       dropout_keys=dropout_keys, constrain=constrain)
+        hidden = constrain(shell(config, params).final(x, conditioning))
         return hidden.astype(config.compute_dtype), None
 
     return run

@@ -1,0 +1,307 @@
+"""The one schema that every config is validated against.
+
+A file in `configs/` returns an `ml_collections.ConfigDict` that names only what differs from the defaults below;
+`load` completes it, applies `--config.section.key=value` overrides and checks names, types and values. The defaults
+are the paper's 169M recipe (arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524).
+"""
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    kind: str = "dit"
+    hidden_size: int = 768
+    num_blocks: int = 12
+    num_heads: int = 12
+    cond_dim: int = 128
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    rope_base: float = 1e4
+    compute_dtype: str = "bfloat16"
+    remat: str = "none"
+    attention: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMask:
+    """`variant`: topk | full | slerp | none. `p_sm`: probability of the two-pass step in training."""
+
+    variant: str = "topk"
+    k: int = 3
+    p_sm: float = 0.8
+    init_scale: float = 0.0
+    init_centre: float = -0.75
+    init_steepness: float = 6.66
+    init_temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    noise_eps: float = 1e-3
+    t_eps: float = 1e-3
+    stratified: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """`source`: stdlib | files (with `paths`, comma-separated globs). `tokenizer`: bytes | bpe."""
+
+    source: str = "stdlib"
+    paths: str = ""
+    tokenizer: str = "bytes"
+    bpe_vocab_size: int = 4096
+    seq_len: int = 1024
+    validation_rule: str = "hash"
+    validation_fraction: float = 0.05
+    validation_documents: int = 0
+    max_documents: int = 0
+    cache_dir: str = ""
+    prefetch: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """`schedule`: constant | cosine, after a linear warm-up of `warmup_steps` whose first update is null."""
+
+    learning_rate: float = 3e-4
+    sm_learning_rate: float = 1e-2
+    schedule: str = "constant"
+    warmup_steps: int = 2500
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """`micro_batches`: gradient accumulation, the coin of soft-masking is thrown once for each."""
+
+    steps: int = 1_000_000
+    global_batch_size: int = 512
+    micro_batches: int = 1
+    seed: int = 1
+    log_every: int = 50
+    compilation_cache: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one axis may be -1 (all that are left)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: int = 5000
+    keep: int = 3
+    keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """`every` 0: only at the end. `max_windows` 0: the whole validation split at the end of the run."""
+
+    every: int = 5000
+    batch_size: int = 64
+    windows: int = 512
+    max_windows: int = 0
+    seed: int = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """`every` 0: only at the end. `length` 0: the training length."""
+
+    every: int = 5000
+    count: int = 4
+    steps: int = 128
+    length: int = 0
+    nucleus_p: float = 0.9
+    seed: int = 30_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """`checkpoint`: a run's folder to start from; `weights`: raw | ema (the better start)."""
+
+    checkpoint: str = ""
+    weights: str = "ema"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: Model = Model()
+    soft_mask: SoftMask = SoftMask()
+    objective: Objective = Objective()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    checkpoint: Checkpoint = Checkpoint()
+    eval: Eval = Eval()
+    sample: Sample = Sample()
+    init: Init = Init()
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+CHOICES = {
+    "model.kind": ("dit",),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "soft_mask.variant": ("topk", "full", "slerp", "none"),
+    "data.source": ("stdlib", "files"),
+    "data.tokenizer": ("bytes", "bpe"),
+    "data.validation_rule": ("hash", "last"),
+    "optimizer.schedule": ("constant", "cosine"),
+    "init.weights": ("raw", "ema"),
+}
+POSITIVE = (
+    "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
+    "soft_mask.k", "optimizer.learning_rate", "optimizer.sm_learning_rate", "optimizer.clip_norm",
+    "train.steps", "train.global_batch_size", "train.micro_batches", "train.log_every",
+    "checkpoint.every", "checkpoint.keep", "eval.batch_size", "eval.windows", "sample.steps",
+)  # fmt: skip
+NON_NEGATIVE = (
+    "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
+    "sample.count", "sample.length", "data.max_documents", "checkpoint.keep_best", "train.seed",
+)  # fmt: skip
+FRACTIONS = (
+    "model.dropout", "soft_mask.p_sm", "soft_mask.init_scale", "data.validation_fraction", "sample.nucleus_p",
+    "optimizer.ema_decay", "objective.t_eps", "objective.noise_eps",
+)  # fmt: skip
+
+
+def from_dict(values: typing.Mapping) -> Config:
+    """Complete and validate a (partial) nested mapping.
+
+    Raises:
+      ValueError: an unknown section or key (the nearest known one is named), a wrong type or an impossible value.
+    """
+    sections = {}
+    known = {f.name: f.type for f in dataclasses.fields(Config)}
+    for section, entries in dict(values).items():
+        if section not in known:
+            raise ValueError(f"config: there is no section '{section}'{_nearest(section, known)}.")
+        if not isinstance(entries, (typing.Mapping, ConfigDict)):
+            raise ValueError(f"config.{section} must be a section with keys, not {entries!r}.")
+        fields = {f.name: f.type for f in dataclasses.fields(known[section])}
+        for key, value in dict(entries).items():
+            if key not in fields:
+                raise ValueError(f"config.{section} has no key '{key}'{_nearest(key, fields)}.")
+        sections[section] = known[section](
+            **{key: _typed(f"{section}.{key}", value, fields[key]) for key, value in dict(entries).items()}
+        )
+    config = Config(**sections)
+    _check_values(config)
+    return config
+
+
+def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read `configs/name.py` or `configs/name.py:variant`, apply overrides, complete and validate.
+
+    Args:
+      spec: path of a Python file with `get_config()` or, for variants, `get_config(variant)`.
+      overrides: strings `section.key=value`; values are Python literals, or plain text.
+
+    Raises:
+      FileNotFoundError, ValueError: with what to do.
+    """
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
+        raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
+    module_spec = importlib.util.spec_from_file_location("softmask_jax_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"'{path}' has no function get_config().")
+    values = (module.get_config(variant) if variant else module.get_config()).to_dict()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.partition(".")
+        if not (equals and dot):
+            raise ValueError(f"'--config.{override}' is not of the form --config.section.key=value.")
+        if not isinstance(values.setdefault(section, {}), dict):
+            raise ValueError(f"config.{section} in '{path}' is not a section.")
+        values[section][key] = _literal(text)
+    return from_dict(values)
+
+
+def flatten(config: typing.Mapping, prefix: str = "") -> dict[str, typing.Any]:
+    """`{"section.key": value}` of a nested mapping."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _typed(name: str, value, kind):
+    """`value` as `kind`; an int where a float is wanted is fine, anything else of another type is not."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    allowed = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        wanted = " or ".join(k.__name__ for k in allowed)
+        raise ValueError(f"config.{name} must be {wanted}, but {value!r} is {type(value).__name__}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"config.{name} must be a finite number, not {value}.")
+    return value
+
+
+def _check_values(config: Config) -> None:
+    flat = flatten(config.to_dict())
+    for name, choices in CHOICES.items():
+        if flat[name] not in choices:
+            raise ValueError(f"config.{name} is '{flat[name]}'; choose one of {', '.join(choices)}.")
+    for names, holds, rule in (
+        (POSITIVE, lambda v: v > 0, "positive"),
+        (NON_NEGATIVE, lambda v: v >= 0, "zero or positive"),
+        (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
+    ):
+        for name in names:
+            if not holds(flat[name]):
+                raise ValueError(f"config.{name} must be {rule}, not {flat[name]}.")
+    if config.model.hidden_size % (2 * config.model.num_heads):
+        raise ValueError(
+            f"config.model.hidden_size ({config.model.hidden_size}) must be a multiple of twice "
+            f"config.model.num_heads ({config.model.num_heads}): rotary embeddings turn pairs of features."
+        )
+    if config.train.global_batch_size % config.train.micro_batches:
+        raise ValueError(
+            f"config.train.global_batch_size ({config.train.global_batch_size}) must be a multiple of "
+            f"config.train.micro_batches ({config.train.micro_batches})."
+        )
+    if config.data.seq_len < 4:
+        raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
+    if config.data.source == "files" and not config.data.paths:
+        raise ValueError("config.data.source is 'files': name them with --config.data.paths='texts/**/*.txt'.")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest is '{close[0]}'" if close else f" (known: {', '.join(known)})"

@@ -1,0 +1,87 @@
+"""Where a model meets objectives and samplers: three plain functions over the backbone's parameters.
+
+Everything above `models/` and below `train.py` sees a network only through `Denoiser`.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from softmask_jax import sharding, soft_masking
+from softmask_jax.config import Model, SoftMask
+from softmask_jax.models import dit
+from softmask_jax.vocab_head import Head, VocabSharding
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network as functions, equal only to itself; `backbone` is the subtree `params["backbone"]`.
+
+    embedding(backbone) -> [Vpad D]: the table that soft-masking mixes rows of.
+    embed(backbone, tokens [B L]) -> [B L D].
+    trunk(backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
+      -> (hidden [B L D], cache).
+    head(backbone) -> vocab_head.Head.
+    init(key) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
+    flops_per_token(L): matrix-product FLOPs of one forward pass.
+    """
+
+    embedding: Callable
+    embed: Callable
+    trunk: Callable
+    head: Callable
+    init: Callable
+    axes: dict
+    vocab_size: int
+    mask_token_id: int
+    num_params: int
+    flops_per_token: Callable[[int], float]
+
+
+def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
+    """The denoiser that a config describes.
+
+    Args:
+      vocab_size: tokens including the mask.
+      mesh: where the head's vocabulary is sharded over the tensor axis; None for a single device.
+    """
+    fields = {f.name for f in dataclasses.fields(Model)} - {"kind"}
+    spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
+    scalars = functools.partial(
+        soft_masking.init_scalars,
+        scale=soft_mask.init_scale,
+        centre=soft_mask.init_centre,
+        steepness=soft_mask.init_steepness,
+        temperature=soft_mask.init_temperature,
+    )
+    over_tensor = VocabSharding(mesh) if mesh is not None and mesh.shape["tensor"] > 1 else None
+    rows_over = sharding.rows_over(mesh) if mesh is not None else lambda x: x
+    # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
+    whole_rows = sharding.vocab_over_tensor(mesh) if mesh is not None else lambda x: x
+
+    def init(key: jax.Array) -> dict:
+        return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
+
+    def head(backbone: dict) -> Head:
+        weights = backbone["head"]
+        return Head(whole_rows(weights["weight"]), weights["bias"], vocab_size, mask_token_id, True, over_tensor)
+
+    def embedding(backbone: dict) -> jax.Array:
+        return whole_rows(dit.embedding(backbone))
+
+    def embed(backbone: dict, tokens: jax.Array) -> jax.Array:
+        return rows_over(dit.embed({"embed": {"table": embedding(backbone)}}, tokens))
+
+    return Denoiser(
+        embedding=embedding,
+        embed=embed,
+        trunk=dit.trunk(spec, rows_over),
+        head=head,
+        init=init,
+        axes={"backbone": dit.logical_axes(spec), "soft_mask": jax.tree.map(lambda _: (), scalars())},
+        vocab_size=vocab_size,
+        mask_token_id=mask_token_id,
+        num_params=dit.num_params(spec),
+        flops_per_token=functools.partial(dit.flops_per_token, spec),
+    )

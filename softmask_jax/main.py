@@ -1,0 +1,71 @@
+"""Train, or continue, a run:
+
+    python -m softmask_jax.main --config=configs/stdlib.py --workdir=runs/stdlib
+
+Any key of the config can be overridden: --config.train.steps=200 --config.soft_mask.k=1
+"""
+import argparse
+import sys
+from pathlib import Path
+
+ERRORS = (ValueError, FileNotFoundError, OSError, RuntimeError)
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the overrides `section.key=value` among them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m softmask_jax.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
+    parser.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics, samples")
+    parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
+    parser.add_argument(
+        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override one key; the keys are in softmask_jax/config.py"
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    overrides = [word.removeprefix("--config.") for word in argv if word.startswith("--config.")]
+    return parser.parse_args([word for word in argv if not word.startswith("--config.")]), overrides
+
+
+def report(summary: dict, workdir: str) -> str:
+    """What a finished run prints: perplexity, samples, and where everything is."""
+    folder, scores = Path(workdir), summary["validation"]
+    lines = [f"Validation perplexity per token after {summary['step']} steps (upper bound; 95 % interval)"]
+    for name, what in (("one_pass", "one pass"), ("two_pass", "two passes, soft-masked")):
+        if f"{name}/perplexity" in scores:
+            low, high = scores[f"{name}/nelbo_low"], scores[f"{name}/nelbo_high"]
+            nelbo = scores[f"{name}/nelbo"]
+            lines.append(f"  {what:24s} {scores[f'{name}/perplexity']:9.3f}   NELBO {nelbo:.4f} [{low:.4f}, {high:.4f}] nats")
+    if "gain/nelbo" in scores:
+        lines.append(
+            f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f} "
+            f"[{scores['gain/low']:+.4f}, {scores['gain/high']:+.4f}] nats"
+        )
+    for i, text in enumerate(summary["samples"]):
+        lines += [f"\nSample {i + 1}", "  | " + text.replace("\n", "\n  | ")]
+    lines += [
+        "",
+        f"Checkpoints  {folder / 'checkpoints'}",
+        f"Log          {folder / 'metrics.jsonl'}",
+        f"Curves       {folder / 'tensorboard'}   (tensorboard --logdir {folder})",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done or stopped cleanly, 1 the run failed, 2 the command is wrong."""
+    flags, overrides = parse(argv)
+    from softmask_jax import config, train
+
+    try:
+        summary = train.train(config.load(flags.config, overrides), flags.workdir, profile=flags.profile)
+    except ERRORS as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    if summary["finished"]:
+        print(report(summary, flags.workdir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""AdamW in groups chosen by regex, each with its learning rate; clipping over all of them; EMA.
+
+Source: method of arXiv 2510.17206 (backbone and soft-masking scalars are updated together with their own rates).
+"""
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from softmask_jax.config import Optimizer
+
+GROUPS = ((r"^backbone/", "backbone"), (r"^soft_mask/", "soft_mask"))
+
+
+def learning_rate(peak: float, config: Optimizer, steps: int) -> optax.Schedule:
+    """peak * n / warmup_steps for the n-th update, counted from 0 (the first is null), then constant or cosine."""
+
+    def schedule(count):
+        warm = jnp.minimum(1.0, count / max(config.warmup_steps, 1)) if config.warmup_steps else 1.0
+        if config.schedule == "constant":
+            return peak * warm
+        done = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
+        return peak * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+
+    return schedule
+
+
+def labels(params, groups=GROUPS):
+    """The group of every parameter: the first regex that matches its path `a/b/c`.
+
+    Raises:
+      ValueError: parameters that no regex matches, all named.
+    """
+    unmatched = []
+
+    def one(path, _):
+        name = "/".join(str(entry.key) for entry in path)
+        for pattern, group in groups:
+            if re.search(pattern, name):
+                return group
+        unmatched.append(name)
+
+    found = jax.tree_util.tree_map_with_path(one, params)
+    if unmatched:
+        raise ValueError(
+            f"No optimizer group matches {', '.join(unmatched)}; the groups are "
+            + ", ".join(f"{group}: {pattern}" for pattern, group in groups)
+            + "."
+        )
+    return found
+
+
+def make(config: Optimizer, steps: int) -> optax.GradientTransformationExtraArgs:
+    """The whole update; `update(..., soft_masked=bool)` says whether the soft-masking scalars had a gradient.
+
+    Without one, their parameters and Adam state stay untouched (as PyTorch skips a parameter without gradient, while
+    stale momentum would move it); the learning rates follow the number of updates in any case.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adam_with_decay = optax.chain(adam, optax.add_decayed_weights(config.weight_decay))
+    scalars = optax.conditionally_mask(adam, lambda step, soft_masked, **_: soft_masked, forward_extra_args=True)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.partition({"backbone": adam_with_decay, "soft_mask": scalars}, labels),
+        optax.partition(
+            {
+                "backbone": optax.scale_by_learning_rate(learning_rate(config.learning_rate, config, steps)),
+                "soft_mask": optax.scale_by_learning_rate(learning_rate(config.sm_learning_rate, config, steps)),
+            },
+            labels,
+        ),
+    )
+
+
+def ema_update(ema, values, updates: jax.Array, decay: float):
+    """ema <- d ema + (1 - d) values with d = min(decay, (1 + n) / (10 + n)), n updates done, counted from 1."""
+    n = updates.astype(jnp.float32)
+    d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    return jax.tree.map(lambda old, new: old - (1.0 - d) * (old - new), ema, values)

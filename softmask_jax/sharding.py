@@ -1,0 +1,129 @@
+"""The mesh and the one place where logical axes meet mesh axes.
+
+A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor.
+The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
+"""
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+RULES = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "qkv": "tensor",
+    "heads": "tensor",
+    "mod": None,  # a gate cut over the tensor axis would pull the residual stream with it
+    "cond": None,
+    "freq": None,
+    "layers": None,
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """Mesh of all devices with axes (data, fsdp, tensor); one size may be -1.
+
+    Raises:
+      ValueError: the sizes don't multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"config.mesh ({named}): sizes are positive, and at most one is -1 (all devices left).")
+    given = math.prod(size for size in sizes if size != -1)
+    if len(devices) % given or (-1 not in sizes and given != len(devices)):
+        raise ValueError(
+            f"config.mesh ({named}) does not fit {len(devices)} device(s): the sizes must multiply to {len(devices)}; "
+            "set one of them to -1 to take what is left."
+        )
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def rows_over(mesh: Mesh):
+    """x -> x with its rows over the batch axes and the rest whole: for activations inside a compiled function."""
+    layout = batch_sharding(mesh)
+    return lambda x: jax.lax.with_sharding_constraint(x, layout)
+
+
+def vocab_over_tensor(mesh: Mesh):
+    """table [Vpad D] -> the same with V over the tensor axis and D whole."""
+    layout = NamedSharding(mesh, PartitionSpec("tensor", None))
+    return lambda table: jax.lax.with_sharding_constraint(table, layout)
+
+
+def check_batch(name: str, size: int, mesh: Mesh) -> None:
+    """Raises ValueError if a batch of `size` rows cannot be cut evenly."""
+    shards = batch_shards(mesh)
+    if size % shards:
+        raise ValueError(
+            f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
+            f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}."
+        )
+
+
+def param_shardings(mesh: Mesh, axes, shapes):
+    """A NamedSharding for every parameter.
+
+    Args:
+      axes: nested dict of tuples of logical axis names.
+      shapes: nested dict of the same keys with `.shape`.
+
+    Raises:
+      ValueError: a logical axis without a rule, or a dimension that its mesh axis does not divide; both named.
+    """
+
+    def one(path, names, leaf):
+        where = "/".join(str(entry.key) for entry in path)
+        if len(names) != len(leaf.shape):
+            raise ValueError(f"{where}: {len(names)} logical axes {names} for shape {leaf.shape}.")
+        spec = []
+        for name, size in zip(names, leaf.shape):
+            if name not in RULES:
+                raise ValueError(f"{where}: the logical axis '{name}' has no rule in sharding.RULES; add one.")
+            axis = RULES[name]
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"{where}: dimension '{name}' of size {size} cannot be cut into {mesh.shape[axis]} equal parts; "
+                    f"choose a config.mesh.{axis} that divides it."
+                )
+            spec.append(axis)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host-local rows to global arrays, rows sharded over the batch axes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def start_hosts() -> None:
+    """Join the other hosts when the environment says that there are any (TPU pod, SLURM, coordinator address)."""
+    import os
+
+    several = any(name in os.environ for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "MEGASCALE_COORDINATOR_ADDRESS"))
+    pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    if (several or pod) and not jax.distributed.is_initialized():
+        jax.distributed.initialize()

@@ -1,0 +1,63 @@
+"""Every mistake in a config gets one line that says what to do."""
+import dataclasses
+
+import pytest
+
+from softmask_jax import config
+
+
+def test_defaults_are_the_papers_169m_recipe():
+    c = config.from_dict({})
+    assert (c.model.hidden_size, c.model.num_blocks, c.model.num_heads, c.model.cond_dim) == (768, 12, 12, 128)
+    assert (c.train.steps, c.train.global_batch_size, c.data.seq_len) == (1_000_000, 512, 1024)
+    assert (c.optimizer.learning_rate, c.optimizer.sm_learning_rate, c.optimizer.warmup_steps) == (3e-4, 1e-2, 2500)
+    assert (c.soft_mask.k, c.soft_mask.p_sm, c.soft_mask.init_scale) == (3, 0.8, 0.0)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"modle": {}}, "nearest is 'model'"),
+        ({"model": {"hiden_size": 64}}, "nearest is 'hidden_size'"),
+        ({"model": {"hidden_size": "big"}}, "must be int"),
+        ({"train": {"steps": 0}}, "must be positive"),
+        ({"train": {"steps": True}}, "must be int"),
+        ({"soft_mask": {"p_sm": 1.5}}, "between 0 and 1"),
+        ({"soft_mask": {"variant": "top"}}, "choose one of topk, full, slerp, none"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "finite"),
+        ({"train": {"global_batch_size": 10, "micro_batches": 3}}, "multiple of"),
+        ({"model": {"hidden_size": 65}}, "multiple of twice"),
+        ({"data": {"source": "files"}}, "--config.data.paths"),
+        ({"model": 3}, "must be a section"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(values, said):
+    with pytest.raises(ValueError, match=said) as error:
+        config.from_dict(values)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_every_key_of_the_schema_also_those_the_file_leaves_out():
+    c = config.load("configs/stdlib.py", ["train.log_every=7", "soft_mask.variant=none", "model.dropout=0.2"])
+    assert (c.train.log_every, c.soft_mask.variant, c.model.dropout) == (7, "none", 0.2)
+
+
+@pytest.mark.parametrize("override, said", [("train.stepz=3", "nearest is 'steps'"), ("train.steps", "of the form")])
+def test_a_wrong_override_is_refused(override, said):
+    with pytest.raises(ValueError, match=said):
+        config.load("configs/stdlib.py", [override])
+
+
+def test_a_missing_config_file_names_those_that_exist():
+    with pytest.raises(FileNotFoundError, match="configs/stdlib.py"):
+        config.load("configs/stdlibb.py")
+
+
+@pytest.mark.parametrize("variant", ["", ":binary", ":smoke"])
+def test_the_stdlib_config_and_its_variants_are_valid(variant):
+    assert dataclasses.is_dataclass(config.load("configs/stdlib.py" + variant))
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="no variant 'tiny'"):
+        config.load("configs/stdlib.py:tiny")
