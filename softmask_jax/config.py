@@ -53,10 +53,15 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """`source`: stdlib | files (with `paths`, comma-separated globs). `tokenizer`: bytes | bpe."""
+    """`source`: stdlib | files (with `paths`, comma-separated globs). `tokenizer`: bytes | bpe | a saved one's folder.
+
+    `separator` cuts each file into documents. `validation_rule`: hash (`validation_fraction` of the documents, by
+    content) | last (`validation_documents`). `max_documents`: 0 is all. `cache_dir`: "" is the user's cache folder.
+    """
 
     source: str = "stdlib"
     paths: str = ""
+    separator: str = ""
     tokenizer: str = "bytes"
     bpe_vocab_size: int = 4096
     seq_len: int = 1024
@@ -166,7 +171,6 @@ CHOICES = {
     "model.compute_dtype": ("float32", "bfloat16"),
     "soft_mask.variant": ("topk", "full", "slerp", "none"),
     "data.source": ("stdlib", "files"),
-    "data.tokenizer": ("bytes", "bpe"),
     "data.validation_rule": ("hash", "last"),
     "optimizer.schedule": ("constant", "cosine"),
     "init.weights": ("raw", "ema"),

@@ -5,7 +5,9 @@
 Any key of the config can be overridden: --config.train.steps=200 --config.soft_mask.k=1
 """
 import argparse
+import logging
 import sys
+import traceback
 from pathlib import Path
 
 ERRORS = (ValueError, FileNotFoundError, OSError, RuntimeError)
@@ -19,6 +21,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
     parser.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics, samples")
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override one key; the keys are in softmask_jax/config.py"
     )
@@ -53,13 +56,17 @@ def report(summary: dict, workdir: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done or stopped cleanly, 1 the run failed, 2 the command is wrong."""
+    """Exit status: 0 done, or stopped cleanly and saved; 1 the run failed; 2 the command line is wrong."""
     flags, overrides = parse(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("softmask_jax").setLevel(logging.INFO)
     from softmask_jax import config, train
 
     try:
         summary = train.train(config.load(flags.config, overrides), flags.workdir, profile=flags.profile)
     except ERRORS as error:
+        if flags.debug:
+            traceback.print_exc()
         print(f"Error: {error}", file=sys.stderr)
         return 1
     if summary["finished"]:

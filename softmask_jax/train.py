@@ -142,7 +142,8 @@ class Trainer:
                 clock.restart(step)
             if last or step % config.checkpoint.every == 0:
                 self._check(step, pending, state)
-                self.checkpoints.save(step, _trees(state), {"step": step}, scores)
+                cursor = {"step": step, "data": self.data.info["fingerprint"]}
+                self.checkpoints.save(step, _trees(state), cursor, scores)
                 clock.restart(step)
             if last:
                 break
@@ -152,7 +153,12 @@ class Trainer:
         abstract = train_state.abstract(self.denoiser, self.tx, self.mesh)
         found = self.checkpoints.restore_latest(_trees(abstract))
         if found is not None:
-            step, trees, _ = found
+            step, trees, cursor = found
+            if cursor["data"] != self.data.info["fingerprint"]:
+                raise ValueError(
+                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer or window length "
+                    "have changed since, or another Python's stdlib): bring that text back, or use another --workdir."
+                )
             count = jax.device_put(np.int32(step), abstract.step.sharding)
             return TrainState(count, trees["params"], trees["ema"], trees["optimizer"]), step
         state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed)
