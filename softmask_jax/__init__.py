@@ -1,1 +1,10 @@
-"""Soft-masked diffusion language models in JAX."""
+"""Soft-masked diffusion language models in JAX (arXiv 2510.17206)."""
+
+
+def __getattr__(name: str):
+    # `import softmask_jax.data` and the like should not load JAX.
+    if name in ("load", "LanguageModel"):
+        from softmask_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'softmask_jax' has no attribute '{name}'")

@@ -1,0 +1,148 @@
+"""`softmask_jax.load(path)`: a trained model for notebooks and scripts."""
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax import config as config_schema
+from softmask_jax import denoiser as denoisers
+from softmask_jax import objective, train_step
+from softmask_jax.checkpoint import Checkpoints
+from softmask_jax.data import Tokenizer, load_tokenizer
+from softmask_jax.diffusion import Stream, row_keys, stream_key
+from softmask_jax.run_folder import RunFolder
+from softmask_jax.samplers import Ancestral, Samples, recorded_gumbel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """Parameters {"backbone", "soft_mask"} with what is needed to use them; methods are compiled on first use."""
+
+    config: config_schema.Config
+    tokenizer: Tokenizer
+    denoiser: denoisers.Denoiser
+    params: dict
+    step: int
+
+    @property
+    def spec(self) -> objective.Nelbo:
+        """The objective's static part: variant and size of the feedback, noise schedule."""
+        return train_step.nelbo_spec(self.config)
+
+    def logits(self, tokens, attention_mask=None) -> jax.Array:
+        """Plain forward pass: tokens [B L] -> logits [B L V] float32, the mask's column included.
+
+        attention_mask: [B L], nonzero where a token is real; padding is not attended to. The one place where
+        B x L x V is formed: meant for looking at a few sequences.
+        """
+        tokens = self._checked(tokens)
+        segments = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32).clip(0, 1)
+        if segments is not None and segments.shape != tokens.shape:
+            raise ValueError(f"attention_mask must have the shape of tokens {tokens.shape}, not {segments.shape}.")
+        return self._logits(self.params, tokens, segments)
+
+    def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
+        """Upper bound on -log p per token: tokens [B L] -> [B] float32, nats.
+
+        two_pass: with soft-masking's feedback (a binary model has one pass in any case). draws: masks averaged over,
+        t stratified over all B * draws of them.
+        """
+        tokens = jnp.repeat(self._checked(tokens), draws, axis=0)
+        return self._nelbo(self.params, tokens, key, two_pass).reshape(-1, draws).mean(1)
+
+    def generate(
+        self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int = 128,
+        nucleus_p: float = 1.0, reuse: str = "exact", draws: np.ndarray | None = None,
+    ) -> Samples:  # fmt: skip
+        """Fill masks by MDLM's ancestral sampler with soft-masking.
+
+        Args:
+          tokens: [B L] ids with `tokenizer.mask_token_id` where text is wanted; or None for `count` rows of `length`
+            (the training length) masks.
+          draws: [steps B L V] recorded uniforms, to replay a reference's random choices; otherwise `key` decides.
+
+        Returns:
+          Samples with tokens [B L] and the number of network calls; `decode` turns them into text.
+        """
+        if tokens is None:
+            tokens = np.full((count, length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
+        tokens = self._checked(tokens)
+        sampler = self._sampler(steps, float(nucleus_p), reuse)
+        keys = row_keys(stream_key(key, Stream.SAMPLE, 0), jnp.arange(len(tokens)))
+        gumbel = None if draws is None else jnp.asarray(recorded_gumbel(draws), jnp.float32)
+        return sampler(self.params, keys, tokens, gumbel)
+
+    def decode(self, tokens) -> list[str]:
+        """[B L] ids -> B strings; masks stay visible."""
+        return [self.tokenizer.decode(row) for row in np.asarray(tokens)]
+
+    def _checked(self, tokens) -> jax.Array:
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.denoiser.vocab_size:
+            raise ValueError(f"tokens must lie in 0..{self.denoiser.vocab_size - 1}; found {tokens.min()}..{tokens.max()}.")
+        return jnp.asarray(tokens, jnp.int32)
+
+    @functools.cached_property
+    def _logits(self):
+        def logits(params, tokens, segment_ids):
+            backbone = params["backbone"]
+            head = self.denoiser.head(backbone)
+            x = self.denoiser.embed(backbone, tokens)
+            hidden, _ = self.denoiser.trunk(backbone, x, segment_ids=segment_ids)
+            z = jnp.matmul(hidden, head.weight.T.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            return (z if head.bias is None else z + head.bias)[..., : head.vocab_size]
+
+        return jax.jit(logits)
+
+    @functools.cached_property
+    def _nelbo(self):
+        def nelbo(params, tokens, key, two_pass):
+            rows, spec = jnp.arange(len(tokens)), self.spec
+            noisy = objective.corrupt(
+                spec, tokens, rows, len(tokens), key, 0, mask_token_id=self.denoiser.mask_token_id
+            )
+            nats = objective.nelbo_per_row(self.denoiser, spec, params, noisy, two_pass=two_pass)
+            return nats / tokens.shape[1]
+
+        return jax.jit(nelbo, static_argnums=3)
+
+    @functools.lru_cache(maxsize=8)
+    def _sampler(self, steps: int, nucleus_p: float, reuse: str):
+        return jax.jit(Ancestral(self.denoiser, self.spec, steps=steps, nucleus_p=nucleus_p, reuse=reuse))
+
+
+def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = None) -> LanguageModel:
+    """A model from a run's folder.
+
+    Args:
+      weights: "ema" (what is evaluated) or "raw".
+      step: which checkpoint; the newest whole one by default.
+
+    Raises:
+      FileNotFoundError: no run, or no such checkpoint. ValueError: unknown `weights`, or a checkpoint of another model.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights is '{weights}'; choose ema or raw.")
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
+    with RunFolder(path, lock=False) as folder:
+        config = config_schema.from_dict(folder.read_config())
+    tokenizer = load_tokenizer(path / "tokenizer")
+    denoiser = denoisers.build(
+        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id
+    )
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    wanted = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step, trees = checkpoints.restore_params(step, items=tuple(wanted), abstract=wanted)
+    params = trees["params"]
+    if weights == "ema":
+        params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}
+    return LanguageModel(config, tokenizer, denoiser, params, step)
