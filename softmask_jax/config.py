@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from softmask_jax import config_rules
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -166,31 +168,6 @@ class Config:
         return dataclasses.asdict(self)
 
 
-CHOICES = {
-    "model.kind": ("dit",),
-    "model.compute_dtype": ("float32", "bfloat16"),
-    "soft_mask.variant": ("topk", "full", "slerp", "none"),
-    "data.source": ("stdlib", "files"),
-    "data.validation_rule": ("hash", "last"),
-    "optimizer.schedule": ("constant", "cosine"),
-    "init.weights": ("raw", "ema"),
-}
-POSITIVE = (
-    "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
-    "soft_mask.k", "optimizer.learning_rate", "optimizer.sm_learning_rate", "optimizer.clip_norm",
-    "train.steps", "train.global_batch_size", "train.micro_batches", "train.log_every",
-    "checkpoint.every", "checkpoint.keep", "eval.batch_size", "eval.windows", "sample.steps",
-)  # fmt: skip
-NON_NEGATIVE = (
-    "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
-    "sample.count", "sample.length", "data.max_documents", "checkpoint.keep_best", "train.seed",
-)  # fmt: skip
-FRACTIONS = (
-    "model.dropout", "soft_mask.p_sm", "soft_mask.init_scale", "data.validation_fraction", "sample.nucleus_p",
-    "optimizer.ema_decay", "objective.t_eps", "objective.noise_eps",
-)  # fmt: skip
-
-
 def from_dict(values: typing.Mapping) -> Config:
     """Complete and validate a (partial) nested mapping.
 
@@ -212,7 +189,7 @@ def from_dict(values: typing.Mapping) -> Config:
             **{key: _typed(f"{section}.{key}", value, fields[key]) for key, value in dict(entries).items()}
         )
     config = Config(**sections)
-    _check_values(config)
+    config_rules.check(flatten(config.to_dict()))
     return config
 
 
@@ -275,35 +252,6 @@ def _typed(name: str, value, kind):
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"config.{name} must be a finite number, not {value}.")
     return value
-
-
-def _check_values(config: Config) -> None:
-    flat = flatten(config.to_dict())
-    for name, choices in CHOICES.items():
-        if flat[name] not in choices:
-            raise ValueError(f"config.{name} is '{flat[name]}'; choose one of {', '.join(choices)}.")
-    for names, holds, rule in (
-        (POSITIVE, lambda v: v > 0, "positive"),
-        (NON_NEGATIVE, lambda v: v >= 0, "zero or positive"),
-        (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
-    ):
-        for name in names:
-            if not holds(flat[name]):
-                raise ValueError(f"config.{name} must be {rule}, not {flat[name]}.")
-    if config.model.hidden_size % (2 * config.model.num_heads):
-        raise ValueError(
-            f"config.model.hidden_size ({config.model.hidden_size}) must be a multiple of twice "
-            f"config.model.num_heads ({config.model.num_heads}): rotary embeddings turn pairs of features."
-        )
-    if config.train.global_batch_size % config.train.micro_batches:
-        raise ValueError(
-            f"config.train.global_batch_size ({config.train.global_batch_size}) must be a multiple of "
-            f"config.train.micro_batches ({config.train.micro_batches})."
-        )
-    if config.data.seq_len < 4:
-        raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
-    if config.data.source == "files" and not config.data.paths:
-        raise ValueError("config.data.source is 'files': name them with --config.data.paths='texts/**/*.txt'.")
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str:

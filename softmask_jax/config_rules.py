@@ -1,0 +1,54 @@
+"""Which values a config may hold, beyond their types."""
+CHOICES = {
+    "model.kind": ("dit",),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "soft_mask.variant": ("topk", "full", "slerp", "none"),
+    "data.source": ("stdlib", "files"),
+    "data.validation_rule": ("hash", "last"),
+    "optimizer.schedule": ("constant", "cosine"),
+    "init.weights": ("raw", "ema"),
+}
+POSITIVE = (
+    "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
+    "soft_mask.k", "optimizer.learning_rate", "optimizer.sm_learning_rate", "optimizer.clip_norm",
+    "train.steps", "train.global_batch_size", "train.micro_batches", "train.log_every",
+    "checkpoint.every", "checkpoint.keep", "eval.batch_size", "eval.windows", "sample.steps",
+)  # fmt: skip
+NON_NEGATIVE = (
+    "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
+    "sample.count", "sample.length", "data.max_documents", "checkpoint.keep_best", "train.seed",
+)  # fmt: skip
+FRACTIONS = (
+    "model.dropout", "soft_mask.p_sm", "soft_mask.init_scale", "data.validation_fraction", "sample.nucleus_p",
+    "optimizer.ema_decay", "objective.t_eps", "objective.noise_eps",
+)  # fmt: skip
+
+
+def check(flat: dict) -> None:
+    """Raise ValueError, in one line, for a value of `{"section.key": value}` that cannot work."""
+    for name, choices in CHOICES.items():
+        if flat[name] not in choices:
+            raise ValueError(f"config.{name} is '{flat[name]}'; choose one of {', '.join(choices)}.")
+    for names, holds, rule in (
+        (POSITIVE, lambda v: v > 0, "positive"),
+        (NON_NEGATIVE, lambda v: v >= 0, "zero or positive"),
+        (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
+    ):
+        for name in names:
+            if not holds(flat[name]):
+                raise ValueError(f"config.{name} must be {rule}, not {flat[name]}.")
+    width, heads = flat["model.hidden_size"], flat["model.num_heads"]
+    if width % (2 * heads):
+        raise ValueError(
+            f"config.model.hidden_size ({width}) must be a multiple of twice config.model.num_heads ({heads}): rotary "
+            "embeddings turn pairs of features."
+        )
+    batch, parts = flat["train.global_batch_size"], flat["train.micro_batches"]
+    if batch % parts:
+        raise ValueError(
+            f"config.train.global_batch_size ({batch}) must be a multiple of config.train.micro_batches ({parts})."
+        )
+    if flat["data.seq_len"] < 4:
+        raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
+    if flat["data.source"] == "files" and not flat["data.paths"]:
+        raise ValueError("config.data.source is 'files': name them with --config.data.paths='texts/**/*.txt'.")

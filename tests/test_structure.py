@@ -1,0 +1,102 @@
+"""The house rules: imports go downward, golden files are used, configs stay plain."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "softmask_jax"
+
+# Lower floors first; a module imports only from floors below its own.
+FLOORS = (
+    {"row_mixtures", "vocab_chunks", "config_rules", "models", "data"},
+    {"config", "vocab_draw", "convert"},
+    {"run_folder", "vocab_head", "diffusion"},
+    {"soft_masking"},
+    {"objective", "checkpoint_io"},
+    {"samplers", "optimizer", "sharding"},
+    {"denoiser", "train_state", "checkpoint"},
+    {"train_step"},
+    {"evaluation", "tracking"},
+    {"train", "api"},
+    {"main", "benchmarks"},
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    """Modules that a file imports, as dotted names."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward_only(path):
+    own = room(path)
+    assert own in FLOOR, f"give {own} a floor in {__file__}"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "softmask_jax" and len(parts) > 1 and parts[1] in FLOOR and parts[1] != own:
+            assert FLOOR[parts[1]] < FLOOR[own], f"{path.name} imports {name}"
+
+
+def packages(room_name: str, **options) -> set[str]:
+    return {
+        name.split(".")[0] for path in MODULES if room(path) == room_name for name in imported(path, **options)
+    }
+
+
+def test_objective_and_below_import_neither_flax_nor_models():
+    for name in ("objective", "soft_masking", "diffusion", "vocab_head", "vocab_chunks", "vocab_draw", "row_mixtures"):
+        assert "flax" not in packages(name)
+        assert not any(m.startswith("softmask_jax.models") for p in MODULES if room(p) == name for m in imported(p))
+
+
+def test_models_import_only_themselves():
+    for path in MODULES:
+        if room(path) == "models":
+            assert all(n.startswith("softmask_jax.models") for n in imported(path) if n.startswith("softmask_jax"))
+
+
+def test_data_does_not_import_jax_when_it_is_imported():
+    assert not packages("data", top_level_only=True) & {"jax", "flax"}
+    code = "import sys, softmask_jax.data; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_pytorch_is_never_imported():
+    assert not any(name.split(".")[0] in ("torch", "transformers") for path in MODULES for name in imported(path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_a_config_imports_only_ml_collections_and_opens_with_its_command(path):
+    assert {name.split(".")[0] for name in imported(path)} == {"ml_collections"}
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python -m softmask_jax.main --config=configs/{path.name}" in docstring
+
+
+def test_every_golden_file_is_named_by_a_test():
+    golden = ROOT / "tests" / "golden"
+    sources = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("*.py"))
+    files = [p.relative_to(golden).as_posix() for p in golden.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert files
+    assert not [name for name in files if f'"{name}"' not in sources]
+
+
+def test_files_stay_within_one_room():
+    assert not [str(p) for p in MODULES if len(p.read_text().splitlines()) > 310]
