@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from softmask_jax import checkpoint_io
 from softmask_jax.checkpoint_io import TREES, Damaged, read_trees
-from softmask_jax.run_folder import plain
+from softmask_jax.files import plain
 
 __all__ = ["TREES", "Checkpoints", "Damaged", "read_trees"]
 

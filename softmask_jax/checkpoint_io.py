@@ -4,7 +4,6 @@ A tree is stored under plain nested keys (a NamedTuple's field, a list's index, 
 reader's: it is read into whatever tree has the same paths. Orbax does the arrays, on any mesh.
 """
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -18,14 +17,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from softmask_jax.run_folder import write_atomically
+from softmask_jax.files import DISK_FULL, write_atomically
 
 TREES = ("params", "ema", "optimizer")
 CHECKSUMS = "checksums.json"
 # Orbax touches these after the checksums are taken; they hold times and no data.
 UNCHECKED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 MOST_NAMED = 12
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Orbax prints the traceback of every background error; `Checkpoints` raises each once, in one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.ERROR)

@@ -52,11 +52,13 @@ def report(summary: dict, workdir: str) -> str:
         f"Log          {folder / 'metrics.jsonl'}",
         f"Curves       {folder / 'tensorboard'}   (tensorboard --logdir {folder})",
     ]
+    if (folder / "profile").exists():
+        lines.append(f"Trace        {folder / 'profile'}")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, or stopped cleanly and saved; 1 the run failed; 2 the command line is wrong."""
+    """Exit status: 0 done, or stopped and saved; 1 failed; 2 the command line is wrong; 130 interrupted elsewhere."""
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)
@@ -69,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        return 130
     if summary["finished"]:
         print(report(summary, flags.workdir))
     return 0

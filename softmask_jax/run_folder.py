@@ -1,4 +1,4 @@
-"""A run's folder: one writer at a time, and small files that are whole or absent.
+"""A run's folder: one writer at a time, its config, versions and metrics.
 
 Layout: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` (see checkpoint.py). In a run of
 several processes only the first locks and writes; the others read.
@@ -8,7 +8,6 @@ import fcntl
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import socket
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 import jax
-import numpy as np
 
 from softmask_jax.config import flatten
+from softmask_jax.files import explained, plain, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -38,52 +37,6 @@ BREAKING = (
 )
 ABSENT = "(absent)"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
-
-    Raises:
-      OSError: the disk is full or the folder cannot be written; the old file is still there.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def write_json(path: str | os.PathLike, value) -> None:
-    """`write_atomically` of a value that `plain` understands."""
-    write_atomically(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
-
-
-def plain(value):
-    """A value as JSON has it: numpy and jax scalars and arrays as numbers and lists, NaN and infinities as strings."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    array = np.asarray(value)
-    if array.dtype.kind in "biu":
-        return array.tolist()
-    try:
-        return plain(array.astype(np.float64).tolist())
-    except (TypeError, ValueError):
-        raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
 
 
 class RunFolder:
@@ -107,8 +60,12 @@ class RunFolder:
         self._metrics = None
         self._lock = None
         if self.is_writer:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _acquire(self.path)
+            with explained(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = _acquire(self.path)
+            # Left by a process that was killed while it wrote one.
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def __enter__(self):
         return self
@@ -191,22 +148,27 @@ class RunFolder:
         return changed
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl; it is in the file when this returns."""
+        """Add one line to metrics.jsonl; it is in the file when this returns.
+
+        Raises:
+          OSError: the disk is full or the file cannot be written; one line that says what to do.
+        """
         if not self.is_writer:
             return
-        line = json.dumps(plain(record), allow_nan=False) + "\n"
-        if self._metrics is None:
-            path = self.path / "metrics.jsonl"
-            torn = path.exists() and not _ends_line(path)
-            self._metrics = open(path, "a", encoding="utf-8", buffering=1)
-            line = "\n" * torn + line
-        self._metrics.write(line)
+        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        path = self.path / "metrics.jsonl"
+        with explained(path):
+            if self._metrics is None:
+                line = b"\n" * (path.exists() and not _ends_line(path)) + line
+                self._metrics = open(path, "ab", buffering=0)
+            while line:
+                line = line[self._metrics.write(line) :]
 
-    def truncate_metrics(self, step: int) -> int:
+    def truncate_metrics(self, step: int, again: Iterable[str] = ()) -> int:
         """Drop what an interrupted run logged after the checkpoint that it resumes from.
 
         Keeps, in order, the lines without a step and those with step <= `step`; drops lines that are no JSON object,
-        such as one half-written at a kill.
+        such as one half-written at a kill, and lines of `step` itself whose kind is in `again`.
 
         Returns:
           The number of lines dropped.
@@ -218,7 +180,7 @@ class RunFolder:
         kept, dropped = [], 0
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                if _belongs(line, step):
+                if _belongs(line, step, again):
                     kept.append(line if line.endswith("\n") else line + "\n")
                 else:
                     dropped += 1
@@ -269,22 +231,14 @@ def _acquire(folder: Path) -> int:
     return handle
 
 
-def _sync_folder(folder: Path) -> None:
-    # So that the rename survives a power cut; file systems that can't do it for folders say EINVAL.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _belongs(line: str, step: int) -> bool:
+def _belongs(line: str, step: int, again: Iterable[str]) -> bool:
     try:
         record = json.loads(line)
     except ValueError:
         return False
-    return isinstance(record, dict) and record.get("step", step) <= step
+    if not isinstance(record, dict) or record.get("step", step) > step:
+        return False
+    return not (record.get("step") == step and record.get("kind") in again)
 
 
 def _ends_line(path: Path) -> bool:

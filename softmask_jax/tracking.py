@@ -1,13 +1,19 @@
 """What a run writes down: metrics.jsonl, TensorBoard event files, a progress bar; and how fast the device could be."""
-import math
+import contextlib
+import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from softmask_jax.evaluation.perplexity import Nats
+from softmask_jax.files import explained
 from softmask_jax.run_folder import RunFolder
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by a substring of `device_kind`.
@@ -21,6 +27,8 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "T4": 65e12,
 }
@@ -31,8 +39,8 @@ def peak_flops(device) -> float:
     for kind, peak in PEAK_FLOPS.items():
         if kind.lower() in device.device_kind.lower():
             return peak
-    size = 1024
-    x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
+    size, dtype = (1024, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    x = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(jnp.dot)
     product(x, x).block_until_ready()
     seconds = []
@@ -44,17 +52,19 @@ def peak_flops(device) -> float:
 
 
 def summarise(pending: list) -> dict[str, float | list]:
-    """One row of metrics from the `train_step.Metrics` of several steps."""
+    """One row of metrics from the `train_step.Metrics` of several steps; bins of t without a masked token are left out."""
     m = jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float64) for v in x]), *pending)
-    xent = m.xent_sum.sum(0) / np.maximum(m.xent_count.sum(0), 1)
+    sums, counts = m.xent_sum.sum(0), m.xent_count.sum(0)
     row = {
         "loss": m.loss.mean(),
         "grad_norm": m.grad_norm.mean(),
-        "cross_entropy": m.xent_sum.sum() / max(m.xent_count.sum(), 1),
+        "cross_entropy": sums.sum() / max(counts.sum(), 1),
         "two_pass_share": m.two_pass.mean(),
     }
-    bins = len(xent)
-    row |= {f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}": x for i, x in enumerate(xent)}
+    bins = len(counts)
+    row |= {
+        f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}": sums[i] / counts[i] for i in range(bins) if counts[i]
+    }
     if m.fed_back.sum() > 0:
         row |= {
             "lambda_mean": m.lambda_sum.sum() / m.fed_back.sum(),
@@ -62,6 +72,21 @@ def summarise(pending: list) -> dict[str, float | list]:
             "lambda_histogram": (m.lambda_hist.sum(0) / m.fed_back.sum()).tolist(),
         }
     return {name: value if isinstance(value, list) else float(value) for name, value in row.items()}
+
+
+def scores(found: dict[str, Nats]) -> dict[str, float]:
+    """One row of metrics from an estimate: nats per token, perplexity, 95 % interval, for one pass and two."""
+    row = {}
+    for name, nats in found.items():
+        low, high = nats.interval()
+        row |= {
+            f"{name}/nelbo": nats.mean, f"{name}/perplexity": nats.perplexity,
+            f"{name}/nelbo_low": low, f"{name}/nelbo_high": high,
+        }  # fmt: skip
+    if "two_pass" in found:
+        low, high = found["two_pass"].interval(found["one_pass"])
+        row |= {"gain/low": -high, "gain/high": -low, "gain/nelbo": found["one_pass"].mean - found["two_pass"].mean}
+    return row
 
 
 class Clock:
@@ -75,58 +100,69 @@ class Clock:
         return (step - self.step) / max(time.perf_counter() - self.since, 1e-9)
 
 
+class Profiler:
+    """A trace of a few steps in `folder`: from the third after the start, when everything is compiled."""
+
+    FIRST, LAST = 3, 7
+
+    def __init__(self, folder: Path, wanted: bool):
+        self.folder, self.wanted, self.running = folder, wanted, False
+
+    def before(self, step: int) -> bool:
+        """To be called before every step, counted from 1 at the start of this process; whether it took time."""
+        starts, ends = self.wanted and step == self.FIRST, self.running and step > self.LAST
+        if starts:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        if ends:
+            self.stop()
+        return starts or ends
+
+    def stop(self) -> None:
+        """End the trace, if one is running."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+
+
 class Tracker:
     """Writes rows to metrics.jsonl and TensorBoard on the first process; shows a progress bar.
 
     Args:
-      start: the step a resumed run continues from; event files drop what was written after it.
+      start: the step a resumed run continues from; TensorBoard drops what was written after it.
     """
 
     def __init__(self, folder: RunFolder, *, steps: int, start: int):
         self.first = jax.process_index() == 0
         self.folder = folder
-        self.warned = False
+        self.said = set()
         self.bar = tqdm(
             total=steps, initial=start, unit="step", disable=not self.first, dynamic_ncols=True, smoothing=0.05
         )
         if self.first:
-            self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=start + 1 if start else None)
+            self.board = Board(folder.path / "tensorboard", start)
 
     def row(self, step: int, kind: str, values: dict) -> None:
-        """One line of metrics.jsonl, and a scalar (or histogram) of TensorBoard for each value."""
-        if not self.first:
-            return
-        self.folder.append({"step": step, "kind": kind, **values})
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
-            elif name.endswith("histogram"):
-                edges = np.linspace(0.0, 1.0, len(value) + 1)
-                counts = np.asarray(value)
-                self.board.add_histogram_raw(
-                    f"{kind}/{name}", min=0.0, max=1.0, num=1.0, sum=float((counts * edges[1:]).sum()),
-                    sum_squares=float((counts * edges[1:] ** 2).sum()), bucket_limits=edges[1:].tolist(),
-                    bucket_counts=counts.tolist(), global_step=step,
-                )  # fmt: skip
-
-    def text(self, step: int, name: str, text: str) -> None:
+        """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard for each value."""
         if self.first:
-            self.board.add_text(name, text, step)
+            self.folder.append({"step": step, "kind": kind, **values})
+            self.board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
-    def progress(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
-        if loss is not None and math.isfinite(loss):
-            self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+    def progress(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
 
-    def warn_once(self, line: str) -> None:
-        if not self.warned:
-            self.say("Warning: " + line)
-        self.warned = True
+    def speed(self, loss: float, tokens_per_second: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
 
     def say(self, line: str) -> None:
         """A line above the progress bar."""
         if self.first:
             self.bar.write(line)
+
+    def say_once(self, topic: str, line: str) -> None:
+        if topic not in self.said:
+            self.say(line)
+        self.said.add(topic)
 
     def end_progress(self) -> None:
         self.bar.close()
@@ -135,3 +171,52 @@ class Tracker:
         self.end_progress()
         if self.first:
             self.board.close()
+
+
+class Board:
+    """A TensorBoard event file, written at once.
+
+    tensorboardX's own `SummaryWriter` writes from a thread: on a full disk that thread dies and the program waits for
+    it for ever.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        self.folder = folder
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+            # Tells TensorBoard to forget what an interrupted run wrote from this step on.
+            forget = Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            self._file.write_event(forget)
+
+    def write(self, step: int, values: dict) -> None:
+        """Numbers as scalars, lists of shares as histograms over [0, 1], lists of texts as texts.
+
+        Raises:
+          OSError: the disk is full or the folder cannot be written; one line that says what to do.
+        """
+        with explained(self.folder):
+            for name, value in values.items():
+                for entry in self._summaries(name, value):
+                    self._file.write_event(Event(wall_time=time.time(), step=step, summary=entry))
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # every row has been flushed, or has said why not
+            self._file.close()
+
+    @staticmethod
+    def _summaries(name: str, value):
+        if isinstance(value, (int, float)):
+            yield summary.scalar(name, value)
+        elif name.endswith("histogram"):
+            edges = np.linspace(0.0, 1.0, len(value) + 1)
+            shares, middles = np.asarray(value), (edges[1:] + edges[:-1]) / 2
+            yield summary.histogram_raw(
+                name, min=0.0, max=1.0, num=1.0, sum=float((shares * middles).sum()),
+                sum_squares=float((shares * middles**2).sum()), bucket_limits=edges[1:].tolist(),
+                bucket_counts=shares.tolist(),
+            )  # fmt: skip
+        else:
+            for i, text in enumerate(value):
+                yield summary.text(f"{name}/{i}", text)

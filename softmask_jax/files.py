@@ -1,0 +1,85 @@
+"""Small files that are whole or absent, and what to say when the disk does not take them."""
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+# What a full disk, a used-up quota and a file-size limit answer.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike) -> Iterator[None]:
+    """Turn the operating system's refusal to write into one OSError, same errno, that names `path` and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            remedy = "Free space and run the same command again: it continues from the last checkpoint."
+        elif error.errno in REFUSED:
+            remedy = "Give a --workdir that can be written."
+        else:
+            raise
+        raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written; the old file is still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with explained(path), open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """`write_atomically` of a value that `plain` understands."""
+    write_atomically(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def plain(value):
+    """A value as JSON has it: numpy and jax scalars and arrays as numbers and lists, NaN and infinities as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    array = np.asarray(value)
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    try:
+        return plain(array.astype(np.float64).tolist())
+    except (TypeError, ValueError):
+        raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    # So that the rename survives a power cut; file systems that can't do it for folders say EINVAL.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
