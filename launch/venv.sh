@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it. make_venv [EXTRAS]: a .venv in the current folder with this package installed in it.
 make_venv() {
   local extras="${1:+[$1]}" python="${PYTHON:-python3}" stamp=".venv/.softmask_jax-${1:-core}"
