@@ -5,6 +5,7 @@
 Any key of the config can be overridden: --config.train.steps=200 --config.soft_mask.k=1
 """
 import argparse
+import itertools
 import logging
 import sys
 import traceback
@@ -14,10 +15,11 @@ ERRORS = (ValueError, FileNotFoundError, OSError, RuntimeError)
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the overrides `section.key=value` among them."""
+    """Flags, and as `section.key=value` the overrides among them, given as one word or two."""
     parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m softmask_jax.main", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
     parser.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics, samples")
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
@@ -25,9 +27,15 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override one key; the keys are in softmask_jax/config.py"
     )
-    argv = sys.argv[1:] if argv is None else argv
-    overrides = [word.removeprefix("--config.") for word in argv if word.startswith("--config.")]
-    return parser.parse_args([word for word in argv if not word.startswith("--config.")]), overrides
+    words, flags, overrides = iter(sys.argv[1:] if argv is None else argv), [], []
+    for word in words:
+        if not word.startswith("--config."):
+            flags.append(word)
+        elif "=" in word:
+            overrides.append(word.removeprefix("--config."))
+        else:
+            overrides.append("=".join([word.removeprefix("--config."), *itertools.islice(words, 1)]))
+    return parser.parse_args(flags), overrides
 
 
 def report(summary: dict, workdir: str) -> str:

@@ -12,7 +12,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
-from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import explained
 from softmask_jax.run_folder import RunFolder
 
@@ -74,8 +73,8 @@ def summarise(pending: list) -> dict[str, float | list]:
     return {name: value if isinstance(value, list) else float(value) for name, value in row.items()}
 
 
-def scores(found: dict[str, Nats]) -> dict[str, float]:
-    """One row of metrics from an estimate: nats per token, perplexity, 95 % interval, for one pass and two."""
+def scores(found: dict) -> dict[str, float]:
+    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval, one pass and two."""
     row = {}
     for name, nats in found.items():
         low, high = nats.interval()

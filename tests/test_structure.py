@@ -11,7 +11,7 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "models", "data"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "files", "stop_signal", "models", "data"},
     {"config", "vocab_draw", "convert"},
     {"run_folder", "vocab_head", "diffusion"},
     {"soft_masking"},
