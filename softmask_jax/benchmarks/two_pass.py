@@ -1,0 +1,274 @@
+"""What the second pass costs, and what a chunked vocabulary saves, on this machine:
+
+    python -m softmask_jax.benchmarks.two_pass [--steps 12] [--device cpu] [--json out.json]
+
+Prints, from one run: seconds of a train step with one pass and with two, alternating, and their ratio beside its limit:
+with a forward pass as 1 and a backward pass as 2, a plain step is 3 and two passes are 4/3 of it; with full
+rematerialisation it is 4, and they are 5/4. What both kinds of step do besides (the optimiser, the loss's second look
+at the logits) brings the ratio below the limit, what only soft-masking does (the sweep over the vocabulary) above it.
+Then the vocabulary's operations, dense against chunked: temporary memory as the compiler plans it, and seconds.
+"""
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step, vocab_head
+from softmask_jax.benchmarks.report import alternate, mebibytes, table
+from softmask_jax.files import write_json
+
+LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
+SCORED = 3  # k of the sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the model that is trained (`seq_len`, `batch` too), and of the hidden states [batch L D] that meet a large
+    vocabulary."""
+
+    hidden_size: int = 192
+    num_blocks: int = 4
+    num_heads: int = 4
+    seq_len: int = 128
+    batch: int = 16
+    vocab_size: int = 2048
+    compute_dtype: str = "float32"
+    head_batch: int = 2
+    head_seq_len: int = 128
+    head_width: int = 128
+
+
+def prepare(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
+    """One compiled train step as two calls without arguments, the coin forced to 0 and to 1; its temporary memory."""
+    settings = config.from_dict(dict(
+        model=dict(hidden_size=sizes.hidden_size, num_blocks=sizes.num_blocks, num_heads=sizes.num_heads, dropout=0.0,
+                   compute_dtype=sizes.compute_dtype, remat=remat),
+        soft_mask=dict(init_scale=0.5), train=dict(global_batch_size=sizes.batch), data=dict(seq_len=sizes.seq_len),
+    ))  # fmt: skip
+    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+    model = denoiser.build(
+        settings.model, settings.soft_mask, vocab_size=sizes.vocab_size, mask_token_id=sizes.vocab_size - 1, mesh=mesh
+    )
+    tx = optimizer.make(settings.optimizer, settings.train.steps)
+    tokens = np.random.default_rng(0).integers(0, sizes.vocab_size - 1, (sizes.batch, sizes.seq_len), np.int32)
+    batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(sizes.batch, dtype=np.int32)}, mesh)
+    key = jax.random.key(0)
+    coins = {"single": jnp.zeros(1, bool), "two_pass": jnp.ones(1, bool)}
+    state = train_state.initialise(model, tx, mesh, seed=0)
+    step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
+    step = step.lower(state, batch, key, coins["single"]).compile()
+
+    def call(coin):
+        nonlocal state
+        state, metrics = step(state, batch, key, coin)
+        return state, metrics
+
+    calls = {name: partial(call, coin) for name, coin in coins.items()}
+    return calls, step.memory_analysis().temp_size_in_bytes
+
+
+def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
+    """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), all in turn.
+
+    Returns:
+      For each name "remat", "single" and "two_pass" (quartiles of seconds), "ratio" of the medians, "ratio_quartiles"
+      over neighbouring pairs, "limit", and "temporary_bytes" of the program.
+    """
+    programs = {name: prepare(sizes, name) for name in remat}
+    seconds = alternate(
+        {(name, kind): call for name, (calls, _) in programs.items() for kind, call in calls.items()}, steps
+    )
+    rows = []
+    for name, (_, temporary) in programs.items():
+        single, two_pass = seconds[name, "single"], seconds[name, "two_pass"]
+        pairs = np.divide(two_pass.seconds, single.seconds)
+        rows.append({
+            "remat": name,
+            "single": single.to_dict(),
+            "two_pass": two_pass.to_dict(),
+            "ratio": two_pass.median / single.median,
+            "ratio_quartiles": np.quantile(pairs, (0.25, 0.75)).tolist(),
+            "limit": float(LIMITS[name]),
+            "temporary_bytes": temporary,
+        })  # fmt: skip
+    return rows
+
+
+def dense_logits(hidden, head):
+    """Logits [B L V] float32 of the columns that exist; the others -1e30, whose probability is exactly 0."""
+    ids = jnp.arange(head.weight.shape[0])
+    exists = (ids < head.vocab_size) & (ids != head.mask_token_id)
+    logits = jnp.matmul(hidden, head.weight.T.astype(hidden.dtype), preferred_element_type=jnp.float32) + head.bias
+    return jnp.where(exists, logits, -1e30)
+
+
+def dense_sweep(hidden, head):
+    log_p = jax.nn.log_softmax(logits := dense_logits(hidden, head))
+    top_logits, token_ids = jax.lax.top_k(logits, SCORED)
+    return token_ids, top_logits, (jnp.exp(log_p) * log_p).sum(-1)
+
+
+def chunked_sweep(hidden, head):
+    found = vocab_head.sweep(hidden, head, k=SCORED)
+    return found.token_ids, found.top_logits, found.neg_entropy
+
+
+def dense_cross_entropy(hidden, head, targets):
+    logits = dense_logits(hidden, head)
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+
+
+def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
+    """The sweep, and the cross-entropy with its gradients, dense and chunked, at one V.
+
+    Returns:
+      One row an operation: "operation", "vocab_size", "logits_bytes" of [B L V] float32, and for "dense" and "chunked"
+      "temporary_bytes", "argument_bytes", "output_bytes" and "seconds" (quartiles).
+    """
+    rows, length, width = sizes.head_batch, sizes.head_seq_len, sizes.head_width
+    padded = -(-vocab_size // 128) * 128
+    random = np.random.default_rng(0)
+    hidden = jnp.asarray(random.standard_normal((rows, length, width), np.float32), sizes.compute_dtype)
+    weight = jnp.asarray(random.standard_normal((padded, width), np.float32) / width**0.5)
+    bias = jnp.zeros(padded, jnp.float32)
+    targets = jnp.asarray(random.integers(0, vocab_size - 1, (rows, length)), jnp.int32)
+
+    def head(weight, bias):
+        return vocab_head.Head(weight, bias, vocab_size, vocab_size - 1, True)
+
+    def scored(sweep):
+        return lambda hidden, weight, bias: sweep(hidden, head(weight, bias))
+
+    def graded(cross_entropy):
+        def loss(hidden, weight, bias):
+            return cross_entropy(hidden, head(weight, bias), targets).mean()
+
+        return jax.value_and_grad(loss, (0, 1, 2))
+
+    operations = {
+        f"sweep, k = {SCORED}": (scored(dense_sweep), scored(chunked_sweep)),
+        "cross-entropy, forward and backward": (graded(dense_cross_entropy), graded(vocab_head.cross_entropy)),
+    }
+    found = []
+    for operation, functions in operations.items():
+        programs = {
+            name: jax.jit(function).lower(hidden, weight, bias).compile()
+            for name, function in zip(("dense", "chunked"), functions)
+        }
+        seconds = alternate({name: lambda p=p: p(hidden, weight, bias) for name, p in programs.items()}, calls)
+        row = {"operation": operation, "vocab_size": vocab_size, "logits_bytes": rows * length * padded * 4}
+        for name, program in programs.items():
+            memory = program.memory_analysis()
+            row[name] = {
+                "temporary_bytes": memory.temp_size_in_bytes,
+                "argument_bytes": memory.argument_size_in_bytes,
+                "output_bytes": memory.output_size_in_bytes,
+                "seconds": seconds[name].to_dict(),
+            }
+        found.append(row)
+    return found
+
+
+def measure(sizes: Sizes, *, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
+    """Everything, as JSON values: "device", "jax", "sizes", "steps" (see `time_steps`), "vocabulary" (see
+    `compare_vocabulary`)."""
+    device = jax.devices()[0]
+    kind = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
+    return {
+        "device": kind,
+        "jax": jax.__version__,
+        "sizes": dataclasses.asdict(sizes),
+        "steps": time_steps(sizes, remat, steps),
+        "vocabulary": [row for v in vocab_sizes for row in compare_vocabulary(sizes, v, calls)],
+    }
+
+
+def markdown(found: dict) -> str:
+    """What `measure` returns as two tables for a README."""
+    sizes = Sizes(**found["sizes"])
+
+    def seconds(spread):
+        return f"{spread['median']:.3g} ({spread['lower_quartile']:.3g} to {spread['upper_quartile']:.3g})"
+
+    steps = [
+        (row["remat"], seconds(row["single"]), seconds(row["two_pass"]),
+         "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_quartiles"]),
+         f"{LIMITS[row['remat']]} = {row['limit']:.3f}", mebibytes(row["temporary_bytes"]))
+        for row in found["steps"]
+    ]  # fmt: skip
+    vocabulary = [
+        (row["operation"], f"{row['vocab_size']:,}", mebibytes(row["logits_bytes"]),
+         *(mebibytes(row[name]["temporary_bytes"]) for name in ("dense", "chunked")),
+         *(seconds(row[name]["seconds"]) for name in ("dense", "chunked")))
+        for row in found["vocabulary"]
+    ]  # fmt: skip
+    calls = found["steps"][0]["single"]["calls"] if steps else 0
+    columns = "operation", "V", "B L V logits, MiB", "dense, MiB", "chunked, MiB", "dense, s", "chunked, s"
+    return "\n".join([
+        f"Device: {found['device']}; jax {found['jax']}. Medians, quartiles in brackets.",
+        "",
+        f"Train step: D {sizes.hidden_size}, {sizes.num_blocks} blocks, V {sizes.vocab_size:,}, batch {sizes.batch} x "
+        f"{sizes.seq_len} tokens, {sizes.compute_dtype}; {calls} steps of each kind, alternating.",
+        "",
+        table(("remat", "one pass, s", "two passes, s", "ratio", "limit, in forwards", "temporary memory, MiB"), steps),
+        "",
+        f"Vocabulary: hidden states {sizes.head_batch} x {sizes.head_seq_len} x {sizes.head_width}, "
+        f"{sizes.compute_dtype}; temporary memory is what the compiled program needs beside arguments and results.",
+        "",
+        table(columns, vocabulary),
+    ])  # fmt: skip
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m softmask_jax.benchmarks.two_pass", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=12, help="timed train steps of each kind")
+    parser.add_argument("--calls", type=int, default=5, help="timed calls of each vocabulary operation")
+    parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
+    parser.add_argument("--remat", default="none,full", help=f"policies, of {', '.join(LIMITS)}")
+    parser.add_argument("--vocab_sizes", default="50258,152064", help="for the vocabulary's operations")
+    parser.add_argument("--json", default="", help="write the figures here too")
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    flags = parser.parse_args(argv)
+    flags.remat = [name for name in flags.remat.split(",") if name]
+    if unknown := sorted(set(flags.remat) - set(LIMITS)):
+        parser.error(f"--remat: {', '.join(unknown)} is not among {', '.join(LIMITS)}")
+    try:
+        flags.vocab_sizes = [int(v) for v in flags.vocab_sizes.split(",") if v]
+    except ValueError:
+        parser.error(f"--vocab_sizes must be integers with commas between, not {flags.vocab_sizes!r}")
+    if min(flags.steps, flags.calls, *flags.vocab_sizes) < 1:
+        parser.error("--steps, --calls and --vocab_sizes must be positive")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(argv)
+    if flags.device:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
+    sizes = Sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)})
+    try:
+        found = measure(
+            sizes, remat=flags.remat, vocab_sizes=flags.vocab_sizes, steps=flags.steps, calls=flags.calls
+        )
+    except (ValueError, RuntimeError) as error:
+        print(f"Error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    print(markdown(found))
+    if flags.json:
+        write_json(flags.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
