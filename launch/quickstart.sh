@@ -5,6 +5,7 @@
 # Run again, it continues, or says that it is done. Arguments are passed on: bash launch/quickstart.sh --config.train.steps=300
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/venv.sh
 source launch/venv.sh
 make_venv "${SOFTMASK_JAX_EXTRA:-}"
 exec .venv/bin/python -m softmask_jax.main --config=configs/stdlib.py --workdir=runs/stdlib "$@"
