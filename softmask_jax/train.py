@@ -42,7 +42,7 @@ def train(config: Config, workdir: str, *, profile: bool = False) -> dict:
         folder.check_config(config.to_dict())
         summary = folder.path / "summary.json"
         if summary.exists() and (done := json.loads(summary.read_text()))["step"] >= config.train.steps:
-            print(f"This run is done ({done['step']} steps). Another --workdir, or more train.steps, trains again.\n")
+            print(f"This run is done ({done['step']} steps). Another --workdir, or more train.steps, trains again.\n", flush=True)
             return done
         trainer = Trainer(config, folder, stop, profile)
         try:
@@ -99,7 +99,7 @@ class Trainer:
             self.checkpoints.wait()
         self.tracker.end_progress()
         if int(state.step) < config.train.steps:
-            print(f"Stopped and saved at step {int(state.step)}; the same command continues from there.")
+            print(f"Stopped and saved at step {int(state.step)}; the same command continues from there.", flush=True)
             return {"finished": False, "step": int(state.step)}
         return self._finish(state)
 
@@ -259,7 +259,7 @@ class Trainer:
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
         windows = min(config.eval.max_windows or len(self.data.validation), len(self.data.validation))
-        print(f"Validating on {windows * config.data.seq_len:,} tokens and sampling ...")
+        print(f"Validating on {windows * config.data.seq_len:,} tokens and sampling ...", flush=True)
         row = scores(self._perplexity(state, windows))
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
@@ -273,9 +273,10 @@ class Trainer:
             print(
                 f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {device.device_kind} "
                 f"(mesh {dict(self.mesh.shape)}); {len(self.data.train):,} training and "
-                f"{len(self.data.validation):,} validation windows of {config.data.seq_len} tokens."
+                f"{len(self.data.validation):,} validation windows of {config.data.seq_len} tokens.",
+                flush=True,
             )
-            print(f"Continuing from step {start}." if start else f"Training {config.train.steps} steps.")
+            print(f"Continuing from step {start}." if start else f"Training {config.train.steps} steps.", flush=True)
 
 
 def _trees(state: TrainState) -> dict:
