@@ -25,7 +25,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(
-        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override one key; the keys are in softmask_jax/config.py"
+        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config.py"
     )
     words, flags, overrides = iter(sys.argv[1:] if argv is None else argv), [], []
     for word in words:
@@ -44,9 +44,9 @@ def report(summary: dict, workdir: str) -> str:
     lines = [f"Validation perplexity per token after {summary['step']} steps (upper bound; 95 % interval)"]
     for name, what in (("one_pass", "one pass"), ("two_pass", "two passes, soft-masked")):
         if f"{name}/perplexity" in scores:
-            low, high = scores[f"{name}/nelbo_low"], scores[f"{name}/nelbo_high"]
-            nelbo = scores[f"{name}/nelbo"]
-            lines.append(f"  {what:24s} {scores[f'{name}/perplexity']:9.3f}   NELBO {nelbo:.4f} [{low:.4f}, {high:.4f}] nats")
+            nelbo, low, high = (scores[f"{name}/{key}"] for key in ("nelbo", "nelbo_low", "nelbo_high"))
+            perplexity = f"{scores[f'{name}/perplexity']:9.3f}"
+            lines.append(f"  {what:24s} {perplexity}   NELBO {nelbo:.4f} [{low:.4f}, {high:.4f}] nats")
     if "gain/nelbo" in scores:
         lines.append(
             f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f} "

@@ -51,7 +51,7 @@ def peak_flops(device) -> float:
 
 
 def summarise(pending: list) -> dict[str, float | list]:
-    """One row of metrics from the `train_step.Metrics` of several steps; bins of t without a masked token are left out."""
+    """One row of metrics from the `Metrics` of several steps, without the bins of t that no masked token fell into."""
     m = jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float64) for v in x]), *pending)
     sums, counts = m.xent_sum.sum(0), m.xent_count.sum(0)
     row = {
@@ -74,7 +74,7 @@ def summarise(pending: list) -> dict[str, float | list]:
 
 
 def scores(found: dict) -> dict[str, float]:
-    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval, one pass and two."""
+    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval."""
     row = {}
     for name, nats in found.items():
         low, high = nats.interval()

@@ -1,4 +1,4 @@
-"""The one train loop. Mesh, model and objective come from the config; a killed run started again continues bit-exactly."""
+"""The one train loop: mesh, model and objective come from the config; a killed run continues bit-exactly."""
 import dataclasses
 import json
 import os
@@ -42,7 +42,7 @@ def train(config: Config, workdir: str, *, profile: bool = False) -> dict:
         folder.check_config(config.to_dict())
         summary = folder.path / "summary.json"
         if summary.exists() and (done := json.loads(summary.read_text()))["step"] >= config.train.steps:
-            print(f"This run is done ({done['step']} steps). Another --workdir, or more train.steps, trains again.\n", flush=True)
+            print(f"This run is done ({done['step']} steps). Another --workdir, or more train.steps, trains again.\n")
             return done
         trainer = Trainer(config, folder, stop, profile)
         try:
@@ -75,7 +75,7 @@ class Trainer:
             self.denoiser, step.spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p
         )
         self.step = jax.jit(step, donate_argnums=0)
-        self.sample_fn = jax.jit(self.sampler)
+        self.sample_fn = jax.jit(self.sampler, out_shardings=sharding.replicated(self.mesh))
         self.root_key = jax.random.key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
         self.checkpoints = checkpoint.Checkpoints(
@@ -131,10 +131,8 @@ class Trainer:
                     pending[-3].loss.block_until_ready()
                 self.tracker.progress(step)
                 stopping, ends = self.stop.at(step), step == config.train.steps
-                logs, validates, samples, saves = (
-                    every > 0 and step % every == 0
-                    for every in (config.train.log_every, config.eval.every, config.sample.every, config.checkpoint.every)
-                )
+                intervals = (config.train.log_every, config.eval.every, config.sample.every, config.checkpoint.every)
+                logs, validates, samples, saves = (every > 0 and step % every == 0 for every in intervals)
                 if not (logs or validates or samples or saves or stopping or ends):
                     continue
                 self._log(step, state, pending, clock)
@@ -156,8 +154,9 @@ class Trainer:
             step, trees, cursor = found
             if cursor["data"] != self.data.info["fingerprint"]:
                 raise ValueError(
-                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer or window length "
-                    "have changed since, or another Python's stdlib): bring that text back, or use another --workdir."
+                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer or window "
+                    "length have changed since, or another Python's stdlib): bring that text back, or use another "
+                    "--workdir."
                 )
             count = jax.device_put(np.int32(step), abstract.step.sharding)
             return TrainState(count, trees["params"], trees["ema"], trees["optimizer"]), step
@@ -173,8 +172,8 @@ class Trainer:
             raise FileNotFoundError(f"config.init.checkpoint: no run in {source} (it has no config.json).")
         if data.load_tokenizer(source / "tokenizer").fingerprint() != self.tokenizer.fingerprint():
             raise ValueError(
-                f"config.init.checkpoint: {source} was trained with another tokenizer, so its weights mean other tokens; "
-                f"give --config.data.tokenizer={source / 'tokenizer'}."
+                f"config.init.checkpoint: {source} was trained with another tokenizer, so its weights mean other "
+                f"tokens; give --config.data.tokenizer={source / 'tokenizer'}."
             )
         wanted = {"params": abstract.params, "ema": abstract.ema}
         with checkpoint.Checkpoints(source / "checkpoints") as checkpoints:
@@ -213,7 +212,8 @@ class Trainer:
                 f"closed, two passes do what one would ({why})."
             )  # fmt: skip
         elif "lambda_mean" in row:
-            self.tracker.say_once("open", f"Step {step}: the mean lambda is {row['lambda_mean']:.3f}: soft-masking is open.")
+            mean = row["lambda_mean"]
+            self.tracker.say_once("open", f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open.")
 
     def _save(self, step: int, state: TrainState, found: dict[str, float]) -> None:
         if not bool(train_state.all_finite(_trees(state))):
@@ -247,11 +247,11 @@ class Trainer:
         return self.perplexity(state.eval_params(), batches, len(self.data.validation), config.eval.seed)
 
     def _sample(self, step: int, state: TrainState) -> list[str]:
-        sample = self.config.sample
-        keys = row_keys(stream_key(jax.random.key(sample.seed), Stream.SAMPLE, step), np.arange(sample.count))
-        shape = (sample.count, sample.length or self.config.data.seq_len)
-        masks = np.full(shape, self.denoiser.mask_token_id, np.int32)
-        tokens = np.asarray(self.sample_fn(state.eval_params(), keys, masks).tokens)
+        sample, shards = self.config.sample, sharding.batch_shards(self.mesh)
+        rows = -(-sample.count // shards) * shards  # each device has as many; the rows too many are dropped
+        keys = row_keys(stream_key(jax.random.key(sample.seed), Stream.SAMPLE, step), np.arange(rows))
+        masks = np.full((rows, sample.length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
+        tokens = np.asarray(self.sample_fn(state.eval_params(), keys, masks).tokens)[: sample.count]
         texts = [self.tokenizer.decode(row) for row in tokens]
         self.tracker.row(step, "samples", {"texts": texts})
         return texts

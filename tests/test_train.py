@@ -11,7 +11,8 @@ import pytest
 from softmask_jax import config, main, sharding, train
 from softmask_jax.run_folder import RunFolder
 from tests import tiny_run
-from tests.tiny_run import STEPS, Crash, arrays, assert_identical, assert_rows_are_unique, events, home, rows  # noqa: F401
+from tests.tiny_run import STEPS, Crash, arrays, assert_identical, assert_rows_are_unique, events, rows
+from tests.tiny_run import home as home  # the fixture
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_a_non_finite_loss_stops_the_run_and_is_never_saved(home, monkeypatch):
         return state._replace(params=jax.tree.map(lambda x: x * 1e30, state.params)), start
 
     monkeypatch.setattr(train.Trainer, "_restore_or_initialise", enormous)
-    with pytest.raises(train.NonFinite, match=r"not finite at step 3\. The last good checkpoint is step 2 in .*/exploding"):
+    with pytest.raises(train.NonFinite, match=r"not finite at step 3\. The last good checkpoint is step 2 in"):
         home.run("exploding", train__log_every=50)
     run = home.folder / "exploding"
     assert os.listdir(run / "checkpoints") == ["2"]
@@ -158,7 +159,7 @@ def test_a_learning_rate_far_too_large_is_found_out(home):
 
 def test_a_non_finite_parameter_is_never_saved(home, monkeypatch):
     monkeypatch.setattr(train.train_state, "all_finite", lambda tree: False)
-    with pytest.raises(train.NonFinite, match="A parameter or a moment is not finite at step 4. There is no checkpoint yet"):
+    with pytest.raises(train.NonFinite, match="a moment is not finite at step 4. There is no checkpoint yet"):
         home.run("rotten")
     assert not (home.folder / "rotten" / "checkpoints").exists()
 
@@ -233,7 +234,8 @@ def test_a_run_starts_from_another_runs_weights_at_step_0(home, undisturbed, wei
         elif name.startswith("params/"):
             np.testing.assert_array_equal(value, theirs[source + name.removeprefix("params/backbone/")])
             # The EMA starts from the same weights; its own arithmetic may round.
-            np.testing.assert_allclose(ours["ema/" + name.removeprefix("params/backbone/")], value, rtol=1e-6, atol=1e-7)
+            ema = ours["ema/" + name.removeprefix("params/backbone/")]
+            np.testing.assert_allclose(ema, value, rtol=1e-6, atol=1e-7)
     assert ours["params/soft_mask/raw_scale"] != 0.0 and rows(run, "train")[0]["step"] == 1
 
 
@@ -249,7 +251,7 @@ def test_a_start_from_nothing_or_from_another_model_is_refused(home, undisturbed
     (tmp_path / "texts").symlink_to(home.folder / "texts")
     with pytest.raises(FileNotFoundError, match="config.init.checkpoint: no run in .*absent"):
         home.run("refused", init__checkpoint=str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match=r"of another model: params/backbone/.*found float32\[.*16\], wanted float32\[.*32\]"):
+    with pytest.raises(ValueError, match=r"of another model: params/.*found float32\[.*16\], wanted float32\[.*32\]"):
         home.run("refused", init__checkpoint=str(undisturbed), model__hidden_size=32)
     with pytest.raises(ValueError, match="another tokenizer"):
         home.run("refused", init__checkpoint=str(undisturbed), data__tokenizer="bpe", data__bpe_vocab_size=258)
@@ -280,9 +282,10 @@ def test_the_compilation_cache_setting_fills_its_folder(home, undisturbed):
 
 
 def test_a_full_disk_ends_the_run_with_one_line(home, tmp_path, capsys):
-    """A limit on the size of files stands for the disk: the first file to reach it is TensorBoard's or a checkpoint's."""
+    """A limit on the size of files stands for the disk."""
     settings = tiny_run.settings(home.folder, train__log_every=1)
-    command = ["--config", str(tiny_run.write_config(tmp_path / "tiny.py", settings)), "--workdir", str(tmp_path / "run")]
+    path = tiny_run.write_config(tmp_path / "tiny.py", settings)
+    command = ["--config", str(path), "--workdir", str(tmp_path / "run")]
     mesh, limits = sharding.make_mesh(1, devices=jax.devices()[:1]), resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.sharding, "make_mesh", lambda **_: mesh)

@@ -48,7 +48,7 @@ def settings(folder: Path, **changed) -> dict:
 
 
 def write_config(path: Path, values: dict) -> Path:
-    path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n")
+    path.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
     return path
 
 
