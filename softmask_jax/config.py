@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import math
 import types
 import typing
@@ -212,6 +213,8 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"'{path}' has no function get_config().")
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise ValueError(f"'{path}' has no variants, so ':{variant}' means nothing; leave it away.")
     values = (module.get_config(variant) if variant else module.get_config()).to_dict()
     for override in overrides:
         name, equals, text = override.partition("=")

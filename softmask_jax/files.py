@@ -4,18 +4,19 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 # What a full disk, a used-up quota and a file-size limit answer.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike) -> Iterator[None]:
+def explained(path: str | os.PathLike, elsewhere: str = "Give a --workdir that can be written.") -> Iterator[None]:
     """Turn the operating system's refusal to write into one OSError, same errno, that names `path` and a remedy."""
     try:
         yield
@@ -23,29 +24,34 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
         if error.errno in DISK_FULL:
             remedy = "Free space and run the same command again: it continues from the last checkpoint."
         elif error.errno in REFUSED:
-            remedy = "Give a --workdir that can be written."
+            remedy = elsewhere
         else:
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
+def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
     """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
+
+    Args:
+      content: text, or chunks of bytes as they come.
+      explanation: of `explained`.
 
     Raises:
       OSError: the disk is full or the folder cannot be written; the old file is still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with explained(path), open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with explained(path, **explanation), open(temporary, "wb") as file:
+            for chunk in [content.encode()] if isinstance(content, str) else content:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -4,6 +4,7 @@ A parameter declares logical axes where it is made (`models/`); `RULES` maps the
 The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
 """
 import math
+import os
 
 import jax
 import numpy as np
@@ -120,10 +121,23 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def start_hosts() -> None:
-    """Join the other hosts when the environment says that there are any (TPU pod, SLURM, coordinator address)."""
-    import os
+    """Join the other hosts when the environment says that there are any.
 
-    several = any(name in os.environ for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "MEGASCALE_COORDINATOR_ADDRESS"))
-    pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    if (several or pod) and not jax.distributed.is_initialized():
+    Read: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise a TPU pod or a SLURM job of several
+    tasks, which JAX recognises by itself.
+
+    Raises:
+      ValueError: an address without the two numbers.
+    """
+    env = os.environ
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if not env.get(name, "").isdigit()]
+        if missing:
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be too (whole numbers).")
+        jax.distributed.initialize(
+            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        )
+    elif int(env.get("SLURM_NTASKS") or 1) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()

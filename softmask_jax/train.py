@@ -74,7 +74,7 @@ class Trainer:
         self.sampler = Ancestral(
             self.denoiser, step.spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p
         )
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jax.jit(step.train_step, donate_argnums=0)
         self.sample_fn = jax.jit(self.sampler, out_shardings=sharding.replicated(self.mesh))
         self.root_key = jax.random.key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()

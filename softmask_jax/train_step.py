@@ -38,7 +38,7 @@ class Metrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """`step(state, batch, root_key, coins=None) -> (state, Metrics)`; jit it with the state donated.
+    """`step(state, batch, root_key, coins=None) -> (state, Metrics)`; jit `train_step`, its state donated.
 
     batch: {"tokens": [B L] int32, "rows": [B] int32}. coins: [micro_batches] bool, or None to draw them.
     """
@@ -51,7 +51,10 @@ class TrainStep:
     dropout: bool
     ema_decay: float
 
-    def __call__(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
+    def __call__(self, *args, **kwargs):
+        return self.train_step(*args, **kwargs)
+
+    def train_step(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
         batch_size, length = batch["tokens"].shape
         noisy = objective.corrupt(
             self.spec, batch["tokens"], batch["rows"], batch_size, root_key, state.step,

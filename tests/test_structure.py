@@ -11,8 +11,8 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "files", "stop_signal", "models", "data"},
-    {"config", "vocab_draw", "convert"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "files", "stop_signal", "models"},
+    {"config", "vocab_draw", "convert", "data"},
     {"run_folder", "vocab_head", "diffusion"},
     {"soft_masking"},
     {"objective", "checkpoint_io"},

@@ -1,22 +1,22 @@
-"""Files that are either whole or not there: the cache of tokenized streams, and atomic writes.
+"""The cache of tokenized streams: whole, or not there.
 
 A stream is `<key>.bin` (raw unsigned integers) and `<key>.json` (dtype, length, checksum), the latter written last: it
 is the commit marker. The key is a hash of everything the content depends on, so writers of one key write the same bytes
 and any interleaving of them leaves a whole file. Readers map the file, so replacing it under them is harmless.
 """
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from softmask_jax.files import explained, write_atomically
 
 logger = logging.getLogger("softmask_jax.data")
 
@@ -38,40 +38,13 @@ def content_key(**parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-@contextlib.contextmanager
-def one_line_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write into one OSError, same errno, that names folder and remedy."""
-    try:
-        yield
-    except OSError as error:
-        remedy = f"point data.cache_dir or {ENVIRONMENT_VARIABLE} at another folder"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, f"no space left to write {folder}: free some, or {remedy}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise OSError(error.errno, f"cannot write {folder} ({error.strerror}): {remedy}") from error
-        raise
-
-
-def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Writes `chunks` so that `path` holds its old content or all of the new, even when killed or out of space.
-
-    Raises OSError (one line, with the folder) when the disk is full or not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with one_line_disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale_temporaries(path.parent)
-            with open(temporary, "wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def write_cached(path: Path, chunks: Iterable[bytes]) -> None:
+    """`files.write_atomically` into the cache, whose folder is made and tidied on the way; same OSErrors."""
+    elsewhere = f"Point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written."
+    with explained(path.parent, elsewhere):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_temporaries(path.parent)
+    write_atomically(path, chunks, elsewhere=elsewhere)
 
 
 def _remove_stale_temporaries(folder: Path) -> None:
@@ -82,18 +55,8 @@ def _remove_stale_temporaries(folder: Path) -> None:
                 leftover.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without it a power cut may lose the rename although the file's content was synced.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_stream(folder: Path, key: str, arrays: Iterable[np.ndarray], dtype: np.dtype) -> None:
-    """Stores the concatenation of integer `arrays` ([n] each) under `key`. Raises OSError as `write_atomically`."""
+    """Stores the concatenation of integer `arrays` ([n] each) under `key`. Raises OSError as `write_cached`."""
     dtype = np.dtype(dtype)
     written = {"format": 1, "dtype": dtype.name, "tokens": 0, "crc32": 0}
 
@@ -104,8 +67,8 @@ def write_stream(folder: Path, key: str, arrays: Iterable[np.ndarray], dtype: np
             written["crc32"] = zlib.crc32(chunk, written["crc32"])
             yield chunk
 
-    write_atomically(folder / f"{key}.bin", chunks())
-    write_atomically(folder / f"{key}.json", [json.dumps(written).encode()])
+    write_cached(folder / f"{key}.bin", chunks())
+    write_cached(folder / f"{key}.json", [json.dumps(written).encode()])
 
 
 def open_stream(folder: Path, key: str) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from softmask_jax.data.cache import write_atomically
+from softmask_jax.files import write_atomically
 
 DESCRIPTION = "softmask_tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -111,7 +111,7 @@ class BPETokenizer:
 
     def save(self, folder: str | Path) -> None:
         # The description comes last: with its fingerprint it vouches for the other file.
-        write_atomically(Path(folder) / "tokenizer.json", [self._json.encode("utf-8")])
+        _write(Path(folder) / "tokenizer.json", self._json)
         _write_description(Path(folder), "bpe", self)
 
 
@@ -164,7 +164,12 @@ def _describe(kind: str, tokenizer: Tokenizer) -> dict:
 
 
 def _write_description(folder: Path, kind: str, tokenizer: Tokenizer) -> None:
-    write_atomically(folder / DESCRIPTION, [json.dumps(_describe(kind, tokenizer), indent=1).encode()])
+    _write(folder / DESCRIPTION, json.dumps(_describe(kind, tokenizer), indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
 
 
 def _hash(*parts) -> str:

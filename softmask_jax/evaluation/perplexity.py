@@ -53,17 +53,20 @@ class Perplexity:
     mesh: jax.sharding.Mesh
 
     def __post_init__(self):
-        object.__setattr__(self, "_step", jax.jit(self._rows, static_argnums=2))
+        # Every host reads every row's result.
+        everywhere = sharding.replicated(self.mesh)
+        object.__setattr__(self, "_step", jax.jit(self._rows, static_argnums=2, out_shardings=everywhere))
 
     def _rows(self, params, batch, n, key):
         noisy = objective.corrupt(
             self.spec, batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id
         )
         passes = {"one_pass": False} if self.spec.variant == "none" else {"one_pass": False, "two_pass": True}
-        return {
+        rows = {
             name: objective.nelbo_per_row(self.denoiser, self.spec, params, noisy, two_pass=two)
             for name, two in passes.items()
         }
+        return rows, batch["valid"]
 
     def __call__(self, params: dict, batches: Iterable[dict], n: int, seed: int) -> dict[str, Nats]:
         """NELBO of every valid window.
@@ -75,10 +78,11 @@ class Perplexity:
         """
         key, parts, length = jax.random.key(seed), {}, 0
         for batch in batches:
-            valid, length = batch["valid"], batch["tokens"].shape[1]
-            rows = self._step(params, sharding.global_batch({k: batch[k] for k in ("tokens", "index")}, self.mesh), n, key)
+            length = batch["tokens"].shape[1]
+            wanted = {name: batch[name] for name in ("tokens", "index", "valid")}
+            rows, valid = self._step(params, sharding.global_batch(wanted, self.mesh), n, key)
             for name, values in rows.items():
-                parts.setdefault(name, []).append(np.asarray(values, np.float64)[valid])
+                parts.setdefault(name, []).append(np.asarray(values, np.float64)[np.asarray(valid)])
         if not parts:
             raise ValueError("The validation split holds no window: give it more documents (config.data.validation_*).")
         return {name: Nats(np.concatenate(values), length) for name, values in parts.items()}
