@@ -16,15 +16,15 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike, elsewhere: str = "Give a --workdir that can be written.") -> Iterator[None]:
+def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that can be written") -> Iterator[None]:
     """Turn the operating system's refusal to write into one OSError, same errno, that names `path` and a remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            remedy = "Free space and run the same command again: it continues from the last checkpoint."
+            remedy = f"Free space and run the same command again, or {elsewhere}."
         elif error.errno in REFUSED:
-            remedy = elsewhere
+            remedy = f"{elsewhere[0].upper()}{elsewhere[1:]}."
         else:
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error

@@ -40,7 +40,7 @@ def content_key(**parts) -> str:
 
 def write_cached(path: Path, chunks: Iterable[bytes]) -> None:
     """`files.write_atomically` into the cache, whose folder is made and tidied on the way; same OSErrors."""
-    elsewhere = f"Point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written."
+    elsewhere = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
     with explained(path.parent, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_temporaries(path.parent)
