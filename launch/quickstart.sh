@@ -7,5 +7,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
-make_venv "${SOFTMASK_JAX_EXTRA:-}"
+make_venv .venv "${SOFTMASK_JAX_EXTRA:-}"
 exec .venv/bin/python -m softmask_jax.main --config=configs/stdlib.py --workdir=runs/stdlib "$@"
