@@ -7,7 +7,7 @@ are the paper's 169M recipe (arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524)
 import ast
 import dataclasses
 import difflib
-import importlib.util
+import importlib.machinery
 import inspect
 import math
 import types
@@ -208,14 +208,7 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
     if not Path(path).is_file():
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
-    module_spec = importlib.util.spec_from_file_location("softmask_jax_config", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"'{path}' has no function get_config().")
-    if variant and not inspect.signature(module.get_config).parameters:
-        raise ValueError(f"'{path}' has no variants, so ':{variant}' means nothing; leave it away.")
-    values = (module.get_config(variant) if variant else module.get_config()).to_dict()
+    values = _run(path, variant)
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.partition(".")
@@ -225,6 +218,27 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
             raise ValueError(f"config.{section} in '{path}' is not a section.")
         values[section][key] = _literal(text)
     return from_dict(values)
+
+
+def _run(path: str, variant: str) -> dict:
+    """What the file's `get_config` returns, as nested dicts."""
+    loader = importlib.machinery.SourceFileLoader("softmask_jax_config", path)
+    module = types.ModuleType(loader.name)
+    try:
+        loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is no config file: {error}.") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"'{path}' has no function get_config().")
+    parameters = inspect.signature(module.get_config).parameters.values()
+    if variant and not parameters:
+        raise ValueError(f"'{path}' has no variants, so ':{variant}' means nothing; leave it away.")
+    if not variant and any(p.default is p.empty for p in parameters):
+        raise ValueError(f"'{path}' needs a variant: --config={path}:NAME; see the file's docstring.")
+    values = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(values, ConfigDict):
+        raise ValueError(f"get_config() of '{path}' must return an ml_collections.ConfigDict, not {type(values).__name__}.")
+    return values.to_dict()
 
 
 def flatten(config: typing.Mapping, prefix: str = "") -> dict[str, typing.Any]:

@@ -16,12 +16,12 @@ POSITIVE = (
 )  # fmt: skip
 NON_NEGATIVE = (
     "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
-    "sample.count", "sample.length", "data.max_documents", "checkpoint.keep_best", "train.seed",
+    "sample.count", "sample.length", "data.max_documents", "data.prefetch", "checkpoint.keep_best", "train.seed",
 )  # fmt: skip
-FRACTIONS = (
-    "model.dropout", "soft_mask.p_sm", "soft_mask.init_scale", "data.validation_fraction", "sample.nucleus_p",
-    "optimizer.ema_decay", "objective.t_eps", "objective.noise_eps",
-)  # fmt: skip
+FRACTIONS = ("soft_mask.p_sm", "soft_mask.init_scale")
+BELOW_ONE = ("model.dropout", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay", "objective.noise_eps")
+WITHIN = ("objective.t_eps", "data.validation_fraction")
+SHARES = ("sample.nucleus_p",)
 
 
 def check(flat: dict) -> None:
@@ -33,6 +33,9 @@ def check(flat: dict) -> None:
         (POSITIVE, lambda v: v > 0, "positive"),
         (NON_NEGATIVE, lambda v: v >= 0, "zero or positive"),
         (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
+        (BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (WITHIN, lambda v: 0 < v < 1, "above 0 and below 1"),
+        (SHARES, lambda v: 0 < v <= 1, "above 0 and at most 1"),
     ):
         for name in names:
             if not holds(flat[name]):

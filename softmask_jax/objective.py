@@ -17,7 +17,7 @@ from softmask_jax.diffusion import Stream
 class Nelbo:
     """The static part of the objective.
 
-    variant, k: of soft-masking. global_batch: rows that share the stratification of t.
+    variant, k: of soft-masking. noise_eps: alpha_1. t_eps: the smallest t. stratified: t over the global batch.
     """
 
     variant: str = "topk"

@@ -25,6 +25,10 @@ def test_defaults_are_the_papers_169m_recipe():
         ({"soft_mask": {"p_sm": 1.5}}, "between 0 and 1"),
         ({"soft_mask": {"variant": "top"}}, "choose one of topk, full, slerp, none"),
         ({"optimizer": {"learning_rate": float("nan")}}, "finite"),
+        ({"optimizer": {"b1": 1.0}}, "below 1"),
+        ({"objective": {"t_eps": 0.0}}, "above 0"),
+        ({"sample": {"nucleus_p": 0.0}}, "above 0"),
+        ({"data": {"prefetch": -1}}, "zero or positive"),
         ({"train": {"global_batch_size": 10, "micro_batches": 3}}, "multiple of"),
         ({"model": {"hidden_size": 65}}, "multiple of twice"),
         ({"data": {"source": "files"}}, "--config.data.paths"),
@@ -61,3 +65,22 @@ def test_the_stdlib_config_and_its_variants_are_valid(variant):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="no variant 'tiny'"):
         config.load("configs/stdlib.py:tiny")
+
+
+@pytest.mark.parametrize(
+    "text, variant, said",
+    [
+        ("def get_config(:", "", "is no config file"),
+        ("import nowhere_at_all", "", "No module named"),
+        ("x = 1", "", "has no function get_config"),
+        ("def get_config():\n    return None", "", "must return an ml_collections.ConfigDict, not NoneType"),
+        ("def get_config():\n    return None", ":tiny", "has no variants"),
+        ("def get_config(variant):\n    return None", "", "needs a variant"),
+    ],
+)
+def test_a_broken_config_file_is_one_clear_line(tmp_path, text, variant, said):
+    path = tmp_path / "broken.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        config.load(f"{path}{variant}")
+    assert "\n" not in str(error.value)

@@ -93,7 +93,8 @@ class Corpus:
 
 
 def read_corpus(source: Source, rule: SplitRule, max_documents: int = 0) -> Corpus:
-    """Reads `source` once and sorts its documents into splits; blank ones and exact repetitions are dropped.
+    """Reads `source` once and sorts its documents into splits; blank ones are dropped, and those that repeat another up
+    to white space: they would leak from one split into the other.
 
     `max_documents` keeps only the first that many distinct documents (0: all). Raises ValueError when nothing is left
     or a split would be empty, and whatever the source raises.
@@ -107,13 +108,13 @@ def read_corpus(source: Source, rule: SplitRule, max_documents: int = 0) -> Corp
     for document in source:
         if max_documents and len(digests) == max_documents:
             break
-        digest = _digest(document.text)
-        is_blank, is_repeated = not document.text.strip(), digest in seen
+        digest, words = _digest(document.text), _digest(" ".join(document.text.split()))
+        is_blank, is_repeated = not document.text.strip(), words in seen
         kept.append(not is_blank and not is_repeated)
         blank += is_blank
         duplicates += is_repeated and not is_blank
         if kept[-1]:
-            seen.add(digest)
+            seen.add(words)
             digests.append(digest)
     if not digests:
         raise ValueError(f"every document of data.source={source.name} is empty ({len(kept)} read); give it some text")

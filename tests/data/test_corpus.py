@@ -87,7 +87,8 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(tmp_path):
 @pytest.mark.parametrize("rule", [SplitRule("hash", fraction=0.3), SplitRule("last", documents=20)])
 def test_no_text_is_in_both_splits_even_when_documents_repeat(rule):
     texts = numbered(50)
-    train, validation = splits_of(texts + texts[::3] + ["", " \n"] + texts[::-1], rule)
+    spaced = [f" {text}\r\n" for text in texts]
+    train, validation = splits_of(texts + texts[::3] + ["", " \n"] + spaced + texts[::-1], rule)
     assert not set(train) & set(validation)
     assert sorted(train + validation) == sorted(texts)
 

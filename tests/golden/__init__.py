@@ -1,4 +1,4 @@
-"""Arrays recorded from the PyTorch references; every file here is named by a test (see `tests/test_golden_files.py`)."""
+"""Arrays recorded from the PyTorch references; every file here is named by a test (see `tests/test_structure.py`)."""
 import json
 from pathlib import Path
 
