@@ -129,7 +129,7 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights is '{weights}'; choose ema or raw.")
-    path = Path(path)
+    path = Path(path).expanduser()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
     with RunFolder(path, lock=False) as folder:

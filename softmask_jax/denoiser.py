@@ -44,8 +44,13 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
 
     Args:
       vocab_size: tokens including the mask.
-      mesh: where the head's vocabulary is sharded over the tensor axis; None for a single device.
+      mesh: where activations and the vocabulary lie; None for a single device.
+
+    Raises:
+      ValueError: sizes that cannot be built.
     """
+    if soft_mask.k >= vocab_size:
+        raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
     fields = {f.name for f in dataclasses.fields(Model)} - {"kind"}
     spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
     scalars = functools.partial(

@@ -5,13 +5,13 @@
 Any key of the config can be overridden: --config.train.steps=200 --config.soft_mask.k=1
 """
 import argparse
-import itertools
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
 
-ERRORS = (ValueError, FileNotFoundError, OSError, RuntimeError)
+ERRORS = (ValueError, OSError, RuntimeError)
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -27,15 +27,20 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config.py"
     )
-    words, flags, overrides = iter(sys.argv[1:] if argv is None else argv), [], []
-    for word in words:
+    words, flags, overrides = list(sys.argv[1:] if argv is None else argv), [], []
+    while words:
+        word = words.pop(0)
         if not word.startswith("--config."):
             flags.append(word)
-        elif "=" in word:
-            overrides.append(word.removeprefix("--config."))
-        else:
-            overrides.append("=".join([word.removeprefix("--config."), *itertools.islice(words, 1)]))
-    return parser.parse_args(flags), overrides
+            continue
+        if "=" not in word and words and not words[0].startswith("--"):
+            word = f"{word}={words.pop(0)}"
+        overrides.append(word.removeprefix("--config."))
+    found = parser.parse_args(flags)
+    if "://" in found.workdir:
+        parser.error(f"--workdir={found.workdir}: a run's folder must be on a mounted file system for now")
+    found.workdir = os.path.expanduser(found.workdir)
+    return found, overrides
 
 
 def report(summary: dict, workdir: str) -> str:
@@ -58,7 +63,7 @@ def report(summary: dict, workdir: str) -> str:
         "",
         f"Checkpoints  {folder / 'checkpoints'}",
         f"Log          {folder / 'metrics.jsonl'}",
-        f"Curves       {folder / 'tensorboard'}   (tensorboard --logdir {folder})",
+        f"Curves       {folder / 'tensorboard'}   (pip install tensorboard; tensorboard --logdir {folder})",
     ]
     if (folder / "profile").exists():
         lines.append(f"Trace        {folder / 'profile'}")
@@ -70,14 +75,15 @@ def main(argv: list[str] | None = None) -> int:
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)
-    from softmask_jax import config, train
-
     try:
+        from softmask_jax import config, train
+
         summary = train.train(config.load(flags.config, overrides), flags.workdir, profile=flags.profile)
     except ERRORS as error:
         if flags.debug:
             traceback.print_exc()
-        print(f"Error: {error}", file=sys.stderr)
+        first, *more = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)

@@ -165,7 +165,7 @@ class Trainer:
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
         """Weights of another run; its soft-masking scalars too, if it had learned some. The EMA starts from them."""
-        source = Path(self.config.init.checkpoint)
+        source = Path(self.config.init.checkpoint).expanduser()
         with RunFolder(source, lock=False) as folder:
             other = folder.read_config()
         if other is None:

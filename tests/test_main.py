@@ -43,7 +43,7 @@ def refused(capsys, arguments: list[str], *patterns: str) -> None:
         ("model.compute_dtype=float16", ["choose one of float32, bfloat16"]),
         ("train.steps=0", ["config.train.steps must be positive, not 0"]),
         ("train.steps", ["--config.train.steps' is not of the form --config.section.key=value"]),
-        ("optimizer.ema_decay=1.5", ["between 0 and 1, not 1.5"]),
+        ("optimizer.ema_decay=1.5", ["at least 0 and below 1, not 1.5"]),
         ("model.num_heads=3", ["config.model.hidden_size .16. must be a multiple of twice config.model.num_heads .3."]),
         ("train.micro_batches=3", ["config.train.global_batch_size .8. must be a multiple"]),
         ("train.global_batch_size=12", ["12 rows", "8 device groups", "make it a multiple of 8"]),
