@@ -16,7 +16,10 @@ case "${1:-}" in
     # The TPU compiler stays out of site-packages, where every start of JAX would look for a TPU.
     if [ ! -e $venv/aot/.complete ]; then
       echo "Installing the TPU compiler into $venv/aot ..."
-      $venv/bin/pip install --quiet --disable-pip-version-check --target $venv/aot --no-deps libtpu
+      rm -rf $venv/aot
+      $venv/bin/python -m pip install --quiet --disable-pip-version-check --target $venv/aot --no-deps "$(
+        $venv/bin/python -c 'import importlib.metadata as m; print(next(r for r in m.requires("jax") if r.startswith("libtpu")).split(";")[0])'
+      )"
       touch $venv/aot/.complete
     fi
     export PYTHONPATH="$PWD/$venv/aot${PYTHONPATH:+:$PYTHONPATH}"
@@ -24,9 +27,9 @@ case "${1:-}" in
   --oldest)
     shift
     venv=.venv-oldest
-    mkdir -p $venv
-    sed -n '/^install_requires/,/^$/s/^ *\(.*\)>=\(.*\)/\1==\2/p' setup.cfg > $venv/oldest.txt
-    make_venv $venv test $venv/oldest.txt
+    oldest="$(mktemp)"
+    sed -n '/^install_requires/,/^$/s/^ *\(.*\)>=\(.*\)/\1==\2/p' setup.cfg > "$oldest"
+    make_venv $venv test "$oldest"
     ;;
   *) make_venv $venv test ;;
 esac

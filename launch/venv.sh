@@ -1,18 +1,39 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it.
-# make_venv FOLDER [EXTRAS [CONSTRAINTS]]: a virtual environment with this package installed in it, unless it is there.
+
+# make_venv FOLDER [EXTRAS [CONSTRAINTS]]: a virtual environment with this package installed in it. One that another
+# Python made, that moved, or whose installation was interrupted is made or installed anew.
 make_venv() {
-  local folder="$1" extras="${2:+[$2]}" constraints="${3:-}" python="${PYTHON:-python3}" stamp="$1/.installed-${2:-core}"
+  local folder="$1" extras="${2:+[$2]}" constraints="${3:-}" python="${PYTHON:-python3}" version made_by stamp
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "softmask_jax needs Python 3.11 or later; '$python' is $("$python" --version 2>&1 || echo missing). Set PYTHON=/path/to/python3." >&2
     return 1
   fi
-  if [ ! -x "$folder/bin/pip" ]; then
-    "$python" -m venv "$folder" || { echo "Could not make $folder; on Debian and Ubuntu: apt install python3-venv" >&2; return 1; }
+  if [ ! -w . ]; then
+    echo "$PWD cannot be written: copy the project to a folder of yours and run it there." >&2
+    return 1
+  fi
+  version="$("$python" -c 'import sys; print(sys.version)') in $PWD"
+  stamp="$folder/.installed-${2:-core}"
+  made_by="$(cat "$folder/.made-by" 2>/dev/null || true)"
+  if [ "${made_by:-$version}" != "$version" ] || ! "$folder/bin/python" -m pip --version > /dev/null 2>&1; then
+    "$python" -m venv --clear "$folder" || { echo "Could not make $folder; on Debian and Ubuntu: apt install python3-venv" >&2; return 1; }
+    echo "$version" > "$folder/.made-by"
   fi
   if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
     echo "Installing softmask_jax$extras into $folder ..."
-    "$folder/bin/pip" install --quiet --disable-pip-version-check ${constraints:+--constraint "$constraints"} --editable ".$extras"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
+      ${constraints:+--constraint "$constraints"} --editable ".$extras" || return 1
     touch "$stamp"
+  fi
+}
+
+# The extra that this machine's accelerator needs: cuda13, cuda12, tpu, or nothing.
+accelerator() {
+  local driver
+  if driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" && [ -n "$driver" ]; then
+    if [ "${driver%%.*}" -ge 580 ]; then echo cuda13; else echo cuda12; fi
+  elif compgen -G '/dev/accel*' > /dev/null || compgen -G '/dev/vfio/[0-9]*' > /dev/null; then
+    echo tpu
   fi
 }
