@@ -48,11 +48,10 @@ class LanguageModel:
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
         """Upper bound on -log p per token: tokens [B L] -> [B] float32, nats.
 
-        two_pass: with soft-masking's feedback (a binary model has one pass in any case). draws: masks averaged over,
-        t stratified over all B * draws of them.
+        two_pass: with soft-masking's feedback (a binary model has one pass in any case). draws: masks averaged over for
+        each row, their t stratified; an unbiased estimate for every row.
         """
-        tokens = jnp.repeat(self._checked(tokens), draws, axis=0)
-        return self._nelbo(self.params, tokens, key, two_pass).reshape(-1, draws).mean(1)
+        return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
     def generate(
         self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int = 128,
@@ -102,19 +101,31 @@ class LanguageModel:
 
     @functools.cached_property
     def _nelbo(self):
-        def nelbo(params, tokens, key, two_pass):
-            rows, spec = jnp.arange(len(tokens)), self.spec
-            noisy = objective.corrupt(
-                spec, tokens, rows, len(tokens), key, 0, mask_token_id=self.denoiser.mask_token_id
-            )
-            nats = objective.nelbo_per_row(self.denoiser, spec, params, noisy, two_pass=two_pass)
-            return nats / tokens.shape[1]
+        def nelbo(params, tokens, key, two_pass, draws):
+            rows, length = tokens.shape
 
-        return jax.jit(nelbo, static_argnums=3)
+            def draw(total, i):
+                noisy = objective.corrupt(
+                    self.spec, tokens, jnp.arange(rows) * draws + i, draws, key, 0,
+                    mask_token_id=self.denoiser.mask_token_id,
+                )  # fmt: skip
+                nats = objective.nelbo_per_row(self.denoiser, self.spec, params, noisy, two_pass=two_pass)
+                return total + nats / (length * draws), None
 
-    @functools.lru_cache(maxsize=8)
-    def _sampler(self, steps: int, nucleus_p: float, reuse: str):
-        return jax.jit(Ancestral(self.denoiser, self.spec, steps=steps, nucleus_p=nucleus_p, reuse=reuse))
+            return jax.lax.scan(draw, jnp.zeros(rows), jnp.arange(draws))[0]
+
+        return jax.jit(nelbo, static_argnums=(3, 4))
+
+    @functools.cached_property
+    def _samplers(self) -> dict:
+        return {}
+
+    def _sampler(self, *options):
+        if options not in self._samplers:
+            steps, nucleus_p, reuse = options
+            sampler = Ancestral(self.denoiser, self.spec, steps=steps, nucleus_p=nucleus_p, reuse=reuse)
+            self._samplers[options] = jax.jit(sampler)
+        return self._samplers[options]
 
 
 def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = None) -> LanguageModel:

@@ -60,7 +60,7 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         steepness=soft_mask.init_steepness,
         temperature=soft_mask.init_temperature,
     )
-    over_tensor = VocabSharding(mesh) if mesh is not None and mesh.shape["tensor"] > 1 else None
+    over_devices = VocabSharding(mesh) if mesh is not None and mesh.size > 1 else None
     rows_over = sharding.rows_over(mesh) if mesh is not None else lambda x: x
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
     whole_rows = sharding.vocab_over_tensor(mesh) if mesh is not None else lambda x: x
@@ -70,7 +70,7 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
 
     def head(backbone: dict) -> Head:
         weights = backbone["head"]
-        return Head(whole_rows(weights["weight"]), weights["bias"], vocab_size, mask_token_id, True, over_tensor)
+        return Head(whole_rows(weights["weight"]), weights["bias"], vocab_size, mask_token_id, True, over_devices)
 
     def embedding(backbone: dict) -> jax.Array:
         return whole_rows(dit.embedding(backbone))

@@ -40,15 +40,17 @@ class Corrupted(NamedTuple):
     weight: jax.Array
 
 
-def corrupt(spec: Nelbo, tokens, rows, n: int, root_key, step, *, mask_token_id: int) -> Corrupted:
+def corrupt(spec: Nelbo, tokens, rows, n: int, root_key, step, *, mask_token_id: int, strata=None) -> Corrupted:
     """Draw t and x_t; a row's noise depends on (root_key, step, row) alone, so it is the same on any mesh.
 
     Args:
       tokens: [B L] ids. rows: [B] index of each row within the global batch of `n` rows.
+      strata: [B] which of the n strata of t each row draws from; its index by default, which is right where rows come
+        in random order.
     """
     t = diffusion.stratified_t(
         diffusion.row_keys(diffusion.stream_key(root_key, Stream.T, step), rows),
-        rows, n, spec.t_eps, stratified=spec.stratified,
+        rows if strata is None else strata, n, spec.t_eps, stratified=spec.stratified,
     )  # fmt: skip
     keys = diffusion.row_keys(diffusion.stream_key(root_key, Stream.MASK, step), rows)
     noisy = diffusion.corrupt(tokens, spec.schedule.alpha(t), keys, mask_token_id)

@@ -138,7 +138,8 @@ def feedback_from_logits(logits: jax.Array, *, k: int, suppress: int | None = No
         logits = jnp.where(jnp.arange(vocab_size) == suppress, jnp.finfo(logits.dtype).min / 2, logits)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     top_logits, token_ids = jax.lax.top_k(logits, k)
-    return Feedback(token_ids.astype(jnp.int32), top_logits, jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+    neg_entropy = jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)
+    return Feedback(token_ids.astype(jnp.int32), top_logits, neg_entropy)
 
 
 def one_hot_feedback(tokens: jax.Array, k: int) -> Feedback:

@@ -162,7 +162,11 @@ def wide(hidden: jax.Array) -> jnp.dtype:
 
 def product(subscripts: str, a: jax.Array, b: jax.Array, hidden: jax.Array) -> jax.Array:
     """einsum with operands in the hidden states' dtype, accumulated in `wide`."""
-    return jnp.einsum(subscripts, a.astype(hidden.dtype), b.astype(hidden.dtype), preferred_element_type=wide(hidden))
+    # Left to itself a TPU rounds float32 operands to bfloat16, a recent GPU to TF32.
+    exact = None if hidden.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    return jnp.einsum(
+        subscripts, a.astype(hidden.dtype), b.astype(hidden.dtype), precision=exact, preferred_element_type=wide(hidden)
+    )
 
 
 def logits_of(hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:

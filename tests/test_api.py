@@ -53,9 +53,10 @@ def test_nelbo_per_row_is_reproducible_and_averages_its_draws():
     once, again = model().nelbo(tokens(), key), model().nelbo(tokens(), key)
     np.testing.assert_array_equal(once, again)
     assert once.shape == (3,) and np.all(np.asarray(once) >= 0) and np.asarray(once).sum() > 0
-    many = np.asarray(model().nelbo(tokens(), key, draws=64))
-    more = np.asarray(model().nelbo(tokens(), jax.random.key(1), draws=64))
-    assert np.abs(many - more).max() < 1.5
+    # Every row's draws cover all of t, so a row's estimate does not depend on where it stands in the batch.
+    forward = np.asarray(model().nelbo(tokens(), key, draws=128))
+    backward = np.asarray(model().nelbo(tokens()[::-1], key, draws=128))[::-1]
+    np.testing.assert_allclose(forward, backward, rtol=0.15)
 
 
 def test_generate_fills_masks_keeps_what_is_given_and_says_what_it_cost():

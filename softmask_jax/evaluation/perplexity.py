@@ -58,9 +58,12 @@ class Perplexity:
         object.__setattr__(self, "_step", jax.jit(self._rows, static_argnums=2, out_shardings=everywhere))
 
     def _rows(self, params, batch, n, key):
+        # Windows come in the order of their documents: without a permutation the last ones would always get a large t.
+        strata = jax.random.permutation(jax.random.fold_in(key, n), n)[batch["index"]]
         noisy = objective.corrupt(
-            self.spec, batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id
-        )
+            self.spec, batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id,
+            strata=strata,
+        )  # fmt: skip
         passes = {"one_pass": False} if self.spec.variant == "none" else {"one_pass": False, "two_pass": True}
         rows = {
             name: objective.nelbo_per_row(self.denoiser, self.spec, params, noisy, two_pass=two)

@@ -39,6 +39,11 @@ class LayerNorm(nnx.Module):
         return centred * jax.lax.rsqrt(variance + NORM_EPSILON) * self.scale[...]
 
 
+def exact(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Float32 products as float32: left to itself a TPU rounds operands to bfloat16, a recent GPU to TF32."""
+    return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+
 class Linear(nnx.Module):
     """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out]; `zero` starts them (and the bias) at zero."""
 
@@ -52,7 +57,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         # As one matrix: XLA's CPU backend takes twice as long for the gradients of a product with three axes.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        y = jnp.matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype), precision=exact(x.dtype))
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -128,12 +133,13 @@ def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, im
     # one saves two passes over [B K L L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    precise = exact(q.dtype)
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), precision=precise, preferred_element_type=jnp.float32)
     if visible is not None:
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
-    mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    mixed = jnp.matmul(weights.astype(v.dtype), v, precision=precise, preferred_element_type=jnp.float32) / total
     return mixed.astype(v.dtype).swapaxes(1, 2)
 
 

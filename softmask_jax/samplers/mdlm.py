@@ -34,6 +34,20 @@ class _Carry(NamedTuple):
     reuse: jax.Array
 
 
+def ancestral_step(tokens, sweep: vocab_head.Sweep, t, s, mask_noise, *, mask_token_id: int) -> jax.Array:
+    """x_s from x_t: a mask takes its drawn token with weight (t - s) p, or stays a mask with weight s.
+
+    Args:
+      tokens: x_t [B L]. sweep: of the prediction, with a draw (token and score log p + Gumbel at [B L]).
+      t, s: times, s < t. mask_noise: the mask's own Gumbel noise [B L]; with it the larger of the two is an exact draw.
+
+    Returns:
+      x_s [B L]; what was unmasked stays.
+    """
+    takes = sweep.drawn_score + jnp.log(t - s) > jnp.log(s) + mask_noise
+    return jnp.where((tokens == mask_token_id) & takes, sweep.drawn, tokens)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
     """`sampler(params, keys [B], tokens [B L]) -> Samples`; pure, jit it with the sampler closed over.
@@ -56,6 +70,8 @@ class Ancestral:
             raise ValueError(f"reuse is '{self.reuse}'; choose one of {', '.join(REUSE)}.")
         if self.steps < 1:
             raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
+        if not (0 < self.nucleus_p <= 1 and 0 < self.eps < 1):
+            raise ValueError(f"nucleus_p ({self.nucleus_p}) must be in (0, 1] and eps ({self.eps}) in (0, 1).")
 
     def __call__(self, params: dict, keys: jax.Array, tokens: jax.Array, gumbel: jax.Array | None = None) -> Samples:
         """Fill the masks of `tokens`.
@@ -65,6 +81,9 @@ class Ancestral:
           tokens: [B L] ids, the mask where text is wanted.
           gumbel: [steps B L V] recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
         """
+        wanted = (self.steps, *tokens.shape, self.denoiser.vocab_size)
+        if gumbel is not None and gumbel.shape != wanted:
+            raise ValueError(f"Recorded noise must have the shape [steps B L V] = {wanted}, not {gumbel.shape}.")
         mask = self.denoiser.mask_token_id
         times = diffusion.sampling_times(self.steps, self.eps)
         dt = (1.0 - self.eps) / self.steps
@@ -85,9 +104,8 @@ class Ancestral:
             row_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
             draw = Draw(keys=row_keys if noise is None else None, gumbel=noise, nucleus_p=self.nucleus_p)
             sweep = vocab_head.sweep(hidden, self.denoiser.head(backbone), k=self.spec.k, draw=draw)
-            s = t - dt
-            takes = sweep.drawn_score + jnp.log(t - s) > jnp.log(s) + self._mask_noise(row_keys, noise, tokens.shape)
-            following = jnp.where((carry.tokens == mask) & takes, sweep.drawn, carry.tokens)
+            mask_noise = self._mask_noise(row_keys, noise, tokens.shape)
+            following = ancestral_step(carry.tokens, sweep, t, t - dt, mask_noise, mask_token_id=mask)
             keep = hidden if self.spec.variant == "full" else None
             feedback = soft_masking.Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, keep)
             after = _Carry(following, hidden, feedback, jnp.ones((), bool), self._reusable(carry.tokens, following))

@@ -30,6 +30,25 @@ def test_every_window_counts_once_and_has_the_same_masks_in_any_batch():
         np.testing.assert_allclose(small[name].windows, large[name].windows, rtol=1e-5)
 
 
+def test_a_windows_time_has_nothing_to_do_with_its_place_among_the_documents(monkeypatch):
+    seen = []
+    draw = objective.corrupt
+
+    def spy(*args, **kwargs):
+        noisy = draw(*args, **kwargs)
+        seen.append(noisy.t)
+        return noisy
+
+    monkeypatch.setattr(objective, "corrupt", spy)
+    perplexity, batch = evaluate("none"), next(batches(10))
+    given = {name: batch[name] for name in ("tokens", "index", "valid")}
+    for seed in range(12):
+        perplexity._rows(golden_model.params(), given, 10, jax.random.key(seed))
+    times = np.stack(seen)
+    np.testing.assert_array_equal(np.sort((np.sort(times, 1) - 1e-3) / 0.999 * 10 // 1, 1), np.tile(np.arange(10.0), (12, 1)))
+    assert times[:, 0].max() > 0.5 and times[:, 9].min() < 0.5
+
+
 def test_two_passes_differ_from_one_only_with_soft_masking():
     found = evaluate()(golden_model.params(), batches(5), 10, seed=3)
     assert np.any(found["one_pass"].windows != found["two_pass"].windows)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import objective
-from softmask_jax.samplers import Ancestral, recorded_gumbel
+from softmask_jax import objective, vocab_head
+from softmask_jax.samplers import Ancestral, ancestral_step, recorded_gumbel
 from tests import golden_model
 from tests.golden import load, meta
 
@@ -38,6 +38,34 @@ def test_tokens_and_network_calls_match_the_recorded_trace(name):
     assert int(out.calls) == len(z["x_at_each_forward"])
     np.testing.assert_array_equal(np.asarray(out.trajectory)[np.asarray(out.called)], z["x_at_each_forward"])
     np.testing.assert_array_equal(out.tokens, z["final"])
+
+
+STEPS = [case for case in meta("samplers.npz")["cases"] if case["sampler"] == "mdlm"]
+
+
+@functools.cache
+def one_step(nucleus_p: float):
+    """x_s from recorded log-probabilities: with an identity head the hidden states are the logits."""
+    about = meta("samplers.npz")
+    log_p = jnp.asarray(load("samplers.npz")["log_p_x0"])
+    vocab_size = log_p.shape[-1]
+    head = vocab_head.Head(jnp.eye(128, vocab_size), None, vocab_size, about["mask_index"], True)
+
+    def step(tokens, gumbel, t, s):
+        sweep = vocab_head.sweep(log_p, head, k=3, draw=vocab_head.Draw(gumbel=gumbel, nucleus_p=nucleus_p))
+        mask_noise = gumbel[..., about["mask_index"]]
+        return ancestral_step(tokens, sweep, t, s, mask_noise, mask_token_id=about["mask_index"])
+
+    return jax.jit(step)
+
+
+@pytest.mark.parametrize("case", STEPS, ids=lambda case: case["name"])
+def test_one_step_from_recorded_predictions_matches(case):
+    z, name = load("samplers.npz"), case["name"]
+    gumbel = jnp.asarray(recorded_gumbel(z[f"{name}/u"]), jnp.float32)
+    tokens, t = jnp.asarray(z["x"], jnp.int32), case["t"]
+    out = one_step(case["p_nucleus"])(tokens, gumbel, t, t - case["dt"])
+    np.testing.assert_array_equal(out, z[f"{name}/xs"])
 
 
 @functools.cache
@@ -96,3 +124,7 @@ def test_options_that_make_no_sense_are_refused():
         Ancestral(golden_model.model(), objective.Nelbo(), reuse="always")
     with pytest.raises(ValueError, match="at least 1 step"):
         Ancestral(golden_model.model(), objective.Nelbo(), steps=0)
+    with pytest.raises(ValueError, match="nucleus_p"):
+        Ancestral(golden_model.model(), objective.Nelbo(), nucleus_p=0.0)
+    with pytest.raises(ValueError, match=r"\[steps B L V\]"):
+        sampler(steps=6)(golden_model.params(), jax.random.split(jax.random.key(0), 2), masks(2), jnp.zeros((5, 2, 32, 98)))
