@@ -84,3 +84,9 @@ def test_a_broken_config_file_is_one_clear_line(tmp_path, text, variant, said):
     with pytest.raises(ValueError, match=said) as error:
         config.load(f"{path}{variant}")
     assert "\n" not in str(error.value)
+
+
+def test_the_data_section_and_what_data_reads_are_the_same_fields_with_the_same_defaults():
+    from softmask_jax import data
+
+    assert dataclasses.asdict(config.Data()) == dataclasses.asdict(data.DataConfig())
