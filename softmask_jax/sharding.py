@@ -3,6 +3,7 @@
 A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor.
 The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
 """
+import collections
 import math
 import os
 
@@ -74,12 +75,28 @@ def vocab_over_tensor(mesh: Mesh):
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
-    """Raises ValueError if a batch of `size` rows cannot be cut evenly."""
+    """Raises ValueError if a batch of `size` rows cannot be cut evenly over the devices, or the mesh over the hosts."""
     shards = batch_shards(mesh)
+    check_hosts(mesh)
     if size % shards:
         raise ValueError(
             f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
             f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}."
+        )
+
+
+def check_hosts(mesh: Mesh) -> None:
+    """Raises ValueError unless every host has an equal share of a batch's rows to itself.
+
+    Each host reads other rows. Where two of them held copies of the same shard, the copies would differ unnoticed.
+    """
+    owners = [{device.process_index for device in shard} for shard in mesh.devices.reshape(batch_shards(mesh), -1)]
+    shares = collections.Counter(host for hosts in owners for host in hosts)
+    if max(map(len, owners)) > 1 or len(set(shares.values())) > 1:
+        raise ValueError(
+            f"config.mesh ({', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}) does not fit "
+            f"{len(shares)} hosts: data x fsdp must give each host the same number of rows, and the tensor axis must "
+            "stay within one host; choose a config.mesh.tensor that divides the number of devices of one host."
         )
 
 
@@ -115,19 +132,23 @@ def param_shardings(mesh: Mesh, axes, shapes):
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host-local rows to global arrays, rows sharded over the batch axes."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """Host-local rows to global arrays, rows sharded over the batch axes; `check_hosts` says for which meshes."""
+    layout, hosts = batch_sharding(mesh), jax.process_count()
+    return {
+        name: jax.make_array_from_process_local_data(layout, rows, (len(rows) * hosts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
 
 
 def start_hosts() -> None:
     """Join the other hosts when the environment says that there are any.
 
-    Read: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise a TPU pod or a SLURM job of several
-    tasks, which JAX recognises by itself.
+    Read: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise a TPU pod or a SLURM step of
+    several tasks (`srun`, not a bare `salloc`), which JAX recognises by itself, unless JAX_NUM_PROCESSES is 1.
 
     Raises:
       ValueError: an address without the two numbers.
+      RuntimeError: the other hosts of the pod or the step are not found.
     """
     env = os.environ
     if jax.distributed.is_initialized():
@@ -139,5 +160,14 @@ def start_hosts() -> None:
         jax.distributed.initialize(
             env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
         )
-    elif int(env.get("SLURM_NTASKS") or 1) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        return
+    several = int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    if not several or env.get("JAX_NUM_PROCESSES") == "1":
+        return
+    try:
         jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"The other hosts were not found ({' '.join(str(error).split())}). Set JAX_COORDINATOR_ADDRESS (host:port), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID; or JAX_NUM_PROCESSES=1 alone to run as a single process."
+        ) from error

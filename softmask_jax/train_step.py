@@ -40,7 +40,8 @@ class Metrics(NamedTuple):
 class TrainStep:
     """`step(state, batch, root_key, coins=None) -> (state, Metrics)`; jit `train_step`, its state donated.
 
-    batch: {"tokens": [B L] int32, "rows": [B] int32}. coins: [micro_batches] bool, or None to draw them.
+    batch: {"tokens": [B L] int32, "rows": [B] int32}; position p is of micro-batch p % micro_batches.
+    coins: [micro_batches] bool, or None to draw them.
     """
 
     denoiser: object
@@ -62,7 +63,8 @@ class TrainStep:
         )  # fmt: skip
         dropout = diffusion.row_keys(diffusion.stream_key(root_key, Stream.DROPOUT, state.step), batch["rows"])
         coins = self._coins(root_key, state.step) if coins is None else jnp.asarray(coins, bool)
-        # Neighbouring rows go to different micro-batches, so each device keeps its own rows.
+        # Neighbouring positions go to different micro-batches, so each device keeps its own rows. `data.batches` orders
+        # them such that the row numbers of a micro-batch don't depend on the number of hosts.
         micro = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, dropout)
         )

@@ -3,6 +3,8 @@
 Grain shuffles all windows anew in each epoch; epochs follow each other without a seam. Item s * B + r of that endless
 order is row r of step s, and host i of n reads rows i, i + n, ...; so any number of hosts can take up a run at any
 step, and the whole cursor is one integer.
+
+The micro-batches of gradient accumulation consist of the same rows on any number of hosts, too (`micro_batch_of`).
 """
 import warnings
 from collections.abc import Iterator
@@ -49,16 +51,26 @@ def batches(
     start_step: int = 0,
     host_index: int = 0,
     host_count: int = 1,
+    micro_batches: int = 1,
     prefetch: int = 2,
 ) -> Batches:
     """This host's share of the training batches from `start_step` on; `prefetch` batches are read ahead (0: none).
 
-    Raises ValueError when the batch does not divide by the hosts. Warns when one batch holds a window more than once.
+    With A `micro_batches` position p of the share holds a row of micro-batch p % A, so that any A neighbouring
+    positions, and every device, hold one row of each.
+
+    Raises ValueError when a micro-batch does not divide by the hosts. Warns when one batch holds a window more than
+    once.
     """
     # Grain imports JAX, which users of sources and tokenizers should not have to load.
     import grain
 
     per_host = _rows_per_host(global_batch_size, host_index, host_count)
+    if micro_batches < 1 or per_host % micro_batches:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} must be a multiple of hosts x micro-batches "
+            f"({host_count} x {micro_batches})"
+        )
     if start_step < 0 or prefetch < 0:
         raise ValueError(f"start_step={start_step} and data.prefetch={prefetch} must not be negative")
     if len(windows) < global_batch_size:
@@ -71,7 +83,11 @@ def batches(
     def place(item: int, window: int) -> np.ndarray:
         return np.array([window, item % global_batch_size], np.int64)
 
+    groups = micro_batch_of(np.arange(host_index, global_batch_size, host_count), global_batch_size, micro_batches)
+    order = np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()
+
     def read(placed: np.ndarray) -> dict[str, np.ndarray]:
+        placed = placed[order]
         return {"tokens": windows.gather(placed[:, 0]), "rows": placed[:, 1].astype(np.int32)}
 
     # Grain's epoch e uses seed + e: neighbouring seeds would replay each other's epochs, so the seed is hashed first.
@@ -87,6 +103,17 @@ def batches(
     # One thread: reading is a gather from mapped memory, and a second one only contends for the interpreter.
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     return Batches(iter(dataset.to_iter_dataset(options)), start_step)
+
+
+def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int) -> np.ndarray:
+    """The micro-batch of each row, by its number in the global batch: 0..micro_batches - 1, each equally often.
+
+    Of the rows r, r + M, r + 2 M, ... (M rows to a micro-batch) each goes to another micro-batch. The rows of a host,
+    i, i + n, ..., are made of such sets for every n that divides M: so each host holds M / n rows of every micro-batch.
+    Neighbours go to different micro-batches, too: t is stratified by row number, and each shall see all of its range.
+    """
+    size = global_batch_size // micro_batches
+    return (rows // size + rows % size) % micro_batches
 
 
 def validation_batches(
