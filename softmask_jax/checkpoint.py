@@ -103,9 +103,7 @@ class Checkpoints:
         scored = [step for step in self.all_steps() if self._score(step) < math.inf]
         return min(scored, key=self._score, default=None)
 
-    def save(
-        self, step: int, state: Any, cursor: Mapping, metrics: Mapping[str, Any] | None = None, force: bool = False
-    ) -> bool:
+    def save(self, step: int, state: Any, cursor: Mapping, metrics: Mapping[str, Any] | None = None) -> bool:
         """Wait for the save before, then start writing; the caller may donate or change the arrays afterwards.
 
         Args:
@@ -113,7 +111,6 @@ class Checkpoints:
           state: has `params`, `ema`, `opt_state`; or a dict with names in TREES. Empty trees are not written.
           cursor: the data's position, JSON values.
           metrics: of this step, stored with it; `best_metric` among them ranks it.
-          force: allow a step below the newest one on disk.
 
         Returns:
           False if the step is on disk already: nothing is done.
@@ -127,7 +124,7 @@ class Checkpoints:
         steps = self.all_steps()
         if step in steps:
             return False
-        if steps and step < steps[-1] and not force:
+        if steps and step < steps[-1]:
             newer = f"{self.folder} has step {steps[-1]} already, so step {step} is not saved"
             raise ValueError(f"{newer}; resume from it, or use another --workdir.")
         metrics = plain(metrics or {})

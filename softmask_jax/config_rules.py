@@ -51,6 +51,13 @@ def check(flat: dict) -> None:
         raise ValueError(
             f"config.train.global_batch_size ({batch}) must be a multiple of config.train.micro_batches ({parts})."
         )
+    saves, scores = flat["checkpoint.every"], flat["eval.every"]
+    if flat["checkpoint.keep_best"] and scores and scores % saves and saves % scores:
+        raise ValueError(
+            f"config.eval.every ({scores}) must be a multiple of config.checkpoint.every ({saves}), or the other way "
+            "round: the best checkpoints are chosen among those validated at their step (config.checkpoint.keep_best=0 "
+            "keeps none of them)."
+        )
     if flat["data.seq_len"] < 4:
         raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
     if flat["data.source"] == "files" and not flat["data.paths"]:

@@ -56,7 +56,6 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; give a folder for the run.")
         self.is_writer = jax.process_index() == 0 if lock is None else lock
-        self.checkpoints = self.path / "checkpoints"
         self._metrics = None
         self._lock = None
         if self.is_writer:
@@ -64,8 +63,9 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = _acquire(self.path)
             # Left by a process that was killed while it wrote one.
-            for leftover in self.path.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            for pattern in (".*.tmp", "tokenizer/.*.tmp"):
+                for leftover in self.path.glob(pattern):
+                    leftover.unlink(missing_ok=True)
 
     def __enter__(self):
         return self
@@ -93,6 +93,15 @@ class RunFolder:
             return None
         except ValueError as error:
             raise ValueError(f"{path} is not readable as JSON ({error}); restore or remove it.") from None
+
+    def read_summary(self) -> dict | None:
+        """summary.json, which a run writes at its end; None where it is absent or damaged, so that it is written again.
+        """
+        try:
+            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
     def write_config(self, config: Mapping) -> None:
         """Store the nested config."""

@@ -25,6 +25,11 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def noted(self) -> bool:
+        """Whether this process has a signal to obey; always False in a run of several, which must agree first."""
+        return self._noted
+
     def at(self, step: int) -> bool:
         """Whether to save and end at this step; to be asked at every step."""
         return self._noted if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

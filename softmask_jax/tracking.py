@@ -12,8 +12,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from softmask_jax import optimizer
+from softmask_jax.config import Config
 from softmask_jax.files import explained
 from softmask_jax.run_folder import RunFolder
+from softmask_jax.soft_masking import effective
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by a substring of `device_kind`.
 PEAK_FLOPS = {
@@ -22,7 +25,9 @@ PEAK_FLOPS = {
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v4": 275e12,
-    "TPU v3": 123e12,
+    # Per core: these chips are two JAX devices each.
+    "TPU v3": 61.5e12,
+    "TPU v2": 22.5e12,
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -51,8 +56,9 @@ def peak_flops(device) -> float:
 
 
 def summarise(pending: list) -> dict[str, float | list]:
-    """One row of metrics from the `Metrics` of several steps, without the bins of t that no masked token fell into."""
-    m = jax.tree.map(lambda *x: np.stack([np.asarray(v, np.float64) for v in x]), *pending)
+    """One row of metrics from the `Metrics` of several steps, on the host, without the bins of t that no masked token
+    fell into."""
+    m = jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *pending)
     sums, counts = m.xent_sum.sum(0), m.xent_count.sum(0)
     row = {
         "loss": m.loss.mean(),
@@ -73,6 +79,18 @@ def summarise(pending: list) -> dict[str, float | list]:
     return {name: value if isinstance(value, list) else float(value) for name, value in row.items()}
 
 
+def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Array]:
+    """The learning rates of the last of so many updates and, of a soft-masked run, its effective scalars; to be jitted:
+    a log costs the device one call."""
+    peaks, found = {"learning_rate": config.optimizer.learning_rate}, {}
+    if config.soft_mask.variant != "none":
+        peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
+        found = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
+    for name, peak in peaks.items():
+        found[name] = optimizer.learning_rate(peak, config.optimizer, config.train.steps)(updates - 1)
+    return found
+
+
 def scores(found: dict) -> dict[str, float]:
     """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval."""
     row = {}
@@ -86,6 +104,32 @@ def scores(found: dict) -> dict[str, float]:
         low, high = found["two_pass"].interval(found["one_pass"])
         row |= {"gain/low": -high, "gain/high": -low, "gain/nelbo": found["one_pass"].mean - found["two_pass"].mean}
     return row
+
+
+class Openness:
+    """What to tell the user of the mean lambda: when it opens, when it closes, and now and then while it is closed."""
+
+    CLOSED, REMIND_AFTER = 0.01, 1000
+
+    def __init__(self):
+        self.closed, self.warned = None, 0
+
+    def line(self, step: int, mean: float, scale: float) -> str | None:
+        """To be asked in every row that has a mean lambda; `scale` is the effective omega_s."""
+        before, self.closed = self.closed, mean < self.CLOSED
+        if not self.closed:
+            return f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open." if before is not False else None
+        if before and step - self.warned < self.REMIND_AFTER:
+            return None
+        self.warned = step
+        why = "it opens as the predictions become less uncertain"
+        if scale < self.CLOSED:
+            why = f"soft_mask.scale is {scale:.1e} and moves slowly; config.soft_mask.init_scale starts it higher"
+        state = "has closed" if before is False else "is still closed"
+        return (
+            f"Warning: the mean lambda is {mean:.1e} at step {step}: soft-masking {state}, two passes do what one would "
+            f"({why})."
+        )
 
 
 class Clock:
@@ -134,7 +178,6 @@ class Tracker:
     def __init__(self, folder: RunFolder, *, steps: int, start: int):
         self.first = jax.process_index() == 0
         self.folder = folder
-        self.said = set()
         self.bar = tqdm(
             total=steps, initial=start, unit="step", disable=not self.first, dynamic_ncols=True, smoothing=0.05
         )
@@ -157,11 +200,6 @@ class Tracker:
         """A line above the progress bar."""
         if self.first:
             self.bar.write(line)
-
-    def say_once(self, topic: str, line: str) -> None:
-        if topic not in self.said:
-            self.say(line)
-        self.said.add(topic)
 
     def end_progress(self) -> None:
         self.bar.close()

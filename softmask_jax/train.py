@@ -1,6 +1,6 @@
 """The one train loop: mesh, model and objective come from the config; a killed run continues bit-exactly."""
 import dataclasses
-import json
+import functools
 import os
 from pathlib import Path
 
@@ -14,12 +14,9 @@ from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import write_json
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.samplers import Ancestral
-from softmask_jax.soft_masking import effective
 from softmask_jax.stop_signal import StopSignal
-from softmask_jax.tracking import Clock, Profiler, Tracker, peak_flops, scores, summarise
+from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, scores, summarise
 from softmask_jax.train_state import TrainState
-
-CLOSED_LAMBDA = 0.01
 
 
 class NonFinite(RuntimeError):
@@ -40,9 +37,10 @@ def train(config: Config, workdir: str, *, profile: bool = False) -> dict:
     sharding.start_hosts()
     with StopSignal() as stop, RunFolder(workdir) as folder:
         folder.check_config(config.to_dict())
-        summary = folder.path / "summary.json"
-        if summary.exists() and (done := json.loads(summary.read_text()))["step"] >= config.train.steps:
-            print(f"This run is done ({done['step']} steps). Another --workdir, or more train.steps, trains again.\n")
+        if (done := folder.read_summary()) and done["step"] >= config.train.steps:
+            if folder.is_writer:
+                how = "Another --workdir, or more train.steps, trains again."
+                print(f"This run is done ({done['step']} steps). {how}\n")
             return done
         trainer = Trainer(config, folder, stop, profile)
         try:
@@ -75,6 +73,7 @@ class Trainer:
             self.denoiser, step.spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p
         )
         self.step = jax.jit(step.train_step, donate_argnums=0)
+        self.scalars = jax.jit(functools.partial(scalars, config))
         self.sample_fn = jax.jit(self.sampler, out_shardings=sharding.replicated(self.mesh))
         self.root_key = jax.random.key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
@@ -82,25 +81,33 @@ class Trainer:
             folder.path / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
         self.profiler = Profiler(folder.path / "profile", profile)
-        self.tracker = None
+        self.tracker, self.openness = None, Openness()
+        self.owed = []  # rows of the step continued from that a stop left out
 
     def run(self) -> dict:
         config, folder = self.config, self.folder
         state, start = self._restore_or_initialise()
         folder.write_config(config.to_dict())
         folder.write_versions()
-        self.tokenizer.save(folder.path / "tokenizer")
+        if folder.is_writer:
+            self.tokenizer.save(folder.path / "tokenizer")
         # What `_finish` writes comes after the last checkpoint: a run killed there writes it again.
-        folder.truncate_metrics(start, again=("final", "samples") if start >= config.train.steps else ())
+        again = ("final", "samples") if start >= config.train.steps else ()
+        folder.truncate_metrics(start, again=(*again, *self.owed))
         self._say_what_starts(start)
         self.tracker = Tracker(folder, steps=config.train.steps, start=start)
         with self.stop.postponed():
-            state = self._loop(state, start)
+            for kind in self.owed:
+                self._midway(kind, start, state)
+            state, stopped = self._loop(state, start)
             self.checkpoints.wait()
+            stopped = stopped or self.stop.noted
         self.tracker.end_progress()
-        if int(state.step) < config.train.steps:
-            print(f"Stopped and saved at step {int(state.step)}; the same command continues from there.", flush=True)
-            return {"finished": False, "step": int(state.step)}
+        if stopped:
+            step = int(state.step)
+            if folder.is_writer:
+                print(f"Stopped and saved at step {step}; the same command continues from there.", flush=True)
+            return {"finished": False, "step": step}
         return self._finish(state)
 
     def close(self) -> None:
@@ -109,14 +116,14 @@ class Trainer:
             self.tracker.close()
         self.checkpoints.close()
 
-    def _loop(self, state: TrainState, start: int) -> TrainState:
-        """Steps until the last one or a signal. Whatever interrupts them closes a row of metrics first, so that a run
-        continued from any checkpoint of the schedule writes the same rows."""
-        config, clock, pending = self.config, Clock(), []
+    def _loop(self, state: TrainState, start: int) -> tuple[TrainState, bool]:
+        """Steps until the last one or a signal; whether it was a signal. Whatever interrupts them closes a row of
+        metrics first, so that a run continued from any checkpoint of the schedule writes the same rows."""
+        config, clock, pending, stopping = self.config, Clock(), [], False
         batches = data.batches(
             self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
             start_step=start, host_index=jax.process_index(), host_count=jax.process_count(),
-            prefetch=config.data.prefetch,
+            micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
         )  # fmt: skip
         with batches:
             for step in range(start + 1, config.train.steps + 1):
@@ -136,16 +143,29 @@ class Trainer:
                 if not (logs or validates or samples or saves or stopping or ends):
                     continue
                 self._log(step, state, pending, clock)
-                found = self._validate(step, state) if validates else {}
-                if samples and not ends:
-                    self._sample(step, state)
+                # The last checkpoint is scored too; the last samples come with the final validation. A signal's grace
+                # may be short: save first, the next start makes up for the rest.
+                due = {"validation": validates or (ends and config.eval.every > 0), "samples": samples and not ends}
+                found, owed = {}, []
+                for kind in (kind for kind, is_due in due.items() if is_due):
+                    if stopping := stopping or self.stop.noted:
+                        owed.append(kind)
+                    else:
+                        found |= self._midway(kind, step, state)
                 if saves or stopping or ends:
-                    self._save(step, state, found)
+                    self._save(step, state, found, owed)
                 if stopping:
                     break
                 pending = []
                 clock.restart(step)
-        return state
+        return state, stopping
+
+    def _midway(self, kind: str, step: int, state: TrainState) -> dict[str, float]:
+        """A row of validation or samples; the scores that rank the step's checkpoint."""
+        if kind == "validation":
+            return self._validate(step, state)
+        self._sample(step, state)
+        return {}
 
     def _restore_or_initialise(self) -> tuple[TrainState, int]:
         abstract = train_state.abstract(self.denoiser, self.tx, self.mesh)
@@ -158,6 +178,7 @@ class Trainer:
                     "length have changed since, or another Python's stdlib): bring that text back, or use another "
                     "--workdir."
                 )
+            self.owed = cursor.get("owed", [])
             count = jax.device_put(np.int32(step), abstract.step.sharding)
             return TrainState(count, trees["params"], trees["ema"], trees["optimizer"]), step
         state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed)
@@ -186,39 +207,24 @@ class Trainer:
         )
 
     def _log(self, step: int, state: TrainState, pending: list, clock: Clock) -> None:
-        bad = [number for number, m in enumerate(pending, step - len(pending) + 1) if not bool(m.finite)]
+        pending, now = jax.device_get((pending, self.scalars(state.step, state.params["soft_mask"])))
+        bad = [number for number, m in enumerate(pending, step - len(pending) + 1) if not m.finite]
         if bad:
             raise self._non_finite("The loss or its gradient", bad[0])
-        config, soft, row = self.config, self.config.soft_mask.variant != "none", summarise(pending)
-        peaks = {"learning_rate": config.optimizer.learning_rate}
-        if soft:
-            peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
-            row |= {f"soft_mask/{k}": float(v) for k, v in effective(state.params["soft_mask"])._asdict().items()}
-        for name, peak in peaks.items():
-            row[name] = float(optimizer.learning_rate(peak, config.optimizer, config.train.steps)(step - 1))
+        config, row = self.config, summarise(pending) | {name: float(value) for name, value in now.items()}
         if speed := clock.steps_per_second(step) * config.train.global_batch_size * config.data.seq_len:
             flops = speed * (3.0 + row["two_pass_share"]) * self.denoiser.flops_per_token(config.data.seq_len)
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
             self.tracker.speed(row["loss"], speed)
         self.tracker.row(step, "train", row)
-        if row.get("lambda_mean", 1.0) < CLOSED_LAMBDA:
-            small = row["soft_mask/scale"] < CLOSED_LAMBDA
-            why = (
-                f"soft_mask.scale is {row['soft_mask/scale']:.1e} and moves slowly; config.soft_mask.init_scale starts "
-                "it higher" if small else "it opens as the predictions become less uncertain"
-            )  # fmt: skip
-            self.tracker.say_once(
-                "closed", f"Warning: the mean lambda is {row['lambda_mean']:.1e} at step {step}: soft-masking is still "
-                f"closed, two passes do what one would ({why})."
-            )  # fmt: skip
-        elif "lambda_mean" in row:
-            mean = row["lambda_mean"]
-            self.tracker.say_once("open", f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open.")
+        if "lambda_mean" in row and (line := self.openness.line(step, row["lambda_mean"], row["soft_mask/scale"])):
+            self.tracker.say(line)
 
-    def _save(self, step: int, state: TrainState, found: dict[str, float]) -> None:
+    def _save(self, step: int, state: TrainState, found: dict[str, float], owed: list[str]) -> None:
         if not bool(train_state.all_finite(_trees(state))):
             raise self._non_finite("A parameter or a moment", step)
-        self.checkpoints.save(step, _trees(state), {"step": step, "data": self.data.info["fingerprint"]}, found)
+        cursor = {"step": step, "data": self.data.info["fingerprint"], "owed": owed}
+        self.checkpoints.save(step, _trees(state), cursor, found)
 
     def _non_finite(self, what: str, step: int) -> NonFinite:
         self.checkpoints.wait()
@@ -259,17 +265,19 @@ class Trainer:
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
         windows = min(config.eval.max_windows or len(self.data.validation), len(self.data.validation))
-        print(f"Validating on {windows * config.data.seq_len:,} tokens and sampling ...", flush=True)
+        if self.folder.is_writer:
+            print(f"Validating on {windows * config.data.seq_len:,} tokens and sampling ...", flush=True)
         row = scores(self._perplexity(state, windows))
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
         summary = {"finished": True, "step": step, "validation": row, "samples": texts}
-        write_json(self.folder.path / "summary.json", summary)
+        if self.folder.is_writer:
+            write_json(self.folder.path / "summary.json", summary)
         return summary
 
     def _say_what_starts(self, start: int) -> None:
         config, device = self.config, jax.devices()[0]
-        if jax.process_index() == 0:
+        if self.folder.is_writer:
             print(
                 f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {device.device_kind} "
                 f"(mesh {dict(self.mesh.shape)}); {len(self.data.train):,} training and "

@@ -1,6 +1,4 @@
 """softmask_jax.load: what notebooks and scripts rely on."""
-import functools
-import tempfile
 from pathlib import Path
 
 import jax
@@ -14,79 +12,79 @@ from tests import tiny_run
 pytestmark = pytest.mark.xdist_group("api")
 
 
-@functools.cache
-def run() -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
     """The folder of a finished run with checkpoints at steps 4 and 8."""
-    folder = Path(tempfile.mkdtemp(prefix="softmask_jax_api_"))
+    folder = tmp_path_factory.mktemp("api")
     tiny_run.write_texts(folder / "texts")
     train.train(config.from_dict(tiny_run.settings(folder)), str(folder / "run"))
     return folder / "run"
 
 
-@functools.cache
-def model():
-    return softmask_jax.load(run())
+@pytest.fixture(scope="module")
+def model(run):
+    return softmask_jax.load(run)
 
 
 def tokens(rows=3, length=16):
     return np.random.default_rng(0).integers(0, 256, (rows, length))
 
 
-def test_load_takes_the_newest_checkpoint_and_the_averaged_weights():
-    raw = softmask_jax.load(run(), weights="raw", step=4)
-    assert (model().step, raw.step) == (8, 4)
-    assert np.any(raw.params["backbone"]["head"]["bias"] != model().params["backbone"]["head"]["bias"])
+def test_load_takes_the_newest_checkpoint_and_the_averaged_weights(run, model):
+    raw = softmask_jax.load(run, weights="raw", step=4)
+    assert (model.step, raw.step) == (8, 4)
+    assert np.any(raw.params["backbone"]["head"]["bias"] != model.params["backbone"]["head"]["bias"])
 
 
-def test_logits_cover_the_vocabulary_and_padding_is_not_attended_to():
+def test_logits_cover_the_vocabulary_and_padding_is_not_attended_to(model):
     x = tokens(2)
     padded = np.concatenate([x, tokens(2)], 1)
     mask = np.concatenate([np.ones_like(x), np.zeros_like(x)], 1)
-    plain, masked = model().logits(x), model().logits(padded, mask)
-    assert plain.shape == (2, 16, model().tokenizer.vocab_size)
+    plain, masked = model.logits(x), model.logits(padded, mask)
+    assert plain.shape == (2, 16, model.tokenizer.vocab_size)
     np.testing.assert_allclose(masked[:, :16], plain, atol=2e-5)
-    assert np.any(np.abs(model().logits(padded)[:, :16] - plain) > 1e-6)
+    assert np.any(np.abs(model.logits(padded)[:, :16] - plain) > 1e-6)
 
 
-def test_nelbo_per_row_is_reproducible_and_averages_its_draws():
+def test_nelbo_per_row_is_reproducible_and_averages_its_draws(model):
     key = jax.random.key(0)
-    once, again = model().nelbo(tokens(), key), model().nelbo(tokens(), key)
+    once, again = model.nelbo(tokens(), key), model.nelbo(tokens(), key)
     np.testing.assert_array_equal(once, again)
     assert once.shape == (3,) and np.all(np.asarray(once) >= 0) and np.asarray(once).sum() > 0
     # Every row's draws cover all of t, so a row's estimate does not depend on where it stands in the batch.
-    forward = np.asarray(model().nelbo(tokens(), key, draws=128))
-    backward = np.asarray(model().nelbo(tokens()[::-1], key, draws=128))[::-1]
+    forward = np.asarray(model.nelbo(tokens(), key, draws=128))
+    backward = np.asarray(model.nelbo(tokens()[::-1], key, draws=128))[::-1]
     np.testing.assert_allclose(forward, backward, rtol=0.15)
 
 
-def test_generate_fills_masks_keeps_what_is_given_and_says_what_it_cost():
+def test_generate_fills_masks_keeps_what_is_given_and_says_what_it_cost(model):
     x = tokens(2)
-    x[:, ::2] = model().tokenizer.mask_token_id
-    out = model().generate(x, key=jax.random.key(3), steps=3)
+    x[:, ::2] = model.tokenizer.mask_token_id
+    out = model.generate(x, key=jax.random.key(3), steps=3)
     np.testing.assert_array_equal(np.asarray(out.tokens)[:, 1::2], x[:, 1::2])
-    assert model().tokenizer.mask_token_id not in np.asarray(out.tokens)
+    assert model.tokenizer.mask_token_id not in np.asarray(out.tokens)
     assert int(out.calls) == 4
-    assert all(isinstance(text, str) for text in model().decode(out.tokens))
+    assert all(isinstance(text, str) for text in model.decode(out.tokens))
 
 
-def test_generate_replays_recorded_uniforms():
-    draws = np.random.default_rng(0).random((3, 1, 16, model().tokenizer.vocab_size))
-    runs = [model().generate(key=jax.random.key(i), count=1, steps=3, draws=draws).tokens for i in (0, 1)]
+def test_generate_replays_recorded_uniforms(model):
+    draws = np.random.default_rng(0).random((3, 1, 16, model.tokenizer.vocab_size))
+    runs = [model.generate(key=jax.random.key(i), count=1, steps=3, draws=draws).tokens for i in (0, 1)]
     np.testing.assert_array_equal(*runs)
 
 
 @pytest.mark.parametrize(
     "call, error, said",
     [
-        (lambda: softmask_jax.load("/nowhere"), FileNotFoundError, "no config.json"),
-        (lambda: softmask_jax.load(run(), step=77), FileNotFoundError, "steps there: 4, 8"),
-        (lambda: softmask_jax.load(run(), weights="best"), ValueError, "choose ema or raw"),
-        (lambda: model().logits(np.zeros(4, int)), ValueError, r"\[B L\]"),
-        (lambda: model().logits(np.full((1, 4), 9999)), ValueError, "must lie in"),
-        (lambda: model().logits(np.zeros((1, 4), int), np.ones((1, 3))), ValueError, "shape of tokens"),
+        (lambda run, model: softmask_jax.load("/nowhere"), FileNotFoundError, "no config.json"),
+        (lambda run, model: softmask_jax.load(run, step=77), FileNotFoundError, "steps there: 4, 8"),
+        (lambda run, model: softmask_jax.load(run, weights="best"), ValueError, "choose ema or raw"),
+        (lambda run, model: model.logits(np.zeros(4, int)), ValueError, r"\[B L\]"),
+        (lambda run, model: model.logits(np.full((1, 4), 9999)), ValueError, "must lie in"),
+        (lambda run, model: model.logits(np.zeros((1, 4), int), np.ones((1, 3))), ValueError, "shape of tokens"),
     ],
 )
-def test_mistakes_are_one_clear_line(call, error, said):
+def test_mistakes_are_one_clear_line(run, model, call, error, said):
     with pytest.raises(error, match=said) as raised:
-        call()
+        call(run, model)
     assert "\n" not in str(raised.value)

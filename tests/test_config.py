@@ -30,6 +30,7 @@ def test_defaults_are_the_papers_169m_recipe():
         ({"sample": {"nucleus_p": 0.0}}, "above 0"),
         ({"data": {"prefetch": -1}}, "zero or positive"),
         ({"train": {"global_batch_size": 10, "micro_batches": 3}}, "multiple of"),
+        ({"checkpoint": {"every": 100}, "eval": {"every": 150}}, "a multiple of config.checkpoint.every"),
         ({"model": {"hidden_size": 65}}, "multiple of twice"),
         ({"data": {"source": "files"}}, "--config.data.paths"),
         ({"model": 3}, "must be a section"),

@@ -82,6 +82,27 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path, monke
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": 1}
 
 
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next_one(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    leftovers = [tmp_path / ".config.json.1-a.tmp", tmp_path / "tokenizer" / ".tokenizer.json.1-a.tmp"]
+    for path in leftovers:
+        path.touch()
+    RunFolder(tmp_path, lock=False)
+    assert all(path.exists() for path in leftovers)
+    with RunFolder(tmp_path):
+        assert not any(path.exists() for path in leftovers)
+
+
+@pytest.mark.parametrize("content", ["", '{"st', "[]", '{"finished": true}', b"\xff\xfe"])
+def test_a_damaged_summary_counts_as_absent(tmp_path, content):
+    folder = RunFolder(tmp_path, lock=False)
+    assert folder.read_summary() is None
+    (tmp_path / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert folder.read_summary() is None
+    write_json(tmp_path / "summary.json", {"step": 3})
+    assert folder.read_summary() == {"step": 3}
+
+
 def test_plain_makes_valid_json_of_arrays_and_of_what_is_not_finite():
     record = {
         "a": np.float32(0.5), "b": jnp.bfloat16(2), "c": np.arange(3), "d": float("nan"), "e": jnp.float32(-jnp.inf),

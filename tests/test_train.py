@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from softmask_jax import config, main, sharding, train
+from softmask_jax import checkpoint_io, config, main, sharding, train
 from softmask_jax.run_folder import RunFolder
 from tests import tiny_run
 from tests.tiny_run import STEPS, Crash, arrays, assert_identical, assert_rows_are_unique, events, rows
@@ -31,15 +31,20 @@ def test_two_undisturbed_runs_are_identical(home, undisturbed):
     assert rows(again) == rows(undisturbed)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 7])
+@pytest.mark.parametrize("step", [1, 4, 6, 7, 8])
 def test_a_run_stopped_at_any_step_continues_bit_identically(home, undisturbed, step, capsys):
     run, summary = home.run(f"stopped-{step}", stop_at=step)
     assert summary == {"finished": False, "step": step} and f"saved at step {step}" in capsys.readouterr().out
+    if step == 4:  # what the stop left out is made up for once, also where that run crashes
+        assert not rows(run, "validation")
+        with pytest.raises(Crash):
+            home.run(run.name, crash_at=6)
     run, summary = home.run(run.name)
     assert summary["finished"] and f"Continuing from step {step}." in capsys.readouterr().out
     assert_identical(run, undisturbed, STEPS)
     assert_rows_are_unique(run)
-    assert rows(run, "final") == rows(undisturbed, "final")
+    for kind in ("validation", "final") if step % 2 else (None,):
+        assert rows(run, kind) == rows(undisturbed, kind)
 
 
 @pytest.mark.parametrize("steps", [[3], [5], [2, 6, 8]])
@@ -59,6 +64,9 @@ def test_a_crash_while_the_run_is_finished_repeats_only_that(home, undisturbed, 
         home.run("unfinished")
     run, summary = home.run("unfinished")
     assert f"Continuing from step {STEPS}." in capsys.readouterr().out and summary["finished"]
+    assert rows(run) == rows(undisturbed)
+    (run / "summary.json").write_text("")  # as damaged as absent
+    assert home.run("unfinished")[1] == summary == json.loads((run / "summary.json").read_text())
     assert rows(run) == rows(undisturbed)
 
 
@@ -125,6 +133,9 @@ def test_validation_and_samples_come_on_the_way_and_at_the_end(home):
     assert [row["step"] for row in rows(run, "train")] == [2, 3, 4, 6, 8]
     assert {"samples/texts/0/text_summary", "samples/texts/1/text_summary"} <= events(run).keys()
     assert json.loads((run / "summary.json").read_text()) == summary
+    home.run("sampled-stopped", stop_at=3, sample__every=3, sample__count=2)
+    again, _ = home.run("sampled-stopped", sample__every=3, sample__count=2)
+    assert rows(again) == rows(run)
 
 
 def test_a_binary_run_has_one_pass_and_no_soft_masking_in_its_metrics(binary):
@@ -157,8 +168,14 @@ def test_a_learning_rate_far_too_large_is_found_out(home):
         home.run("reckless", optimizer__learning_rate=1e30, checkpoint__every=2)
 
 
-def test_a_non_finite_parameter_is_never_saved(home, monkeypatch):
-    monkeypatch.setattr(train.train_state, "all_finite", lambda tree: False)
+def test_a_non_finite_moment_is_never_saved(home, monkeypatch):
+    save = train.Trainer._save
+
+    def rotten(trainer, step, state, *rest):
+        moments = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, state.opt_state)
+        save(trainer, step, state._replace(opt_state=moments), *rest)
+
+    monkeypatch.setattr(train.Trainer, "_save", rotten)
     with pytest.raises(train.NonFinite, match="a moment is not finite at step 4. There is no checkpoint yet"):
         home.run("rotten")
     assert not (home.folder / "rotten" / "checkpoints").exists()
@@ -182,8 +199,27 @@ def test_a_signal_saves_and_ends_the_run_and_the_next_one_continues(home, undist
     assert_identical(run, undisturbed, STEPS)
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_ends_the_run_too(home, undisturbed, monkeypatch):
+    save, name = train.Trainer._save, "signalled-last"
+
+    def signalled(trainer, step, *rest):
+        save(trainer, step, *rest)
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_save", signalled)
+        assert home.run(name)[1] == {"finished": False, "step": STEPS}
+    run, summary = home.run(name)
+    assert summary["finished"] and rows(run) == rows(undisturbed)
+
+
 def test_a_finished_run_says_so_and_more_steps_continue_it(home, undisturbed, monkeypatch, capsys):
     run, first = home.run("extended", train__steps=6)
+    # The last checkpoint is validated, so that it may be the best, though no interval ends there.
+    assert [row["step"] for row in rows(run, "validation")] == [4, 6]
+    data = checkpoint_io.read_json(run / "checkpoints" / "6", verified=False)
+    assert data["metrics"]["validation/nelbo"] == rows(run, "validation")[-1]["two_pass/nelbo"]
     with monkeypatch.context() as patch:
         patch.setattr(train, "Trainer", None)  # nothing is built, nothing is trained
         assert home.run("extended", train__steps=6)[1] == first

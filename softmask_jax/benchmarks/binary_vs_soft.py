@@ -19,7 +19,7 @@ import jax
 import softmask_jax
 from softmask_jax import checkpoint_io, data, sharding
 from softmask_jax.api import LanguageModel
-from softmask_jax.benchmarks.report import table
+from softmask_jax.benchmarks.report import check_writable, table
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import write_json
 
@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.draws < 1 or flags.batch_size < 1:
         parser.error("--draws and --batch_size must be positive")
     try:
+        check_writable(flags.json)
         binary, soft = load_run(flags.binary), load_run(flags.soft)
         for run, wanted in ((binary, True), (soft, False)):
             if (run.model.config.soft_mask.variant == "none") != wanted:

@@ -1,5 +1,8 @@
 """Alternating timings, and Markdown tables of them."""
 import dataclasses
+import errno
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,10 +25,6 @@ class Spread:
         return {"median": middle, "lower_quartile": low, "upper_quartile": high, "min": min(self.seconds),
                 "max": max(self.seconds), "calls": len(self.seconds)}  # fmt: skip
 
-    def __str__(self) -> str:
-        found = self.to_dict()
-        return f"{found['median']:.4g} ({found['lower_quartile']:.4g} to {found['upper_quartile']:.4g})"
-
 
 def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, Spread]:
     """Time the calls in turn, A B A B ...: what else the machine does meets all of them alike.
@@ -41,6 +40,18 @@ def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, Spread]:
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - start)
     return {name: Spread(tuple(found)) for name, found in seconds.items()}
+
+
+def check_writable(path: str) -> None:
+    """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
+    if not path:
+        return
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+    except OSError as error:
+        raise OSError(f"--json={path} cannot be written ({error.strerror}); give another file.") from error
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

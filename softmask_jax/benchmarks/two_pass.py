@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step, vocab_head
-from softmask_jax.benchmarks.report import alternate, mebibytes, table
+from softmask_jax.benchmarks.report import alternate, check_writable, mebibytes, table
 from softmask_jax.files import write_json
 
 LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
@@ -180,7 +180,7 @@ def measure(sizes: Sizes, *, remat: Sequence[str], vocab_sizes: Sequence[int], s
     """Everything, as JSON values: "device", "jax", "sizes", "steps" (see `time_steps`), "vocabulary" (see
     `compare_vocabulary`)."""
     device = jax.devices()[0]
-    kind = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
+    kind = f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
     return {
         "device": kind,
         "jax": jax.__version__,
@@ -258,15 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
     sizes = Sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)})
     try:
+        check_writable(flags.json)
         found = measure(
             sizes, remat=flags.remat, vocab_sizes=flags.vocab_sizes, steps=flags.steps, calls=flags.calls
         )
-    except (ValueError, RuntimeError) as error:
+        print(markdown(found))
+        if flags.json:
+            write_json(flags.json, found)
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"Error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
-    print(markdown(found))
-    if flags.json:
-        write_json(flags.json, found)
     return 0
 
 

@@ -118,12 +118,6 @@ def to_torch(params: Mapping, vocab_size: int, *, num_heads: int | None = None) 
     return state
 
 
-def count_blocks(state: Mapping[str, np.ndarray]) -> int:
-    """The number of blocks that a `state_dict`'s keys speak of; 0 if they speak of none."""
-    found = (re.match(r"backbone\.blocks\.(\d+)\.", key) for key in state)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
 def _keys(entry: Entry, num_blocks: int) -> Iterator[tuple[int, str]]:
     if "{i}" not in entry.key:
         yield 0, entry.key

@@ -78,6 +78,14 @@ def test_a_table_is_markdown_with_aligned_columns():
     assert table(("a", "long"), [("1", "2")]).splitlines() == ["| a | long |", "| - | ---- |", "| 1 | 2    |"]
 
 
+@pytest.mark.parametrize("place", ["absent/out.json", "."])
+def test_an_unwritable_json_file_is_refused_before_anything_is_measured(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(two_pass, "measure", None)
+    assert two_pass.main([f"--json={tmp_path / place}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and "cannot be written" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("flag", ["--remat=dots", "--vocab_sizes=1e5", "--steps=0"])
 def test_impossible_flags_are_refused(flag, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -83,7 +83,6 @@ def test_every_problem_is_named_at_once(state):
 
 
 def test_another_number_of_blocks_is_an_error(state):
-    assert mdlm.count_blocks(state) == 2
     with pytest.raises(ValueError, match=r"unexpected: backbone\.blocks\.1\.norm1\.weight"):
         mdlm.from_torch(state, 1)
     with pytest.raises(ValueError, match=r"missing: backbone\.blocks\.2\.norm1\.weight"):
