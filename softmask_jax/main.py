@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)
     try:
+        import jax
+
         from softmask_jax import config, train
 
         summary = train.train(config.load(flags.config, overrides), flags.workdir, profile=flags.profile)
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
         return 130
-    if summary["finished"]:
+    if summary["finished"] and jax.process_index() == 0:
         print(report(summary, flags.workdir))
     return 0
 

@@ -123,7 +123,7 @@ class Trainer:
         batches = data.batches(
             self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
             start_step=start, host_index=jax.process_index(), host_count=jax.process_count(),
-            prefetch=config.data.prefetch,
+            micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
         )  # fmt: skip
         with batches:
             for step in range(start + 1, config.train.steps + 1):

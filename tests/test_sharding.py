@@ -1,4 +1,6 @@
-"""The mesh, the rules, and their errors; start-up of several hosts is tested with whole runs."""
+"""The mesh, the rules, and their errors; what several hosts do together is tested in test_hosts.py with whole runs."""
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -53,3 +55,65 @@ def test_rows_of_a_batch_lie_over_data_and_fsdp():
     batch = sharding.global_batch({"tokens": np.arange(16).reshape(8, 2)}, mesh)
     assert batch["tokens"].addressable_shards[0].data.shape == (2, 2)
     np.testing.assert_array_equal(batch["tokens"], np.arange(16).reshape(8, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    process_index: int
+
+
+class Hosts:
+    """As much of a mesh over several hosts as `check_hosts` looks at: the host of every device, in the mesh's shape."""
+
+    def __init__(self, hosts):
+        self.devices = np.vectorize(Device, otypes=[object])(np.array(hosts))
+        self.shape = dict(zip(sharding.AXES, self.devices.shape))
+
+
+@pytest.mark.parametrize("hosts", [[[[0, 0]], [[1, 1]]], [[[0], [1]], [[1], [0]]], [[[0], [0], [1], [1]]]])
+def test_hosts_with_equal_shares_of_a_batch_are_accepted(hosts):
+    sharding.check_hosts(Hosts(hosts))
+
+
+@pytest.mark.parametrize("hosts", [[[[0, 1]]], [[[0, 0]], [[0, 1]], [[1, 1]]], [[[0], [0], [1]]]])
+def test_hosts_that_would_hold_copies_of_the_same_rows_or_unequal_shares_are_refused(hosts):
+    with pytest.raises(ValueError, match="does not fit 2 hosts: .* choose a config.mesh.tensor that divides"):
+        sharding.check_batch("config.eval.batch_size", 24, Hosts(hosts))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments of each `jax.distributed.initialize`, in an environment that says nothing."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "environment, calls",
+    [
+        ({}, []),
+        ({"SLURM_NTASKS": "4"}, []),  # salloc without srun: one process
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, [()]),
+        ({"SLURM_STEP_NUM_TASKS": "4", "JAX_NUM_PROCESSES": "1"}, []),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, [()]),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, [("a:1", 2, 1)]),
+    ],
+)
+def test_the_environment_says_whether_there_are_other_hosts(started, monkeypatch, environment, calls):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sharding.start_hosts()
+    assert started == calls
+
+
+def test_hosts_that_are_not_found_are_an_error_that_says_how_to_run_alone(started, monkeypatch):
+    def fail():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(RuntimeError, match="should be defined.*JAX_NUM_PROCESSES=1 alone"):
+        sharding.start_hosts()
