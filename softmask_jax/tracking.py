@@ -118,7 +118,8 @@ class Openness:
         """To be asked in every row that has a mean lambda; `scale` is the effective omega_s."""
         before, self.closed = self.closed, mean < self.CLOSED
         if not self.closed:
-            return f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open." if before is not False else None
+            opened = before is not False
+            return f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open." if opened else None
         if before and step - self.warned < self.REMIND_AFTER:
             return None
         self.warned = step
