@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.data import Windows, batches, validation_batches
+from softmask_jax.data.pipeline import micro_batch_of
 
 COUNT = 40
 
@@ -160,3 +161,21 @@ def test_a_part_of_validation_is_spread_over_the_whole(windows):
     assert index.tolist() == list(range(0, 40, 4))
     everything = validation_batches(windows, global_batch_size=4, max_windows=400)
     assert sum(int(batch["valid"].sum()) for batch in everything) == COUNT
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_a_micro_batch_has_the_same_rows_on_any_number_of_hosts(windows, hosts, micro_batches):
+    size, found = 16, [set() for _ in range(micro_batches)]
+    for host in range(hosts):
+        with batches(
+            windows, global_batch_size=size, seed=0, host_index=host, host_count=hosts, micro_batches=micro_batches
+        ) as source:
+            rows = next(source)["rows"]
+        assert set(rows) == set(range(host, size, hosts))
+        for position, row in enumerate(rows):
+            found[position % micro_batches].add(int(row))
+    expected = [set() for _ in range(micro_batches)]
+    for row, group in enumerate(micro_batch_of(np.arange(size), size, micro_batches)):
+        expected[group].add(row)
+    assert found == expected and {len(rows) for rows in found} == {size // micro_batches}
