@@ -128,8 +128,8 @@ class Openness:
             why = f"soft_mask.scale is {scale:.1e} and moves slowly; config.soft_mask.init_scale starts it higher"
         state = "has closed" if before is False else "is still closed"
         return (
-            f"Warning: the mean lambda is {mean:.1e} at step {step}: soft-masking {state}, two passes do what one would "
-            f"({why})."
+            f"Warning: the mean lambda is {mean:.1e} at step {step}: soft-masking {state}, two passes do what one "
+            f"would ({why})."
         )
 
 
