@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests. The core tier by default; arguments after the tier go to pytest.
 #   bash launch/test.sh [--full | --oldest] [PYTEST ARGUMENTS]
-#     --full    also the slow tiers: kills, several meshes, ahead-of-time compiles for TPU
+#     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU
 #     --oldest  the core tier with exactly the lowest versions that setup.cfg allows
 set -euo pipefail
 cd "$(dirname "$0")/.."
