@@ -56,21 +56,31 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """`source`: stdlib | files (with `paths`, comma-separated globs). `tokenizer`: bytes | bpe | a saved one's folder.
+    """What is read, and how it becomes windows of tokens.
 
-    `separator` cuts each file into documents. `validation_rule`: hash (`validation_fraction` of the documents, by
-    content) | last (`validation_documents`). `max_documents`: 0 is all. `cache_dir`: "" is the user's cache folder.
+    `source` and `paths`: stdlib | files, jsonl, parquet (globs, comma-separated) | tfds, hf (`name:split`) | shards
+    (folders that `softmask_jax.data.prepare` made) | mixture (`0.7 jsonl:web/*.jsonl; 0.3 stdlib`).
+    `text_key`: the field that holds the text, in jsonl, parquet, tfds and hf. `separator` cuts each file into
+    documents. `detokenizer`: "" | lm1b, undoes the spacing of a tokenized corpus.
+    `tokenizer`: bytes | bpe (trained on the text) | text8 | shards (the one they were made with) | a file or folder of
+    a tokenizer | hf://NAME.
+    `validation_rule`: hash (`validation_fraction` of the documents, by content) | last (`validation_documents`) |
+    paths (all of `validation_paths`, of the same kind as `paths`). `max_documents`: 0 is all. `cache_dir`: "" is the
+    user's cache folder.
     """
 
     source: str = "stdlib"
     paths: str = ""
+    text_key: str = "text"
     separator: str = ""
+    detokenizer: str = ""
     tokenizer: str = "bytes"
     bpe_vocab_size: int = 4096
     seq_len: int = 1024
     validation_rule: str = "hash"
     validation_fraction: float = 0.05
     validation_documents: int = 0
+    validation_paths: str = ""
     max_documents: int = 0
     cache_dir: str = ""
     prefetch: int = 2
@@ -94,14 +104,21 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """`micro_batches`: gradient accumulation, the coin of soft-masking is thrown once for each."""
+    """`micro_batches`: gradient accumulation, the coin of soft-masking is thrown once for each.
+
+    `budget`: what `steps` updates of a binary run are worth to a soft-masked one: as many (iso_update), half as many
+    (iso_compute_paper), or what the same FLOPs pay for (iso_flops); see `Config.updates`. `wandb`: a Weights & Biases
+    project, "" is none.
+    """
 
     steps: int = 1_000_000
+    budget: str = "iso_update"
     global_batch_size: int = 512
     micro_batches: int = 1
     seed: int = 1
     log_every: int = 50
     compilation_cache: str = ""
+    wandb: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +181,20 @@ class Config:
     eval: Eval = Eval()
     sample: Sample = Sample()
     init: Init = Init()
+
+    @property
+    def updates(self) -> int:
+        """How many updates the run makes: `train.steps` of a binary run, and of a soft-masked one what its budget buys.
+
+        The paper (section 4) counts an SM update as two and halves the steps; by FLOPs a plain update costs 3 forward
+        passes, a soft-masked one 3 + p_sm.
+        """
+        share = {
+            "iso_update": 1.0,
+            "iso_compute_paper": 0.5,
+            "iso_flops": 3.0 / (3.0 + self.soft_mask.p_sm),
+        }[self.train.budget]
+        return self.train.steps if self.soft_mask.variant == "none" else max(1, round(share * self.train.steps))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -3,10 +3,21 @@ CHOICES = {
     "model.kind": ("dit",),
     "model.compute_dtype": ("float32", "bfloat16"),
     "soft_mask.variant": ("topk", "full", "slerp", "none"),
-    "data.source": ("stdlib", "files"),
-    "data.validation_rule": ("hash", "last"),
+    "data.source": ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixture"),
+    "data.detokenizer": ("", "lm1b"),
+    "data.validation_rule": ("hash", "last", "paths"),
+    "train.budget": ("iso_update", "iso_compute_paper", "iso_flops"),
     "optimizer.schedule": ("constant", "cosine"),
     "init.weights": ("raw", "ema"),
+}
+EXAMPLES = {
+    "files": "texts/**/*.txt",
+    "jsonl": "texts/*.jsonl",
+    "parquet": "texts/*.parquet",
+    "tfds": "lm1b:train",
+    "hf": "Skylion007/openwebtext:train",
+    "shards": "data/owt",
+    "mixture": "0.7 jsonl:web/*.jsonl; 0.3 stdlib",
 }
 POSITIVE = (
     "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
@@ -60,5 +71,10 @@ def check(flat: dict) -> None:
         )
     if flat["data.seq_len"] < 4:
         raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
-    if flat["data.source"] == "files" and not flat["data.paths"]:
-        raise ValueError("config.data.source is 'files': name them with --config.data.paths='texts/**/*.txt'.")
+    source, example = flat["data.source"], EXAMPLES.get(flat["data.source"])
+    if example and not flat["data.paths"]:
+        raise ValueError(f"config.data.source is '{source}': say where with --config.data.paths='{example}'.")
+    if (flat["data.validation_rule"] == "paths") != bool(flat["data.validation_paths"]):
+        raise ValueError(
+            "config.data.validation_paths and config.data.validation_rule='paths' belong together: give both or neither."
+        )

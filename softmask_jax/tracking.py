@@ -87,7 +87,7 @@ def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Arra
         peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
         found = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
     for name, peak in peaks.items():
-        found[name] = optimizer.learning_rate(peak, config.optimizer, config.train.steps)(updates - 1)
+        found[name] = optimizer.learning_rate(peak, config.optimizer, config.updates)(updates - 1)
     return found
 
 

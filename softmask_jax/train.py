@@ -37,9 +37,9 @@ def train(config: Config, workdir: str, *, profile: bool = False) -> dict:
     sharding.start_hosts()
     with StopSignal() as stop, RunFolder(workdir) as folder:
         folder.check_config(config.to_dict())
-        if (done := folder.read_summary()) and done["step"] >= config.train.steps:
+        if (done := folder.read_summary()) and done["step"] >= config.updates:
             if folder.is_writer:
-                how = "Another --workdir, or more train.steps, trains again."
+                how = "Another --workdir, or more config.train.steps, trains again."
                 print(f"This run is done ({done['step']} steps). {how}\n")
             return done
         trainer = Trainer(config, folder, stop, profile)
@@ -66,7 +66,7 @@ class Trainer:
             config.model, config.soft_mask, mesh=self.mesh,
             vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
         )  # fmt: skip
-        self.tx = optimizer.make(config.optimizer, config.train.steps)
+        self.tx = optimizer.make(config.optimizer, config.updates)
         step = train_step.make(config, self.denoiser, self.tx)
         self.perplexity = Perplexity(self.denoiser, step.spec, self.mesh)
         self.sampler = Ancestral(
@@ -92,10 +92,10 @@ class Trainer:
         if folder.is_writer:
             self.tokenizer.save(folder.path / "tokenizer")
         # What `_finish` writes comes after the last checkpoint: a run killed there writes it again.
-        again = ("final", "samples") if start >= config.train.steps else ()
+        again = ("final", "samples") if start >= config.updates else ()
         folder.truncate_metrics(start, again=(*again, *self.owed))
         self._say_what_starts(start)
-        self.tracker = Tracker(folder, steps=config.train.steps, start=start)
+        self.tracker = Tracker(folder, steps=config.updates, start=start)
         with self.stop.postponed():
             for kind in self.owed:
                 self._midway(kind, start, state)
@@ -126,7 +126,7 @@ class Trainer:
             micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
         )  # fmt: skip
         with batches:
-            for step in range(start + 1, config.train.steps + 1):
+            for step in range(start + 1, config.updates + 1):
                 if self.profiler.before(step - start):
                     clock.restart(step - 1)
                 state, metrics = self.step(state, sharding.global_batch(next(batches), self.mesh), self.root_key)
@@ -137,7 +137,7 @@ class Trainer:
                 elif len(pending) > 2:  # the device stays busy, and the loop does not run away from it
                     pending[-3].loss.block_until_ready()
                 self.tracker.progress(step)
-                stopping, ends = self.stop.at(step), step == config.train.steps
+                stopping, ends = self.stop.at(step), step == config.updates
                 intervals = (config.train.log_every, config.eval.every, config.sample.every, config.checkpoint.every)
                 logs, validates, samples, saves = (every > 0 and step % every == 0 for every in intervals)
                 if not (logs or validates or samples or saves or stopping or ends):
@@ -284,7 +284,7 @@ class Trainer:
                 f"{len(self.data.validation):,} validation windows of {config.data.seq_len} tokens.",
                 flush=True,
             )
-            print(f"Continuing from step {start}." if start else f"Training {config.train.steps} steps.", flush=True)
+            print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.", flush=True)
 
 
 def _trees(state: TrainState) -> dict:

@@ -33,6 +33,10 @@ def test_defaults_are_the_papers_169m_recipe():
         ({"checkpoint": {"every": 100}, "eval": {"every": 150}}, "a multiple of config.checkpoint.every"),
         ({"model": {"hidden_size": 65}}, "multiple of twice"),
         ({"data": {"source": "files"}}, "--config.data.paths"),
+        ({"data": {"source": "parquet"}}, r"--config.data.paths='texts/\*.parquet'"),
+        ({"data": {"validation_rule": "paths"}}, "belong together"),
+        ({"data": {"validation_paths": "a.txt"}}, "belong together"),
+        ({"train": {"budget": "iso_time"}}, "choose one of iso_update, iso_compute_paper, iso_flops"),
         ({"model": 3}, "must be a section"),
     ],
 )
@@ -40,6 +44,24 @@ def test_a_mistake_is_one_clear_line(values, said):
     with pytest.raises(ValueError, match=said) as error:
         config.from_dict(values)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "budget, variant, p_sm, updates",
+    [
+        ("iso_update", "topk", 0.8, 1000),
+        ("iso_compute_paper", "topk", 0.8, 500),
+        ("iso_flops", "topk", 0.8, 789),  # 1000 x 3 / 3.8
+        ("iso_flops", "topk", 0.0, 1000),
+        ("iso_compute_paper", "none", 0.8, 1000),
+        ("iso_flops", "none", 0.8, 1000),
+    ],
+)
+def test_a_budget_says_how_many_updates_a_soft_masked_run_makes_for_the_steps_of_a_binary_one(
+    budget, variant, p_sm, updates
+):
+    values = {"train": {"steps": 1000, "budget": budget}, "soft_mask": {"variant": variant, "p_sm": p_sm}}
+    assert config.from_dict(values).updates == updates
 
 
 def test_overrides_reach_every_key_of_the_schema_also_those_the_file_leaves_out():

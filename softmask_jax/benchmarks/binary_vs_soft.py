@@ -135,7 +135,7 @@ def _describe(run: Run, scores: dict[str, Nats]) -> dict:
     return {
         "path": str(run.path),
         "step": run.model.step,
-        "planned_steps": run.model.config.train.steps,
+        "planned_steps": run.model.config.updates,
         "flops": run.flops,
         "forwards_per_step": run.forwards_per_step,
         "nelbo": {name: _estimate(nats) for name, nats in scores.items()},

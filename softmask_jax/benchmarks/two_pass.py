@@ -56,7 +56,7 @@ def prepare(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
     model = denoiser.build(
         settings.model, settings.soft_mask, vocab_size=sizes.vocab_size, mask_token_id=sizes.vocab_size - 1, mesh=mesh
     )
-    tx = optimizer.make(settings.optimizer, settings.train.steps)
+    tx = optimizer.make(settings.optimizer, settings.updates)
     tokens = np.random.default_rng(0).integers(0, sizes.vocab_size - 1, (sizes.batch, sizes.seq_len), np.int32)
     batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(sizes.batch, dtype=np.int32)}, mesh)
     key = jax.random.key(0)

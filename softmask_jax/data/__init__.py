@@ -34,13 +34,16 @@ class DataConfig:
 
     source: str = "stdlib"
     paths: str | Iterable[str] = ""
+    text_key: str = "text"
     separator: str = ""
+    detokenizer: str = ""
     tokenizer: str = "bytes"
     bpe_vocab_size: int = 4096
     seq_len: int = 1024
     validation_rule: str = "hash"
     validation_fraction: float = 0.05
     validation_documents: int = 0
+    validation_paths: str | Iterable[str] = ""
     max_documents: int = 0
     cache_dir: str = ""
     prefetch: int = 2
