@@ -77,10 +77,10 @@ def test_a_binary_file_is_named_with_the_first_bad_byte(folder, content, offset)
 
 
 def test_an_unreadable_file_is_named(folder, monkeypatch):
-    def refuse(self):
+    def refuse(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError) as error:
         list(make_source("files", "a.txt"))
     assert one_line(error).startswith("a.txt: cannot be read (Permission denied)")

@@ -1,0 +1,102 @@
+"""Which files glob patterns mean, on this machine or behind a URL such as gs://, and how to open them."""
+import glob
+import hashlib
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+# The properties by which file systems tell that a remote file was written anew; each has its own.
+REMOTE_STAMPS = ("generation", "etag", "ETag", "md5Hash", "updated", "mtime", "LastModified", "last_modified", "created")
+READ_BUFFER = 1 << 20
+
+
+class Listed(NamedTuple):
+    """A file: its name for messages, where it is (a str is a URL), its bytes, and what changes when it is rewritten."""
+
+    name: str
+    path: Path | str
+    size: int
+    stamp: str
+
+
+def listed(name: str, path: Path) -> Listed:
+    """A local file as it is now."""
+    stat = path.stat()
+    return Listed(name, path, stat.st_size, str(stat.st_mtime_ns))
+
+
+def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
+    """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
+
+    Order: the patterns as given, names sorted within each; a file that several patterns match is taken once.
+    Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
+    a URL whose file system is not installed or does not answer.
+    """
+    patterns = patterns.split(",") if isinstance(patterns, str) else list(patterns)
+    patterns = [pattern.strip() for pattern in patterns if pattern.strip()]
+    if not patterns:
+        raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
+    files: dict[Path | str, Listed] = {}
+    for pattern in patterns:
+        matches, found = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
+        if not found:
+            if matches:
+                inside = pattern.rstrip("/") + "/**/*"
+                raise FileNotFoundError(f"data.paths: {pattern!r} matches only folders; for their files use {inside!r}")
+            raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()})")
+        for key, file in found:
+            files.setdefault(key, file)
+    return tuple(files.values())
+
+
+def _local_matches(pattern: str) -> tuple[int, list[tuple[Path, Listed]]]:
+    matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    paths = [Path(match) for match in matches if os.path.isfile(match)]
+    return len(matches), [(path.resolve(), listed(path.as_posix(), path)) for path in paths]
+
+
+def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
+    import fsspec
+
+    scheme = pattern.split("://")[0]
+    try:
+        system, inside = fsspec.core.url_to_fs(pattern)
+    except ImportError as error:
+        remedy = "pip install 'softmask_jax[gcs]'" if scheme in ("gs", "gcs") else str(error).splitlines()[0]
+        raise ImportError(f"data.paths: {pattern!r} needs a package that is missing: {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"data.paths: {pattern!r}: nothing here reads {scheme}:// (gs:// and files do)") from error
+    try:
+        matches = system.glob(inside, detail=True)
+    except Exception as error:  # Every file system, and the network below it, has errors of its own.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(
+            f"data.paths: {pattern!r} cannot be listed ({reason:.200}); check the network and your credentials"
+        ) from error
+    found = []
+    for path, properties in sorted(matches.items()):
+        if properties["type"] == "file":
+            url = system.unstrip_protocol(path)
+            stamp = "/".join(str(properties[key]) for key in REMOTE_STAMPS if key in properties)
+            found.append((url, Listed(url, url, properties["size"], stamp)))
+    return len(matches), found
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """The file for reading bytes. Raises OSError of the original kind that names it and says what to do."""
+    try:
+        if isinstance(path, Path):
+            return path.open("rb", buffering=READ_BUFFER)
+        import fsspec
+
+        return io.BufferedReader(fsspec.open(path, "rb").open(), READ_BUFFER)
+    except OSError as error:
+        hint = "fix its permissions or leave it out of data.paths"
+        raise type(error)(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of `repr`s."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode("utf-8", "surrogatepass")).hexdigest()
