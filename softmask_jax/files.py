@@ -1,9 +1,11 @@
 """Small files that are whole or absent, and what to say when the disk does not take them."""
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,7 +54,7 @@ def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -81,7 +83,40 @@ def plain(value):
         raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def acquire_lock(folder: Path, elsewhere: str) -> int:
+    """Lock a folder for this process, until it dies or closes the descriptor that is returned.
+
+    Raises:
+      RuntimeError: another process holds it; it is named, with a remedy that ends in `elsewhere`.
+    """
+    path = folder / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise RuntimeError(f"{folder} is in use by {holder}. Wait for it to end, stop it, or {elsewhere}.") from None
+    except OSError as error:
+        os.close(handle)
+        raise RuntimeError(f"{path} cannot be locked ({error}); {elsewhere}, on a local disk.") from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return handle
+
+
+@contextlib.contextmanager
+def locked(folder: Path, elsewhere: str) -> Iterator[None]:
+    """`acquire_lock`, for as long as the block lasts."""
+    handle = acquire_lock(folder, elsewhere)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder last."""
     # So that the rename survives a power cut; file systems that can't do it for folders say EINVAL.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -4,13 +4,11 @@ Layout: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`
 several processes only the first locks and writes; the others read.
 """
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import logging
 import os
 import platform
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Iterable, Mapping
@@ -18,7 +16,7 @@ from typing import Any, Iterable, Mapping
 import jax
 
 from softmask_jax.config import flatten
-from softmask_jax.files import explained, plain, write_atomically, write_json
+from softmask_jax.files import acquire_lock, explained, plain, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class RunFolder:
         if self.is_writer:
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = _acquire(self.path)
+                self._lock = acquire_lock(self.path, "give another --workdir")
             # Left by a process that was killed while it wrote one.
             for pattern in (".*.tmp", "tokenizer/.*.tmp"):
                 for leftover in self.path.glob(pattern):
@@ -220,24 +218,6 @@ def versions() -> dict[str, str | None]:
     devices = jax.devices()
     found["device"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return found
-
-
-def _acquire(folder: Path) -> int:
-    path = folder / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        advice = "Wait for it to end, stop it, or give another --workdir."
-        raise RuntimeError(f"{folder} is in use by {holder}. {advice}") from None
-    except OSError as error:
-        os.close(handle)
-        raise RuntimeError(f"{path} cannot be locked ({error}); use a --workdir on a local disk.") from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return handle
 
 
 def _belongs(line: str, step: int, again: Iterable[str]) -> bool:

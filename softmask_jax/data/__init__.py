@@ -4,24 +4,25 @@
 """
 import dataclasses
 import hashlib
+import math
 import platform
 from collections.abc import Iterable
 from pathlib import Path
 
 from softmask_jax.data.cache import cache_folder, content_key, logger
-from softmask_jax.data.corpus import (
-    SPLIT_NAMES, TRAIN, VALIDATION, Corpus, SplitRule, Windows, read_corpus, token_stream,
-)
+from softmask_jax.data.corpus import SPLIT_NAMES, TRAIN, VALIDATION, Corpus, SplitRule, read_corpus, token_stream
 from softmask_jax.data.pipeline import Batches, batches, validation_batches
-from softmask_jax.data.sources import Document, FileSource, Source, make_source
+from softmask_jax.data.shards import PreparedCorpus
+from softmask_jax.data.sources import BadRow, Document, FileSource, Source, make_source
 from softmask_jax.data.tokenizers import (
     BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe,
 )
+from softmask_jax.data.windows import Mixture, Windows
 
 __all__ = [
-    "BPETokenizer", "Batches", "ByteTokenizer", "Corpus", "Data", "DataConfig", "Document", "FileSource", "Source",
-    "SplitRule", "Tokenizer", "Windows", "batches", "build", "load_tokenizer", "make_source", "read_corpus",
-    "token_stream", "train_bpe", "validation_batches",
+    "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "DataConfig", "Document", "FileSource",
+    "Mixture", "PreparedCorpus", "Source", "SplitRule", "Tokenizer", "Windows", "batches", "build", "load_tokenizer",
+    "make_source", "read_corpus", "token_stream", "train_bpe", "validation_batches",
 ]
 
 
@@ -54,13 +55,13 @@ class Data:
     """A corpus ready for training. `info` is JSON-able: counts, and `fingerprint`, a hash of all that a run sees."""
 
     tokenizer: Tokenizer
-    train: Windows
-    validation: Windows
+    train: Windows | Mixture
+    validation: Windows | Mixture
     info: dict
 
 
 def build(config: object | None = None, **overrides) -> Data:
-    """Reads, splits, tokenizes (or takes from the cache) and wraps the corpus that `config` describes.
+    """Reads, splits, tokenizes (or takes from the cache, or from shards) and wraps the corpus that `config` describes.
 
     `config` is anything with fields of `DataConfig`'s names; those it lacks keep their defaults, others are ignored;
     `overrides` go on top. Raises ValueError, FileNotFoundError or another OSError, each one line that says what to do.
@@ -70,62 +71,135 @@ def build(config: object | None = None, **overrides) -> Data:
     if config is not None and not given:
         raise TypeError(f"a data config has fields such as {fields[0]} and {fields[1]}; got {type(config).__name__}")
     config = DataConfig(**given | overrides)
-    rule = SplitRule(config.validation_rule, config.validation_fraction, config.validation_documents)
     folder = cache_folder(config.cache_dir)
-    corpus = read_corpus(make_source(config.source, config.paths, config.separator), rule, config.max_documents)
-    tokenizer = _make_tokenizer(config, corpus, folder)
+    parts = mixture_parts(config)
+    corpora = [open_corpus(part, folder) for _, part in parts]
+    tokenizer = make_tokenizer(config, corpora, folder)
     windows = []
     for split in (TRAIN, VALIDATION):
-        stream = token_stream(corpus, split, tokenizer, folder)
-        windows.append(Windows(stream, config.seq_len, tokenizer.bos_id, tokenizer.eos_id, SPLIT_NAMES[split]))
-    return Data(tokenizer, *windows, _describe(config, corpus, tokenizer, windows))
+        wrapped = [
+            Windows(
+                corpus.stream(split, tokenizer, folder), config.seq_len, tokenizer.bos_id, tokenizer.eos_id,
+                SPLIT_NAMES[split],
+            )
+            for corpus in corpora
+        ]  # fmt: skip
+        windows.append(Mixture(wrapped, [weight for weight, _ in parts]) if len(parts) > 1 else wrapped[0])
+    return Data(tokenizer, *windows, _describe(config, parts, corpora, tokenizer, windows))
 
 
-def _make_tokenizer(config: DataConfig, corpus: Corpus, folder: Path) -> Tokenizer:
+def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
+    """The weight and the config of each corpus of a mixture, whose `paths` are such as `0.7 jsonl:a.jsonl; 0.3 stdlib`;
+    of any other source, itself. Raises ValueError."""
+    if config.source != "mixture":
+        return [(1.0, config)]
+    if config.validation_rule == "paths":
+        raise ValueError("data.source=mixture has no data.validation_paths: split by hash or last, each corpus by itself")
+    text = config.paths if isinstance(config.paths, str) else ";".join(config.paths)
+    parts = []
+    for entry in filter(None, (entry.strip() for entry in text.split(";"))):
+        weight, _, where = entry.partition(" ")
+        kind, _, paths = where.strip().partition(":")
+        try:
+            share = float(weight)
+        except ValueError:
+            share = math.nan
+        if not (math.isfinite(share) and share > 0 and kind) or kind == "mixture":
+            raise ValueError(
+                f"data.paths: {entry!r} is not of the form `WEIGHT KIND:PATHS`, such as `0.7 jsonl:web/*.jsonl`, with a "
+                "positive weight"
+            )
+        parts.append((share, dataclasses.replace(config, source=kind, paths=paths)))
+    if not parts:
+        raise ValueError("data.source=mixture needs data.paths such as `0.7 jsonl:web/*.jsonl; 0.3 stdlib`")
+    return parts
+
+
+def open_corpus(config: DataConfig, folder: Path) -> Corpus | PreparedCorpus:
+    """The documents of one source, sorted into splits. Raises ValueError or OSError."""
+    if config.source == "shards":
+        return PreparedCorpus(config.paths, folder)
+    source, validation_source = sources_of(config)
+    corpus = read_corpus(source, rule_of(config), config.max_documents, validation_source=validation_source)
+    if corpus.bad:
+        logger.warning(
+            "%d bad rows of data.source=%s are left out, for example %s", corpus.bad_rows, source.name, corpus.bad[0]
+        )
+    return corpus
+
+
+def sources_of(config: DataConfig) -> tuple[Source, Source | None]:
+    """The source, and the one that holds its validation documents, if that is another."""
+    options = {"separator": config.separator, "text_key": config.text_key, "detokenizer": config.detokenizer}
+    source = make_source(config.source, config.paths, **options)
+    if config.validation_rule != "paths":
+        return source, None
+    return source, make_source(config.source, config.validation_paths, **options)
+
+
+def rule_of(config: DataConfig) -> SplitRule:
+    return SplitRule(config.validation_rule, config.validation_fraction, config.validation_documents)
+
+
+def make_tokenizer(config: DataConfig, corpora: list[Corpus | PreparedCorpus], folder: Path) -> Tokenizer:
+    """The tokenizer that `config.tokenizer` names. Raises ValueError or OSError."""
+    if config.tokenizer == "bpe":
+        return _cached_bpe(corpora, config.bpe_vocab_size, folder)
+    if config.tokenizer == "shards":
+        prepared = [corpus for corpus in corpora if isinstance(corpus, PreparedCorpus)]
+        if not prepared:
+            raise ValueError("data.tokenizer=shards is for data.source=shards; name a tokenizer")
+        return prepared[0].tokenizer()
     if config.tokenizer == "bytes":
         return ByteTokenizer()
-    if config.tokenizer == "bpe":
-        return _cached_bpe(corpus, config.bpe_vocab_size, folder)
     if Path(config.tokenizer).is_dir():
         return load_tokenizer(config.tokenizer)
     raise ValueError(f"data.tokenizer={config.tokenizer!r} is unknown; choose bytes, bpe or a saved tokenizer's folder")
 
 
-def _cached_bpe(corpus: Corpus, vocab_size: int, folder: Path) -> BPETokenizer:
+def _cached_bpe(corpora: list[Corpus | PreparedCorpus], vocab_size: int, folder: Path) -> BPETokenizer:
     import tokenizers
 
+    texts = [corpus for corpus in corpora if isinstance(corpus, Corpus)]
+    if len(texts) < len(corpora):
+        raise ValueError("data.tokenizer=bpe is trained on text, and shards hold none; give --config.data.tokenizer=shards")
     # Trained on the training split alone: merges learned from validation text would flatter the validation loss.
+    prints = [corpus.fingerprint(TRAIN) for corpus in texts]
     key = content_key(
-        bpe_format=1, texts=corpus.fingerprint(TRAIN), vocab_size=vocab_size, library=tokenizers.__version__
-    )
+        bpe_format=1, texts=prints if len(prints) > 1 else prints[0], vocab_size=vocab_size,
+        library=tokenizers.__version__,
+    )  # fmt: skip
     saved = folder / f"bpe-{key}"
     try:
         return load_tokenizer(saved)
     except FileNotFoundError:
-        logger.info("training a BPE of %d tokens on %d documents", vocab_size, corpus.count(TRAIN))
+        logger.info("training a BPE of %d tokens on %d documents", vocab_size, sum(c.count(TRAIN) for c in texts))
     except ValueError as error:
         logger.warning("%s; training it again", error)
-    tokenizer = train_bpe(corpus.documents(TRAIN), vocab_size)
+    tokenizer = train_bpe((text for corpus in texts for text in corpus.documents(TRAIN)), vocab_size)
     tokenizer.save(saved)
     return tokenizer
 
 
-def _describe(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, windows: list[Windows]) -> dict:
-    parts = [config.seq_len, tokenizer.fingerprint(), corpus.fingerprint(TRAIN), corpus.fingerprint(VALIDATION)]
+def _describe(config: DataConfig, parts, corpora, tokenizer: Tokenizer, windows: list[Windows | Mixture]) -> dict:
+    prints = [config.seq_len, tokenizer.fingerprint()]
+    for (weight, _), corpus in zip(parts, corpora, strict=True):
+        prints += [weight] * (len(parts) > 1) + [corpus.fingerprint(TRAIN), corpus.fingerprint(VALIDATION)]
     info = {
         "source": config.source,
-        "fingerprint": hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest(),
+        "fingerprint": hashlib.sha256("\n".join(map(str, prints)).encode()).hexdigest(),
         "tokenizer": config.tokenizer,
         "tokenizer_fingerprint": tokenizer.fingerprint(),
         "vocab_size": tokenizer.vocab_size,
         "seq_len": config.seq_len,
-        "duplicate_documents": corpus.duplicates,
-        "blank_documents": corpus.blank,
+        "duplicate_documents": sum(corpus.duplicates for corpus in corpora),
+        "blank_documents": sum(corpus.blank for corpus in corpora),
+        "bad_rows": sum(corpus.bad_rows for corpus in corpora),
     }
     if config.source == "stdlib":
         info["python"] = platform.python_version()
     for split, split_windows in zip((TRAIN, VALIDATION), windows, strict=True):
-        info[f"{SPLIT_NAMES[split]}_documents"] = corpus.count(split)
+        info[f"{SPLIT_NAMES[split]}_documents"] = sum(corpus.count(split) for corpus in corpora)
         info[f"{SPLIT_NAMES[split]}_tokens"] = split_windows.num_tokens
         info[f"{SPLIT_NAMES[split]}_windows"] = len(split_windows)
     return info

@@ -4,6 +4,8 @@ Grain shuffles all windows anew in each epoch; epochs follow each other without 
 order is row r of step s, and host i of n reads rows i, i + n, ...; so any number of hosts can take up a run at any
 step, and the whole cursor is one integer.
 
+Of a mixture each corpus has such an order of its own, and a fixed pattern takes from them as the weights say.
+
 The micro-batches of gradient accumulation consist of the same rows on any number of hosts, too (`micro_batch_of`).
 """
 import warnings
@@ -11,7 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmask_jax.data.corpus import Windows
+from softmask_jax.data.windows import Mixture, Windows
+
+
+MOST_PARTS = 64
 
 
 class Batches:
@@ -44,7 +49,7 @@ class Batches:
 
 
 def batches(
-    windows: Windows,
+    windows: Windows | Mixture,
     *,
     global_batch_size: int,
     seed: int,
@@ -84,18 +89,14 @@ def batches(
         return np.array([window, item % global_batch_size], np.int64)
 
     groups = micro_batch_of(np.arange(host_index, global_batch_size, host_count), global_batch_size, micro_batches)
-    order = np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()
+    positions = np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()
 
     def read(placed: np.ndarray) -> dict[str, np.ndarray]:
-        placed = placed[order]
+        placed = placed[positions]
         return {"tokens": windows.gather(placed[:, 0]), "rows": placed[:, 1].astype(np.int32)}
 
-    # Grain's epoch e uses seed + e: neighbouring seeds would replay each other's epochs, so the seed is hashed first.
-    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     dataset = (
-        grain.MapDataset.range(len(windows))
-        .shuffle(shuffle_seed)
-        .repeat()
+        _endless(windows, global_batch_size, seed)
         .map_with_index(place)[host_index::host_count]
         .batch(per_host, drop_remainder=True)
         .map(read)[start_step:]
@@ -103,6 +104,25 @@ def batches(
     # One thread: reading is a gather from mapped memory, and a second one only contends for the interpreter.
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     return Batches(iter(dataset.to_iter_dataset(options)), start_step)
+
+
+def _endless(windows: Windows | Mixture, global_batch_size: int, seed: int):
+    """Grain's endless order of window numbers."""
+    import grain
+
+    # Grain's epoch e uses seed + e: neighbouring seeds would replay each other's epochs, so the seed is hashed first.
+    seed, *part_seeds = (int(state) for state in np.random.SeedSequence(seed).generate_state(1 + MOST_PARTS))
+    if not isinstance(windows, Mixture):
+        return grain.MapDataset.range(len(windows)).shuffle(seed).repeat()
+    if len(windows.parts) > MOST_PARTS:
+        raise ValueError(f"a mixture has at most {MOST_PARTS} corpora, not {len(windows.parts)}")
+    orders = [
+        grain.MapDataset.range(int(start), int(end)).shuffle(part_seed).repeat()
+        for start, end, part_seed in zip(windows.starts, windows.starts[1:], part_seeds, strict=False)
+    ]
+    # The mix is a fixed pattern; shuffled within each batch, no corpus always gets the rows of small t.
+    mix = grain.MapDataset.mix(orders, windows.weights)
+    return grain.experimental.WindowShuffleMapDataset(mix, window_size=global_batch_size, seed=seed)
 
 
 def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int) -> np.ndarray:
@@ -117,7 +137,7 @@ def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int)
 
 
 def validation_batches(
-    windows: Windows,
+    windows: Windows | Mixture,
     *,
     global_batch_size: int,
     host_index: int = 0,

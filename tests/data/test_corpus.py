@@ -11,7 +11,7 @@ import pytest
 
 from softmask_jax import data
 from softmask_jax.data import (
-    ByteTokenizer, DataConfig, Document, SplitRule, Windows, build, cache, corpus as corpus_module, read_corpus,
+    BadRow, ByteTokenizer, DataConfig, Document, SplitRule, Windows, build, cache, corpus as corpus_module, read_corpus,
     token_stream,
 )
 from softmask_jax.data.corpus import TRAIN, VALIDATION
@@ -22,11 +22,24 @@ BOS = EOS = 256
 class ListSource:
     name = "list"
 
-    def __init__(self, texts):
-        self.texts = list(texts)
+    def __init__(self, texts, per_part=1000):
+        self.texts, self.per_part = list(texts), per_part
+
+    def identity(self):
+        return repr(self.texts)
+
+    def num_parts(self):
+        return max(1, -(-len(self.texts) // self.per_part))
+
+    def read(self, part):
+        numbers = range(len(self.texts))[part * self.per_part : (part + 1) * self.per_part]
+        return (
+            self.texts[n] if isinstance(self.texts[n], BadRow) else Document(f"document {n}", self.texts[n])
+            for n in numbers
+        )
 
     def __iter__(self):
-        return (Document(f"document {number}", text) for number, text in enumerate(self.texts))
+        return (item for part in range(self.num_parts()) for item in self.read(part))
 
 
 def numbered(count):
@@ -125,13 +138,13 @@ def test_a_document_that_changes_between_passes_is_an_error():
 
 
 @pytest.mark.parametrize(("texts", "rule", "message"), [
-    (["", " ", "\n"], ("last", 0.1, 1), "every document of data.source=list is empty"),
+    (["", " ", "\n"], ("last", 0.1, 1), "no document of data.source=list has text .3 read, 0"),
     (["a"], ("last", 0.1, 1), "no document for train"),
     (["a", "b"], ("last", 0.1, 5), "no document for train"),
     (["a", "b"], ("hash", 1e-9, 0), "no document for validation"),
     (["a"], ("last", 0.1, 0), "at least 1"),
     (["a"], ("hash", 1.5, 0), "between 0 and 1"),
-    (["a"], ("random", 0.1, 0), "choose hash or last"),
+    (["a"], ("random", 0.1, 0), "choose hash, last or paths"),
 ])
 def test_a_corpus_that_cannot_be_split_is_one_clear_line(texts, rule, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -1,0 +1,314 @@
+"""Tokenize any text into shards, with all cores, once; then train from them:
+
+    python -m softmask_jax.data.prepare --source=jsonl --paths='texts/*.jsonl' --tokenizer=gpt2/ --out=data/texts
+    python -m softmask_jax.data.prepare --verify --out=data/texts
+    python -m softmask_jax.main ... --config.data.source=shards --config.data.paths=data/texts --config.data.tokenizer=shards
+
+Killed at any moment, the same command goes on and ends with the same bytes: every document once. --out may be a
+`gs://` folder. Memory does not grow with the texts, but for about 100 bytes a document.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
+from softmask_jax.data.cache import cache_folder, content_key
+from softmask_jax.data.corpus import DROPPED, SPLIT_NAMES, Corpus, enough, joined, sort_documents, token_dtype
+from softmask_jax.data.shard_verifier import verify
+from softmask_jax.data.shard_writer import (
+    Job, Task, keep_shards, read_scan, read_shards, scan_part, start_worker, work, write_shards,
+)
+from softmask_jax.data.shards import MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, read_manifest
+from softmask_jax.data.storage import ELSEWHERE, Folder
+from softmask_jax.data.tokenizers import Tokenizer
+from softmask_jax.files import explained, locked, write_json
+
+# Not of a preparation: how windows are cut and read comes later.
+NOT_HERE = ("seq_len", "prefetch")
+
+
+def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: int = 256) -> Manifest:
+    """Makes, or finishes, the prepared corpus in the folder `out`.
+
+    Args:
+      workers: processes; 0 is one a core, 1 stays in this process.
+      shard_megabytes: text of a shard, in millions of characters; a longer document is a shard of its own.
+
+    Raises:
+      ValueError, OSError: one line: settings that do not work, text that changed, a full disk.
+      RuntimeError: another process prepares this folder, or a worker was killed.
+    """
+    if config.source in ("mixture", "shards"):
+        raise ValueError(f"data.source={config.source} cannot be prepared; prepare each text by itself, then mix them")
+    if shard_megabytes < 1 or workers < 0:
+        raise ValueError("--shard_megabytes must be positive, --workers 0 (one a core) or more")
+    folder, cache = Folder(out), cache_folder(config.cache_dir)
+    scratch = cache / f"prepare-{content_key(out=folder.url)}" if folder.is_remote else Path(folder.url) / ".prepare"
+    with explained(scratch, ELSEWHERE):
+        scratch.mkdir(parents=True, exist_ok=True)
+    with locked(scratch, ELSEWHERE):
+        source, validation_source = sources_of(config)
+        job = Job(joined(source, validation_source), scratch, folder)
+        workers = workers or len(os.sched_getaffinity(0))
+        tokenizer = None if config.tokenizer == "bpe" else make_tokenizer(config, [], cache)
+        settings = _settings(config, job, tokenizer, shard_megabytes)
+        done = _check_settings(job, settings)
+        if done and all(folder.size(s.name) == s.bytes for split in done.splits.values() for s in split.shards):
+            print(f"{out} is prepared already: {_summary(done)}")
+            shutil.rmtree(scratch)
+            return done
+        if done:
+            _keep_what_is_whole(job, done)
+        scans = _scan(job, workers, config.max_documents if validation_source is None else 0)
+        corpus = sort_documents(
+            source, scans, rule_of(config), config.max_documents, validation_source=validation_source
+        )
+        tokenizer = tokenizer or make_tokenizer(config, [corpus], cache)
+        job = dataclasses.replace(job, tokenizer=tokenizer)
+        tasks = list(_tasks(corpus, [len(found.items) for found in scans], shard_megabytes * 1_000_000))
+        _check_unchanged(done, shards := _write(job, tasks, corpus, workers))
+        manifest = _manifest(settings, corpus, tokenizer, shards)
+        _save_tokenizer(job)
+        folder.write(MANIFEST, manifest.to_json())
+        shutil.rmtree(scratch)
+    for line in corpus.bad:
+        print(f"Bad row: {line}")
+    print(f"Prepared {out}: {_summary(manifest)}")
+    return manifest
+
+
+def _settings(config: DataConfig, job: Job, tokenizer: Tokenizer | None, shard_megabytes: int) -> dict:
+    """Everything that decides the bytes."""
+    chosen = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(DataConfig)
+        if field.name not in (*NOT_HERE, "cache_dir", "bpe_vocab_size")
+    }
+    return chosen | {
+        "tokenizer": tokenizer.fingerprint() if tokenizer else f"bpe {config.bpe_vocab_size}",
+        "texts": hashlib.sha256(job.source.identity().encode()).hexdigest(),
+        "shard_megabytes": shard_megabytes,
+        "record_tokens": RECORD_TOKENS,
+    }
+
+
+def _check_settings(job: Job, settings: dict) -> Manifest | None:
+    """The manifest, of a folder that was finished with these settings. Raises ValueError for others."""
+    try:
+        manifest = read_manifest(job.folder)
+    except FileNotFoundError:
+        manifest = None
+    path = job.scratch / "settings.json"
+    began = manifest.settings if manifest else json.loads(path.read_text()) if path.exists() else settings
+    if differing := sorted(key for key in settings if began.get(key) != settings[key]):
+        state = "holds a corpus that was prepared" if manifest else "holds a preparation that began"
+        remedy = "give another --out" if manifest else f"repeat it as it was, delete {job.scratch}, or give another --out"
+        named = "the files of the source" if differing == ["texts"] else ", ".join(differing)
+        raise ValueError(f"{job.folder} {state} with other settings ({named}); {remedy}")
+    if not manifest:
+        if strays := [name for name in job.folder.names() if not path.exists() and name.endswith(".arrayrecord")]:
+            raise ValueError(f"{job.folder} holds shards without a manifest ({strays[0]}, ...); give another --out")
+        write_json(path, settings)
+    return manifest
+
+
+def _keep_what_is_whole(job: Job, done: Manifest) -> None:
+    """Describes the shards of a finished corpus as its workers did: just those that are missing are made again."""
+    tasks: dict[int, dict[str, Shard]] = {}
+    for split, found in done.splits.items():
+        for shard in found.shards:
+            tasks.setdefault(int(shard.name.split("-")[1].split(".")[0]), {})[split] = shard
+    for number, shards in tasks.items():
+        keep_shards(job, number, shards)
+
+
+def _scan(job: Job, workers: int, max_documents: int) -> list:
+    """The scans of the source's parts; of the first few, if they hold `max_documents`."""
+    scans, parts = [], range(job.source.num_parts())
+    group = 4 * workers if max_documents else len(parts)
+    with _bar("Reading", len(parts), "part") as bar:
+        for start in range(0, len(parts), group):
+            chosen = parts[start : start + group]
+            missing = [part for part in chosen if read_scan(job, part) is None]
+            bar.update(len(chosen) - len(missing))
+            for _ in _run(job, missing, workers, scan_part, bar):
+                bar.update()
+            scans += [read_scan(job, part) for part in chosen]
+            if max_documents and enough(scans, max_documents):
+                break
+    return scans
+
+
+def _tasks(corpus: Corpus, part_sizes: list[int], characters: int) -> Iterator[Task]:
+    """The source's items in ranges whose kept texts have so many characters."""
+    firsts = np.concatenate([[0], np.cumsum(part_sizes)])
+    weights = np.where(corpus.roles == DROPPED, 0, corpus.items["characters"])
+    before = np.concatenate([[0], np.cumsum(weights)])
+    start, number = 0, 0
+    while start < len(weights):
+        end = int(np.searchsorted(before, before[start] + characters, side="right")) - 1
+        end = len(weights) if end + 1 >= len(before) else max(end, start + 1)
+        if before[end] > before[start]:
+            part = int(np.searchsorted(firsts, start, side="right")) - 1
+            yield Task(number, part, int(start - firsts[part]), corpus.items[start:end], corpus.roles[start:end])
+            number += 1
+        start = end
+
+
+def _write(job: Job, tasks: list[Task], corpus: Corpus, workers: int) -> list[dict[str, Shard]]:
+    found = {task.number: read_shards(job, task.number) for task in tasks}
+    documents = {task.number: int(np.count_nonzero(task.roles != DROPPED)) for task in tasks}
+    with _bar("Tokenizing", int(np.count_nonzero(corpus.roles != DROPPED)), "doc") as bar:
+        bar.update(sum(documents[number] for number, shards in found.items() if shards is not None))
+        missing = [task for task in tasks if found[task.number] is None]
+        for task, shards in _run(job, missing, workers, write_shards, bar):
+            found[task.number] = shards
+    return [found[task.number] for task in tasks]
+
+
+def _check_unchanged(done: Manifest | None, shards: list[dict[str, Shard]]) -> None:
+    """Raises ValueError if shards that were made again are not what the manifest says."""
+    if done is None:
+        return
+    for split, described in done.splits.items():
+        for old, new in zip(described.shards, (s[split] for s in shards if split in s), strict=False):
+            if old != new:
+                raise ValueError(f"{new.name} is not what it was ({MANIFEST} says otherwise); give another --out")
+
+
+def _manifest(settings: dict, corpus: Corpus, tokenizer: Tokenizer, shards: list[dict[str, Shard]]) -> Manifest:
+    splits = {}
+    for split, name in enumerate(SPLIT_NAMES):
+        own = tuple(found[name] for found in shards if name in found)
+        splits[name] = Split(corpus.count(split), sum(s.tokens for s in own), corpus.fingerprint(split), own)
+    return Manifest(
+        settings=settings, dtype=token_dtype(tokenizer).name, tokenizer=tokenizer.fingerprint(),
+        vocab_size=tokenizer.vocab_size, eos_id=int(tokenizer.eos_id), duplicate_documents=corpus.duplicates,
+        blank_documents=corpus.blank, bad_rows=corpus.bad_rows, splits=splits,
+    )  # fmt: skip
+
+
+def _save_tokenizer(job: Job) -> None:
+    job.tokenizer.save(job.scratch / "tokenizer")
+    target = Folder(job.folder.path("tokenizer"))
+    for path in sorted((job.scratch / "tokenizer").iterdir()):
+        target.write(path.name, path.read_bytes())
+
+
+def _run(job: Job, tasks: list, workers: int, function: Callable, bar) -> Iterator[tuple]:
+    """(task, result) of each task, in any order; few are handed out ahead."""
+    if workers == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield task, function(job, task, *([_told(bar)] if function is write_shards else []))
+        return
+    context, left, pending = multiprocessing.get_context("spawn"), iter(tasks), set()
+    counters = [context.Value("q"), context.Value("q")]
+    tell, told = _told(bar), [0, 0]
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(tasks)), context, start_worker, (job, os.getpid(), *counters)
+    )
+    try:
+        while True:
+            pending |= {pool.submit(work, task) for task in itertools.islice(left, 2 * workers - len(pending))}
+            done, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
+            now = [counter.value for counter in counters]
+            tell(now[0] - told[0], now[1] - told[1])
+            told = now
+            for future in done:
+                yield future.result()
+            if not pending and not done:
+                break
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker was killed, perhaps for want of memory: run the same command again, it goes on where it was; "
+            "--workers=N with a smaller N needs less memory."
+        ) from error
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def _told(bar) -> Callable[[int, int], None]:
+    """How documents and tokens become progress."""
+    tokens = 0
+
+    def tell(documents: int, more: int) -> None:
+        nonlocal tokens
+        tokens += more
+        if documents:
+            bar.update(documents)
+        if tokens and (seconds := bar.format_dict["elapsed"]):
+            bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
+
+    return tell
+
+
+def _bar(what: str, total: int, unit: str):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True)
+
+
+def _summary(manifest: Manifest) -> str:
+    parts = [
+        f"{split.tokens:,} tokens of {split.documents:,} documents in {len(split.shards)} shards for {name}"
+        for name, split in manifest.splits.items()
+    ]
+    dropped = (
+        f"{manifest.duplicate_documents:,} repeated and {manifest.blank_documents:,} blank documents and "
+        f"{manifest.bad_rows:,} bad rows left out"
+    )
+    return f"{'; '.join(parts)}; {dropped}."
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Exit status: 0 prepared or whole, 1 failed or damaged, 2 the command line is wrong, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m softmask_jax.data.prepare", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, help="the folder of the prepared corpus; gs:// needs softmask_jax[gcs]")
+    parser.add_argument("--verify", action="store_true", help="read every shard again and compare checksums")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one a core")
+    parser.add_argument("--shard_megabytes", type=int, default=256, help="million characters of text a shard")
+    for field in dataclasses.fields(DataConfig):
+        if field.name not in NOT_HERE:
+            kind = type(field.default)
+            parser.add_argument(
+                f"--{field.name}", type=kind, default=field.default, help=f"config.data.{field.name} ({field.default!r})"
+            )
+    flags = vars(parser.parse_args(argv if argv is None else list(argv)))
+    out, workers, shard_megabytes, only_verify = (
+        flags.pop(name) for name in ("out", "workers", "shard_megabytes", "verify")
+    )
+    try:
+        if only_verify:
+            problems = verify(Folder(out), workers or len(os.sched_getaffinity(0)))
+            for problem in problems:
+                print(problem, file=sys.stderr)
+            return 1 if problems else 0
+        prepare(DataConfig(**flags), out, workers=workers, shard_megabytes=shard_megabytes)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
