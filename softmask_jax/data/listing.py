@@ -1,9 +1,13 @@
 """Which files glob patterns mean, on this machine or behind a URL such as gs://, and how to open them."""
+import contextlib
 import glob
+import gzip
 import hashlib
+import importlib.util
 import io
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -100,3 +104,61 @@ def open_file(path: Path | str) -> BinaryIO:
 def fingerprint(*parts: object) -> str:
     """A hash of `repr`s."""
     return hashlib.sha256("\n".join(map(repr, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_compressed(file: Listed) -> bool:
+    return file.name.endswith((".gz", ".zst"))
+
+
+def check_compression(files: Iterable[Listed]) -> None:
+    """Raises ImportError when a *.zst file is there and nothing can read it."""
+    compressed = [file.name for file in files if file.name.endswith(".zst")]
+    if compressed and not importlib.util.find_spec("zstandard"):
+        raise ImportError(f"{compressed[0]}: *.zst needs a package: pip install 'softmask_jax[zst]'")
+
+
+@contextlib.contextmanager
+def open_unpacked(file: Listed) -> Iterator[BinaryIO]:
+    """The bytes of a file, of its content for *.gz and *.zst. Raises ValueError when that is damaged or cut short."""
+    with open_file(file.path) as opened:
+        if not is_compressed(file):
+            yield opened
+            return
+        if file.name.endswith(".gz"):
+            unpacked, damage = gzip.GzipFile(fileobj=opened), (EOFError, zlib.error, gzip.BadGzipFile)
+        else:
+            import zstandard
+
+            unpacked, damage = _ZstdFrames(opened), (EOFError, zstandard.ZstdError)
+        try:
+            yield io.BufferedReader(unpacked, READ_BUFFER)
+        except damage as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{file.name}: damaged or cut short ({reason}); fetch or compress it again") from error
+
+
+class _ZstdFrames(io.RawIOBase):
+    # zstandard's own reader takes a file that was cut short for a whole one.
+    def __init__(self, file: BinaryIO):
+        self._file, self._frame, self._rest, self._ready = file, None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            packed = self._rest or self._file.read(READ_BUFFER)
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self._frame is None:
+                import zstandard
+
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready, self._rest = memoryview(self._frame.decompress(packed)), b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count

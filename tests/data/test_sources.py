@@ -1,9 +1,16 @@
-"""Sources: what counts as a document, in which order, and how bad files are reported."""
+"""Sources: what counts as a document, in which order, in which parts, and how bad files are reported."""
+import json
+import os
+import pickle
+import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from softmask_jax.data import Document, make_source
+from softmask_jax.data import text_files
+from softmask_jax.data.sources import BadRow, Document, make_source
+from tests.data.source_files import TEXTS, one_line, save_texts
 
 
 @pytest.fixture
@@ -15,10 +22,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 500
-    return message
+@pytest.fixture
+def bucket():
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
 
 
 def test_the_standard_library_has_sources_but_no_tests_or_installed_packages():
@@ -45,7 +54,72 @@ def test_text_is_taken_byte_for_byte(folder):
 
 def test_a_separator_cuts_a_file_into_documents(folder):
     Path("many.txt").write_text("one<|x|>two<|x|>three")
-    assert [doc.text for doc in make_source("files", "many.txt", separator="<|x|>")] == ["one", "two", "three"]
+    assert list(make_source("files", "many.txt", separator="<|x|>")) == [
+        ("many.txt#0", "one"), ("many.txt#1", "two"), ("many.txt#2", "three")
+    ]
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "é", "aa", "<|x|>"])
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+def test_a_separator_across_two_reads_is_found(folder, monkeypatch, separator, step):
+    monkeypatch.setattr(text_files, "READ_BYTES", step)
+    for text in ("", "aaaaa", "é\n\n\nü<|x|>é", "<|x|><|x|", "x" * 50 + "\n\n" + "é" * 20):
+        Path("many.txt").write_text(text)
+        found = [document.text for document in make_source("files", "many.txt", separator=separator)]
+        assert found == text.split(separator)
+
+
+def test_files_are_parts_in_groups_and_a_large_one_is_alone(folder, monkeypatch):
+    monkeypatch.setattr(text_files, "PART_BYTES", 4)
+    Path("a.txt").write_bytes(b"A" * 100)
+    source = make_source("files", "*.txt,sub/**/*.txt,x.md")
+    parts = [[document.name for document in source.read(part)] for part in range(source.num_parts())]
+    assert parts == [["a.txt"], ["b.txt", "sub/c.txt", "sub/deep/d.txt", "x.md"]]
+
+
+def test_an_empty_file_is_a_blank_document(folder):
+    Path("empty.txt").touch()
+    source = make_source("files", "empty.txt")
+    assert source.num_parts() == 1 and list(source) == [Document("empty.txt", "")]
+
+
+def test_the_same_documents_in_every_kind_of_file_are_the_same_texts(tmp_path):
+    sources = save_texts(tmp_path, TEXTS)
+    assert set(sources) == {"files", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tfds"}
+    for form, source in sources.items():
+        assert [item.text for item in source] == TEXTS, form
+
+
+def test_sources_survive_pickling_and_parts_join_to_the_whole(tmp_path):
+    for source in [make_source("stdlib"), *save_texts(tmp_path, TEXTS).values()]:
+        whole = list(source)
+        copy = pickle.loads(pickle.dumps(source))
+        assert [item for part in range(copy.num_parts()) for item in copy.read(part)] == whole == list(source)
+        assert copy.identity() == source.identity() and copy.name == source.name
+
+
+def test_the_identity_follows_files_and_settings(folder):
+    def identity(**settings):
+        return make_source("files", "*.txt", **settings).identity()
+
+    before = identity()
+    assert identity() == before
+    assert len({before, identity(separator="x"), identity(detokenizer="lm1b")}) == 3
+    stat = os.stat("a.txt")
+    os.utime("a.txt", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    touched = identity()
+    Path("c.txt").touch()
+    assert len({before, touched, identity()}) == 3
+
+
+def test_a_detokenizer_changes_texts_and_leaves_bad_rows(folder):
+    Path("a.jsonl").write_text('{"text": "It \'s fine ."}\nnot json\n')
+    source = make_source("jsonl", "a.jsonl", detokenizer="lm1b")
+    first, second = source
+    assert first.text == "It's fine." and type(second) is BadRow
+    assert source.name == "jsonl" and source.num_parts() == 1
+    with pytest.raises(ValueError, match="choose '' or one of lm1b"):
+        make_source("jsonl", "a.jsonl", detokenizer="x")
 
 
 def test_a_pattern_without_a_match_is_named_with_the_folder(folder):
@@ -60,18 +134,20 @@ def test_a_pattern_that_matches_only_folders_says_what_to_write(folder):
     assert "'sub/**/*'" in one_line(error)
 
 
-def test_files_without_paths_and_unknown_sources_are_errors():
-    with pytest.raises(ValueError, match="needs data.paths"):
-        make_source("files", " ,")
-    with pytest.raises(ValueError, match="choose stdlib or files"):
+def test_sources_without_paths_and_unknown_sources_are_errors():
+    for kind in ("files", "jsonl", "parquet"):
+        with pytest.raises(ValueError, match=f"data.source={kind} needs data.paths"):
+            make_source(kind, " ,")
+    with pytest.raises(ValueError, match="choose one of stdlib, files, jsonl, parquet, tfds, hf"):
         make_source("wikipedia")
 
 
 @pytest.mark.parametrize(("content", "offset"), [(b"abc\xff\xfe", 3), (b"ab\0cd\xff", 2), (b"\xe9", 0)])
-def test_a_binary_file_is_named_with_the_first_bad_byte(folder, content, offset):
+@pytest.mark.parametrize("separator", ["", "b", "|"])
+def test_a_binary_file_is_named_with_the_first_bad_byte(folder, content, offset, separator):
     Path("bad.txt").write_bytes(content)
     with pytest.raises(ValueError) as error:
-        list(make_source("files", "bad.txt"))
+        list(make_source("files", "bad.txt", separator=separator))
     assert one_line(error).startswith(f"bad.txt: byte {offset} (0x{content[offset]:02x})")
     assert "iconv" in str(error.value)
 
@@ -84,3 +160,58 @@ def test_an_unreadable_file_is_named(folder, monkeypatch):
     with pytest.raises(PermissionError) as error:
         list(make_source("files", "a.txt"))
     assert one_line(error).startswith("a.txt: cannot be read (Permission denied)")
+
+
+def test_a_file_that_went_away_is_named(folder):
+    source = make_source("files", "a.txt")
+    Path("a.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^a\.txt: cannot be read"):
+        list(source)
+
+
+def test_files_behind_a_url_read_as_local_ones_do(folder, bucket):
+    for name, content in {"b.txt": b"B", "deep/a.txt": b"A\r\n", "rows.jsonl": b'{"text": "one"}\n{"text": "two"}'}.items():
+        bucket.pipe(f"/texts/{name}", content)
+    source = make_source("files", "memory://texts/**/*.txt,a.txt,memory://texts/b.txt")
+    assert [item.text for item in source] == ["B", "A\r\n", "A\r\n"]
+    assert [name for name, _ in source.files] == ["memory:///texts/b.txt", "memory:///texts/deep/a.txt", "a.txt"]
+    assert [item.text for item in make_source("jsonl", "memory://texts/*.jsonl")] == ["one", "two"]
+    assert list(pickle.loads(pickle.dumps(source))) == list(source)
+    bucket.pipe("/texts/b.txt", b"b")
+    assert make_source("files", "memory://texts/**/*.txt,a.txt").identity() != source.identity()
+
+
+def test_parquet_behind_a_url_reads_as_local_ones_do(tmp_path, bucket):
+    save_texts(tmp_path, TEXTS)
+    bucket.pipe("/rows.parquet", (tmp_path / "rows.parquet").read_bytes())
+    assert [item.text for item in make_source("parquet", "memory://rows.parquet")] == TEXTS
+
+
+def test_a_url_that_matches_nothing_or_that_nothing_reads_is_an_error(bucket, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no file matches 'memory://nothing/"):
+        make_source("files", "memory://nothing/*.txt")
+    with pytest.raises(ValueError, match="nothing here reads nosuch://"):
+        make_source("files", "nosuch://a/*.txt")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ImportError) as error:
+        make_source("files", "gs://bucket/*.txt")
+    assert "pip install 'softmask_jax[gcs]'" in one_line(error)
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(bucket, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr(type(bucket), "glob", fail)
+    with pytest.raises(OSError) as error:
+        make_source("files", "memory://texts/*.txt")
+    assert "cannot be listed (RuntimeError: no route); check the network" in one_line(error)
+
+
+def test_nothing_that_reads_rows_is_imported_before_it_is_needed():
+    import subprocess
+
+    heavy = ["pyarrow", "tensorflow_datasets", "datasets", "zstandard", "jax", "tensorflow"]
+    code = f"import json, sys, softmask_jax.data.sources; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert json.loads(output) == []
