@@ -18,7 +18,7 @@ NAME_AND_SPLIT = re.compile(r"(.+):((?:[^:/\[\]]|\[[^\]]*\])+)")
 
 
 class _Rows(AllParts):
-    """What the sources here share: `length` rows of `title`, read through `_open`."""
+    """What the sources here share: `length` rows of `title`, read through `open`."""
 
     def num_parts(self) -> int:
         return -(-self.length // PART_ROWS)
@@ -62,7 +62,8 @@ def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
     paths = [paths] if isinstance(paths, str) else list(paths)
     if len(paths) != 1 or not paths[0].strip() or "," in paths[0]:
         raise ValueError(
-            f"data.source={kind} needs one NAME:SPLIT in data.paths, such as {example}; data.source=mixture takes several"
+            f"data.source={kind} needs one NAME:SPLIT in data.paths, such as {example}; for several use "
+            "data.source=mixture"
         )
     return paths[0].strip()
 
@@ -122,9 +123,9 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     except Exception as error:  # TFDS raises whatever comes to hand, assertions and its own among them.
         problem = _short(error)
     if problem:
-        raise FileNotFoundError(f"data.paths: {name!r} is not built in {root} ({problem}); build it there with: {command}")
+        raise FileNotFoundError(f"data.paths: {name!r} is not built in {root} ({problem}); build it with: {command}")
     try:
-        rows = builder.as_data_source(split)
+        rows = builder.as_data_source(split) if builder.info.splits[split].num_examples else ()
     except NotImplementedError as error:
         stored = builder.info.file_format.name.lower()
         raise ValueError(
@@ -191,7 +192,9 @@ def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingF
     try:
         from datasets import load_dataset  # noqa: F401  (a folder called datasets can be imported as well)
     except ImportError as error:
-        raise ImportError(f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})") from error
+        raise ImportError(
+            f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})"
+        ) from error
     title = _single(paths, "hf", "Skylion007/openwebtext:train")
     location, split = title, ""
     if not _is_saved(title):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 # The properties by which file systems tell that a remote file was written anew; each has its own.
-REMOTE_STAMPS = ("generation", "etag", "ETag", "md5Hash", "updated", "mtime", "LastModified", "last_modified", "created")
+REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
 READ_BUFFER = 1 << 20
 
 
@@ -90,6 +90,7 @@ def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
 
 def open_file(path: Path | str) -> BinaryIO:
     """The file for reading bytes. Raises OSError of the original kind that names it and says what to do."""
+    hint = "fix its permissions or leave it out of data.paths"
     try:
         if isinstance(path, Path):
             return path.open("rb", buffering=READ_BUFFER)
@@ -97,8 +98,10 @@ def open_file(path: Path | str) -> BinaryIO:
 
         return io.BufferedReader(fsspec.open(path, "rb").open(), READ_BUFFER)
     except OSError as error:
-        hint = "fix its permissions or leave it out of data.paths"
         raise type(error)(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
+    except Exception as error:  # As in `_remote_matches`.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(f"{path}: cannot be read ({reason:.200}); check the network, {hint}") from error
 
 
 def fingerprint(*parts: object) -> str:

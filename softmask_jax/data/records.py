@@ -1,4 +1,5 @@
 """Text in the rows of files: JSON Lines, plain or compressed, and Parquet."""
+import collections
 import contextlib
 import difflib
 import importlib.util
@@ -71,7 +72,7 @@ class JsonLines(AllParts):
     """One JSON object a line, its text under `text_key` (`meta.text` is `text` inside `meta`); blank lines are ignored.
 
     A file is read in ranges of `part_bytes`; a range has the lines that begin in it. Lines that hold no text are
-    `BadRow`s. Reading raises ValueError for a file without any good row or a damaged one, OSError for an unreadable one.
+    `BadRow`s. Reading raises ValueError for a damaged file or one without any good row, OSError for an unreadable one.
     """
 
     listing: tuple[Listed, ...]
@@ -186,6 +187,10 @@ class Parquet(AllParts):
     def _groups(self) -> tuple[tuple[int, int], ...]:
         return spans((size for *_, size in self.row_groups), PART_BYTES)
 
+    @cached_property
+    def _counts(self) -> collections.Counter:
+        return collections.Counter(group[0] for group in self.row_groups)
+
     def identity(self) -> str:
         return fingerprint(self.name, self.text_key, self._groups, self.listing)
 
@@ -196,8 +201,7 @@ class Parquet(AllParts):
         chosen = self.row_groups[slice(*self._groups[part])]
         for number, groups in itertools.groupby(chosen, key=lambda group: group[0]):
             file, groups = self.listing[number], list(groups)
-            whole = len(groups) == sum(group[0] == number for group in self.row_groups)
-            yield from checked(self._rows(file, groups), file.name, whole)
+            yield from checked(self._rows(file, groups), file.name, len(groups) == self._counts[number])
 
     def _rows(self, file: Listed, groups: list[tuple[int, int, int, int, int]]) -> Iterator[Document | BadRow]:
         _, _, row, _, _ = groups[0]
@@ -249,7 +253,8 @@ def parquet(patterns: str | Iterable[str], text_key: str = "text") -> Parquet:
         with _opened_parquet(file) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
         if text_key not in schema.names:
-            raise ValueError(f"{file.name}: has no column {text_key!r} (data.text_key); {nearest(text_key, schema.names)}")
+            near = nearest(text_key, schema.names)
+            raise ValueError(f"{file.name}: has no column {text_key!r} (data.text_key); {near}")
         _check_type(file, text_key, schema.field(text_key).type)
         if not metadata.num_rows:
             raise ValueError(f"{file.name}: holds no row; leave it out of data.paths")

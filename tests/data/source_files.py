@@ -7,7 +7,7 @@ import pytest
 
 from softmask_jax.data.sources import Source, make_source
 
-TEXTS = ["one", "two\nlines\r\n", "é € 𝄞", "", " ", 'quotes " and \\', "x" * 5000, *(f"row {n}" for n in range(40))]
+TEXTS = ["one", "two\nlines\r\n", "é € 𝄞", "", " ", 'quotes " and \\', "x" * 5000, *map(str, range(40))]
 SEPARATOR = "<|end|>"
 
 
@@ -18,7 +18,8 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 
 def json_rows(texts: list[str], ascii_only: bool = False) -> bytes:
-    return b"".join(json.dumps({"id": n, "text": t}, ensure_ascii=ascii_only).encode() + b"\n" for n, t in enumerate(texts))
+    rows = [json.dumps({"id": number, "text": text}, ensure_ascii=ascii_only) for number, text in enumerate(texts)]
+    return "".join(row + "\n" for row in rows).encode()
 
 
 def build_tfds(folder: Path, texts: list, file_format: str = "array_record", name: str = "tiny_texts"):

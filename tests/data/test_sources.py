@@ -170,8 +170,9 @@ def test_a_file_that_went_away_is_named(folder):
 
 
 def test_files_behind_a_url_read_as_local_ones_do(folder, bucket):
-    for name, content in {"b.txt": b"B", "deep/a.txt": b"A\r\n", "rows.jsonl": b'{"text": "one"}\n{"text": "two"}'}.items():
-        bucket.pipe(f"/texts/{name}", content)
+    bucket.pipe("/texts/b.txt", b"B")
+    bucket.pipe("/texts/deep/a.txt", b"A\r\n")
+    bucket.pipe("/texts/rows.jsonl", b'{"text": "one"}\n{"text": "two"}')
     source = make_source("files", "memory://texts/**/*.txt,a.txt,memory://texts/b.txt")
     assert [item.text for item in source] == ["B", "A\r\n", "A\r\n"]
     assert [name for name, _ in source.files] == ["memory:///texts/b.txt", "memory:///texts/deep/a.txt", "a.txt"]
