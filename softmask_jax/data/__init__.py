@@ -15,14 +15,14 @@ from softmask_jax.data.pipeline import Batches, batches, validation_batches
 from softmask_jax.data.shards import PreparedCorpus
 from softmask_jax.data.sources import BadRow, Document, FileSource, Source, make_source
 from softmask_jax.data.tokenizers import (
-    BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe,
+    BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, open_tokenizer, train_bpe,
 )
 from softmask_jax.data.windows import Mixture, Windows
 
 __all__ = [
     "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "DataConfig", "Document", "FileSource",
     "Mixture", "PreparedCorpus", "Source", "SplitRule", "Tokenizer", "Windows", "batches", "build", "load_tokenizer",
-    "make_source", "read_corpus", "token_stream", "train_bpe", "validation_batches",
+    "make_source", "open_tokenizer", "read_corpus", "token_stream", "train_bpe", "validation_batches",
 ]
 
 
@@ -150,11 +150,8 @@ def make_tokenizer(config: DataConfig, corpora: list[Corpus | PreparedCorpus], f
         if not prepared:
             raise ValueError("data.tokenizer=shards is for data.source=shards; name a tokenizer")
         return prepared[0].tokenizer()
-    if config.tokenizer == "bytes":
-        return ByteTokenizer()
-    if Path(config.tokenizer).is_dir():
-        return load_tokenizer(config.tokenizer)
-    raise ValueError(f"data.tokenizer={config.tokenizer!r} is unknown; choose bytes, bpe or a saved tokenizer's folder")
+    # Without a cache folder of the user's own, the hub's files stay where other programs find them too.
+    return open_tokenizer(config.tokenizer, folder if config.cache_dir else None)
 
 
 def _cached_bpe(corpora: list[Corpus | PreparedCorpus], vocab_size: int, folder: Path) -> BPETokenizer:
