@@ -121,10 +121,10 @@ def open_tokenizer(spec: str | Path, cache_folder: str | Path | None = None) -> 
             raise type(error)(f"data.tokenizer={spec}: {error}") from error
     path = Path(spec).expanduser()
     if not path.exists():
-        raise FileNotFoundError(
-            f"data.tokenizer={str(spec)!r} is neither a kind nor a path; choose bytes, bpe, text8, {PREFIX}owner/name, "
-            "or a file or folder that exists"
-        )
+        kinds = f"choose bytes, bpe or text8, {PREFIX}owner/name, or a file or folder that exists"
+        if len(path.parts) > 1 or path.suffix:
+            raise FileNotFoundError(f"data.tokenizer={str(spec)!r} does not exist; {kinds}")
+        raise ValueError(f"data.tokenizer={str(spec)!r} is unknown; {kinds}")
     folder = path.parent if path.name == JSON_FILE else path
     return load_tokenizer(folder) if (folder / DESCRIPTION).is_file() else read_tokenizer(path)
 

@@ -135,8 +135,10 @@ def test_a_json_file_of_another_shape_is_one_clear_error(text, tmp_path):
 
 
 def test_paths_without_a_tokenizer_are_clear_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="choose bytes, bpe, text8, hf://owner/name, or a file or folder"):
+    with pytest.raises(FileNotFoundError, match="missing' does not exist; choose bytes, bpe or text8, hf://owner/name"):
         open_tokenizer(tmp_path / "missing")
+    with pytest.raises(ValueError, match="data.tokenizer='words' is unknown; choose bytes, bpe or text8"):
+        open_tokenizer("words")
     with pytest.raises(FileNotFoundError, match="no tokenizer here; wanted tokenizer.json, or vocab.json and"):
         open_tokenizer(tmp_path)
     (tmp_path / "a.txt").write_text("a")
