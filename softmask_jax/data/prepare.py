@@ -35,6 +35,7 @@ from softmask_jax.data.storage import ELSEWHERE, Folder
 from softmask_jax.data.tokenizers import Tokenizer
 from softmask_jax.files import explained, locked, write_json
 
+MILLION = 1_000_000
 # Not of a preparation: how windows are cut and read comes later.
 NOT_HERE = ("seq_len", "prefetch")
 
@@ -54,7 +55,7 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
         raise ValueError(f"data.source={config.source} cannot be prepared; prepare each text by itself, then mix them")
     if shard_megabytes < 1 or workers < 0:
         raise ValueError("--shard_megabytes must be positive, --workers 0 (one a core) or more")
-    folder, cache = Folder(out), cache_folder(config.cache_dir)
+    rule, folder, cache = rule_of(config), Folder(out), cache_folder(config.cache_dir)
     scratch = cache / f"prepare-{content_key(out=folder.url)}" if folder.is_remote else Path(folder.url) / ".prepare"
     with explained(scratch, ELSEWHERE):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -73,15 +74,14 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
             _keep_what_is_whole(job, done)
         scans = _scan(job, workers, config.max_documents if validation_source is None else 0)
         corpus = sort_documents(
-            source, scans, rule_of(config), config.max_documents, validation_source=validation_source
+            source, scans, rule, config.max_documents, validation_source=validation_source
         )
         tokenizer = tokenizer or make_tokenizer(config, [corpus], cache)
         job = dataclasses.replace(job, tokenizer=tokenizer)
-        tasks = list(_tasks(corpus, [len(found.items) for found in scans], shard_megabytes * 1_000_000))
+        tasks = list(_tasks(corpus, [len(found.items) for found in scans], shard_megabytes * MILLION))
         _check_unchanged(done, shards := _write(job, tasks, corpus, workers))
         manifest = _manifest(settings, corpus, tokenizer, shards)
-        _save_tokenizer(job)
-        folder.write(MANIFEST, manifest.to_json())
+        _finish(job, manifest)
         shutil.rmtree(scratch)
     for line in corpus.bad:
         print(f"Bad row: {line}")
@@ -200,11 +200,15 @@ def _manifest(settings: dict, corpus: Corpus, tokenizer: Tokenizer, shards: list
     )  # fmt: skip
 
 
-def _save_tokenizer(job: Job) -> None:
-    job.tokenizer.save(job.scratch / "tokenizer")
-    target = Folder(job.folder.path("tokenizer"))
-    for path in sorted((job.scratch / "tokenizer").iterdir()):
-        target.write(path.name, path.read_bytes())
+def _finish(job: Job, manifest: Manifest) -> None:
+    """The tokenizer, and last the manifest, which says that everything is there."""
+    saved = job.scratch / "tokenizer"
+    job.tokenizer.save(saved)
+    for path in sorted(saved.iterdir()):
+        Folder(job.folder.path("tokenizer")).put(path, path.name)
+    path = job.scratch / MANIFEST
+    path.write_bytes(manifest.to_json())
+    job.folder.put(path, MANIFEST)
 
 
 def _run(job: Job, tasks: list, workers: int, function: Callable, bar) -> Iterator[tuple]:

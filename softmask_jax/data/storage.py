@@ -66,16 +66,6 @@ class Folder:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
-    def write(self, name: str, content: bytes) -> None:
-        """Raises OSError, one line, when the folder does not take it."""
-        if self.is_remote:
-            self._files.pipe_file(f"{self._root}/{name}", content)
-            return
-        path = Path(self._root, name)
-        with explained(path, ELSEWHERE):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, [content], elsewhere=ELSEWHERE)
-
     def put(self, local: Path, name: str) -> None:
         """Moves a finished local file in; of a local folder it must lie on the same disk. Raises OSError."""
         with explained(self.path(name), ELSEWHERE):
@@ -83,6 +73,7 @@ class Folder:
                 self._files.put_file(os.fspath(local), f"{self._root}/{name}")
                 local.unlink()
                 return
+            Path(self._root).mkdir(parents=True, exist_ok=True)
             with open(local, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(local, Path(self._root, name))
