@@ -11,17 +11,18 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "files", "stop_signal", "models"},
-    {"config", "vocab_draw", "convert", "data"},
-    {"run_folder", "vocab_head", "diffusion"},
-    {"soft_masking"},
-    {"objective", "checkpoint_io"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "files", "stop_signal", "models", "chart_axes", "page"},
+    {"config", "vocab_draw", "convert", "data", "charts"},
+    {"run_folder", "vocab_head", "diffusion", "run_log"},
+    {"soft_masking", "curves", "wandb_rows"},
+    {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding"},
     {"denoiser", "train_state", "checkpoint"},
     {"train_step"},
     {"evaluation", "tracking"},
     {"train", "api"},
     {"main", "benchmarks"},
+    {"compare"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

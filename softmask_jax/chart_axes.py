@@ -1,0 +1,75 @@
+"""Axes of charts: from values to pixels, round ticks, and numbers as a reader likes them."""
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Maps values between `low` and `high` to pixels between `start` and `end`; where `log`, all must be positive."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, values):
+        values, low, high = np.asarray(values, np.float64), self.low, self.high
+        if self.log:
+            values, low, high = np.log10(values), math.log10(low), math.log10(high)
+        return self.start + (values - low) / (high - low) * (self.end - self.start)
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands separated: 12,345.6 is "12,346"."""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size and not 1e-4 <= size < 1e9:
+        return f"{value:.3e}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(size)))}f}" if 0 < size < 1000 else f"{value:,.0f}"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About so many round values between two, a step of 1, 2 or 5 times a power of ten apart."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two positive values, with twos and fives, or round values, where those are few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(found) >= 4:
+            return found[:: -(-len(found) // 8)]
+    return ticks(low, high, 4)
+
+
+def tick_name(value: float, step: float) -> str:
+    """As short as it may be, exact to a fraction of `step`: 20k, 1.5M, 2e13, 0.05."""
+    for least, factor, unit in ((1e9, 0, ""), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / factor:.4g}{unit}" if factor else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")
+    if 0 < step < 1e-4:
+        return re.sub(r"e(-?)0*", r"e\1", f"{value:.3g}") if value else "0"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0}f}"
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The two, or where they are one value (to what a float can tell apart) a little around it."""
+    if high - low > 1e-9 * max(abs(low), abs(high)):
+        return low, high
+    size = max(abs(low) * 0.05, 1e-3 if abs(low) < 1e-3 else 0.0)
+    return low - size, high + size
+
+
+def with_margin(low: float, high: float, below: bool = True) -> tuple[float, float]:
+    wide_low, wide_high = widened(low, high)
+    room = 0.05 * (wide_high - wide_low)
+    return wide_low - (room if below else 0.0), wide_high + room
