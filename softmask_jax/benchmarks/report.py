@@ -42,7 +42,7 @@ def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, Spread]:
     return {name: Spread(tuple(found)) for name, found in seconds.items()}
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, flag: str = "--json") -> None:
     """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
     if not path:
         return
@@ -51,7 +51,7 @@ def check_writable(path: str) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
     except OSError as error:
-        raise OSError(f"--json={path} cannot be written ({error.strerror}); give another file.") from error
+        raise OSError(f"{flag}={path} cannot be written ({error.strerror}); give another file.") from error
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
