@@ -65,6 +65,8 @@ def report(summary: dict, workdir: str) -> str:
         f"Log          {folder / 'metrics.jsonl'}",
         f"Curves       {folder / 'tensorboard'}   (pip install tensorboard; tensorboard --logdir {folder})",
     ]
+    if (folder / "report.html").exists():
+        lines.append(f"Report       {folder / 'report.html'}")
     if (folder / "profile").exists():
         lines.append(f"Trace        {folder / 'profile'}")
     return "\n".join(lines)

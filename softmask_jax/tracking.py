@@ -1,4 +1,5 @@
-"""What a run writes down: metrics.jsonl, TensorBoard event files, a progress bar; and how fast the device could be."""
+"""What a run writes down: metrics.jsonl, TensorBoard event files, W&B, a progress bar; and how fast a device could be.
+"""
 import contextlib
 import os
 import time
@@ -17,6 +18,7 @@ from softmask_jax.config import Config
 from softmask_jax.files import explained
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.soft_masking import effective
+from softmask_jax.wandb_rows import FAILED, WandbRows
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by a substring of `device_kind`.
 PEAK_FLOPS = {
@@ -170,26 +172,35 @@ class Profiler:
 
 
 class Tracker:
-    """Writes rows to metrics.jsonl and TensorBoard on the first process; shows a progress bar.
+    """Writes rows to metrics.jsonl, TensorBoard and, where config.train.wandb says so, to Weights & Biases, all on the
+    first process; shows a progress bar.
 
     Args:
       start: the step a resumed run continues from; TensorBoard drops what was written after it.
+
+    Raises:
+      OSError, ValueError, RuntimeError: the folder cannot be written, or W&B cannot be started (see `WandbRows`).
     """
 
-    def __init__(self, folder: RunFolder, *, steps: int, start: int):
+    def __init__(self, folder: RunFolder, config: Config, *, start: int):
         self.first = jax.process_index() == 0
-        self.folder = folder
+        self.folder, self.wandb, self.exit_code = folder, None, FAILED
         self.bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not self.first, dynamic_ncols=True, smoothing=0.05
-        )
+            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True,
+            smoothing=0.05,
+        )  # fmt: skip
         if self.first:
             self.board = Board(folder.path / "tensorboard", start)
+            if config.train.wandb:
+                self.wandb = WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say)
 
     def row(self, step: int, kind: str, values: dict) -> None:
-        """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard for each value."""
+        """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard and W&B for each value."""
         if self.first:
             self.folder.append({"step": step, "kind": kind, **values})
             self.board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+            if self.wandb is not None:
+                self.wandb.write(step, kind, values)
 
     def progress(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
@@ -206,9 +217,12 @@ class Tracker:
         self.bar.close()
 
     def close(self) -> None:
+        """End what is being written; W&B is told `exit_code`, which whoever ends the run sets before."""
         self.end_progress()
         if self.first:
             self.board.close()
+            if self.wandb is not None:
+                self.wandb.close(self.exit_code)
 
 
 class Board:

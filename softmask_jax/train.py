@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from softmask_jax import checkpoint, data, denoiser, optimizer, sharding, train_state, train_step
+from softmask_jax import checkpoint, data, denoiser, optimizer, report, sharding, train_state, train_step, wandb_rows
 from softmask_jax.config import Config
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
-from softmask_jax.files import write_json
+from softmask_jax.files import plain, write_json
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.samplers import Ancestral
 from softmask_jax.stop_signal import StopSignal
@@ -54,6 +54,8 @@ class Trainer:
 
     def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool):
         self.config, self.folder, self.stop = config, folder, stop
+        if config.train.wandb:
+            wandb_rows.package(config.train.wandb)
         if config.train.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.train.compilation_cache))
         self.mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
@@ -95,7 +97,7 @@ class Trainer:
         again = ("final", "samples") if start >= config.updates else ()
         folder.truncate_metrics(start, again=(*again, *self.owed))
         self._say_what_starts(start)
-        self.tracker = Tracker(folder, steps=config.updates, start=start)
+        self.tracker = Tracker(folder, config, start=start)
         with self.stop.postponed():
             for kind in self.owed:
                 self._midway(kind, start, state)
@@ -104,11 +106,13 @@ class Trainer:
             stopped = stopped or self.stop.noted
         self.tracker.end_progress()
         if stopped:
-            step = int(state.step)
+            step, self.tracker.exit_code = int(state.step), wandb_rows.STOPPED
             if folder.is_writer:
                 print(f"Stopped and saved at step {step}; the same command continues from there.", flush=True)
             return {"finished": False, "step": step}
-        return self._finish(state)
+        summary = self._finish(state)
+        self.tracker.exit_code = wandb_rows.FINISHED
+        return summary
 
     def close(self) -> None:
         self.profiler.stop()
@@ -270,8 +274,10 @@ class Trainer:
         row = scores(self._perplexity(state, windows))
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
-        summary = {"finished": True, "step": step, "validation": row, "samples": texts}
+        summary = {"finished": True, "step": step, "validation": row, "samples": texts, "data": plain(self.data.info)}
         if self.folder.is_writer:
+            report.write_at_end(self.folder.path, summary)
+            # The last of all: a run without it repeats its end.
             write_json(self.folder.path / "summary.json", summary)
         return summary
 
