@@ -8,17 +8,13 @@ Killed at any moment, the same command goes on and ends with the same bytes: eve
 `gs://` folder. Memory does not grow with the texts, but for about 100 bytes a document.
 """
 import argparse
-import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +22,9 @@ import numpy as np
 from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
 from softmask_jax.data.cache import cache_folder, content_key
 from softmask_jax.data.corpus import DROPPED, SPLIT_NAMES, Corpus, enough, joined, sort_documents, token_dtype
+from softmask_jax.data.shard_pool import progress_bar, run
 from softmask_jax.data.shard_verifier import verify
-from softmask_jax.data.shard_writer import (
-    Job, Task, keep_shards, read_scan, read_shards, scan_part, start_worker, work, write_shards,
-)
+from softmask_jax.data.shard_writer import Job, Task, keep_shards, read_scan, read_shards, scan_part, write_shards
 from softmask_jax.data.shards import MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, read_manifest
 from softmask_jax.data.storage import ELSEWHERE, Folder
 from softmask_jax.data.tokenizers import Tokenizer
@@ -138,12 +133,12 @@ def _scan(job: Job, workers: int, max_documents: int) -> list:
     """The scans of the source's parts; of the first few, if they hold `max_documents`."""
     scans, parts = [], range(job.source.num_parts())
     group = 4 * workers if max_documents else len(parts)
-    with _bar("Reading", len(parts), "part") as bar:
+    with progress_bar("Reading", len(parts), "part") as bar:
         for start in range(0, len(parts), group):
             chosen = parts[start : start + group]
             missing = [part for part in chosen if read_scan(job, part) is None]
             bar.update(len(chosen) - len(missing))
-            for _ in _run(job, missing, workers, scan_part, bar):
+            for _ in run(scan_part, job, missing, workers, bar):
                 bar.update()
             scans += [read_scan(job, part) for part in chosen]
             if max_documents and enough(scans, max_documents):
@@ -170,10 +165,10 @@ def _tasks(corpus: Corpus, part_sizes: list[int], characters: int) -> Iterator[T
 def _write(job: Job, tasks: list[Task], corpus: Corpus, workers: int) -> list[dict[str, Shard]]:
     found = {task.number: read_shards(job, task.number) for task in tasks}
     documents = {task.number: int(np.count_nonzero(task.roles != DROPPED)) for task in tasks}
-    with _bar("Tokenizing", int(np.count_nonzero(corpus.roles != DROPPED)), "doc") as bar:
+    with progress_bar("Tokenizing", int(np.count_nonzero(corpus.roles != DROPPED)), "doc") as bar:
         bar.update(sum(documents[number] for number, shards in found.items() if shards is not None))
         missing = [task for task in tasks if found[task.number] is None]
-        for task, shards in _run(job, missing, workers, write_shards, bar):
+        for task, shards in run(write_shards, job, missing, workers, bar):
             found[task.number] = shards
     return [found[task.number] for task in tasks]
 
@@ -209,61 +204,6 @@ def _finish(job: Job, manifest: Manifest) -> None:
     path = job.scratch / MANIFEST
     path.write_bytes(manifest.to_json())
     job.folder.put(path, MANIFEST)
-
-
-def _run(job: Job, tasks: list, workers: int, function: Callable, bar) -> Iterator[tuple]:
-    """(task, result) of each task, in any order; few are handed out ahead."""
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield task, function(job, task, *([_told(bar)] if function is write_shards else []))
-        return
-    context, left, pending = multiprocessing.get_context("spawn"), iter(tasks), set()
-    counters = [context.Value("q"), context.Value("q")]
-    tell, told = _told(bar), [0, 0]
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)), context, start_worker, (job, os.getpid(), *counters)
-    )
-    try:
-        while True:
-            pending |= {pool.submit(work, task) for task in itertools.islice(left, 2 * workers - len(pending))}
-            done, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
-            now = [counter.value for counter in counters]
-            tell(now[0] - told[0], now[1] - told[1])
-            told = now
-            for future in done:
-                yield future.result()
-            if not pending and not done:
-                break
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker was killed, perhaps for want of memory: run the same command again, it goes on where it was; "
-            "--workers=N with a smaller N needs less memory."
-        ) from error
-    finally:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-def _told(bar) -> Callable[[int, int], None]:
-    """How documents and tokens become progress."""
-    tokens = 0
-
-    def tell(documents: int, more: int) -> None:
-        nonlocal tokens
-        tokens += more
-        if documents:
-            bar.update(documents)
-        if tokens and (seconds := bar.format_dict["elapsed"]):
-            bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
-
-    return tell
-
-
-def _bar(what: str, total: int, unit: str):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True)
 
 
 def _summary(manifest: Manifest) -> str:

@@ -3,14 +3,11 @@
 Both are functions of their arguments and the text alone, and leave their result whole or not at all: whoever is killed
 does them again and gets the same bytes.
 """
-import ctypes
 import dataclasses
 import io
 import json
 import os
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,9 @@ from softmask_jax.data.shards import RECORD_TOKENS, Shard
 from softmask_jax.data.storage import ELSEWHERE, Folder, file_chunks, sha256
 from softmask_jax.data.tokenizers import Tokenizer
 from softmask_jax.files import DISK_FULL, explained, write_atomically
+
+
+Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
         return self.scratch / f"shards-{task:05}.json"
 
 
-def scan_part(job: Job, part: int) -> int:
+def scan_part(job: Job, part: int, progress: Progress) -> int:
     """Scans a part and keeps what it found; the number of its items."""
     found = scan(job.source.read(part))
     buffer = io.BytesIO()
@@ -68,8 +68,11 @@ def read_scan(job: Job, part: int) -> Scan | None:
         return None
 
 
-def write_shards(job: Job, task: Task, progress=lambda documents, tokens: None) -> dict[str, Shard]:
-    """Tokenizes a task's documents into a shard for each split that has any, and keeps their descriptions."""
+def write_shards(job: Job, task: Task, progress: Progress) -> dict[str, Shard]:
+    """Tokenizes a task's documents into a shard for each split that has any, and keeps their descriptions.
+
+    progress(documents, tokens) is told what was written since the last time.
+    """
     texts = checked(_items(job.source, task), task.items, task.roles, splits=(0, 1))
     writers = {}
     try:
@@ -77,7 +80,7 @@ def write_shards(job: Job, task: Task, progress=lambda documents, tokens: None) 
             if split not in writers:
                 name = f"{SPLIT_NAMES[split]}-{task.number:05}.arrayrecord"
                 documents = int(np.count_nonzero(task.roles == split))
-                writers[split] = _Writer(job, name, documents)
+                writers[split] = _Shard(job, name, documents)
             writers[split].write(ids)
             progress(int(np.count_nonzero(ids == job.tokenizer.eos_id)), len(ids))
         shards = {SPLIT_NAMES[split]: writer.finish() for split, writer in sorted(writers.items())}
@@ -118,69 +121,49 @@ def _items(source: Source, task: Task) -> Iterator[Document | BadRow]:
             yield item
 
 
-class _Writer:
-    """One ArrayRecord file of `RECORD_TOKENS` ids a record."""
+class RecordFile:
+    """An ArrayRecord file of token ids, `RECORD_TOKENS` a record; `tokens` counts them."""
 
-    def __init__(self, job: Job, name: str, documents: int):
+    def __init__(self, path: Path, dtype: np.dtype):
         from array_record.python import array_record_module
 
-        self.temporary = job.scratch / f".{name}.{os.getpid()}.tmp"
-        self._folder, self._name, self._documents, self._tokens = job.folder, name, documents, 0
-        self._dtype = token_dtype(job.tokenizer).newbyteorder("<")
-        self._rest = np.zeros(0, self._dtype)
         # Ids hardly compress, and windows are read at random: one record a group, as it is.
-        self._file = array_record_module.ArrayRecordWriter(str(self.temporary), "group_size:1,uncompressed")
+        self._file = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        self._dtype, self.tokens = np.dtype(dtype).newbyteorder("<"), 0
+        self._rest = np.zeros(0, self._dtype)
 
     def write(self, ids: np.ndarray) -> None:
+        self.tokens += len(ids)
         ids = np.concatenate([self._rest, ids.astype(self._dtype)])
         whole = len(ids) // RECORD_TOKENS * RECORD_TOKENS
         for record in ids[:whole].reshape(-1, RECORD_TOKENS):
-            self._write(record)
+            self._file.write(record.tobytes())
         self._rest = ids[whole:]
 
-    def _write(self, ids: np.ndarray) -> None:
-        self._tokens += len(ids)
-        self._file.write(ids.tobytes())
+    def close(self) -> None:
+        """Raises OSError when the disk is full."""
+        try:
+            if len(self._rest):
+                self._file.write(self._rest.tobytes())
+            self._file.close()
+        except RuntimeError as error:  # the library's way to say what the operating system said
+            code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
+            raise OSError(code, os.strerror(code)) if code else OSError(str(error)) from error
+
+
+class _Shard:
+    """A shard that is being written."""
+
+    def __init__(self, job: Job, name: str, documents: int):
+        self._folder, self._name, self._documents = job.folder, name, documents
+        self.temporary = job.scratch / f".{name}.{os.getpid()}.tmp"
+        self._records = RecordFile(self.temporary, token_dtype(job.tokenizer))
+        self.write = self._records.write
 
     def finish(self) -> Shard:
         """Raises OSError, one line, when the disk is full."""
         with explained(self._folder.path(self._name), ELSEWHERE):
-            try:
-                if len(self._rest):
-                    self._write(self._rest)
-                self._file.close()
-            except RuntimeError as error:  # the library's way to say what the operating system said
-                code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
-                raise OSError(code, os.strerror(code)) if code else OSError(str(error)) from error
+            self._records.close()
         size, digest = self.temporary.stat().st_size, sha256(file_chunks(self.temporary))
         self._folder.put(self.temporary, self._name)
-        return Shard(self._name, self._tokens, self._documents, size, digest)
-
-
-# A worker's own copy of the job, set once by `start_worker`.
-_worker: dict = {}
-
-
-def start_worker(job: Job, parent: int, documents, tokens) -> None:
-    """Makes this process a worker: it leaves Ctrl-C to its parent and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for every core
-    _worker.update(job=job, documents=documents, tokens=tokens)
-
-
-def work(task: Task | int) -> tuple[Task | int, object]:
-    """`scan_part` of a number, `write_shards` of a task, in a worker."""
-    job = _worker["job"]
-    if not isinstance(task, Task):
-        return task, scan_part(job, task)
-
-    def progress(documents: int, tokens: int) -> None:
-        for counter, count in ((_worker["documents"], documents), (_worker["tokens"], tokens)):
-            with counter.get_lock():
-                counter.value += count
-
-    return task, write_shards(job, task, progress)
+        return Shard(self._name, self._records.tokens, self._documents, size, digest)

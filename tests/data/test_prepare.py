@@ -1,6 +1,5 @@
 """Prepared corpora: the same batches as from the text, resumable, verified, refused with one line where they don't fit."""
 import json
-import os
 import resource
 import shutil
 import signal
@@ -127,11 +126,11 @@ def test_a_stopped_preparation_goes_on_where_it_was(corpus, tmp_path, monkeypatc
     write = prepare_module.write_shards
     written = []
 
-    def stop_at_the_third(job, task, *progress):
+    def stop_at_the_third(job, task, progress):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(task.number)
-        return write(job, task, *progress)
+        return write(job, task, progress)
 
     monkeypatch.setattr(prepare_module, "write_shards", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
