@@ -1,12 +1,27 @@
 #!/usr/bin/env bash
 # The tests. The core tier by default; arguments after the tier go to pytest.
 #   bash launch/test.sh [--full | --oldest] [PYTEST ARGUMENTS]
-#     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU
+#     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU, pages in a browser
 #     --oldest  the core tier with exactly the lowest versions that setup.cfg allows
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
+
+# A browser opens the report pages. Where it cannot be installed those tests are skipped, in CI they fail.
+ensure_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome google-chrome-stable; do
+    if command -v "$name" > /dev/null; then return; fi
+  done
+  if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get > /dev/null; then
+    echo "Installing Chromium, for the tests of the report pages ..."
+    if apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; then return; fi
+  fi
+  echo "No Chromium or Chrome for the tests of the report pages; on Debian, as root: apt-get install chromium" >&2
+}
+
 venv=.venv tier=(-m "not full")
 case "${1:-}" in
   --full)
@@ -23,6 +38,7 @@ case "${1:-}" in
       touch $venv/aot/.complete
     fi
     export PYTHONPATH="$PWD/$venv/aot${PYTHONPATH:+:$PYTHONPATH}"
+    ensure_browser
     ;;
   --oldest)
     shift

@@ -51,13 +51,17 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks(low, high, 4)
 
 
-def tick_name(value: float, step: float) -> str:
-    """As short as it may be, exact to a fraction of `step`: 20k, 1.5M, 2e13, 0.05."""
-    for least, factor, unit in ((1e9, 0, ""), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
-            return f"{value / factor:.4g}{unit}" if factor else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")
-    if 0 < step < 1e-4:
-        return re.sub(r"e(-?)0*", r"e\1", f"{value:.3g}") if value else "0"
+def tick_name(value: float, step: float, largest: float = 0.0) -> str:
+    """As short as it may be, exact to a fraction of `step`: 20k, 1.5M, 2e13, 0.05, 5e-4; in the unit of the axis's
+    largest value."""
+    size = max(abs(value), largest)
+    if value and (size >= 1e9 or size / 20 < step < 1e-3):
+        return re.sub(r"\.?0*e\+?(-?)0*", r"e\1", f"{value:.2e}")
+    for least, factor, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least and value:
+            return f"{value / factor:.4g}{unit}"
+    if not value:
+        return "0"
     return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0}f}"
 
 

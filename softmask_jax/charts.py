@@ -16,7 +16,7 @@ from softmask_jax.chart_axes import Axis, log_ticks, number, tick_name, ticks, w
 
 MOST_POINTS = 600
 WIDTH, HEIGHT = 400, 240
-LEFT, RIGHT, TOP, BOTTOM = 57, 390, 10, 202
+LEFT, RIGHT, TOP, BOTTOM = 57, 385, 10, 202
 # Up to here every estimate of a series shows its own interval; above, intervals are a band.
 MOST_WHISKERS = 12
 COLOURS = 6
@@ -144,11 +144,12 @@ def _grid(horizontal: Axis | None, vertical: Axis) -> list[str]:
     gaps = np.diff(marks) if len(marks) > 1 else [vertical.high - vertical.low]
     for i, value in enumerate(marks):
         y, step = float(vertical(value)), gaps[max(i - 1, 0)] if vertical.log else gaps[0]
+        name = tick_name(value, step, value if vertical.log else max(map(abs, marks)))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick y" x="{LEFT - 5}" y="{y + 4:.1f}">{tick_name(value, step)}</text>')
+        parts.append(f'<text class="tick y" x="{LEFT - 5}" y="{y + 4:.1f}">{name}</text>')
     for value in ticks(horizontal.low, horizontal.high) if horizontal else ():
         x = float(horizontal(value))
-        name = tick_name(value, (horizontal.high - horizontal.low) / 5)
+        name = tick_name(value, (horizontal.high - horizontal.low) / 5, horizontal.high)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}"/>')
         parts.append(f'<text class="tick x" x="{x:.1f}" y="{BOTTOM + 14}">{name}</text>')
     return [*parts, f'<path class="frame" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']

@@ -27,7 +27,8 @@ p { margin: .4rem 0; max-width: 60rem; } .pale, .note, footer { color: var(--pal
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 figure { position: relative; margin: 0; padding: .6rem .6rem .4rem; border: 1px solid var(--line); border-radius: .5rem;
   min-width: 0; }
-figcaption { font-weight: 600; padding-right: 6.5rem; } figure > svg { display: block; width: 100%; height: auto; }
+figcaption { font-weight: 600; } figcaption:has(+ input) { padding-right: 6.5rem; }
+figure > svg { display: block; width: 100%; height: auto; }
 figure > input { position: absolute; top: .98rem; right: 4.9rem; margin: 0; accent-color: var(--c0); }
 figure > label { position: absolute; top: .72rem; right: .6rem; font-size: .8rem; color: var(--pale); }
 svg.log, input:checked ~ svg.linear { display: none; } input:checked ~ svg.log { display: block; }
@@ -45,9 +46,10 @@ figure text { fill: var(--pale); font: 11px system-ui, sans-serif; } .tick.x, .n
 .tick.y { text-anchor: end; }
 pre { background: var(--raised); border-radius: .5rem; padding: .7rem .9rem; margin: .4rem 0 1rem;
   white-space: pre-wrap; font: .85rem/1.45 ui-monospace, monospace; max-height: 24rem; overflow-y: auto; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; margin: .5rem 0 1.2rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); }
-.scroll td, .scroll th { min-width: 4.5rem; } code { font: .9em ui-monospace, monospace; }
+.scroll td, .scroll th { overflow-wrap: normal; } .scroll .long { overflow-wrap: anywhere; min-width: 14rem; }
 summary { cursor: pointer; margin: .6rem 0; }
 @media print { figure, li, tr { break-inside: avoid; } figure > input, figure > label, output { display: none; } }
 """
@@ -131,7 +133,8 @@ def document(title: str, *body: str) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A table that scrolls by itself where it is wider than the page; cells are escaped."""
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    lines = ("".join(f'<td{" class=long" * (len(str(cell)) > 40)}>{text(cell)}</td>' for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 

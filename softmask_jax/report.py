@@ -115,7 +115,7 @@ def _headline(run: RunLog) -> list[tuple[str, str, str]]:
         if f"{estimate}/nelbo" in found:
             nats, low, high = (found.get(f"{estimate}/{key}", math.nan) for key in ("nelbo", "nelbo_low", "nelbo_high"))
             cards.append((
-                f"Validation perplexity, {name}", number(_exp(nats)),
+                f"Perplexity, {name}", number(_exp(nats)),
                 f"95 % interval {number(_exp(low))} to {number(_exp(high))}; {nats:.4f} nats per token ({of})",
             ))  # fmt: skip
     if "gain/nelbo" in found:

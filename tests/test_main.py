@@ -11,7 +11,7 @@ import pytest
 
 from softmask_jax import main, train
 from softmask_jax.run_folder import RunFolder
-from tests import tiny_run
+from tests import crafted_run, tiny_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def refused(capsys, arguments: list[str], *patterns: str) -> None:
         ("mesh.tensor=3", ["config.mesh .data=-1, fsdp=1, tensor=3. does not fit 8 device"]),
         ("mesh.data=4", ["config.mesh .data=4, fsdp=1, tensor=1. does not fit 8 device", "multiply to 8"]),
         ("data.paths=nowhere/*.txt", ["no file matches 'nowhere/\\*.txt'"]),
-        ("data.paths=", ["name them with --config.data.paths="]),
+        ("data.paths=", ["--config.data.paths="]),
         ("data.seq_len=4096", ["the train split has \\d+ tokens, less than one window", "lower data.seq_len"]),
         ("data.tokenizer=words", ["data.tokenizer='words' is unknown"]),
         ("data.validation_documents=8", ["leaves no document for train"]),
@@ -64,7 +64,7 @@ def test_a_wrong_setting_is_named_in_one_line(command, capsys, override, pattern
 
 def test_a_corpus_that_cannot_be_used_is_named_in_one_line(command, capsys, tmp_path):
     (tmp_path / "blank.txt").write_text(" \n")
-    refused(capsys, command(f"--config.data.paths={tmp_path}/blank.txt"), "is empty .1 read.; give it some text")
+    refused(capsys, command(f"--config.data.paths={tmp_path}/blank.txt"), "1 read", "give it some")
     (tmp_path / "picture.txt").write_bytes(b"GIF89a\x00\x01")
     refused(capsys, command(f"--config.data.paths={tmp_path}/picture.txt"), "picture.txt: byte 6", "is not UTF-8 text")
     refused(capsys, command(f"--config.data.paths={tmp_path}/texts"), "matches only folders; for their files use")
@@ -118,6 +118,13 @@ def test_help_is_complete_and_shows_a_command_that_is_accepted(capsys):
     flags, overrides = main.parse(shlex.split(example)[3:])
     assert (ROOT / flags.config).is_file() and flags.workdir and not overrides
     assert "--config.train.steps=200" in said
+
+
+def test_a_finished_run_names_its_report_if_it_has_one(tmp_path):
+    summary = {"step": 3, "validation": crafted_run.scores(2.0, 0.1), "samples": []}
+    assert "Report" not in main.report(summary, str(tmp_path))
+    (tmp_path / "report.html").write_text("")
+    assert f"Report       {tmp_path / 'report.html'}" in main.report(summary, str(tmp_path)).splitlines()
 
 
 def test_overrides_may_be_given_as_two_words():

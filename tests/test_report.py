@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
-from softmask_jax import page, report, run_log
+from softmask_jax import config, page, report, run_log, train
 from softmask_jax.files import write_json
+from softmask_jax.run_folder import RunFolder
 from tests import crafted_run
 
 VOID = {"meta", "input", "br", "img"}
@@ -64,9 +66,9 @@ def test_a_finished_soft_masked_run_shows_everything(tmp_path):
     source, tree = made(crafted_run.write(tmp_path / "my run", texts=["first text", "second"]))
     assert tree.all("h1") == ["my run"] and "Finished: 100 steps" in tree.all("strong")
     assert set(titles(tree)) == {*SOFT, *COMMON} and "Temperature" not in source
-    values = dict(zip([text for where, text in tree.texts if where == "span"][::3], range(9)))
-    assert list(values) == ["Validation perplexity, one pass", "Validation perplexity, two passes",
-                            "Gain of the second pass", "Training tokens", "Throughput"]  # fmt: skip
+    assert tree.all("span")[::3] == [
+        "Perplexity, one pass", "Perplexity, two passes", "Gain of the second pass", "Training tokens", "Throughput"
+    ]  # fmt: skip
     for said in ("12.18", "95 % interval 11.02 to 13.46; 2.5000 nats per token", "11.59", "+0.0500",
                  "+0.0400 to +0.0600", "12,800", "1,055 tokens/s",
                  "quartiles 1,032 to 1,078; 25.0% of the peak FLOPs"):  # fmt: skip
@@ -181,6 +183,25 @@ def test_the_end_of_a_run_is_told_by_its_coming_summary(tmp_path):
     report.write_at_end(path, summary)
     source = (path / "report.html").read_text()
     assert "Finished: 100 steps" in source and "2.718" in source
+
+
+def test_a_run_killed_before_its_summary_is_written_has_its_page_and_ends_again(tmp_path, monkeypatch):
+    path = crafted_run.write(tmp_path / "run", finished=False)
+    with RunFolder(path) as folder:
+        trainer = object.__new__(train.Trainer)
+        trainer.config, trainer.folder, trainer.tracker = config.from_dict(folder.read_config()), folder, mock.Mock()
+        trainer.data = mock.Mock(validation=[0] * 9, info={"train_tokens": 77_777})
+        monkeypatch.setattr(train, "scores", lambda _: crafted_run.scores(1.0, 0.1))
+        monkeypatch.setattr(trainer, "_perplexity", mock.Mock(), raising=False)
+        monkeypatch.setattr(trainer, "_sample", lambda *_: ["a sample"], raising=False)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train, "write_json", mock.Mock(side_effect=KeyboardInterrupt))
+            trainer._finish(mock.Mock(step=100))
+        assert "Finished: 100 steps" in (path / "report.html").read_text() and folder.read_summary() is None
+        (path / "report.html").unlink()
+        assert trainer._finish(mock.Mock(step=100)) == folder.read_summary()
+    source = (path / "report.html").read_text()
+    assert "77,777" in source and "2.718" in source
 
 
 def test_a_page_that_fails_is_a_line_not_an_error(tmp_path, capsys, monkeypatch):
