@@ -185,14 +185,14 @@ class Tracker:
     def __init__(self, folder: RunFolder, config: Config, *, start: int):
         self.first = jax.process_index() == 0
         self.folder, self.wandb, self.exit_code = folder, None, FAILED
-        self.bar = tqdm(
-            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True,
-            smoothing=0.05,
-        )  # fmt: skip
         if self.first:
             self.board = Board(folder.path / "tensorboard", start)
             if config.train.wandb:
                 self.wandb = WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say)
+        self.bar = tqdm(
+            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True,
+            smoothing=0.05,
+        )  # fmt: skip
 
     def row(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard and W&B for each value."""
@@ -211,7 +211,7 @@ class Tracker:
     def say(self, line: str) -> None:
         """A line above the progress bar."""
         if self.first:
-            self.bar.write(line)
+            tqdm.write(line)
 
     def end_progress(self) -> None:
         self.bar.close()

@@ -54,7 +54,7 @@ class Trainer:
 
     def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool):
         self.config, self.folder, self.stop = config, folder, stop
-        if config.train.wandb:  # on all hosts, though the first one logs: if it ended alone the others would wait for it
+        if config.train.wandb:  # on all hosts, though the first one logs: if it ended alone the others would wait
             wandb_rows.package(config.train.wandb)
         if config.train.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.train.compilation_cache))

@@ -14,7 +14,7 @@ import pytest
 from softmask_jax import compare_page, page, report, run_log
 from tests import crafted_run
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("report_page")]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (375, 1280)
 

@@ -1,9 +1,13 @@
-"""What the log tells of lambda and of the device; the rest is seen in whole runs (test_train)."""
+"""What the log tells of lambda and of the device, and whom; the rest is seen in whole runs (test_train)."""
 import types
 
 import pytest
 
-from softmask_jax.tracking import Openness, peak_flops
+from softmask_jax import config
+from softmask_jax.run_folder import RunFolder
+from softmask_jax.tracking import Openness, Tracker, peak_flops
+from softmask_jax.wandb_rows import FINISHED
+from tests.fake_wandb import wandb as wandb  # the fixture
 
 
 def said(means, every=100):
@@ -32,3 +36,24 @@ def test_a_scale_near_zero_is_named_as_the_reason():
 @pytest.mark.parametrize("kind, peak", [("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4", 275e12)])
 def test_the_peak_is_that_of_a_jax_device_not_of_a_chip(kind, peak):
     assert peak_flops(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+@pytest.mark.parametrize("project, handed", [("", 0), ("toys", 1)])
+def test_rows_go_to_wandb_only_where_a_project_is_named(tmp_path, wandb, project, handed):
+    wanted = config.from_dict({"train": {"wandb": project, "steps": 5}})
+    with RunFolder(tmp_path) as folder:
+        tracker = Tracker(folder, wanted, start=0)
+        tracker.row(1, "train", {"loss": 2.0})
+        tracker.exit_code = FINISHED
+        tracker.close()
+    assert [run.exit_code for run in wandb.runs] == [FINISHED] * handed
+    assert wandb.logged() == [(1, "train")] * handed and (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_only_the_first_process_talks_to_wandb(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with RunFolder(tmp_path) as folder:
+        tracker = Tracker(folder, config.from_dict({"train": {"wandb": "toys"}}), start=0)
+        tracker.row(1, "train", {"loss": 2.0})
+        tracker.close()
+    assert not wandb.runs and not (tmp_path / "wandb.json").exists()
