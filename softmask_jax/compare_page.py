@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 
 from softmask_jax import curves, page
 from softmask_jax.charts import Series, line_chart
-from softmask_jax.config import flatten
+from softmask_jax.config import Config, flatten
 from softmask_jax.run_log import RunLog
 
 ABSENT = "(absent)"
@@ -89,10 +89,12 @@ def _speed(runs: Mapping[str, RunLog]) -> str:
 
 
 def _differences(runs: Mapping[str, RunLog]) -> str:
-    configs = {name: flatten(run.config) for name, run in runs.items() if run.config}
+    # A key that an older version did not know had the effect of today's default.
+    defaults = flatten(Config().to_dict())
+    configs = {name: defaults | flatten(run.config) for name, run in runs.items() if run.config}
     keys = [key for key in dict.fromkeys(key for one in configs.values() for key in one) if key not in NAMES]
     rows = [
         (key, *values) for key in keys
-        if len(set(values := [str(one.get(key, ABSENT)) for one in configs.values()])) > 1
+        if len(set(values := [str(one.get(key, ABSENT)) or '""' for one in configs.values()])) > 1
     ]  # fmt: skip
     return page.table(("key", *configs), rows) if rows else "<p>None.</p>\n"
