@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-ERRORS = (ValueError, OSError, RuntimeError)
+ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

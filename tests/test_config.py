@@ -80,16 +80,6 @@ def test_a_missing_config_file_names_those_that_exist():
         config.load("configs/stdlibb.py")
 
 
-@pytest.mark.parametrize("variant", ["", ":binary", ":smoke"])
-def test_the_stdlib_config_and_its_variants_are_valid(variant):
-    assert dataclasses.is_dataclass(config.load("configs/stdlib.py" + variant))
-
-
-def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="no variant 'tiny'"):
-        config.load("configs/stdlib.py:tiny")
-
-
 @pytest.mark.parametrize(
     "text, variant, said",
     [

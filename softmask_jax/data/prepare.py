@@ -245,7 +245,7 @@ def main(argv: Iterable[str] | None = None) -> int:
                 print(problem, file=sys.stderr)
             return 1 if problems else 0
         prepare(DataConfig(**flags), out, workers=workers, shard_megabytes=shard_megabytes)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,89 @@
+"""Every config: the paper's values, and a smoke run of the very same code at toy size."""
+import json
+from pathlib import Path
+
+import pytest
+
+from softmask_jax import config, train
+from softmask_jax.data import DataConfig
+from softmask_jax.data.prepare import prepare
+from tests.tiny_run import home  # noqa: F401
+
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+SETTINGS = ["train.compilation_cache={folder}/compiled", "data.cache_dir={folder}/tokens"]
+
+
+def smoke(home, name: str, workdir: str, *overrides: str) -> dict:
+    """The summary of a smoke run in `workdir`."""
+    settings = [setting.format(folder=home.folder) for setting in SETTINGS]
+    return train.train(config.load(f"configs/{name}.py:smoke", [*settings, *overrides]), str(home.folder / workdir))
+
+
+@pytest.fixture(scope="module")
+def base(home):  # noqa: F811
+    """A smoke run that others start from."""
+    return smoke(home, "mdlm_owt", "mdlm_owt")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_smoke_run_trains_validates_samples_saves_and_reports(home, base, name):  # noqa: F811
+    start = [f"init.checkpoint={home.folder / 'mdlm_owt'}"] if name == "mdlm_owt_continued" else []
+    summary = base if name == "mdlm_owt" else smoke(home, name, name, *start)
+    assert summary["finished"] and summary["samples"] and summary["validation"]["two_pass/perplexity"] > 1
+    folder = home.folder / name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} >= {"train", "validation", "samples", "final"}
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "checkpoints" / str(summary["step"])).is_dir()
+
+
+@pytest.mark.parametrize("name", ["mdlm_owt", "mdlm_owt_continued", "mdlm_lm1b", "text8"])
+def test_the_169m_recipes_hold_the_papers_values(name):
+    soft, binary = config.load(f"configs/{name}.py"), config.load(f"configs/{name}.py:binary")
+    assert (soft.model.hidden_size, soft.model.num_blocks, soft.model.num_heads, soft.model.cond_dim) == (768, 12, 12, 128)
+    assert (soft.model.dropout, soft.optimizer.learning_rate, soft.optimizer.warmup_steps) == (0.1, 3e-4, 2500)
+    assert (soft.optimizer.sm_learning_rate, soft.optimizer.ema_decay, soft.optimizer.clip_norm) == (1e-2, 0.9999, 1.0)
+    assert (soft.soft_mask.k, soft.soft_mask.p_sm, soft.soft_mask.variant) == (3, 0.8, "topk")
+    assert (soft.soft_mask.init_scale, soft.soft_mask.init_centre, soft.soft_mask.init_steepness) == (0.0, -0.75, 6.66)
+    assert (soft.train.global_batch_size, soft.train.seed) == (512, 1)
+    steps, length = {
+        "mdlm_owt": (1_000_000, 1024), "mdlm_owt_continued": (100_000, 1024), "mdlm_lm1b": (1_000_000, 128),
+        "text8": (1_000_000, 256),
+    }[name]  # fmt: skip
+    assert (soft.train.steps, soft.data.seq_len, soft.updates) == (steps, length, steps)
+    assert binary.soft_mask.variant == "none"
+    halved = config.load(f"configs/{name}.py", ["train.budget=iso_compute_paper"])
+    assert halved.updates == steps // 2
+
+
+def test_the_continuations_of_the_long_run_cost_the_same_flops():
+    soft, binary = config.load("configs/stdlib_bpe.py"), config.load("configs/stdlib_bpe.py:binary")
+    assert (soft.updates, binary.updates) == (3000, 3800)
+    assert soft.updates * (3 + soft.soft_mask.p_sm) == pytest.approx(3 * binary.updates)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_variant_names_those_there_are(name):
+    with pytest.raises(ValueError, match="no variant 'tiny'; it has"):
+        config.load(f"configs/{name}.py:tiny")
+
+
+def test_a_recipe_without_its_shards_says_how_to_make_them(home):  # noqa: F811
+    recipe = config.load("configs/mdlm_owt.py", [f"data.paths={home.folder}/nothing"])
+    with pytest.raises(FileNotFoundError, match="no prepared corpus here.*python -m softmask_jax.data.prepare"):
+        train.train(recipe, str(home.folder / "no-shards"))
+
+
+def test_a_continued_recipe_without_its_checkpoint_says_so(home):  # noqa: F811
+    with pytest.raises(FileNotFoundError, match="config.init.checkpoint: no run in runs/mdlm_owt_smoke"):
+        smoke(home, "mdlm_owt_continued", "no-checkpoint")
+
+
+def test_a_run_from_shards_is_the_run_from_text_and_may_take_it_over(home, base):  # noqa: F811
+    prepare(
+        DataConfig(source="stdlib", tokenizer="bytes", max_documents=40), str(home.folder / "shards"), workers=1
+    )
+    shards = ["data.source=shards", f"data.paths={home.folder / 'shards'}"]
+    assert smoke(home, "mdlm_owt", "from-shards", *shards)["validation"] == base["validation"]
+    assert smoke(home, "mdlm_owt", "from-text", "train.steps=3")["step"] == 3
+    assert smoke(home, "mdlm_owt", "from-text", *shards)["validation"] == base["validation"]
