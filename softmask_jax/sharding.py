@@ -19,11 +19,13 @@ RULES = {
     "embed": "fsdp",
     "mlp": "tensor",
     "qkv": "tensor",
+    "kv": "tensor",
     "heads": "tensor",
     "mod": None,  # a gate cut over the tensor axis would pull the residual stream with it
     "cond": None,
     "freq": None,
     "layers": None,
+    "rank": None,  # of an adapter: 16 columns are not worth cutting
 }
 
 

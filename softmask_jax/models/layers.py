@@ -1,10 +1,11 @@
-"""Layers shared by the network bodies (MDLM's DiT: arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748).
+"""Layers shared by the network bodies: MDLM's DiT (arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748), Dream.
 
-Parameters are float32 masters. A layer computes in the dtype of its input, so the caller chooses the precision of the
-matrix products by casting activations; normalisation, softmax and rotary angles are float32 whatever comes in.
+Parameters are float32 masters, or a frozen model's bfloat16. A layer computes in the dtype of its input, so the caller
+chooses the precision of the matrix products by casting activations; normalisation, softmax and rotary angles are
+float32 whatever comes in.
 Every `nnx.Param` carries its logical axis names as plain metadata (`axes`).
 
-Letters: B batch, L length, D width, K heads, d head width.
+Letters: B batch, L length, D width, K heads, G key/value heads, d head width.
 """
 import math
 
@@ -25,6 +26,11 @@ def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def normal(key: Array, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> Array:
+    """N(0, std^2), drawn in float32."""
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis with a weight and no bias; float32 in the inside and as a result."""
 
@@ -39,26 +45,55 @@ class LayerNorm(nnx.Module):
         return centred * jax.lax.rsqrt(variance + NORM_EPSILON) * self.scale[...]
 
 
+def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+    """x / sqrt(mean x^2 + epsilon) * scale over the last axis; float32 in the inside and as a result."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned scale that starts at one."""
+
+    def __init__(self, width: int, epsilon: float, dtype: jnp.dtype):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((width,), dtype), axes=("embed",))
+
+    def __call__(self, x: Array) -> Array:
+        return rms_norm(x, self.scale[...], self.epsilon)
+
+
 def exact(dtype: jnp.dtype) -> jax.lax.Precision | None:
     """Float32 products as float32: left to itself a TPU rounds operands to bfloat16, a recent GPU to TF32."""
     return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
 
 
+def product(x: Array, kernel: Array) -> Array:
+    """x [... in] @ kernel [in, out] in the dtype of x."""
+    # As one matrix: XLA's CPU backend takes twice as long for the gradients of a product with three axes.
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype))
+    return y.reshape(*x.shape[:-1], -1)
+
+
 class Linear(nnx.Module):
-    """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out]; `zero` starts them (and the bias) at zero."""
+    """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out].
+
+    The start: PyTorch's default; with `zero` all zeros; with `std` a normal kernel and no bias to begin with.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, *, axes: tuple[str, str], rngs: nnx.Rngs, bias: bool = True,
-                 zero: bool = False):
+                 zero: bool = False, std: float | None = None, dtype: jnp.dtype = jnp.float32):
         def start(shape: tuple[int, ...]) -> Array:
-            return jnp.zeros(shape, jnp.float32) if zero else uniform_fan_in(rngs.params(), shape, fan_in)
+            if zero or (std is not None and len(shape) == 1):
+                return jnp.zeros(shape, dtype)
+            if std is not None:
+                return normal(rngs.params(), shape, std, dtype)
+            return uniform_fan_in(rngs.params(), shape, fan_in).astype(dtype)
 
         self.kernel = nnx.Param(start((fan_in, fan_out)), axes=axes)
         self.bias = nnx.Param(start((fan_out,)), axes=axes[1:]) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        # As one matrix: XLA's CPU backend takes twice as long for the gradients of a product with three axes.
-        y = jnp.matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype), precision=exact(x.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
+        y = product(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -124,11 +159,17 @@ def choose_attention(name: str, dtype: jnp.dtype, head_width: int) -> str:
 def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, implementation: str = "xla") -> Array:
     """Bidirectional attention, softmax(q k^T / sqrt d) v, the softmax in float32.
 
-    q, k, v [B L K d] -> [B L K d]; with segment_ids [B L], a position sees only positions of its own segment.
+    q [B L K d], k, v [B L G d] -> [B L K d]; with segment_ids [B L], a position sees only positions of its own segment.
+    G divides K: consecutive K / G query heads share a key/value head.
     """
     visible = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")
+    shape, group = q.shape, q.shape[2] // k.shape[2]
+    if group > 1:  # the heads of a group become more queries of one head: [B L G*R d] -> [B R*L G d]
+        q = q.reshape(*shape[:2], -1, group, shape[3]).transpose(0, 3, 1, 2, 4)
+        q = q.reshape(shape[0], -1, *k.shape[2:])
+        visible = None if visible is None else jnp.tile(visible, (1, 1, group, 1))
     # Heads in front make both products plain batched matrix products, and dividing by the normaliser after the second
     # one saves two passes over [B K L L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -140,7 +181,10 @@ def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, im
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     mixed = jnp.matmul(weights.astype(v.dtype), v, precision=precise, preferred_element_type=jnp.float32) / total
-    return mixed.astype(v.dtype).swapaxes(1, 2)
+    mixed = mixed.astype(v.dtype).swapaxes(1, 2)
+    if group > 1:
+        mixed = mixed.reshape(shape[0], group, shape[1], -1, shape[3]).transpose(0, 2, 3, 1, 4).reshape(shape)
+    return mixed
 
 
 def dropout(x: Array, keys: Array | None, rate: float) -> Array:
@@ -156,3 +200,20 @@ def dropout(x: Array, keys: Array | None, rate: float) -> Array:
     bits = jax.vmap(lambda key: jax.random.bits(key, (length, width // 2), jnp.uint32))(keys)
     keep = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1) < limit
     return jnp.where(keep, x * jnp.asarray(2**16 / limit, x.dtype), jnp.zeros((), x.dtype))
+
+
+def check_inputs(width: int, x: Array, positions: Array | None, segment_ids: Array | None,
+                 dropout_keys: Array | None) -> None:
+    """ValueError unless embeddings [B L width] and what goes with them have the shapes of a trunk's inputs."""
+    if x.ndim != 3 or x.shape[-1] != width:
+        raise ValueError(f"The trunk takes embeddings [B, L, {width}], got shape {x.shape}.")
+    rows, both = x.shape[:1], x.shape[:2]
+    if positions is not None and positions.shape not in (both, both[1:]):
+        raise ValueError(f"positions must have shape {both} or {both[1:]}, got {positions.shape}.")
+    if segment_ids is not None and segment_ids.shape != both:
+        raise ValueError(f"segment_ids must have shape {both}, got {segment_ids.shape}.")
+    if dropout_keys is not None and not (
+        jnp.issubdtype(dropout_keys.dtype, jax.dtypes.prng_key) and dropout_keys.shape == rows
+    ):
+        raise ValueError(f"dropout_keys must be typed keys (jax.random.key) of shape {rows}, got {dropout_keys.shape} "
+                         f"{dropout_keys.dtype}.")
