@@ -4,7 +4,6 @@ A file in `configs/` returns an `ml_collections.ConfigDict` that names only what
 `load` completes it, applies `--config.section.key=value` overrides and checks names, types and values. The defaults
 are the paper's 169M recipe (arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524).
 """
-import ast
 import dataclasses
 import difflib
 import importlib.machinery
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from softmask_jax import config_rules
+from softmask_jax import command_line, config_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,14 +239,7 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
     values = _run(path, variant)
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        section, dot, key = name.partition(".")
-        if not (equals and dot):
-            raise ValueError(f"'--config.{override}' is not of the form --config.section.key=value.")
-        if not isinstance(values.setdefault(section, {}), dict):
-            raise ValueError(f"config.{section} in '{path}' is not a section.")
-        values[section][key] = _literal(text)
+    command_line.apply(values, overrides, path)
     return from_dict(values)
 
 
@@ -278,13 +270,6 @@ def flatten(config: typing.Mapping, prefix: str = "") -> dict[str, typing.Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _literal(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _typed(name: str, value, kind):

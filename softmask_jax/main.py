@@ -11,6 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from softmask_jax.command_line import split_overrides
+
 ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 
@@ -27,16 +29,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config.py"
     )
-    words, flags, overrides = list(sys.argv[1:] if argv is None else argv), [], []
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--config."):
-            flags.append(word)
-            continue
-        if "=" not in word and words and not words[0].startswith("--"):
-            word = f"{word}={words.pop(0)}"
-        overrides.append(word.removeprefix("--config."))
-    found = parser.parse_args(flags)
+    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    found = parser.parse_args(words)
     if "://" in found.workdir:
         parser.error(f"--workdir={found.workdir}: a run's folder must be on a mounted file system for now")
     found.workdir = os.path.expanduser(found.workdir)
