@@ -7,15 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from softmask_jax import checkpoint, data, denoiser, optimizer, report, sharding, train_state, train_step, wandb_rows
+from softmask_jax import checkpoint, data, optimizer, report, sharding, tasks, train_state, wandb_rows
 from softmask_jax.config import Config
-from softmask_jax.diffusion import Stream, row_keys, stream_key
-from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import plain, write_json
 from softmask_jax.run_folder import RunFolder
-from softmask_jax.samplers import Ancestral
 from softmask_jax.stop_signal import StopSignal
-from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, scores, summarise
+from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.train_state import TrainState
 
 
@@ -61,22 +58,11 @@ class Trainer:
         self.mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         micro = config.train.global_batch_size // config.train.micro_batches
         sharding.check_batch("A micro-batch (config.train.global_batch_size / micro_batches)", micro, self.mesh)
-        sharding.check_batch("config.eval.batch_size", config.eval.batch_size, self.mesh)
-        self.data = data.build(config.data)
-        self.tokenizer = self.data.tokenizer
-        self.denoiser = denoiser.build(
-            config.model, config.soft_mask, mesh=self.mesh,
-            vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
-        )  # fmt: skip
+        self.task = tasks.make(config, self.mesh)
+        self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
         self.tx = optimizer.make(config.optimizer, config.updates)
-        step = train_step.make(config, self.denoiser, self.tx)
-        self.perplexity = Perplexity(self.denoiser, step.spec, self.mesh)
-        self.sampler = Ancestral(
-            self.denoiser, step.spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p
-        )
-        self.step = jax.jit(step.train_step, donate_argnums=0)
+        self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))
-        self.sample_fn = jax.jit(self.sampler, out_shardings=sharding.replicated(self.mesh))
         self.root_key = jax.random.key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
         self.checkpoints = checkpoint.Checkpoints(
@@ -124,12 +110,7 @@ class Trainer:
         """Steps until the last one or a signal; whether it was a signal. Whatever interrupts them closes a row of
         metrics first, so that a run continued from any checkpoint of the schedule writes the same rows."""
         config, clock, pending, stopping = self.config, Clock(), [], False
-        batches = data.batches(
-            self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
-            start_step=start, host_index=jax.process_index(), host_count=jax.process_count(),
-            micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
-        )  # fmt: skip
-        with batches:
+        with self.task.batches(start) as batches:
             for step in range(start + 1, config.updates + 1):
                 if self.profiler.before(step - start):
                     clock.restart(step - 1)
@@ -176,7 +157,7 @@ class Trainer:
         found = self.checkpoints.restore_latest(_trees(abstract))
         if found is not None:
             step, trees, cursor = found
-            if cursor["data"] != self.data.info["fingerprint"]:
+            if cursor["data"] != self.task.info["fingerprint"]:
                 raise ValueError(
                     f"The run in {self.folder.path} was trained on other text (files, split, tokenizer or window "
                     "length have changed since, or another Python's stdlib): bring that text back, or use another "
@@ -216,7 +197,7 @@ class Trainer:
         if bad:
             raise self._non_finite("The loss or its gradient", bad[0])
         config, row = self.config, summarise(pending) | {name: float(value) for name, value in now.items()}
-        if speed := clock.steps_per_second(step) * config.train.global_batch_size * config.data.seq_len:
+        if speed := clock.steps_per_second(step) * self.task.tokens_per_step():
             flops = speed * (3.0 + row["two_pass_share"]) * self.denoiser.flops_per_token(config.data.seq_len)
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
             self.tracker.speed(row["loss"], speed)
@@ -227,7 +208,7 @@ class Trainer:
     def _save(self, step: int, state: TrainState, found: dict[str, float], owed: list[str]) -> None:
         if not bool(train_state.all_finite(_trees(state))):
             raise self._non_finite("A parameter or a moment", step)
-        cursor = {"step": step, "data": self.data.info["fingerprint"], "owed": owed}
+        cursor = {"step": step, "data": self.task.info["fingerprint"], "owed": owed}
         self.checkpoints.save(step, _trees(state), cursor, found)
 
     def _non_finite(self, what: str, step: int) -> NonFinite:
@@ -240,41 +221,24 @@ class Trainer:
         )
 
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
-        row = scores(self._perplexity(state, min(self.config.eval.windows, len(self.data.validation))))
+        row = self.task.validate(state, final=False)
         self.tracker.row(step, "validation", row)
-        parts = [f"one pass {row['one_pass/perplexity']:.2f}"]
-        if "two_pass/perplexity" in row:
-            parts.append(f"two passes with soft-masking {row['two_pass/perplexity']:.2f}")
-        self.tracker.say(f"Step {step}: validation perplexity: {', '.join(parts)}.")
-        return {"validation/nelbo": row.get("two_pass/nelbo", row["one_pass/nelbo"])}
-
-    def _perplexity(self, state: TrainState, windows: int) -> dict[str, Nats]:
-        config = self.config
-        batches = data.validation_batches(
-            self.data.validation, global_batch_size=config.eval.batch_size, max_windows=windows,
-            host_index=jax.process_index(), host_count=jax.process_count(),
-        )  # fmt: skip
-        return self.perplexity(state.eval_params(), batches, len(self.data.validation), config.eval.seed)
+        self.tracker.say(f"Step {step}: {self.task.describe(row)}.")
+        return self.task.rank(row)
 
     def _sample(self, step: int, state: TrainState) -> list[str]:
-        sample, shards = self.config.sample, sharding.batch_shards(self.mesh)
-        rows = -(-sample.count // shards) * shards  # each device has as many; the rows too many are dropped
-        keys = row_keys(stream_key(jax.random.key(sample.seed), Stream.SAMPLE, step), np.arange(rows))
-        masks = np.full((rows, sample.length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
-        tokens = np.asarray(self.sample_fn(state.eval_params(), keys, masks).tokens)[: sample.count]
-        texts = [self.tokenizer.decode(row) for row in tokens]
+        texts = self.task.sample(state, step)
         self.tracker.row(step, "samples", {"texts": texts})
         return texts
 
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
-        windows = min(config.eval.max_windows or len(self.data.validation), len(self.data.validation))
         if self.folder.is_writer:
-            print(f"Validating on {windows * config.data.seq_len:,} tokens and sampling ...", flush=True)
-        row = scores(self._perplexity(state, windows))
+            print("Validating and sampling ...", flush=True)
+        row = self.task.validate(state, final=True)
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
-        summary = {"finished": True, "step": step, "validation": row, "samples": texts, "data": plain(self.data.info)}
+        summary = {"finished": True, "step": step, "validation": row, "samples": texts, "data": plain(self.task.info)}
         if self.folder.is_writer:
             report.write_at_end(self.folder.path, summary)
             # The last of all: a run without it repeats its end.
@@ -286,8 +250,7 @@ class Trainer:
         if self.folder.is_writer:
             print(
                 f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {device.device_kind} "
-                f"(mesh {dict(self.mesh.shape)}); {len(self.data.train):,} training and "
-                f"{len(self.data.validation):,} validation windows of {config.data.seq_len} tokens.",
+                f"(mesh {dict(self.mesh.shape)}); {self.task.describe_data()}.",
                 flush=True,
             )
             print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.", flush=True)

@@ -84,7 +84,7 @@ def test_two_hosts_train_validate_and_end_as_one_does_and_one_of_them_writes(hom
     ours, theirs = (json.loads((home / name / "summary.json").read_text()) for name in ("two", "one"))
     assert ours["step"] == theirs["step"]
     np.testing.assert_allclose(list(ours["validation"].values()), list(theirs["validation"].values()), 1e-3, 1e-5)
-    for line in ("parameters on", "Validating on", "Validation perplexity per token"):
+    for line in ("parameters on", "Validating and sampling", "Validation perplexity per token"):
         assert sum(line in text for text in printed) == 1
 
 

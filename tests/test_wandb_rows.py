@@ -123,7 +123,7 @@ def test_a_failing_wandb_does_not_end_a_run(home, wandb, capsys):
 def test_a_missing_package_is_one_line_before_anything_is_built(tmp_path, monkeypatch, capsys):
     tiny_run.write_texts(tmp_path / "texts")
     path = tiny_run.write_config(tmp_path / "tiny.py", tiny_run.settings(tmp_path, train__wandb="toys"))
-    monkeypatch.setattr(train.data, "build", lambda _: pytest.fail("data were built"))
+    monkeypatch.setattr(train.tasks, "make", lambda *_: pytest.fail("data were built"))
     for absent in (None, type(sys)("wandb")):  # not installed; a folder of that name
         monkeypatch.setitem(sys.modules, "wandb", absent)
         assert main.main([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 1

@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event
 
 from softmask_jax import checkpoint_io, config, sharding, train
+from softmask_jax.tasks import mdlm
 
 WORDS = "mask token noise step blend weight soft hard train sample lambda top draw time batch row".split()
 STEPS = 8
@@ -130,13 +131,13 @@ QUICK_COMPILES = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_disabl
 def home(tmp_path_factory):
     """Runs of equal settings share what they compile: their parts are made once and kept, JAX's cache does the rest."""
     home, kept = Home(tmp_path_factory.mktemp("runs")), []
-    make = train.train_step.make
+    make = mdlm.train_step.make
     before = {name: jax.config.values[name] for name in (*QUICK_COMPILES, "jax_compilation_cache_dir")}
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((train.denoiser, "build"), (train.optimizer, "make"), (train, "Perplexity")):
+        for owner, name in ((mdlm.denoiser, "build"), (train.optimizer, "make"), (mdlm, "Perplexity")):
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
-        patch.setattr(train.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
+        patch.setattr(mdlm.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
         patch.setattr(train, "peak_flops", lambda device: 1e11)
         for name, value in QUICK_COMPILES.items():
             jax.config.update(name, value)

@@ -1,0 +1,44 @@
+"""What a run trains: the train loop asks its task for batches, a step, scores and samples."""
+from typing import Any, ContextManager, Iterator, Protocol
+
+from softmask_jax.tasks.mdlm import Mdlm
+
+__all__ = ["Mdlm", "Task", "make"]
+
+
+class Task(Protocol):
+    """Everything that depends on the model and its objective.
+
+    denoiser, tokenizer: see `denoiser.Denoiser`, `data.Tokenizer`. info: what is known of the data, JSON-able, with its
+    "fingerprint". make_step(tx): the pure train step, `.train_step(state, batch, root_key) -> (state, Metrics)`.
+    """
+
+    denoiser: Any
+    tokenizer: Any
+    info: dict
+
+    def make_step(self, tx) -> Any: ...
+
+    def batches(self, start_step: int) -> ContextManager[Iterator[dict]]:
+        """This host's share of the training batches from `start_step` on."""
+
+    def tokens_per_step(self) -> int: ...
+
+    def validate(self, state, *, final: bool) -> dict[str, float]:
+        """A row of scores, of the whole validation split at the end of a run."""
+
+    def rank(self, row: dict[str, float]) -> dict[str, float]:
+        """The score, to be small, that ranks a checkpoint."""
+
+    def describe(self, row: dict[str, float]) -> str:
+        """A row of scores in words."""
+
+    def sample(self, state, step: int) -> list[str]:
+        """Texts."""
+
+    def describe_data(self) -> str: ...
+
+
+def make(config, mesh) -> Task:
+    """The task that a config describes. Raises ValueError or OSError when its data or sizes do not fit."""
+    return Mdlm(config, mesh)
