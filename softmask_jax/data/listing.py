@@ -38,6 +38,7 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
     Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
     a URL whose file system is not installed or does not answer.
     """
+    commas = isinstance(patterns, str) and "," in patterns
     patterns = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     patterns = [pattern.strip() for pattern in patterns if pattern.strip()]
     if not patterns:
@@ -47,9 +48,12 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
         matches, found = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
         if not found:
             if matches:
+                if os.path.islink(pattern):
+                    raise FileNotFoundError(f"data.paths: {pattern!r} is a link to a file that does not exist; mend it")
                 inside = pattern.rstrip("/") + "/**/*"
                 raise FileNotFoundError(f"data.paths: {pattern!r} matches only folders; for their files use {inside!r}")
-            raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()})")
+            hint = "; commas part patterns, ? stands for one in a name" if commas else ""
+            raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()}){hint}")
         for key, file in found:
             files.setdefault(key, file)
     return tuple(files.values())

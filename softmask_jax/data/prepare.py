@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,9 +26,12 @@ from softmask_jax.data.corpus import DROPPED, SPLIT_NAMES, Corpus, enough, joine
 from softmask_jax.data.shard_pool import progress_bar, run
 from softmask_jax.data.shard_verifier import verify
 from softmask_jax.data.shard_writer import Job, Task, keep_shards, read_scan, read_shards, scan_part, write_shards
-from softmask_jax.data.shards import MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, read_manifest
+from softmask_jax.data.shards import (
+    MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, open_tokenizer_folder, read_manifest,
+)
+from softmask_jax.data.sources import Source
 from softmask_jax.data.storage import ELSEWHERE, Folder
-from softmask_jax.data.tokenizers import Tokenizer
+from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
 from softmask_jax.files import explained, locked, write_json
 
 MILLION = 1_000_000
@@ -56,12 +60,15 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
         scratch.mkdir(parents=True, exist_ok=True)
     with locked(scratch, ELSEWHERE):
         source, validation_source = sources_of(config)
+        _check_apart(folder, source, validation_source)
         job = Job(joined(source, validation_source), scratch, folder)
         workers = workers or len(os.sched_getaffinity(0))
         tokenizer = None if config.tokenizer == "bpe" else make_tokenizer(config, [], cache)
         settings = _settings(config, job, tokenizer, shard_megabytes)
         done = _check_settings(job, settings)
-        if done and all(folder.size(s.name) == s.bytes for split in done.splits.values() for s in split.shards):
+        for leftover in scratch.glob(".*.tmp"):  # of a worker that was killed
+            leftover.unlink()
+        if done and _is_whole(job, done, cache):
             print(f"{out} is prepared already: {_summary(done)}")
             shutil.rmtree(scratch)
             return done
@@ -74,7 +81,7 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
         tokenizer = tokenizer or make_tokenizer(config, [corpus], cache)
         job = dataclasses.replace(job, tokenizer=tokenizer)
         tasks = list(_tasks(corpus, [len(found.items) for found in scans], shard_megabytes * MILLION))
-        _check_unchanged(done, shards := _write(job, tasks, corpus, workers))
+        _check_unchanged(done, shards := _write(job, tasks, corpus, workers), tokenizer)
         manifest = _manifest(settings, corpus, tokenizer, shards)
         _finish(job, manifest)
         shutil.rmtree(scratch)
@@ -82,6 +89,15 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
         print(f"Bad row: {line}")
     print(f"Prepared {out}: {_summary(manifest)}")
     return manifest
+
+
+def _check_apart(folder: Folder, *sources: Source | None) -> None:
+    """Raises ValueError if texts lie in the folder of the shards: a pattern would take these for texts, too."""
+    ours = os.path.abspath(folder.url)
+    for source in sources:
+        for file in getattr(getattr(source, "source", source), "listing", ()):
+            if not folder.is_remote and os.path.dirname(os.path.abspath(file.path)) == ours:
+                raise ValueError(f"--out={folder} holds files that data.paths names ({file.name}); give another --out")
 
 
 def _settings(config: DataConfig, job: Job, tokenizer: Tokenizer | None, shard_megabytes: int) -> dict:
@@ -107,16 +123,31 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
         manifest = None
     path = job.scratch / "settings.json"
     began = manifest.settings if manifest else json.loads(path.read_text()) if path.exists() else settings
-    if differing := sorted(key for key in settings if began.get(key) != settings[key]):
+    shards = [name for name in job.folder.names() if name.endswith(".arrayrecord")]
+    differing = sorted(key for key in settings if began.get(key) != settings[key])
+    if differing and not (manifest or shards):  # nothing is made yet, as after a mistake in the command
+        for kept in job.scratch.glob("scan-*.npz"):
+            kept.unlink()
+    elif differing:
         state = "holds a corpus that was prepared" if manifest else "holds a preparation that began"
         remedy = "give another --out" if manifest else f"repeat it as it was, delete {job.scratch}, or give another --out"
         named = "the files of the source" if differing == ["texts"] else ", ".join(differing)
         raise ValueError(f"{job.folder} {state} with other settings ({named}); {remedy}")
     if not manifest:
-        if strays := [name for name in job.folder.names() if not path.exists() and name.endswith(".arrayrecord")]:
-            raise ValueError(f"{job.folder} holds shards without a manifest ({strays[0]}, ...); give another --out")
+        if shards and not path.exists():
+            raise ValueError(f"{job.folder} holds shards without a manifest ({shards[0]}, ...); give another --out")
         write_json(path, settings)
     return manifest
+
+
+def _is_whole(job: Job, done: Manifest, cache: Path) -> bool:
+    """Whether a finished corpus still has its tokenizer and all its shards, by their sizes."""
+    if any(job.folder.size(shard.name) != shard.bytes for split in done.splits.values() for shard in split.shards):
+        return False
+    try:
+        return load_tokenizer(open_tokenizer_folder(job.folder, cache)).fingerprint() == done.tokenizer
+    except (ValueError, OSError):
+        return False
 
 
 def _keep_what_is_whole(job: Job, done: Manifest) -> None:
@@ -173,10 +204,12 @@ def _write(job: Job, tasks: list[Task], corpus: Corpus, workers: int) -> list[di
     return [found[task.number] for task in tasks]
 
 
-def _check_unchanged(done: Manifest | None, shards: list[dict[str, Shard]]) -> None:
-    """Raises ValueError if shards that were made again are not what the manifest says."""
+def _check_unchanged(done: Manifest | None, shards: list[dict[str, Shard]], tokenizer: Tokenizer) -> None:
+    """Raises ValueError if shards or tokenizer that were made again are not what the manifest says."""
     if done is None:
         return
+    if tokenizer.fingerprint() != done.tokenizer:
+        raise ValueError(f"the tokenizer is not what it was ({MANIFEST} says otherwise); give another --out")
     for split, described in done.splits.items():
         for old, new in zip(described.shards, (s[split] for s in shards if split in s), strict=False):
             if old != new:
@@ -219,7 +252,7 @@ def _summary(manifest: Manifest) -> str:
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Exit status: 0 prepared or whole, 1 failed or damaged, 2 the command line is wrong, 130 interrupted."""
+    """Exit status: 0 prepared or whole, 1 failed or damaged, 2 the command line is wrong, 130 stopped by Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.data.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -238,6 +271,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     out, workers, shard_megabytes, only_verify = (
         flags.pop(name) for name in ("out", "workers", "shard_megabytes", "verify")
     )
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop like Ctrl-C
     try:
         if only_verify:
             problems = verify(Folder(out), workers or len(os.sched_getaffinity(0)))
@@ -251,6 +285,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on where it was.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, terminated)
     return 0
 
 

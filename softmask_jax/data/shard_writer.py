@@ -3,6 +3,7 @@
 Both are functions of their arguments and the text alone, and leave their result whole or not at all: whoever is killed
 does them again and gets the same bytes.
 """
+import contextlib
 import dataclasses
 import io
 import json
@@ -133,22 +134,31 @@ class RecordFile:
         self._rest = np.zeros(0, self._dtype)
 
     def write(self, ids: np.ndarray) -> None:
+        """Raises OSError when the disk is full."""
         self.tokens += len(ids)
         ids = np.concatenate([self._rest, ids.astype(self._dtype)])
         whole = len(ids) // RECORD_TOKENS * RECORD_TOKENS
-        for record in ids[:whole].reshape(-1, RECORD_TOKENS):
-            self._file.write(record.tobytes())
+        with _system_errors():
+            for record in ids[:whole].reshape(-1, RECORD_TOKENS):
+                self._file.write(record.tobytes())
         self._rest = ids[whole:]
 
     def close(self) -> None:
         """Raises OSError when the disk is full."""
-        try:
+        with _system_errors():
             if len(self._rest):
                 self._file.write(self._rest.tobytes())
             self._file.close()
-        except RuntimeError as error:  # the library's way to say what the operating system said
-            code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
-            raise OSError(code, os.strerror(code)) if code else OSError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """What the operating system said, which ArrayRecord passes on as the text of a RuntimeError, as an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
+        raise OSError(code, os.strerror(code)) if code else OSError(str(error)) from error
 
 
 class _Shard:
@@ -158,7 +168,11 @@ class _Shard:
         self._folder, self._name, self._documents = job.folder, name, documents
         self.temporary = job.scratch / f".{name}.{os.getpid()}.tmp"
         self._records = RecordFile(self.temporary, token_dtype(job.tokenizer))
-        self.write = self._records.write
+
+    def write(self, ids: np.ndarray) -> None:
+        """Raises OSError, one line, when the disk is full."""
+        with explained(self._folder.path(self._name), ELSEWHERE):
+            self._records.write(ids)
 
     def finish(self) -> Shard:
         """Raises OSError, one line, when the disk is full."""

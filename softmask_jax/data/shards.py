@@ -21,6 +21,7 @@ from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+CHECKSUM = "checksum"
 RECORD_TOKENS = 2048
 
 
@@ -64,13 +65,16 @@ class Manifest:
     splits: dict[str, Split]
 
     def to_json(self) -> bytes:
-        return (json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1) + "\n").encode()
+        values = {"format": FORMAT} | dataclasses.asdict(self)
+        return (json.dumps(values | {CHECKSUM: content_key(**values)}, indent=1) + "\n").encode()
 
 
 def read_manifest(folder: Folder) -> Manifest:
     """Raises FileNotFoundError for a folder that holds no finished corpus, ValueError for a damaged manifest."""
     try:
         values = json.loads(folder.read(MANIFEST))
+        if (checksum := values.pop(CHECKSUM, None)) not in (None, content_key(**values)):
+            raise ValueError("its checksum is wrong")
         if values.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}; prepare it with this version")
         splits = values.pop("splits")
@@ -90,7 +94,7 @@ def read_manifest(folder: Folder) -> Manifest:
             f"--out={folder} ...` makes one, or finishes it"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); prepare the corpus again") from error
+        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); prepare the corpus anew in another folder") from error
 
 
 class ShardStream:

@@ -13,12 +13,14 @@ ELSEWHERE = "give another --out"
 class Folder:
     """A folder by path or URL. Files appear in it whole or not at all.
 
-    Raises ValueError for a URL whose protocol is unknown or needs a package that is missing.
+    Raises ValueError for "", and for a URL whose protocol is unknown or needs a package that is missing.
     """
 
     def __init__(self, url: str | os.PathLike):
         import fsspec
 
+        if not os.fspath(url).strip():
+            raise ValueError("the path of a folder is empty; name one, . is the folder you are in")
         self.url = os.path.expanduser(os.fspath(url)).rstrip("/") or "/"
         self.is_remote = "://" in self.url
         try:

@@ -110,11 +110,15 @@ def test_preparing_again_does_nothing_and_other_settings_are_refused(corpus, tmp
 
 
 def test_a_preparation_that_began_otherwise_is_refused(corpus, tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+    write = prepare_module.write_shards
+
+    def stop_at_the_second(job, task, progress):
+        if task.number:
+            raise KeyboardInterrupt
+        return write(job, task, progress)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "_write", stop)
+        patch.setattr(prepare_module, "write_shards", stop_at_the_second)
         made(corpus, tmp_path / "out")
     with pytest.raises(ValueError, match="preparation that began with other settings .shard_megabytes"):
         made(corpus, tmp_path / "out", shard_megabytes=7)
