@@ -125,9 +125,9 @@ def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: Ad
     adapter: one layer's {"a" [in r], "b" [r out], "magnitude" [out]}; keys: [B] typed keys, for dropout.
     """
     dropped = layers.dropout(x, keys, config.dropout) if config.dropout > 0 else x
-    low = layers.product(layers.product(dropped, adapter["a"]), adapter["b"])
-    # Float32 from here: a magnitude that has moved by less than 1/256 would be rounded back to ||W|| in bfloat16.
-    y = layers.product(x, kernel).astype(jnp.float32) + config.scaling * low.astype(jnp.float32)
+    low = layers.wide_product(layers.wide_product(dropped, adapter["a"]).astype(x.dtype), adapter["b"])
+    # Rounded once, at the end: a magnitude that has moved by less than 1/256 would change no bfloat16 number.
+    y = layers.wide_product(x, kernel) + config.scaling * low
     if config.kind == "dora":
         y = adapter["magnitude"] / column_norm(kernel, adapter["a"], adapter["b"], config.scaling) * y
     return (y if bias is None else y + bias).astype(x.dtype)

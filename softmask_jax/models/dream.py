@@ -30,6 +30,10 @@ from softmask_jax.models.scan import remat_attention, scan_layers
 INITIAL_STD = 0.02
 
 
+def _plain(name: str, linear: layers.Linear, x: Array) -> Array:
+    return linear(x)
+
+
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
@@ -49,15 +53,15 @@ class Layer(nnx.Module):
         self.up = linear(width, hidden, axes=("embed", "mlp"), bias=False)
         self.down = linear(hidden, width, axes=("mlp", "embed"), bias=False)
 
-    def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable,
-                 constrain: Callable[[Array], Array]) -> Array:
+    def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
+                 constrain: Callable[[Array], Array] = lambda x: x) -> Array:
         """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product."""
         x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt))
         inside = self.mlp_norm(x).astype(x.dtype)
         gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
         return x + constrain(adapt("down", self.down, gated))
 
-    def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable) -> Array:
+    def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain) -> Array:
         """Grouped-query attention with its output projection, [B L D] -> [B L D]."""
         config = self.config
         q, k, v = (adapt(name, getattr(self, name), x) for name in ("q", "k", "v"))
@@ -132,6 +136,11 @@ def shift(hidden: Array) -> Array:
     return jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
 
 
+def layer(config: DreamConfig, parameters: dict) -> Layer:
+    """The module of one layer, holding these parameters (a slice of params["layers"])."""
+    return nnx.merge(_split(Layer, config)[0], parameters)
+
+
 def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
     """(positions, segment_ids), both [B L], of rows whose pads are 0 in attention_mask [B L] and tokens 1.
 
@@ -162,12 +171,11 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
             raise ValueError("Dream is not conditioned on the noise level; pass sigma=None.")
         layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
         _check_adapter(params, adapter)
-        graph = _split(Layer, config)[0]
         positions = jnp.arange(x.shape[1]) if positions is None else positions
         angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
         keys = dropout_keys if adapter is not None and adapter.dropout > 0 else None
 
-        def layer(parameters: tuple[dict, dict | None], index: Array, x: Array) -> Array:
+        def one(parameters: tuple[dict, dict | None], index: Array, x: Array) -> Array:
             base, low = parameters
 
             def adapt(name: str, linear: layers.Linear, x: Array) -> Array:
@@ -179,10 +187,10 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
                 bias = None if linear.bias is None else linear.bias[...]
                 return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own)
 
-            return nnx.merge(graph, base)(x, angles, segment_ids, adapt, constrain)
+            return layer(config, base)(x, angles, segment_ids, adapt, constrain)
 
         low = None if adapter is None else params["adapter"]["layers"]
-        x = scan_layers(layer, (params["layers"], low), constrain(x.astype(config.compute_dtype)), remat=config.remat,
+        x = scan_layers(one, (params["layers"], low), constrain(x.astype(config.compute_dtype)), remat=config.remat,
                         unroll=config.unroll)
         hidden = layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
         return constrain(hidden.astype(config.compute_dtype)), None

@@ -74,6 +74,26 @@ def product(x: Array, kernel: Array) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_vjp
+def wide_product(x: Array, kernel: Array) -> Array:
+    """`product` before it is rounded to the dtype of x: float32, and so is the kernel's gradient."""
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype),
+                   preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _wide_product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    # Left to itself, differentiation would multiply float32 by bfloat16: the kernel upcast, or TF32, or several passes.
+    x, kernel = kept
+    g = g.astype(x.dtype)
+    across = jnp.matmul(x.reshape(-1, x.shape[-1]).T, g.reshape(-1, g.shape[-1]), precision=exact(x.dtype),
+                        preferred_element_type=jnp.float32)
+    return product(g, kernel.T), across.astype(kernel.dtype)
+
+
+wide_product.defvjp(lambda x, kernel: (wide_product(x, kernel), (x, kernel)), _wide_product_backward)
+
+
 class Linear(nnx.Module):
     """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out].
 
