@@ -183,11 +183,11 @@ def _load(title: str, location: str, split: str):
     return rows[split]
 
 
-def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
-    """`OWNER/NAME[/CONFIG]:SPLIT` (`train[:1%]` is a split too), downloaded once into the package's cache, or a folder.
+def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequence]:
+    """Title, location, split ("": the only one) and rows of `OWNER/NAME[/CONFIG]:SPLIT`, or of a folder.
 
     Code that comes with data is never run. Raises ImportError without the package, OSError without the network,
-    ValueError for a name, split or column that does not exist.
+    ValueError for a name or split that does not exist.
     """
     try:
         from datasets import load_dataset  # noqa: F401  (a folder called datasets can be imported as well)
@@ -201,10 +201,22 @@ def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingF
         if not (match := NAME_AND_SPLIT.fullmatch(title)):
             raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as owner/name:train")
         location, split = match.groups()
-    rows = _load(title, location, split)
-    _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])
-    stamp = fingerprint(str(rows.info.version), rows.info.download_checksums)
+    return title, location, split, _load(title, location, split)
+
+
+def hugging_face_stamp(location: str, rows) -> str:
+    """What changes when the rows that `open_hugging_face` opened do."""
     if _is_saved(location):
         files = sorted(path for path in Path(location).expanduser().rglob("*") if path.is_file())
-        stamp = fingerprint([listed(path.as_posix(), path) for path in files])
-    return HuggingFace(title, location, split, len(rows), stamp, text_key)
+        return fingerprint([listed(path.as_posix(), path) for path in files])
+    return fingerprint(str(rows.info.version), rows.info.download_checksums)
+
+
+def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
+    """`OWNER/NAME[/CONFIG]:SPLIT` (`train[:1%]` is a split too), downloaded once into the package's cache, or a folder.
+
+    Raises what `open_hugging_face` does, ValueError for a column that does not exist too.
+    """
+    title, location, split, rows = open_hugging_face(paths)
+    _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])
+    return HuggingFace(title, location, split, len(rows), hugging_face_stamp(location, rows), text_key)

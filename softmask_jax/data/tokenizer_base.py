@@ -1,8 +1,9 @@
 """What tokenizers have in common: their protocol, decoding around special ids, comparing and saving."""
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,8 @@ class Tokenizer(Protocol):
     eos_id: int
     mask_token_id: int
     vocab_size: int
+    # Ids of special tokens by their text, as far as a trusted text (a chat template) may spell them.
+    special_tokens: Mapping[str, int]
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [n]; never a BOS, EOS or mask, whatever the text says. ValueError for half a surrogate pair."""
@@ -49,6 +52,7 @@ class SavableTokenizer:
     eos_id: int
     mask_token_id: int
     vocab_size: int
+    special_tokens: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]

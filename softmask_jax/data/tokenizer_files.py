@@ -13,8 +13,9 @@ from softmask_jax.data.tokenizer_specials import (
 JSON_FILE = "tokenizer.json"
 VOCABULARY_FILES = ("vocab.json", "encoder.json")
 MERGES_FILES = ("merges.txt", "vocab.bpe")
-# All that a tokenizer on the hub can be read from.
-HUB_FILES = (JSON_FILE, CONFIG_FILE, MAP_FILE, VOCABULARY_FILES[0], MERGES_FILES[0])
+TEMPLATE_FILE = "chat_template.jinja"
+# All that a tokenizer on the hub can be read from, and its chat template.
+HUB_FILES = (JSON_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, VOCABULARY_FILES[0], MERGES_FILES[0])
 
 GPT2_CLASSES = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "CodeGenTokenizer")
 QWEN_CLASSES = ("Qwen2Tokenizer", "DreamTokenizer")

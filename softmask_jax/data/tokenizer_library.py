@@ -53,6 +53,12 @@ class HuggingFaceTokenizer(SavableTokenizer):
         return content
 
     @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the file's special tokens by their text; `encode` yields none of them (see `chat_template`)."""
+        special = [token["content"] for token in self._content.get("added_tokens") or () if token.get("special")]
+        return {token: self._library.token_to_id(token) for token in special}
+
+    @functools.cached_property
     def _unknown_id(self) -> int | None:
         model = self._content["model"]
         return self._library.token_to_id(model["unk_token"]) if model["unk_token"] else model["unk_id"]
@@ -60,8 +66,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
     @functools.cached_property
     def _forbidden(self) -> np.ndarray:
         """bool [vocab_size]: ids that no text may become. Unknown is not one of them, unless it is also the end."""
-        special = [token["content"] for token in self._content.get("added_tokens") or () if token.get("special")]
-        ids = {self._library.token_to_id(token) for token in special} - {self._unknown_id}
+        ids = set(self.special_tokens.values()) - {self._unknown_id}
         forbidden = np.zeros(self.vocab_size, bool)
         forbidden[[*ids, self.bos_id, self.eos_id, self.mask_token_id]] = True
         return forbidden

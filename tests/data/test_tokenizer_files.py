@@ -162,7 +162,8 @@ def test_a_tokenizer_on_the_hub_is_its_small_files(monkeypatch, tmp_path):
     (name, options), (_, others) = calls
     assert name == "owner/name" and options["revision"] is None and options["cache_dir"] is None
     assert set(options["allow_patterns"]) == {
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
+        "merges.txt",
     }
     assert others["revision"] == "v1" and others["cache_dir"] == str(tmp_path / "hub")
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(tmp_path))
