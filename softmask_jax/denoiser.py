@@ -23,7 +23,8 @@ class Denoiser:
     trunk(backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
       -> (hidden [B L D], cache).
     head(backbone) -> vocab_head.Head.
-    init(key) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
+    init(key, base=None) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
+      frozen: entries of the backbone that are not trained; `base` holds them, random ones are made without.
     flops_per_token(L): matrix-product FLOPs of one forward pass.
     """
 
@@ -37,6 +38,7 @@ class Denoiser:
     mask_token_id: int
     num_params: int
     flops_per_token: Callable[[int], float]
+    frozen: tuple[str, ...] = ()
 
 
 def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
@@ -65,7 +67,7 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
     whole_rows = sharding.vocab_over_tensor(mesh) if mesh is not None else lambda x: x
 
-    def init(key: jax.Array) -> dict:
+    def init(key: jax.Array, base: None = None) -> dict:
         return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
 
     def head(backbone: dict) -> Head:

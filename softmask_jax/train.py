@@ -165,8 +165,10 @@ class Trainer:
                 )
             self.owed = cursor.get("owed", [])
             count = jax.device_put(np.int32(step), abstract.step.sharding)
-            return TrainState(count, trees["params"], trees["ema"], trees["optimizer"]), step
-        state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed)
+            base = self.task.load_base(abstract.frozen)
+            return TrainState(count, trees["params"], trees["ema"], trees["optimizer"], base), step
+        base = self.task.load_base(abstract.frozen)
+        state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed, base)
         return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:

@@ -14,7 +14,7 @@ import optax
 from softmask_jax import diffusion, objective, optimizer, soft_masking
 from softmask_jax.config import Config
 from softmask_jax.diffusion import Stream
-from softmask_jax.train_state import TrainState
+from softmask_jax.train_state import TrainState, whole
 
 T_BINS = 10
 LAMBDA_BINS = 10
@@ -71,10 +71,10 @@ class TrainStep:
 
         def accumulate(total, given):
             noisy, dropout, coin = given
-            return jax.tree.map(jnp.add, total, self._gradient(state.params, noisy, dropout, coin)), None
+            return jax.tree.map(jnp.add, total, self._gradient(state, noisy, dropout, coin)), None
 
         first, rest = jax.tree.map(lambda x: x[0], (*micro, coins)), jax.tree.map(lambda x: x[1:], (*micro, coins))
-        total = self._gradient(state.params, *first)
+        total = self._gradient(state, *first)
         if self.micro_batches > 1:
             total, _ = jax.lax.scan(accumulate, total, rest)
         grads, sums = total
@@ -88,7 +88,7 @@ class TrainStep:
             loss=loss, grad_norm=grad_norm, two_pass=coins.mean(dtype=jnp.float32),
             finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm), **sums,
         )  # fmt: skip
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     def _coins(self, root_key, step):
         if self.spec.variant == "none" or self.p_sm == 0.0:
@@ -96,9 +96,9 @@ class TrainStep:
         keys = diffusion.row_keys(diffusion.stream_key(root_key, Stream.COIN, step), jnp.arange(self.micro_batches))
         return jax.vmap(lambda key: diffusion.coin(key, self.p_sm))(keys)
 
-    def _gradient(self, params, noisy: objective.Corrupted, dropout, coin):
+    def _gradient(self, state: TrainState, noisy: objective.Corrupted, dropout, coin):
         """Gradient of the mean NELBO of one micro-batch, and sums for the metrics."""
-        tokens = noisy.noisy
+        tokens, params = noisy.noisy, whole(state.params, state.frozen)
         keys = (lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(dropout)) if self.dropout else lambda i: None
         given, scale = None, 1.0
         if self.spec.variant != "none" and self.p_sm > 0.0:
@@ -109,14 +109,14 @@ class TrainStep:
             )
             scale = coin.astype(jnp.float32)
 
-        def loss(params):
+        def loss(trained):
             nll = objective.token_nll(
-                self.denoiser, self.spec, params, noisy, given, scale, dropout_keys=keys(1)
+                self.denoiser, self.spec, whole(trained, state.frozen), noisy, given, scale, dropout_keys=keys(1)
             )
             nelbo = (nll.sum(-1) * noisy.weight).sum()
             return nelbo / tokens.size, (nelbo, nll)
 
-        (_, (nelbo, nll)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (nelbo, nll)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return grads, {"nelbo": nelbo} | self._sums(params, noisy, nll, given, scale)
 
     def _sums(self, params, noisy, nll, given, scale) -> dict:

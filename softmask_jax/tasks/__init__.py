@@ -10,7 +10,8 @@ class Task(Protocol):
     """Everything that depends on the model and its objective.
 
     denoiser, tokenizer: see `denoiser.Denoiser`, `data.Tokenizer`. info: what is known of the data, JSON-able, with its
-    "fingerprint". make_step(tx): the pure train step, `.train_step(state, batch, root_key) -> (state, Metrics)`.
+    "fingerprint". make_step(tx): the pure train step,
+    `.train_step(state, batch, root_key) -> (state, Metrics)`.
     """
 
     denoiser: Any
@@ -18,6 +19,9 @@ class Task(Protocol):
     info: dict
 
     def make_step(self, tx) -> Any: ...
+
+    def load_base(self, shapes: dict) -> dict:
+        """The part of the backbone that is not trained, laid out as `shapes` say; {} where everything is."""
 
     def batches(self, start_step: int) -> ContextManager[Iterator[dict]]:
         """This host's share of the training batches from `start_step` on."""

@@ -27,6 +27,9 @@ class Mdlm:
         sampler = Ancestral(self.denoiser, spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
 
+    def load_base(self, shapes: dict) -> dict:
+        return {}
+
     def make_step(self, tx) -> train_step.TrainStep:
         return train_step.make(self.config, self.denoiser, tx)
 
