@@ -12,6 +12,7 @@ from softmask_jax import config as config_schema
 from softmask_jax import denoiser as denoisers
 from softmask_jax import objective, train_step
 from softmask_jax.checkpoint import Checkpoints
+from softmask_jax.convert import converted
 from softmask_jax.data import Tokenizer, load_tokenizer
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.run_folder import RunFolder
@@ -129,10 +130,10 @@ class LanguageModel:
 
 
 def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = None) -> LanguageModel:
-    """A model from a run's folder.
+    """A model from a run's folder, or from one that `softmask_jax.convert` wrote.
 
     Args:
-      weights: "ema" (what is evaluated) or "raw".
+      weights: "ema" (what is evaluated) or "raw"; a converted model has one set of weights, chosen when it was made.
       step: which checkpoint; the newest whole one by default.
 
     Raises:
@@ -143,12 +144,15 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     path = Path(path).expanduser()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
+    if converted.is_converted(path):
+        config, tokenizer, step = converted.read(path)
+        denoiser = _denoiser(config, tokenizer)
+        params = converted.read_params(path, jax.eval_shape(denoiser.init, jax.random.key(0)))
+        return LanguageModel(config, tokenizer, denoiser, params, step)
     with RunFolder(path, lock=False) as folder:
         config = config_schema.from_dict(folder.read_config())
     tokenizer = load_tokenizer(path / "tokenizer")
-    denoiser = denoisers.build(
-        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id
-    )
+    denoiser = _denoiser(config, tokenizer)
     shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
     wanted = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
     with Checkpoints(path / "checkpoints") as checkpoints:
@@ -157,3 +161,9 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     if weights == "ema":
         params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}
     return LanguageModel(config, tokenizer, denoiser, params, step)
+
+
+def _denoiser(config: config_schema.Config, tokenizer: Tokenizer) -> denoisers.Denoiser:
+    return denoisers.build(
+        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id
+    )

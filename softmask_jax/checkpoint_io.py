@@ -69,11 +69,15 @@ def storable(state) -> dict[str, dict]:
     return {name: nested(leaves) for name, leaves in trees.items() if leaves}
 
 
-def write_checksums(folder: os.PathLike) -> None:
-    """Record size and CRC-32 of every file below a checkpoint's folder in its checksums.json."""
+def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None = None) -> None:
+    """Record size and CRC-32 of every file below a checkpoint's folder in its checksums.json.
+
+    known: those of some files, by their name in the folder, as they were in memory; they are not read again.
+    """
     folder = epath.Path(folder)
     names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
-    files = {name: _checksum(folder / name) for name in names if name not in UNCHECKED}
+    known = known or {}
+    files = {name: known.get(name) or _checksum(folder / name) for name in names if name not in UNCHECKED}
     write_atomically(folder / CHECKSUMS, json.dumps({"crc32": _own_checksum(files), "files": files}))
 
 

@@ -6,29 +6,14 @@ directions; all problems are reported at once.
 
 Letters: D width, V vocabulary, N blocks, F MLP width, C conditioning width.
 """
-import math
-import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
-VOCABULARY_MULTIPLE = 128
+from softmask_jax.convert.key_tables import Entry, keys, misshapen, padded
+
 ROPE_BASE = 1e4
 INVERSE_FREQUENCIES = "backbone.rotary_emb.inv_freq"
-
-
-class Entry(NamedTuple):
-    """One tensor: our path, PyTorch's key ({i}: block number, stacked on our axis 0), what changes, PyTorch's shape.
-
-    change: "none"; "transpose" ([out, in] <-> [in, out]); "vocabulary" (axis 0 padded with zeros to a multiple of 128).
-    """
-
-    path: str
-    key: str
-    change: str
-    shape: tuple[str | int, ...]
-
 
 BACKBONE = (
     Entry("embed/table", "backbone.vocab_embed.embedding", "vocabulary", ("V", "D")),
@@ -68,16 +53,16 @@ def from_torch(state: Mapping[str, np.ndarray], num_blocks: int) -> dict:
     """
     state = {key: np.asarray(value) for key, value in state.items() if key != INVERSE_FREQUENCIES}
     soft = SOFT_MASK if any(entry.key in state for entry in SOFT_MASK) else ()
-    expected = {key: entry for entry in (*BACKBONE, *soft) for _, key in _keys(entry, num_blocks)}
+    expected = {key: entry for entry in (*BACKBONE, *soft) for _, key in keys(entry, num_blocks)}
     problems = [f"missing: {key}" for key in expected if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in expected]
-    present = {key: (entry, state[key]) for key, entry in expected.items() if key in state}
-    problems += _misshapen(present)
+    present = {key: (entry, state[key].shape) for key, entry in expected.items() if key in state}
+    problems += misshapen(present)
     if problems:
         raise ValueError(f"These weights are not an MDLM of {num_blocks} blocks:\n  " + "\n  ".join(problems))
 
     def ours(entry: Entry) -> np.ndarray:
-        tensors = [_to_ours(state[key].astype(np.float32), entry.change) for _, key in _keys(entry, num_blocks)]
+        tensors = [_to_ours(state[key].astype(np.float32), entry.change) for _, key in keys(entry, num_blocks)]
         return np.stack(tensors) if "{i}" in entry.key else tensors[0]
 
     params = {"backbone": _nest({entry.path: ours(entry) for entry in BACKBONE})}
@@ -102,36 +87,31 @@ def to_torch(params: Mapping, vocab_size: int, *, num_heads: int | None = None) 
         if path not in leaves:
             continue
         stacked = leaves[path] if "{i}" in entry.key else leaves[path][None]
-        for i, key in _keys(entry, len(stacked)):
+        for i, key in keys(entry, len(stacked)):
             state[key] = _to_theirs(stacked[i], entry.change, vocab_size)
-            shaped[f"{path}, as {key}"] = (entry, state[key])
+            shaped[f"{path}, as {key}"] = (entry, state[key].shape)
     depths = {path: len(leaves[path]) for path, entry in paths.items() if path in leaves and "{i}" in entry.key}
     if len(set(depths.values())) > 1:
         problems.append(f"different numbers of blocks: {depths}")
-    problems += _misshapen(shaped, {"V": vocab_size})
+    problems += misshapen(shaped, {"V": vocab_size})
     if problems:
         raise ValueError("These parameters are not a DiT's:\n  " + "\n  ".join(problems))
     if num_heads is not None:
-        width = leaves["backbone/embed/table"].shape[1] // num_heads
-        exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-        state[INVERSE_FREQUENCIES] = (1.0 / np.float32(ROPE_BASE) ** exponents).astype(np.float32)
+        state[INVERSE_FREQUENCIES] = inverse_frequencies(leaves["backbone/embed/table"].shape[1] // num_heads)
     return state
 
 
-def _keys(entry: Entry, num_blocks: int) -> Iterator[tuple[int, str]]:
-    if "{i}" not in entry.key:
-        yield 0, entry.key
-        return
-    for i in range(num_blocks):
-        yield i, entry.key.replace("{i}", str(i))
+def inverse_frequencies(head_width: int) -> np.ndarray:
+    """The rotary buffer [head_width / 2] float32, bit for bit as the reference computes it."""
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    return (1.0 / np.float32(ROPE_BASE) ** exponents).astype(np.float32)
 
 
 def _to_ours(tensor: np.ndarray, change: str) -> np.ndarray:
     if change == "transpose":
         return np.ascontiguousarray(tensor.T)
     if change == "vocabulary":
-        padded = math.ceil(len(tensor) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        return np.pad(tensor, [(0, padded - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
+        return np.pad(tensor, [(0, padded(len(tensor)) - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
     return tensor
 
 
@@ -139,29 +119,6 @@ def _to_theirs(tensor: np.ndarray, change: str, vocab_size: int) -> np.ndarray:
     if change == "transpose":
         return np.ascontiguousarray(tensor.T)
     return tensor[:vocab_size].copy() if change == "vocabulary" else tensor.copy()
-
-
-def _misshapen(tensors: Mapping[str, tuple[Entry, np.ndarray]], sizes: Mapping[str, int] | None = None) -> list[str]:
-    """Compares every shape with its entry's letters; the first tensor that has a letter alone sets its size."""
-    sizes, problems = dict(sizes or {}), []
-    for name, (entry, tensor) in tensors.items():
-        if tensor.ndim == len(entry.shape):
-            for letter, size in zip(entry.shape, tensor.shape):
-                if isinstance(letter, str) and letter.isalpha():
-                    sizes.setdefault(letter, size)
-        expected = tuple(_size(letter, sizes) for letter in entry.shape)
-        if len(expected) != tensor.ndim or any(e is not None and e != s for e, s in zip(expected, tensor.shape)):
-            wanted = ", ".join(str(l) if e in (None, l) else f"{l}={e}" for l, e in zip(entry.shape, expected))
-            problems.append(f"misshapen: {name} has shape {tensor.shape}, expected [{wanted}]")
-    return problems
-
-
-def _size(letter: str | int, sizes: Mapping[str, int]) -> int | None:
-    """The size of an axis: 3, "D" or "3D"; None while its letter is not known."""
-    if isinstance(letter, int):
-        return letter
-    times, name = re.fullmatch(r"(\d*)([A-Z])", letter).groups()
-    return int(times or 1) * sizes[name] if name in sizes else None
 
 
 def _nest(flat: Mapping[str, np.ndarray]) -> dict:

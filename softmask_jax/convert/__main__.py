@@ -1,0 +1,103 @@
+"""Convert weights between PyTorch's tools and this package:
+
+    python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream
+    python -m softmask_jax.convert --src=mdlm.ckpt --dst=models/mdlm --weights=ema --verify
+    python -m softmask_jax.convert --src=runs/owt --dst=exported --to=hf
+    python -m softmask_jax.convert --src=adapter --base=models/dream --merge --dst=merged --to=hf
+
+--src: Dream's and MDLM's Hugging Face folders, PEFT adapters on Dream, MDLM's Lightning checkpoints, converted models,
+and runs of this package. Nothing that is written looks finished before it is; the same command runs again after a kill.
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from softmask_jax.convert import outputs
+from softmask_jax.convert.hub import download
+from softmask_jax.convert.model import Model, merge
+from softmask_jax.convert.sources import open_model
+from softmask_jax.convert.tensors import num_bytes
+from softmask_jax.data import open_tokenizer
+from softmask_jax.data.tokenizer_hub import PREFIX
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m softmask_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--src", required=True, help="a folder, a file, or hf://owner/name")
+    parser.add_argument("--dst", required=True, help="the folder to write; must not exist, or be empty")
+    parser.add_argument("--to", choices=("orbax", "hf"), help="by default the other side: our folder, or PyTorch's")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="where the source holds both; ema by default")
+    parser.add_argument("--base", default="", help="with --merge: the model that the adapter was trained on")
+    parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
+    parser.add_argument("--tokenizer", default="", help="to put into our folder, as config.data.tokenizer names it")
+    parser.add_argument("--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that")
+    flags = parser.parse_args(argv)
+    if flags.merge != bool(flags.base):
+        parser.error("--merge and --base belong together")
+    return flags
+
+
+def convert(flags: argparse.Namespace) -> str:
+    """Does what the flags say. Returns what to print; raises ValueError, OSError or RuntimeError."""
+    model, ours = _opened(flags.src, flags.weights)
+    if flags.merge:
+        base, ours = _opened(flags.base)
+        model = merge(base, model)
+    model.table()
+    to = flags.to or ("hf" if ours else "orbax")
+    tokenizer = open_tokenizer(flags.tokenizer) if flags.tokenizer else None
+    vocab_size = model.about.get("vocab_size") or model.about["hf_config"].get("vocab_size")
+    if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"--tokenizer={flags.tokenizer} has {tokenizer.vocab_size} tokens, the model {vocab_size}.")
+    dst = Path(flags.dst).expanduser().absolute()
+    exists = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
+    if exists and not flags.verify:
+        raise ValueError(f"--dst: {dst} exists; give another folder, remove it, or compare it with --verify.")
+    total = num_bytes(model.tensors)
+    with tqdm(total=total * (1 + flags.verify), unit="B", unit_scale=True, desc="Verifying" if exists else "Converting",
+              disable=None) as bar:  # fmt: skip
+        if exists:
+            outputs.verify(dst, model, to, progress=bar.update)
+            return f"{dst} is what {flags.src} converts to ({total / 1e9:.2f} GB compared)."
+        with outputs.whole_folder(dst, outputs.space_needed(model)) as partial:
+            done = outputs.write(partial, model, to, source=flags.src, tokenizer=tokenizer, progress=bar.update)
+            if flags.verify:
+                bar.set_description("Verifying")
+                outputs.verify(partial, model, to, expected=done, progress=bar.update)
+    return f"{dst}: {len(done)} tensors, {total / 1e9:.2f} GB{', verified' if flags.verify else ''}.{_hint(model, to)}"
+
+
+def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
+    """A model, and whether it is in a folder of this package."""
+    path = download(src) if src.startswith(PREFIX) else Path(src).expanduser()
+    return open_model(path, weights), (path / "params").is_dir() or (path / "checkpoints").is_dir()
+
+
+def _hint(model: Model, to: str) -> str:
+    local = [name for name in (model.about["hf_config"] or {}).get("auto_map", {}).values() if "--" not in str(name)]
+    if to == "hf" and local:
+        return " Copy the *.py files of the original repository beside it; config.json names them."
+    return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = parse(argv)
+    try:
+        print(convert(flags))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was left. The same command starts again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A converted MDLM as `softmask_jax.load` and `config.init.checkpoint` take it: config, tokenizer, parameters."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from softmask_jax import checkpoint_io
+from softmask_jax import config as config_schema
+from softmask_jax.convert.model import FORMAT
+from softmask_jax.convert.safe_files import read_json
+from softmask_jax.convert.sources import read_ours
+from softmask_jax.data import Tokenizer, open_tokenizer
+from softmask_jax.data.tokenizer_base import SavableTokenizer, hash_of
+
+
+class Ids(SavableTokenizer):
+    """Stands in for a tokenizer that was not converted along: masks and sizes are known, texts are not.
+
+    `decode` writes ids as numbers; `encode` is a ValueError. Without BOS and EOS their ids are -1.
+    """
+
+    kind = "ids"
+
+    def __init__(self, vocab_size: int, mask_token_id: int, bos_id: int | None = None, eos_id: int | None = None):
+        self.vocab_size, self.mask_token_id = vocab_size, mask_token_id
+        self.bos_id, self.eos_id = (-1 if id_ is None else id_ for id_ in (bos_id, eos_id))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        raise ValueError("This model was converted without a tokenizer; convert it again with --tokenizer=NAME_OR_FOLDER.")
+
+    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
+        return "".join(f" {id_} " for id_ in run.tolist())
+
+    def fingerprint(self) -> str:
+        return hash_of("ids", self.vocab_size, self.mask_token_id, self.bos_id, self.eos_id)
+
+
+class Converted(NamedTuple):
+    """What is beside the parameters. tokenizer: `Ids` if none came along. step: the source's number of updates."""
+
+    config: config_schema.Config
+    tokenizer: Tokenizer
+    step: int
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a folder is a converted model's; a run's folder has another config.json. ValueError if it is no JSON."""
+    return (path / "config.json").is_file() and read_json(path, "config.json").get("format") == FORMAT
+
+
+def read(path: Path) -> Converted:
+    """Config and tokenizer of a converted MDLM.
+
+    Raises:
+      ValueError: another kind of model, or a tokenizer that is not the model's.
+    """
+    about = read_ours(path)
+    if about["kind"] != "dit":
+        raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
+    tokenizer: Tokenizer = Ids(about["vocab_size"], about["mask_token_id"], about["bos_id"], about["eos_id"])
+    if any((path / "tokenizer").glob("*")):
+        tokenizer = open_tokenizer(path / "tokenizer")
+        if tokenizer.vocab_size != about["vocab_size"] or tokenizer.mask_token_id != about["mask_token_id"]:
+            raise ValueError(
+                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the model "
+                f"has {about['vocab_size']} and {about['mask_token_id']}. Convert again with the model's --tokenizer."
+            )
+    return Converted(config_schema.from_dict(about["config"]), tokenizer, about.get("step", 0))
+
+
+def read_params(path: Path, abstract: dict) -> dict:
+    """{"backbone", "soft_mask"} of a converted MDLM, checked against its checksums.
+
+    Args:
+      abstract: shapes, dtypes and shardings, as for `checkpoint_io.read_trees`.
+
+    Raises:
+      ValueError: another model's parameters. RuntimeError: damaged files.
+    """
+    try:
+        return checkpoint_io.read_trees(path, ("params",), {"params": abstract})["params"]
+    except checkpoint_io.Damaged as damage:
+        raise RuntimeError(f"The model {path} is damaged: {damage}. Convert it again.") from damage

@@ -1,0 +1,61 @@
+"""Tables of keys of Dream (`DreamLM/Dream`, Qwen2.5's architecture) and of PEFT's LoRA and DoRA adapters on it.
+
+Letters: D width, V vocabulary, Q queries (heads x head width), J keys and values, F MLP width, R rank.
+"""
+from collections.abc import Iterable, Mapping
+
+from softmask_jax.convert.key_tables import Entry
+
+BLOCK = "model.layers.{i}."
+# Our name of each linear layer, PyTorch's, and its shape [out, in].
+LINEAR = {
+    "q": ("self_attn.q_proj", ("Q", "D")),
+    "k": ("self_attn.k_proj", ("J", "D")),
+    "v": ("self_attn.v_proj", ("J", "D")),
+    "o": ("self_attn.o_proj", ("D", "Q")),
+    "gate": ("mlp.gate_proj", ("F", "D")),
+    "up": ("mlp.up_proj", ("F", "D")),
+    "down": ("mlp.down_proj", ("D", "F")),
+}
+WITH_BIAS = ("q", "k", "v")
+TARGETS = {theirs.split(".")[1]: ours for ours, (theirs, _) in LINEAR.items()}
+
+BACKBONE = (
+    Entry("embed/table", "model.embed_tokens.weight", "vocabulary", ("V", "D")),
+    Entry("layers/attn_norm/scale", f"{BLOCK}input_layernorm.weight", "none", ("D",)),
+    Entry("layers/mlp_norm/scale", f"{BLOCK}post_attention_layernorm.weight", "none", ("D",)),
+    *(Entry(f"layers/{o}/kernel", f"{BLOCK}{t}.weight", "transpose", s) for o, (t, s) in LINEAR.items()),
+    *(Entry(f"layers/{o}/bias", f"{BLOCK}{LINEAR[o][0]}.bias", "none", LINEAR[o][1][:1]) for o in WITH_BIAS),
+    Entry("final_norm/scale", "model.norm.weight", "none", ("D",)),
+    Entry("head/weight", "lm_head.weight", "vocabulary", ("V", "D")),
+)
+ADAPTER_KEY = "base_model.model." + BLOCK
+
+
+def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
+    """Entries of the low-rank factors of the layers that `targets` (our names) lists, and of DoRA's magnitudes."""
+    entries = []
+    for ours in targets:
+        theirs, (out, width) = LINEAR[ours]
+        key = ADAPTER_KEY + theirs
+        entries += [
+            Entry(f"layers/{ours}/a", f"{key}.lora_A.weight", "transpose", ("R", width)),
+            Entry(f"layers/{ours}/b", f"{key}.lora_B.weight", "transpose", (out, "R")),
+        ]
+        if use_dora:
+            entries.append(Entry(f"layers/{ours}/magnitude", f"{key}.lora_magnitude_vector", "none", (out,)))
+    return tuple(entries)
+
+
+def sizes(config: Mapping) -> dict[str, int]:
+    """The letters' sizes from Hugging Face's config. Raises ValueError for what is missing, no number, or not built."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    for name in (*names, "num_hidden_layers"):
+        if not (isinstance(config.get(name), int) and 0 < config[name] < 10**7):
+            raise ValueError(f"config.json: {name} is {config.get(name)!r}; a Dream model needs a positive number there.")
+    vocab, width, hidden, heads, shared = (config[name] for name in names)
+    if config.get("tie_word_embeddings"):
+        raise ValueError("config.json: tie_word_embeddings is set, but Dream's head is a matrix of its own; untie it.")
+    if width % heads or heads % shared:
+        raise ValueError(f"config.json: {heads} heads and {shared} of keys do not divide hidden_size {width}.")
+    return {"V": vocab, "D": width, "F": hidden, "Q": width, "J": width // heads * shared}

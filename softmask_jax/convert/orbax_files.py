@@ -1,0 +1,229 @@
+"""Our parameters in Orbax's layout, written and read one block at a time.
+
+Orbax has whole arrays in memory when it saves, and stores chunks that run across the stacked blocks. Here each block is
+one chunk of its own in an uncompressed zarr array, whose file is just the chunk's bytes; Orbax makes the folder and its
+metadata and restores it like any other. Reading takes whatever layout Orbax has written.
+"""
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from softmask_jax.convert.key_tables import VOCABULARY_MULTIPLE, Entry, Spec, keys, our_shape, padded
+from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
+
+CHUNK_BYTES = 64 * 2**20
+METADATA = "_METADATA"
+
+
+def write(
+    folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int
+) -> dict[str, list[int]]:
+    """Write a params folder, `folder`, that `checkpoint_io.read_trees` reads.
+
+    Args:
+      tensors: under PyTorch's keys; each is read once, from first to last row.
+      table: entry and block number of every key.
+
+    Returns:
+      Size and CRC-32 of every file of values, by its name in the folder, as they were in memory.
+    """
+    arrays, written = {}, {}
+    for key, (entry, _) in table.items():
+        dtype, shape = tensors.specs[key]
+        arrays[entry.path] = Spec(dtype, our_shape(entry, shape, num_blocks))
+    chunks = {entry.path: _chunk_shape(entry, arrays[entry.path]) for entry, _ in table.values()}
+    _make_folder(folder, arrays, chunks)
+
+    def copy(key: str) -> None:
+        entry, block = table[key]
+        place = folder / entry.path.replace("/", ".")
+        if entry.change == "vocabulary":
+            _write_rows(written, place, tensors, key, chunks[entry.path], arrays[entry.path].shape[0])
+            return
+        spec, at = tensors.specs[key], 0
+        array = np.empty(spec.shape[::-1] if entry.change == "transpose" else spec.shape, spec.dtype)
+        for piece in tensors.pieces(key):
+            if entry.change == "transpose":
+                # Some rows at a time: transposed as a whole a matrix misses the processor's caches at every element.
+                for start in range(0, len(piece), 128):
+                    part = piece[start : start + 128]
+                    array[:, at + start : at + start + len(part)] = part.T
+            elif spec.shape:
+                array[at : at + len(piece)] = piece
+            else:
+                array[...] = piece
+            at += len(piece) if spec.shape else 1
+        index = [block] * entry.stacked + [0] * array.ndim
+        _write_chunk(written, place / (".".join(map(str, index)) or "0"), array)
+
+    in_threads(copy, table)
+    return written
+
+
+class OurTensors:
+    """Parameters that Orbax has stored, as tensors under PyTorch's keys: `write` inverted.
+
+    Args:
+      folder: of one tree.
+      entries: of the arrays that are wanted; others in the folder are listed in `others`.
+      vocab_size: the rows of "vocabulary" arrays that are real. Pad rows that are not zero are a ValueError on reading.
+
+    Raises ValueError, one line, for a folder that Orbax has not written.
+    """
+
+    def __init__(self, folder: Path, entries: Sequence[Entry], vocab_size: int = 0):
+        self.folder, self.vocab_size = folder, vocab_size
+        stored = _open(folder)
+        self._places, self.specs, self.problems = {}, {}, []
+        self.others = sorted(set(stored) - {entry.path for entry in entries})
+        depths = {}
+        for entry in entries:
+            if entry.path not in stored:
+                self.problems.append(f"missing: {entry.path}")
+                continue
+            array = stored[entry.path]
+            shape = array.shape[1:] if entry.stacked else array.shape
+            if entry.stacked:
+                depths[entry.path] = array.shape[0]
+            if entry.change == "vocabulary" and array.shape[0] != padded(vocab_size):
+                self.problems.append(f"misshapen: {entry.path} has {array.shape[0]} rows for a vocabulary of {vocab_size}")
+            if entry.change == "vocabulary":
+                shape = (vocab_size, *shape[1:])
+            spec = Spec(np.dtype(array.dtype.numpy_dtype), shape[::-1] if entry.change == "transpose" else shape)
+            for i, key in keys(entry, array.shape[0] if entry.stacked else 1):
+                self._places[key], self.specs[key] = (array, entry, i), spec
+        self.num_blocks = max(depths.values(), default=1)
+        if len(set(depths.values())) > 1:
+            self.problems.append(f"different numbers of blocks: {depths}")
+
+    def pieces(self, key: str) -> Iterator[np.ndarray]:
+        array, entry, block = self._places[key]
+        if entry.change == "vocabulary":
+            yield from self._rows(array, key)
+            return
+        values = np.asarray((array[block] if entry.stacked else array).read().result())
+        if entry.change != "transpose":
+            yield values
+            return
+        rows = max(1, PIECE_BYTES // (values.itemsize * values.shape[0]))
+        for start in range(0, values.shape[1], rows):
+            part = values[:, start : start + rows]
+            piece = np.empty(part.shape[::-1], part.dtype)
+            for at in range(0, values.shape[0], 128):
+                piece[:, at : at + 128] = part[at : at + 128].T
+            yield piece
+
+    def _rows(self, array, key: str) -> Iterator[np.ndarray]:
+        step = array.chunk_layout.read_chunk.shape[0] or array.shape[0]
+        for start in range(0, array.shape[0], step):
+            values = np.asarray(array[start : start + step].read().result())
+            real = max(0, min(self.vocab_size - start, len(values)))
+            if np.any(values[real:].view(np.uint8) if len(values[real:]) else False):
+                raise ValueError(f"{self.folder}: a pad row of {key} is not zero: damaged; convert again.")
+            if real:
+                yield values[:real]
+
+
+def stored_specs(folder: Path) -> dict[str, Spec]:
+    """Dtype and shape of every array of a params folder, by its path. Raises ValueError, one line."""
+    return {path: Spec(np.dtype(a.dtype.numpy_dtype), tuple(a.shape)) for path, a in _open(folder).items()}
+
+
+def _open(folder: Path) -> dict:
+    try:
+        metadata = json.loads((folder / METADATA).read_text())
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        base = f"file://{folder.absolute()}/"
+        packed = (folder / "manifest.ocdbt").exists()
+        opened = {}
+        for entry in metadata["tree_metadata"].values():
+            names = [str(part["key"]) for part in entry["key_metadata"]]
+            place = {"driver": "ocdbt", "base": base} if packed else base
+            if packed:
+                place |= {"path": f"{'.'.join(names)}/"}
+            else:
+                place = f"{base}{'.'.join(names)}/"
+            opened["/".join(names)] = tensorstore.open({"driver": driver, "kvstore": place}, open=True, read=True)
+        return {path: future.result() for path, future in opened.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{folder} holds no readable parameters ({reason:.150}); convert or train again.") from None
+
+
+def _chunk_shape(entry: Entry, spec: Spec) -> tuple[int, ...]:
+    if entry.stacked:
+        return (1, *spec.shape[1:])
+    if entry.change != "vocabulary":
+        return spec.shape
+    # A last chunk is stored in full, so all must be of one size: some multiple of 128 rows that divides them.
+    units = spec.shape[0] // VOCABULARY_MULTIPLE
+    row = spec.dtype.itemsize * math.prod(spec.shape[1:])
+    fitting = [n for n in range(1, units + 1) if units % n == 0 and n * VOCABULARY_MULTIPLE * row <= CHUNK_BYTES]
+    return (VOCABULARY_MULTIPLE * max(fitting, default=1), *spec.shape[1:])
+
+
+def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, tuple[int, ...]]) -> None:
+    """Orbax's own folder of the tree, with arrays of one element, which are then replaced by empty ones of full size."""
+    tree: dict = {}
+    for path in arrays:
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.zeros(1, np.float32)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+    for path, spec in arrays.items():
+        place = folder / path.replace("/", ".")
+        if not (place / ".zarray").is_file():
+            raise RuntimeError("This version of orbax-checkpoint stores arrays in another way; install an earlier one.")
+        shutil.rmtree(place)
+        place.mkdir()
+        description = {
+            "zarr_format": 2, "shape": list(spec.shape), "chunks": list(chunks[path]), "order": "C", "filters": None,
+            "dtype": "bfloat16" if spec.dtype == jnp.bfloat16 else spec.dtype.str, "compressor": None,
+            "dimension_separator": ".", "fill_value": None,
+        }  # fmt: skip
+        (place / ".zarray").write_text(json.dumps(description))
+
+
+def _write_rows(
+    written: dict, place: Path, tensors: Tensors, key: str, chunk: tuple[int, ...], total: int
+) -> None:
+    """A tensor's rows, and zeros after them, as chunks of equal size."""
+    number, filled = 0, 0
+    buffer = np.zeros(chunk, tensors.specs[key].dtype)
+
+    def flush() -> None:
+        nonlocal number, filled
+        buffer[filled:] = 0
+        _write_chunk(written, place / ".".join(map(str, [number] + [0] * (buffer.ndim - 1))), buffer)
+        number, filled = number + 1, 0
+
+    for piece in tensors.pieces(key):
+        while len(piece):
+            count = min(len(piece), len(buffer) - filled)
+            buffer[filled : filled + count] = piece[:count]
+            filled, piece = filled + count, piece[count:]
+            if filled == len(buffer):
+                flush()
+    while number * len(buffer) < total:
+        flush()
+
+
+def _write_chunk(written: dict, path: Path, array: np.ndarray) -> None:
+    view = raw(array)
+    written[f"{path.parent.name}/{path.name}"] = [len(view), zlib.crc32(view)]
+    with open(path, "xb", buffering=0) as file:
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())

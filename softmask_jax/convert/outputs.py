@@ -1,0 +1,179 @@
+"""Writes a model as our folder or as the PyTorch tools' files, whole or not at all, and compares it with its source."""
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from softmask_jax import checkpoint_io
+from softmask_jax.convert import adapters, mdlm, orbax_files, safetensors_files
+from softmask_jax.convert.model import FORMAT, VERSION, Model, to_json
+from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
+from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
+from softmask_jax.convert.tensors import Hashed, InMemory, Joined, Tensors, hashes, num_bytes
+from softmask_jax.data import Tokenizer
+from softmask_jax.files import explained, locked, sync_folder, write_atomically, write_json
+
+ELSEWHERE = "give another --dst"
+MDLM_CLASSES = "kuleshov-group/mdlm-owt"
+Progress = Callable[[int], object]
+
+
+@contextlib.contextmanager
+def whole_folder(dst: Path, needed: int) -> Iterator[Path]:
+    """A folder to write into, which becomes `dst` at the end; after an error or a kill there is no `dst`.
+
+    What an earlier attempt left is removed first. Raises OSError without space for `needed` bytes, RuntimeError while
+    another process writes the same.
+    """
+    workshop = dst.parent / f".{dst.name}.partial"
+    partial = workshop / "folder"
+    with explained(dst, ELSEWHERE):
+        workshop.mkdir(parents=True, exist_ok=True)
+        with locked(workshop, ELSEWHERE):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                if (free := shutil.disk_usage(partial).free) < needed:
+                    raise OSError(
+                        f"{dst} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB. Free space, or {ELSEWHERE}."
+                    )
+                yield partial
+                for at, _, _ in os.walk(partial):
+                    sync_folder(Path(at))
+                if dst.exists():
+                    dst.rmdir()
+                os.rename(partial, dst)
+                sync_folder(dst.parent)
+            finally:
+                shutil.rmtree(workshop, ignore_errors=True)
+
+
+def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict[str, str]:
+    """Write `model` into an empty folder, to: orbax | hf.
+
+    Returns:
+      SHA-256 of every tensor as it was read, by PyTorch's key.
+
+    Raises:
+      ValueError: keys or shapes that do not fit, each named; what the format cannot hold. OSError: the disk is full.
+    """
+    table = model.table()
+    if to == "orbax":
+        return _write_ours(folder, model, table, source, tokenizer, progress)
+    hashed = Hashed(model.without_scalars(), progress)
+    for name, content in small_files(model).items():
+        write_atomically(folder / name, [content])
+    files = {k: v for k, v in (model.placed or {}).items() if k in hashed.specs}
+    if model.kind == "dit":
+        safetensors_files.write(folder, _with_rotary_buffer(model, hashed))
+    elif model.kind == "adapter":
+        safetensors_files.write(folder, hashed, name=ADAPTER_FILE)
+    else:
+        safetensors_files.write(folder, hashed, files=files)
+    return hashed.sha256
+
+
+def verify(
+    folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None, progress: Progress = lambda _: None
+) -> None:
+    """Read a written folder from disk, invert the mapping and compare.
+
+    Args:
+      model: the source.
+      expected: what `write` returned; None reads the source again.
+
+    Raises:
+      ValueError: names what differs.
+    """
+    tensors = model.tensors if to == "orbax" else model.without_scalars()
+    if expected is None:
+        expected = hashes(tensors, progress)
+    if to == "orbax":
+        try:
+            if not checkpoint_io.verify(folder):
+                raise ValueError(f"{folder} has no {checkpoint_io.CHECKSUMS}; convert again.")
+        except checkpoint_io.Damaged as damage:
+            raise ValueError(f"{folder} is damaged: {damage}. Convert again.") from None
+    else:
+        for name, content in small_files(model).items():
+            if read_bytes(inside(folder, name), OTHER_BYTES) != content:
+                raise ValueError(f"{folder / name} is not what this source converts to. Convert again, into another --dst.")
+    written = open_model(folder)
+    found = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(f"{folder} differs from its source in {', '.join(differing[:5])}{more}. Convert again.")
+
+
+def small_files(model: Model) -> dict[str, bytes]:
+    """What the PyTorch tools expect beside the weights, by file name. Raises ValueError for what they cannot hold."""
+    files = {name: path.read_bytes() for name, path in model.files.items()}
+    files.pop("softmask_tokenizer.json", None)
+    if model.kind == "dit":
+        return files | {"config.json": to_json(_mdlm_config(model))}
+    files["config.json" if model.kind == "dream" else ADAPTER_CONFIG] = to_json(model.about["hf_config"])
+    if model.soft_mask:
+        files[TRANSPARENCY] = to_json(adapters.write_transparency(model.soft_mask, model.raw_scalars()))
+    return files
+
+
+def _mdlm_config(model: Model) -> dict:
+    """MDLM's config for Hugging Face, whose class is built with these and an MLP of four times the width."""
+    sizes, soft = model.about["config"]["model"], model.soft_mask
+    if sizes["mlp_ratio"] != 4 or sizes["rope_base"] != mdlm.ROPE_BASE:
+        raise ValueError("MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model cannot be written for it.")
+    theirs = {name: ours for ours, name in adapters.VARIANTS.items()}
+    if soft and soft["variant"] not in theirs:
+        raise ValueError(f"The PyTorch reference has no soft-masking variant {soft['variant']!r}; this model stays here.")
+    config = model.about["hf_config"] or {
+        "architectures": ["MDLM"],
+        "auto_map": {
+            "AutoConfig": f"{MDLM_CLASSES}--configuration_mdlm.MDLMConfig",
+            "AutoModelForMaskedLM": f"{MDLM_CLASSES}--modeling_mdlm.MDLM",
+        },
+        "cond_dim": sizes["cond_dim"], "dropout": sizes["dropout"], "hidden_dim": sizes["hidden_size"],
+        "model_length": model.about["config"]["data"]["seq_len"], "model_type": "mdlm",
+        "n_blocks": sizes["num_blocks"], "n_heads": sizes["num_heads"], "time_conditioning": False,
+        "torch_dtype": "float32", "vocab_size": model.about["vocab_size"],
+    }  # fmt: skip
+    return config | ({"transparency_alg": theirs[soft["variant"]], "mixinputs_k": soft["k"]} if soft else {})
+
+
+def _with_rotary_buffer(model: Model, tensors: Tensors) -> Tensors:
+    sizes = model.about["config"]["model"]
+    buffer = mdlm.inverse_frequencies(sizes["hidden_size"] // sizes["num_heads"])
+    return Joined(tensors, InMemory({mdlm.INVERSE_FREQUENCIES: buffer}))
+
+
+def _write_ours(folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict[str, str]:
+    hashed = Hashed(model.tensors, progress)
+    written = orbax_files.write(folder / "params", hashed, table, model.num_blocks)
+    (folder / "tokenizer").mkdir()
+    about = dict(model.about)
+    if model.placed is not None:
+        about["placed"] = dict(model.placed)
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer")
+        about |= {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "mask_token_id")}
+    else:
+        for name, path in model.files.items():
+            write_atomically(folder / "tokenizer" / name, [path.read_bytes()])
+    write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "kind": model.kind, **about})
+    described = {
+        key: {"dtype": spec.dtype.name, "shape": spec.shape, "sha256": hashed.sha256[key]}
+        for key, spec in hashed.specs.items()
+    }  # fmt: skip
+    arrays = {
+        path: {"dtype": spec.dtype.name, "shape": spec.shape}
+        for path, spec in orbax_files.stored_specs(folder / "params").items()
+    }  # fmt: skip
+    write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": described, "arrays": arrays})
+    checkpoint_io.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
+    return hashed.sha256
+
+
+def space_needed(model: Model) -> int:
+    """Bytes that `write` takes, a little more."""
+    return int(num_bytes(model.tensors) * 1.01) + sum(path.stat().st_size for path in model.files.values()) + 2**20
