@@ -16,7 +16,7 @@ FLOORS = (
     {"run_folder", "vocab_head", "diffusion", "run_log"},
     {"soft_masking", "curves", "wandb_rows"},
     {"objective", "checkpoint_io", "report", "compare_page"},
-    {"samplers", "optimizer", "sharding", "dream_objective", "convert"},
+    {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint"},
     {"train_step", "convert"},
     {"evaluation", "tracking"},
