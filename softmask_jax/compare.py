@@ -237,6 +237,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", default="", help="write the figures of the tables here too")
     parser.add_argument("--curves_only", action="store_true", help="score nothing: overlay the curves of any runs")
     flags = parser.parse_args(argv)
+    flags.out, flags.json = map(os.path.expanduser, (flags.out, flags.json))
     if len(flags.runs) < 2:
         parser.error("give two runs or more")
     if flags.draws < 1 or flags.batch_size < 1:

@@ -14,7 +14,9 @@ import numpy as np
 
 # What a full disk, a used-up quota and a file-size limit answer.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR,
+)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def write(folder: str | Path, out: str | Path | None = None, summary: dict | Non
     Raises:
       FileNotFoundError: the folder holds no run. OSError: the page cannot be written.
     """
-    path = Path(out) if out else Path(folder).expanduser() / FILE
+    path = Path(out).expanduser() if out else Path(folder).expanduser() / FILE
     write_atomically(path, build(read(folder, summary)), elsewhere="give another --out")
     return path
 
@@ -78,7 +78,7 @@ def _what(run: RunLog) -> str:
     if run.config:
         variant = setting("soft_mask.variant")
         mask = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
-        said.append(mask.get(variant, f"soft masks, {variant}"))
+        said.append(mask.get(str(variant), f"soft masks, {variant}"))
         blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
         said.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
         said.append(f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window")
@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         print(f"Report  {write(flags.run, flags.out)}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0

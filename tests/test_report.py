@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from softmask_jax import config, page, report, run_log, train
+from softmask_jax import compare, config, page, report, run_log, train
 from softmask_jax.files import write_json
 from softmask_jax.run_folder import RunFolder
 from tests import crafted_run
@@ -225,7 +225,22 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert error.startswith("Error: No run in") and error.count("\n") == 1
     assert report.main([str(crafted_run.write(tmp_path / "run")), "--out", str(tmp_path / "no" / "x.html")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("Error: ") and error.count("\n") == 1 and "x.html" in error
+    assert error.count("\n") == 1 and re.fullmatch(r"Error: .* while writing .*/no/x\.html\. Give another --out\.\n", error)
+    assert report.main(["~nobody-of-that-name/run"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_home_folder_is_understood_on_both_sides(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    crafted_run.write(tmp_path / "run")
+    assert report.main(["~/run", "--out=~/x.html"]) == 0 and (tmp_path / "x.html").exists()
+    assert compare.parse(["a", "b", "--out=~/y.html"]).out == str(tmp_path / "y.html")
+
+
+def test_a_config_edited_by_hand_makes_a_page_all_the_same(tmp_path):
+    path = crafted_run.write(tmp_path / "run")
+    (path / "config.json").write_text('{"train": 5, "soft_mask": {"variant": []}, "data": {"seq_len": null}}')
+    assert "soft masks" in report.write(path).read_text()
 
 
 def test_the_report_does_not_wait_for_jax(tmp_path):

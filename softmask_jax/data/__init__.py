@@ -132,6 +132,10 @@ def sources_of(config: DataConfig) -> tuple[Source, Source | None]:
     """The source, and the one that holds its validation documents, if that is another."""
     options = {"separator": config.separator, "text_key": config.text_key, "detokenizer": config.detokenizer}
     source = make_source(config.source, config.paths, **options)
+    if (config.validation_rule == "paths") != bool(config.validation_paths):
+        raise ValueError(
+            "data.validation_paths and data.validation_rule='paths' belong together: give both or neither"
+        )
     if config.validation_rule != "paths":
         return source, None
     return source, make_source(config.source, config.validation_paths, **options)

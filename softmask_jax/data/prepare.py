@@ -126,16 +126,18 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
     shards = [name for name in job.folder.names() if name.endswith(".arrayrecord")]
     differing = sorted(key for key in settings if began.get(key) != settings[key])
     if differing and not (manifest or shards):  # nothing is made yet, as after a mistake in the command
-        for kept in job.scratch.glob("scan-*.npz"):
+        for kept in (*job.scratch.glob("scan-*.npz"), *job.scratch.glob("shards-*.json")):
             kept.unlink()
     elif differing:
         state = "holds a corpus that was prepared" if manifest else "holds a preparation that began"
-        remedy = "give another --out" if manifest else f"repeat it as it was, delete {job.scratch}, or give another --out"
+        begun = f"repeat it as it was, delete {job.folder.path('*.arrayrecord')}, or give another --out"
+        remedy = "give another --out" if manifest else begun
         named = "the files of the source" if differing == ["texts"] else ", ".join(differing)
         raise ValueError(f"{job.folder} {state} with other settings ({named}); {remedy}")
     if not manifest:
         if shards and not path.exists():
-            raise ValueError(f"{job.folder} holds shards without a manifest ({shards[0]}, ...); give another --out")
+            remedy = "delete them or give another --out"
+            raise ValueError(f"{job.folder} holds shards without a manifest ({shards[0]}, ...); {remedy}")
         write_json(path, settings)
     return manifest
 

@@ -94,7 +94,8 @@ def read_manifest(folder: Folder) -> Manifest:
             f"--out={folder} ...` makes one, or finishes it"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); prepare the corpus anew in another folder") from error
+        remedy = "prepare the corpus anew in another folder"
+        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); {remedy}") from error
 
 
 class ShardStream:

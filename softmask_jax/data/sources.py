@@ -17,13 +17,19 @@ __all__ = ["BadRow", "Document", "FileSource", "Source", "make_source"]
 
 # What each kind is made of: paths, separator, text_key.
 KINDS = {
-    "stdlib": lambda paths, separator, text_key: stdlib(),
+    "stdlib": lambda paths, separator, text_key: _without_paths(paths),
     "files": lambda paths, separator, text_key: local_files(paths, separator),
     "jsonl": lambda paths, separator, text_key: json_lines(paths, text_key),
     "parquet": lambda paths, separator, text_key: parquet(paths, text_key),
     "tfds": lambda paths, separator, text_key: tfds(paths, text_key),
     "hf": lambda paths, separator, text_key: hugging_face(paths, text_key),
 }
+
+
+def _without_paths(paths: str | Iterable[str]) -> FileSource:
+    if paths:
+        raise ValueError("data.source=stdlib reads no data.paths; name what they are, such as data.source=files")
+    return stdlib()
 
 
 @dataclass(frozen=True)

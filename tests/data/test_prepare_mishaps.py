@@ -72,6 +72,9 @@ def test_a_changed_character_of_the_manifest_is_found(tmp_path):
     (["--out="], "path of a folder is empty"),
     (["--out=."], "holds files that data.paths names"),
     (["--out=out", "--paths=with, comma.jsonl"], r"\? stands for one in a name"),
+    (["--out=out", "--validation_paths=texts.jsonl"], "belong together"),
+    (["--out=out", "--validation_rule=paths"], "belong together"),
+    (["--out=out", "--source=stdlib"], "reads no data.paths"),
     (["--out=out", "--paths=gone.jsonl"], "link to a file that does not exist"),
 ])
 def test_paths_that_cannot_be_meant_are_one_line(tmp_path, monkeypatch, capsys, arguments, said):
