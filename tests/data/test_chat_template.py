@@ -57,8 +57,8 @@ def test_ids_are_those_of_the_whole_rendering_in_qwens_own_vocabulary():
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, ranks_file.open("rb"))}
     whole = tiktoken.Encoding("qwen", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=QWEN_IDS)
     chats = [
-        chat("Sort a list.", "```python\nsorted(x)\n```\n", system="Be brief."), chat(" spaces ", "  indented", "é?", "ok "),
-        chat("line\n\n", "1. one\n\n2. two"), chat("你好", "👋🏽 naïve"),
+        chat("Sort a list.", "```python\nsorted(x)\n```\n", system="Be brief."),
+        chat(" spaces ", "  indented", "é?", "ok "), chat("line\n\n", "1. one\n\n2. two"), chat("你好", "👋🏽 naïve"),
     ]  # fmt: skip
     encoded = ChatTemplate().encode_chats(open_tokenizer(ranks_file), chats)
     for messages, (prompt, response) in zip(chats, encoded, strict=True):
@@ -112,7 +112,10 @@ def test_a_jinja_file_beside_the_tokenizer_comes_first_and_without_any_it_is_cha
 
 def test_templates_have_what_transformers_gives_them_and_run_in_a_sandbox():
     assert ChatTemplate("{{ messages[0] | tojson }}").render(chat("<ä>")) == '{"role": "user", "content": "<ä>"}'
-    loop = "{% for m in messages %}\n{% if loop.index0 > 0 %}\n  {% break %}\n{% endif %}\n{{ m.content }}\n{% endfor %}"
+    loop = (
+        "{% for m in messages %}\n{% if loop.index0 > 0 %}\n  {% break %}\n{% endif %}\n"
+        "{{ m.content }}\n{% endfor %}"
+    )
     assert ChatTemplate(loop).render(chat("a", "b")) == "a\n"
     with pytest.raises(TemplateError, match="refused by the chat template .roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(chat("a"))
