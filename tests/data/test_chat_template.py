@@ -53,7 +53,8 @@ def test_what_the_template_writes_becomes_special_ids_and_the_response_follows_t
 
 
 def test_ids_are_those_of_the_whole_rendering_in_qwens_own_vocabulary():
-    tiktoken, ranks_file = pytest.importorskip("tiktoken"), package_folder("dashscope") / "resources" / "qwen.tiktoken"
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks_file = package_folder("dashscope") / "resources" / "qwen.tiktoken"
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, ranks_file.open("rb"))}
     whole = tiktoken.Encoding("qwen", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=QWEN_IDS)
     chats = [
