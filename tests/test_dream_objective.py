@@ -217,7 +217,8 @@ def test_validation_has_the_same_losses_in_any_batch_and_flips_a_coin_for_each_e
 
 @pytest.mark.parametrize(("case", "variant", "k"), [
     ("sm_k1", "topk", 1), pytest.param("sm_k3", "topk", 3, marks=pytest.mark.full),
-    pytest.param("single", "none", 1, marks=pytest.mark.full), pytest.param("sm_temp", "full", 3, marks=pytest.mark.full),
+    pytest.param("single", "none", 1, marks=pytest.mark.full),
+    pytest.param("sm_temp", "full", 3, marks=pytest.mark.full),
 ])  # fmt: skip
 def test_loss_and_adapter_gradients_match_dreams_recording(case, variant, k):
     recorded, head = load(dream_model.DORA), meta(dream_model.DORA)["head"]
