@@ -217,7 +217,8 @@ class PreparedCorpus:
                     raise ValueError(
                         f"{folder.path(shard.name)} {state}; delete it if it is there and run the prepare command again"
                     )
-                files.append(folder.local(shard.name, mirror(folder, self._cache)))
+                # By content: shards are padded, so that another corpus at the same address often has their sizes.
+                files.append(folder.local(shard.name, mirror(folder, self._cache) / shard.sha256[:16]))
                 shards.append(shard)
         return ShardStream(files, shards, self.manifests[0].dtype)
 
@@ -233,6 +234,6 @@ def open_tokenizer_folder(folder: Folder, cache: Path) -> Path:
     if not inner.is_remote:
         return Path(folder.url) / "tokenizer"
     target = mirror(folder, cache) / "tokenizer"
-    for name in inner.names():
-        inner.local(name, target)
+    for name in inner.names():  # anew each time: small, and other tokenizers' files may be as long
+        inner.fetch(name, target / name)
     return target

@@ -87,10 +87,15 @@ class Folder:
             return Path(self._root, name)
         path = mirror / name
         if not path.exists() or path.stat().st_size != self.size(name):
-            with explained(path, "point config.data.cache_dir at a larger disk"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, self.chunks(name), elsewhere="point config.data.cache_dir at a larger disk")
+            self.fetch(name, path)
         return path
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies the file to a local path. Raises OSError."""
+        elsewhere = "point config.data.cache_dir at a larger disk"
+        with explained(path, elsewhere):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, self.chunks(name), elsewhere=elsewhere)
 
 
 def sha256(chunks: Iterator[bytes]) -> str:

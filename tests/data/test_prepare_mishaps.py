@@ -8,16 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from softmask_jax.data import DataConfig
+from softmask_jax.data import DataConfig, build
 from softmask_jax.data.prepare import main, prepare
 from softmask_jax.data.shard_verifier import verify
 from softmask_jax.data.storage import Folder
 
 
-def write_jsonl(path: Path, documents: int, words: int = 20) -> str:
-    path.write_text("".join(json.dumps({"text": f"{n} {'mask ' * words}"}) + "\n" for n in range(documents)))
+def write_jsonl(path: Path, documents: int, words: int = 20, word: str = "mask") -> str:
+    path.write_text("".join(json.dumps({"text": f"{n} {f'{word} ' * words}"}) + "\n" for n in range(documents)))
     return str(path)
 
 
@@ -122,3 +123,19 @@ def test_sigterm_ends_like_ctrl_c_in_one_line_and_leaves_nothing_behind_for_the_
     (tmp_path / "out/.prepare/.train-00000.arrayrecord.1.tmp").write_bytes(b"left by a kill")
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     assert verify(Folder(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_another_corpus_at_the_same_address_is_not_read_from_copies_of_the_first(tmp_path, tokenizer):
+    remote = fsspec.filesystem("memory")
+    windows = {}
+    for word in ("mask", "blur"):
+        write_jsonl(tmp_path / "texts.jsonl", 60, word=word)
+        config = dict(source="jsonl", paths=str(tmp_path / "texts.jsonl"), seq_len=16, cache_dir=str(tmp_path / "cache"))
+        config |= dict(tokenizer=tokenizer, bpe_vocab_size=270)
+        prepare(DataConfig(**config), "memory://again/corpus", workers=1)
+        sizes = {path: remote.size(path) for path in remote.find("/again") if path.endswith("arrayrecord")}
+        built = build(DataConfig(**config | dict(source="shards", paths="memory://again/corpus", tokenizer="shards")))
+        windows[word] = built.tokenizer.decode(built.train[0])
+        remote.rm("/again", recursive=True)
+    assert len(sizes) == 2 and "mask" in windows["mask"] and "blur" in windows["blur"]
