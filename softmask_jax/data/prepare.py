@@ -5,7 +5,7 @@
     python -m softmask_jax.main ... --config.data.source=shards --config.data.paths=data/texts --config.data.tokenizer=shards
 
 Killed at any moment, the same command goes on and ends with the same bytes: every document once. --out may be a
-`gs://` folder. Memory does not grow with the texts, but for about 100 bytes a document.
+`gs://` folder. Memory does not grow with the texts, but for about 150 bytes a document.
 """
 import argparse
 import dataclasses

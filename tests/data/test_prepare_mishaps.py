@@ -131,8 +131,8 @@ def test_another_corpus_at_the_same_address_is_not_read_from_copies_of_the_first
     windows = {}
     for word in ("mask", "blur"):
         write_jsonl(tmp_path / "texts.jsonl", 60, word=word)
-        config = dict(source="jsonl", paths=str(tmp_path / "texts.jsonl"), seq_len=16, cache_dir=str(tmp_path / "cache"))
-        config |= dict(tokenizer=tokenizer, bpe_vocab_size=270)
+        config = dict(source="jsonl", paths=str(tmp_path / "texts.jsonl"), cache_dir=str(tmp_path / "cache"))
+        config |= dict(tokenizer=tokenizer, bpe_vocab_size=270, seq_len=16)
         prepare(DataConfig(**config), "memory://again/corpus", workers=1)
         sizes = {path: remote.size(path) for path in remote.find("/again") if path.endswith("arrayrecord")}
         built = build(DataConfig(**config | dict(source="shards", paths="memory://again/corpus", tokenizer="shards")))
