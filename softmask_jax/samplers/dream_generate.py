@@ -1,0 +1,120 @@
+"""From prompts to texts with Dream's sampler: padding, soft-masking's settings by their published names, checks.
+
+`transparency_config.json` lies beside an adapter of the PyTorch reference of "Soft-Masked Diffusion Language Models"
+(arXiv 2510.17206) and holds the effective scalars.
+"""
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax import diffusion, soft_masking
+from softmask_jax.samplers.dream import DreamSampler, Draws, Generated, SoftMasking
+
+_VARIANTS = {"mixinputs_with_topk": "topk", "mixinputs_with_temp": "full", "none": "none"}
+_SCALARS = {"transparency_scale": "scale", "transparency_centre": "centre", "transparency_steepness": "steepness"}
+_KEYS = {"transparency_alg", *_SCALARS, "mixinputs_k", "mixture_temp", "transparency_scheduling"}
+
+
+def soft_mask_from(config: Mapping) -> tuple[SoftMasking, dict | None]:
+    """The keys of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`).
+
+    The scalars are taken as they are, effective values. Without `transparency_alg`, or with `none`, there is no
+    soft-masking and no scalars. ValueError for unknown keys or names, missing scalars and values out of range.
+    """
+    unknown = sorted(set(config) - _KEYS)
+    if unknown:
+        raise ValueError(f"Unknown soft-masking settings {', '.join(unknown)}; there are {', '.join(sorted(_KEYS))}.")
+    alg = config.get("transparency_alg") or "none"
+    if alg not in _VARIANTS:
+        raise ValueError(f"transparency_alg is '{alg}'; choose one of {', '.join(_VARIANTS)}.")
+    if alg == "none":
+        return SoftMasking(), None
+    missing = [key for key in _SCALARS if config.get(key) is None]
+    if alg == "mixinputs_with_topk" and config.get("mixinputs_k") is None:
+        missing.append("mixinputs_k")
+    if missing:
+        raise ValueError(f"The soft-masking settings lack {', '.join(missing)}.")
+    k, temperature = config.get("mixinputs_k"), config.get("mixture_temp")
+    given = SoftMasking(_VARIANTS[alg], 1 if k is None else int(k), config.get("transparency_scheduling") or "none")
+    scalars = {name: float(config[key]) for key, name in _SCALARS.items()}
+    scalars["temperature"] = 1.0 if temperature is None else float(temperature)
+    return given, soft_masking.raw_from_effective(**scalars)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of any lengths -> (tokens, attention mask), both [B P] int32, padded on the left.
+
+    P is rounded up to a `multiple`, so that prompts of many lengths share few compiled programs. ValueError for an
+    empty prompt.
+    """
+    prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
+    empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
+    if not prompts:
+        raise ValueError("There are no prompts.")
+    if empty:
+        raise ValueError(f"Prompt {empty[0]} is empty: give it at least one token.")
+    length = -(-max(map(len, prompts)) // multiple) * multiple
+    tokens = np.full((len(prompts), length), pad_token_id, np.int32)
+    mask = np.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt):], mask[row, length - len(prompt):] = prompt, 1
+    return tokens, mask
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(sampler: DreamSampler, *args) -> Generated:
+    return sampler(*args)
+
+
+def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = None, *, max_new_tokens: int,
+                       pad_token_id: int, attention_mask=None, soft_mask: SoftMasking | Mapping | None = None,
+                       max_length: int | None = None, pad_multiple: int = 1, draws: Draws | None = None,
+                       **options) -> Generated:
+    """Continue prompts by max_new_tokens tokens, as Dream's function of this name; compiled once per shape.
+
+    Args:
+      prompts: token lists of any lengths, or an array [B P] with an attention_mask [B P] if it is padded on the left.
+      key: one key for all rows (each gets its own, by its index), or [B] keys; None if nothing is drawn.
+      soft_mask: settings for the scalars in `params["soft_mask"]`, or the keys of `transparency_config.json`.
+      max_length: the most positions that the model can take, padding aside.
+      options: fields of `DreamSampler`.
+
+    Returns:
+      Generated, its tokens [B P + max_new_tokens] with padding and prompts.
+
+    Raises:
+      ValueError: prompts that are empty or too long, options out of range.
+      FloatingPointError: a logit was NaN or infinite.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if attention_mask is None:
+        tokens, attended = pad_left(prompts, pad_token_id, pad_multiple)
+    else:
+        tokens, attended = np.asarray(prompts, np.int32), np.asarray(attention_mask, np.int32)
+        if tokens.ndim != 2 or tokens.shape != attended.shape:
+            raise ValueError(f"attention_mask {attended.shape} must have the prompts' shape [B P], not {tokens.shape}.")
+        if (np.diff(attended, axis=1) < 0).any() or not attended.any(1).all():
+            raise ValueError("attention_mask must be 0 for padding on the left, then 1, with a token in every row.")
+    longest = int(attended.sum(1).max()) + max_new_tokens
+    if max_length is not None and longest > max_length:
+        raise ValueError(f"Prompt and {max_new_tokens} new tokens are {longest} positions; {max_length} are allowed: "
+                         "shorten the prompt or ask for fewer tokens.")
+    if isinstance(soft_mask, Mapping):
+        soft_mask, scalars = soft_mask_from(soft_mask)
+        params = params if scalars is None else {**params, "soft_mask": scalars}
+    sampler = DreamSampler(denoiser, soft_mask or SoftMasking(), **options)
+    rows = len(tokens)
+    keys = diffusion.row_keys(key, jnp.arange(rows)) if key is not None and key.ndim == 0 else key
+    new = ((0, 0), (0, max_new_tokens))
+    tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
+    # Without padding the model needs no mask, and attention is cheaper.
+    attended = None if attended.all() else jnp.asarray(np.pad(attended, new, constant_values=1))
+    out = _run(sampler, params, keys, jnp.asarray(tokens), attended, draws)
+    broken = np.flatnonzero(~np.asarray(out.finite))
+    if broken.size:
+        raise FloatingPointError(f"The model's logits were NaN or infinite in row {broken[0]}: check its parameters.")
+    return out
