@@ -1,15 +1,20 @@
 """Which values a config may hold, beyond their types."""
 CHOICES = {
-    "model.kind": ("dit",),
+    "model.kind": ("dit", "dream"),
+    "model.adapter": ("none", "lora", "dora"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "objective.t_per": ("row", "batch"),
+    "objective.weighting": ("time", "context_adaptive"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "soft_mask.variant": ("topk", "full", "slerp", "none"),
-    "data.source": ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixture"),
+    "data.source": ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixture", "chat"),
     "data.detokenizer": ("", "lm1b"),
     "data.validation_rule": ("hash", "last", "paths"),
     "train.budget": ("iso_update", "iso_compute_paper", "iso_flops"),
     "optimizer.schedule": ("constant", "cosine"),
     "init.weights": ("raw", "ema"),
 }
+CONVERT = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream makes one"
 EXAMPLES = {
     "files": "texts/**/*.txt",
     "jsonl": "texts/*.jsonl",
@@ -18,19 +23,22 @@ EXAMPLES = {
     "hf": "Skylion007/openwebtext:train",
     "shards": "data/owt",
     "mixture": "0.7 jsonl:web/*.jsonl; 0.3 stdlib",
+    "chat": "jsonl:chats/*.jsonl",
 }
 POSITIVE = (
     "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
     "soft_mask.k", "optimizer.learning_rate", "optimizer.sm_learning_rate", "optimizer.clip_norm",
     "train.steps", "train.global_batch_size", "train.micro_batches", "train.log_every",
     "checkpoint.every", "checkpoint.keep", "eval.batch_size", "eval.windows", "sample.steps",
+    "model.adapter_rank", "model.adapter_alpha", "data.max_tokens", "data.min_response",
 )  # fmt: skip
 NON_NEGATIVE = (
     "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
     "sample.count", "sample.length", "data.max_documents", "data.prefetch", "checkpoint.keep_best", "train.seed",
+    "data.max_train", "data.max_validation",
 )  # fmt: skip
 FRACTIONS = ("soft_mask.p_sm", "soft_mask.init_scale")
-BELOW_ONE = ("model.dropout", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay", "objective.noise_eps")
+BELOW_ONE = ("model.dropout", "model.adapter_dropout", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay", "objective.noise_eps")
 WITHIN = ("objective.t_eps", "data.validation_fraction")
 SHARES = ("sample.nucleus_p",)
 
@@ -71,6 +79,15 @@ def check(flat: dict) -> None:
         )
     if flat["data.seq_len"] < 4:
         raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
+    if flat["model.kind"] == "dream":
+        if not flat["model.base"]:
+            raise ValueError(f"config.model.kind is 'dream': name the converted model with config.model.base; {CONVERT}.")
+        if not 0 < flat["objective.t_min"] <= flat["objective.t_max"] <= 1:
+            raise ValueError("config.objective must have 0 < t_min <= t_max <= 1.")
+    elif flat["model.adapter"] != "none" or flat["model.base"] or flat["model.param_dtype"] != "float32":
+        raise ValueError("config.model.base, adapter and param_dtype are for config.model.kind=dream.")
+    if (flat["model.kind"] == "dream") != (flat["data.source"] == "chat"):
+        raise ValueError("config.data.source=chat and config.model.kind=dream belong together: give both or neither.")
     source, example = flat["data.source"], EXAMPLES.get(flat["data.source"])
     if example and not flat["data.paths"]:
         raise ValueError(f"config.data.source is '{source}': say where with --config.data.paths='{example}'.")

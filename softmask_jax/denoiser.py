@@ -53,19 +53,9 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
     """
     if soft_mask.k >= vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
-    fields = {f.name for f in dataclasses.fields(Model)} - {"kind"}
+    fields = {f.name for f in dataclasses.fields(Model)} & {f.name for f in dataclasses.fields(dit.DiTConfig)}
     spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
-    scalars = functools.partial(
-        soft_masking.init_scalars,
-        scale=soft_mask.init_scale,
-        centre=soft_mask.init_centre,
-        steepness=soft_mask.init_steepness,
-        temperature=soft_mask.init_temperature,
-    )
-    over_devices = VocabSharding(mesh) if mesh is not None and mesh.size > 1 else None
-    rows_over = sharding.rows_over(mesh) if mesh is not None else lambda x: x
-    # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
-    whole_rows = sharding.vocab_over_tensor(mesh) if mesh is not None else lambda x: x
+    scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)
 
     def init(key: jax.Array, base: None = None) -> dict:
         return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
@@ -92,3 +82,27 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         num_params=dit.num_params(spec),
         flops_per_token=functools.partial(dit.flops_per_token, spec),
     )
+
+
+def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
+    """What makes the raw soft-masking scalars that a config starts with."""
+    return functools.partial(
+        soft_masking.init_scalars,
+        scale=soft_mask.init_scale,
+        centre=soft_mask.init_centre,
+        steepness=soft_mask.init_steepness,
+        temperature=soft_mask.init_temperature,
+    )
+
+
+def layouts(mesh) -> tuple[VocabSharding | None, Callable, Callable]:
+    """Of a mesh, or None for a single device: where the vocabulary lies; how activations [B L D] and tables [Vpad D] are
+    laid out."""
+    if mesh is None:
+        return None, _same, _same
+    # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
+    return VocabSharding(mesh) if mesh.size > 1 else None, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh)
+
+
+def _same(x):
+    return x

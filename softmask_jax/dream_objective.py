@@ -9,7 +9,7 @@ batch, bucket and mesh. Letters: B batch, L length, D width.
 """
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -148,8 +148,8 @@ def feedback(denoiser, spec: DreamLoss, params, noisy: Noisy, coin=True):
     )
 
 
-def row_losses(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0) -> jax.Array:
-    """The loss of each row, [B] float32.
+def token_nll(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0) -> jax.Array:
+    """Cross-entropy of the masked tokens, 0 elsewhere: [B L] float32, nats, unweighted.
 
     given: of `feedback`, or None for a single pass. scale: 0 where a row has a single pass all the same; a scalar or
     [B].
@@ -157,8 +157,15 @@ def row_losses(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0
     denoiser = within(denoiser, noisy.segment_ids)
     x = objective.soft_embed(denoiser, spec, params, noisy.noisy, given, scale)
     hidden, _ = denoiser.trunk(params["backbone"], x)
-    nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.tokens)
-    return (jnp.where(noisy.masked, nll, 0.0) * noisy.weights).sum(-1)
+    # A frozen head needs no gradient [Vpad D].
+    train_head = "head" not in denoiser.frozen
+    nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.tokens, train_head=train_head)
+    return jnp.where(noisy.masked, nll, 0.0)
+
+
+def row_losses(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0) -> jax.Array:
+    """The loss of each row, [B] float32; as `token_nll`."""
+    return (token_nll(denoiser, spec, params, noisy, given, scale) * noisy.weights).sum(-1)
 
 
 def validation_losses(
@@ -173,34 +180,3 @@ def validation_losses(
     flips = coins(root_key, batch["index"], p_sm)
     given = feedback(denoiser, spec, params, noisy, flips.any())
     return row_losses(denoiser, spec, params, noisy, given, flips.astype(jnp.float32))
-
-
-def gradient(
-    denoiser, spec: DreamLoss, trainable, noisy: Noisy, flips: jax.Array, *, merge: Callable = lambda tree: tree
-) -> tuple[jax.Array, object]:
-    """Loss and gradient of `trainable`, the means over the micro-batches.
-
-    Position p of the batch is of micro-batch p % M.
-
-    Args:
-      flips: [M] bool, a coin for each micro-batch.
-      merge: from `trainable` to the whole parameters {"backbone", "soft_mask"}, which may hold a frozen base.
-    """
-    micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, len(flips), *x.shape[1:]), 0, 1), noisy)
-
-    def of_one(given_micro):
-        noisy, coin = given_micro
-        given = feedback(denoiser, spec, merge(trainable), noisy, coin)
-        return jax.value_and_grad(
-            lambda tree: row_losses(
-                denoiser, spec, merge(tree), noisy, given, coin.astype(jnp.float32)
-            ).mean()
-        )(trainable)
-
-    if len(flips) == 1:
-        return of_one(jax.tree.map(lambda x: x[0], (micro, flips)))
-    nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable)
-    total, _ = jax.lax.scan(
-        lambda total, one: (jax.tree.map(jnp.add, total, of_one(one)), None), nothing, (micro, flips)
-    )
-    return jax.tree.map(lambda x: x / len(flips), total)

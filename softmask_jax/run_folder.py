@@ -29,6 +29,7 @@ BREAKING = (
     "model.cond_dim",
     "model.mlp_ratio",
     "model.rope_base",
+    "model.adapter",
     "soft_mask.variant",
     "data.tokenizer",
     "data.bpe_vocab_size",

@@ -79,16 +79,8 @@ class TrainStep:
             total, _ = jax.lax.scan(accumulate, total, rest)
         grads, sums = total
         grads = jax.tree.map(lambda g: g / self.micro_batches, grads)
-        grad_norm = optax.global_norm(grads)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params, soft_masked=coins.any())
-        params = optax.apply_updates(state.params, updates)
-        ema = optimizer.ema_update(state.ema, params["backbone"], state.step + 1, self.ema_decay)
         loss = sums.pop("nelbo") / (batch_size * length)
-        metrics = Metrics(
-            loss=loss, grad_norm=grad_norm, two_pass=coins.mean(dtype=jnp.float32),
-            finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm), **sums,
-        )  # fmt: skip
-        return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
+        return update(self.tx, self.ema_decay, state, grads, loss, coins, sums)
 
     def _coins(self, root_key, step):
         if self.spec.variant == "none" or self.p_sm == 0.0:
@@ -117,32 +109,52 @@ class TrainStep:
             return nelbo / tokens.size, (nelbo, nll)
 
         (_, (nelbo, nll)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return grads, {"nelbo": nelbo} | self._sums(params, noisy, nll, given, scale)
+        masked = tokens == self.denoiser.mask_token_id
+        return grads, {"nelbo": nelbo} | metric_sums(params, noisy, masked, nll, given, scale)
 
-    def _sums(self, params, noisy, nll, given, scale) -> dict:
-        masked = noisy.noisy == self.denoiser.mask_token_id
-        count = masked.sum(-1, dtype=jnp.float32)
-        bins = jnp.clip((noisy.t * T_BINS).astype(jnp.int32), 0, T_BINS - 1)
-        sums = {
-            "masked": count.sum(),
-            "xent_sum": jnp.zeros(T_BINS).at[bins].add(nll.sum(-1)),
-            "xent_count": jnp.zeros(T_BINS).at[bins].add(count),
-        }
-        if given is None:
-            zero = jnp.zeros(())
-            return sums | {
-                "lambda_sum": zero, "lambda_hist": jnp.zeros(LAMBDA_BINS), "top_k_hits": zero, "fed_back": zero
-            }  # fmt: skip
-        weight = jnp.where(masked, scale, 0.0)
-        lam = soft_masking.mix_weight(given.neg_entropy, soft_masking.effective(params["soft_mask"]))
-        hits = (given.token_ids == noisy.tokens[..., None]).any(-1)
-        at = jnp.clip((lam * LAMBDA_BINS).astype(jnp.int32), 0, LAMBDA_BINS - 1)
+
+def update(tx, ema_decay: float, state: TrainState, grads, loss, coins, sums: dict) -> tuple[TrainState, Metrics]:
+    """One optimiser update; coins: [micro_batches] bool, sums: of `metric_sums` over all micro-batches."""
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, soft_masked=coins.any())
+    params = optax.apply_updates(state.params, updates)
+    ema = optimizer.ema_update(state.ema, params["backbone"], state.step + 1, ema_decay)
+    metrics = Metrics(
+        loss=loss, grad_norm=grad_norm, two_pass=coins.mean(dtype=jnp.float32),
+        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm), **sums,
+    )  # fmt: skip
+    return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
+
+
+def metric_sums(params: dict, noisy, masked, nll, given, scale) -> dict:
+    """Sums for `Metrics` of one micro-batch.
+
+    Args:
+      noisy: with x_0 `tokens` [B L] and `t` [B]. masked: [B L] bool. nll: [B L], 0 where there is no mask.
+      given, scale: what was fed back, or None, and the coin.
+    """
+    count = masked.sum(-1, dtype=jnp.float32)
+    bins = jnp.clip((noisy.t * T_BINS).astype(jnp.int32), 0, T_BINS - 1)
+    sums = {
+        "masked": count.sum(),
+        "xent_sum": jnp.zeros(T_BINS).at[bins].add(nll.sum(-1)),
+        "xent_count": jnp.zeros(T_BINS).at[bins].add(count),
+    }
+    if given is None:
+        zero = jnp.zeros(())
         return sums | {
-            "lambda_sum": (lam * weight).sum(),
-            "lambda_hist": (jax.nn.one_hot(at, LAMBDA_BINS) * weight[..., None]).sum((0, 1)),
-            "top_k_hits": (hits * weight).sum(),
-            "fed_back": weight.sum(),
-        }
+            "lambda_sum": zero, "lambda_hist": jnp.zeros(LAMBDA_BINS), "top_k_hits": zero, "fed_back": zero
+        }  # fmt: skip
+    weight = jnp.where(masked, scale, 0.0)
+    lam = soft_masking.mix_weight(given.neg_entropy, soft_masking.effective(params["soft_mask"]))
+    hits = (given.token_ids == noisy.tokens[..., None]).any(-1)
+    at = jnp.clip((lam * LAMBDA_BINS).astype(jnp.int32), 0, LAMBDA_BINS - 1)
+    return sums | {
+        "lambda_sum": (lam * weight).sum(),
+        "lambda_hist": (jax.nn.one_hot(at, LAMBDA_BINS) * weight[..., None]).sum((0, 1)),
+        "top_k_hits": (hits * weight).sum(),
+        "fed_back": weight.sum(),
+    }
 
 
 def nelbo_spec(config: Config) -> objective.Nelbo:

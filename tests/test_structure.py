@@ -11,7 +11,7 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "command_line", "files", "stop_signal", "models", "chart_axes", "page"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page"},
     {"config", "vocab_draw", "data", "charts"},
     {"run_folder", "vocab_head", "diffusion", "run_log"},
     {"soft_masking", "curves", "wandb_rows"},

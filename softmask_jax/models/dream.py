@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from softmask_jax.models import dora, layers
+from softmask_jax.models import dora, layers, splash
 from softmask_jax.models.dora import AdapterConfig
 from softmask_jax.models.dream_config import DreamConfig
 from softmask_jax.models.scan import remat_attention, scan_layers
+from softmask_jax.models.splash import Layout
 
 INITIAL_STD = 0.02
 
@@ -54,21 +55,25 @@ class Layer(nnx.Module):
         self.down = linear(hidden, width, axes=("mlp", "embed"), bias=False)
 
     def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
-                 constrain: Callable[[Array], Array] = lambda x: x) -> Array:
+                 constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None) -> Array:
         """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product."""
-        x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt))
+        x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout))
         inside = self.mlp_norm(x).astype(x.dtype)
         gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
         return x + constrain(adapt("down", self.down, gated))
 
-    def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain) -> Array:
+    def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
+                  layout: Layout | None = None) -> Array:
         """Grouped-query attention with its output projection, [B L D] -> [B L D]."""
         config = self.config
         q, k, v = (adapt(name, getattr(self, name), x) for name in ("q", "k", "v"))
         q, k, v = (y.reshape(*x.shape[:2], -1, config.head_width) for y in (q, k, v))
-        chosen = layers.choose_attention(config.attention, x.dtype, config.head_width)
-        attend = partial(layers.attend, implementation=chosen)
-        if chosen == "xla":  # the other kernels never keep the attention weights
+        chosen = splash.choose(config.attention, x.dtype, config.head_width, x.shape[1], layout)
+        if chosen == "splash":
+            attend = partial(splash.attend, layout=layout)
+        else:
+            attend = partial(layers.attend, implementation=chosen)
+        if chosen == "xla":  # the kernels never keep the attention weights
             attend = remat_attention(attend, config.remat)
         mixed = attend(layers.rotate(q, angles), layers.rotate(k, angles), v, segment_ids)
         return adapt("o", self.o, mixed.reshape(x.shape))
@@ -153,13 +158,14 @@ def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
 
 @lru_cache
 def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x,
-          adapter: AdapterConfig | None = None) -> Callable[..., tuple[Array, None]]:
+          adapter: AdapterConfig | None = None, layout: Layout | None = None) -> Callable[..., tuple[Array, None]]:
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, None), not shifted. A position attends to
     all positions of its own segment. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D]
-    activations on a mesh (batch rows over devices, D whole). With `adapter`, params["adapter"] is applied.
+    activations on a mesh (batch rows over devices, D whole), and `layout` says the same to attention kernels. With
+    `adapter`, params["adapter"] is applied.
     ValueError for wrong shapes, untyped keys, noise levels, a cache, and for an adapter that is not the config's.
     """
 
@@ -187,7 +193,7 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
                 bias = None if linear.bias is None else linear.bias[...]
                 return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own)
 
-            return layer(config, base)(x, angles, segment_ids, adapt, constrain)
+            return layer(config, base)(x, angles, segment_ids, adapt, constrain, layout)
 
         low = None if adapter is None else params["adapter"]["layers"]
         x = scan_layers(one, (params["layers"], low), constrain(x.astype(config.compute_dtype)), remat=config.remat,

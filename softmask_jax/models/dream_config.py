@@ -2,8 +2,8 @@
 import math
 from dataclasses import dataclass
 
-from softmask_jax.models import layers
 from softmask_jax.models.scan import check_remat
+from softmask_jax.models.splash import ATTENTION
 
 VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
 DTYPES = ("float32", "bfloat16")
@@ -33,7 +33,7 @@ class DreamConfig:
     """Shape and execution; the defaults are Dream-7B's. ValueError when the numbers cannot be built.
 
     param_dtype, compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. attention: a name from
-    `layers.ATTENTION`. unroll: a Python loop over layers instead of a scan (the same numbers; for tests).
+    `splash.ATTENTION`. unroll: a Python loop over layers instead of a scan (the same numbers; for tests).
     """
 
     vocab_size: int
@@ -71,10 +71,11 @@ class DreamConfig:
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(DTYPES)}.")
-        if self.attention not in layers.ATTENTION:
-            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(layers.ATTENTION)}.")
-        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
-            raise ValueError("attention='cudnn' computes in bfloat16 only; set compute_dtype='bfloat16' or 'auto'.")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(ATTENTION)}.")
+        if self.attention in ("cudnn", "splash") and self.compute_dtype != "bfloat16":
+            raise ValueError(f"attention={self.attention!r} computes in bfloat16 only; set compute_dtype='bfloat16' or "
+                             "attention='auto'.")
         check_remat(self.remat)
 
     @classmethod
