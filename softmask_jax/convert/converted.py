@@ -82,3 +82,26 @@ def read_params(path: Path, abstract: dict) -> dict:
         return checkpoint_io.read_trees(path, ("params",), {"params": abstract})["params"]
     except checkpoint_io.Damaged as damage:
         raise RuntimeError(f"The model {path} is damaged: {damage}. Convert it again.") from damage
+
+
+def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
+    """What a run that continues a converted MDLM takes from it: "backbone" and, if it had learned some, "soft_mask".
+
+    Args:
+      tokenizer: the run's. `abstract`: of `read_params`.
+
+    Raises:
+      ValueError: another tokenizer (without one of the model's own its sizes are compared), or another model.
+      RuntimeError: damaged files.
+    """
+    config, own, _ = read(path)
+    same = own.fingerprint() == tokenizer.fingerprint()
+    if isinstance(own, Ids):
+        same = (own.vocab_size, own.mask_token_id) == (tokenizer.vocab_size, tokenizer.mask_token_id)
+    if not same:
+        raise ValueError(
+            f"config.init.checkpoint: the weights in {path} are for another tokenizer ({own.vocab_size} tokens, mask "
+            f"{own.mask_token_id}; config.data.tokenizer has {tokenizer.vocab_size} and {tokenizer.mask_token_id})."
+        )
+    params = read_params(path, abstract)
+    return params if config.soft_mask.variant != "none" else {"backbone": params["backbone"]}

@@ -1,18 +1,16 @@
 """Opens what can be converted: Hugging Face's folders, PEFT's, Lightning's checkpoints, our models and our runs."""
 from pathlib import Path
 
-from softmask_jax import checkpoint_io
-from softmask_jax import config as config_schema
-from softmask_jax.convert import adapters, dream, lightning, mdlm
+from softmask_jax.convert import adapters, dream, lightning
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
     FORMAT, KINDS, VERSION, Model, carried, check_heads, dit_about, dit_tensors, entries, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
+from softmask_jax.convert.runs import checked, open_run
 from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
-from softmask_jax.convert.tensors import Float32, Joined, Renamed, Tensors
-from softmask_jax.data import load_tokenizer
+from softmask_jax.convert.tensors import Float32, Renamed, Tensors
 
 ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = "adapter_model.safetensors", "adapter_config.json", "transparency_config.json"
 WANTED = (
@@ -37,7 +35,7 @@ def open_model(path: Path, weights: str | None = None) -> Model:
             return open_model(path.parent, weights)
         return _lightning(inside(path.parent, path.name), weights)
     if (path / "checkpoints").is_dir():
-        return _run(path, weights)
+        return open_run(path, weights)
     if (path / ADAPTER_CONFIG).exists():
         return _only(_adapter(path), weights)
     if (path / "config.json").exists():
@@ -129,38 +127,6 @@ def _ours(path: Path, config: dict, weights: str | None) -> Model:
     stored = stored_specs(path / "params")
     scalars = any(name.startswith("soft_mask/") for name in stored)
     vocab_size = about["hf_config"]["vocab_size"] if config["kind"] == "dream" else about.get("vocab_size", 0)
-    tensors = _checked(OurTensors(path / "params", entries(config["kind"], about, scalars), vocab_size))
+    tensors = checked(OurTensors(path / "params", entries(config["kind"], about, scalars), vocab_size))
     placed = about.pop("placed", None)
     return Model(config["kind"], tensors, tensors.num_blocks, about, carried(path / "tokenizer"), placed)
-
-
-def _run(path: Path, weights: str | None) -> Model:
-    """A run of ours, its newest checkpoint."""
-    config = config_schema.from_dict(read_json(path, "config.json"))
-    tokenizer = load_tokenizer(path / "tokenizer")
-    steps = [int(folder.name) for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()]
-    if not steps:
-        raise FileNotFoundError(f"{path / 'checkpoints'} holds no checkpoint yet.")
-    folder, weights = path / "checkpoints" / str(max(steps)), weights or "ema"
-    try:
-        checkpoint_io.verify(folder, ("params", "ema"))
-    except checkpoint_io.Damaged as damage:
-        raise ValueError(f"The checkpoint {folder} is damaged: {damage}.") from None
-    params = _checked(OurTensors(folder / "params", entries("dit", {}, True), tokenizer.vocab_size))
-    tensors: Tensors = params
-    if weights == "ema":
-        scalars = Renamed(params, {entry.key: entry.key for entry in mdlm.SOFT_MASK})
-        tensors = Joined(_checked(OurTensors(folder / "ema", mdlm.BACKBONE, tokenizer.vocab_size)), scalars)
-    about = {
-        "config": config.to_dict(), "vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_token_id, "hf_config": None, "weights": weights,
-        "step": max(steps),
-    }  # fmt: skip
-    return Model("dit", tensors, config.model.num_blocks, about, carried(path / "tokenizer"))
-
-
-def _checked(tensors: OurTensors) -> OurTensors:
-    problems = tensors.problems + [f"unexpected: {path}" for path in tensors.others]
-    if problems:
-        raise ValueError(f"The parameters in {tensors.folder} are of another model:\n  " + "\n  ".join(problems))
-    return tensors

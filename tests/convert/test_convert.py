@@ -244,6 +244,21 @@ def test_a_tokenizer_may_be_added_and_without_one_ids_are_shown(tmp_path):
         without.tokenizer.encode("hi")
 
 
+def test_a_run_starts_from_a_converted_model_with_its_tokenizer(tmp_path, run):
+    converts(run, tmp_path / "learned", "--to=orbax", "--weights=raw")
+    loaded = softmask_jax.load(run, weights="raw")
+    abstract = jax.eval_shape(loaded.denoiser.init, jax.random.key(0))
+    started = converted.start(tmp_path / "learned", data.ByteTokenizer(), abstract)
+    assert jax.tree.all(jax.tree.map(np.array_equal, started, loaded.params))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        converted.start(tmp_path / "learned", data.open_tokenizer("text8"), abstract)
+    converts(FOLDER / "mdlm_dit/mdlm.ckpt", tmp_path / "plain")
+    plain = softmask_jax.load(tmp_path / "plain")
+    assert set(converted.start(tmp_path / "plain", plain.tokenizer, plain.params)) == {"backbone"}
+    with pytest.raises(ValueError, match="another model"):
+        converted.start(tmp_path / "plain", plain.tokenizer, abstract)
+
+
 def test_the_manifest_lists_hashes_types_and_shapes(tmp_path):
     converts(recorded("dream/tiny_bf16", tmp_path / "src"), tmp_path / "ours")
     manifest = json.loads((tmp_path / "ours/manifest.json").read_text())
@@ -270,3 +285,42 @@ def test_only_an_mdlm_is_loaded_yet(tmp_path):
     converts(recorded("dream/tiny", tmp_path / "src"), tmp_path / "ours")
     with pytest.raises(ValueError, match="converted dream model"):
         converted.read(tmp_path / "ours")
+
+
+def test_an_adapter_that_was_trained_here_is_exported_for_peft(tmp_path):
+    recorded_adapter = recorded("dora/adapter", tmp_path / "theirs")
+    converts(recorded("dream/tiny", tmp_path / "hub"), tmp_path / "base")
+    converts(recorded_adapter, tmp_path / "ours")
+    params = checkpoint_io.read_trees(tmp_path / "ours", ("params",))["params"]
+    model = {"kind": "dream", "base": str(tmp_path / "base"), "adapter": "dora", "adapter_rank": 4, "adapter_alpha": 8.0}
+    settings = config.from_dict({"model": model, "data": {"source": "chat", "paths": "jsonl:x"}})
+    with RunFolder(tmp_path / "run") as folder, checkpoint.Checkpoints(tmp_path / "run/checkpoints", keep_best=0) as saved:
+        folder.write_config(settings.to_dict())
+        trained = {"backbone": {"adapter": params["adapter"]}, "soft_mask": params["soft_mask"]}
+        saved.save(7, {"params": trained}, {"step": 7}, {})
+        saved.wait()
+    converts(tmp_path / "run", tmp_path / "back", "--verify")
+    one, other = (load_file(path / "adapter_model.safetensors") for path in (recorded_adapter, tmp_path / "back"))
+    assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    written, before = (json.loads((p / "adapter_config.json").read_text()) for p in (tmp_path / "back", recorded_adapter))
+    for name in ("r", "lora_alpha", "use_dora", "target_modules", "peft_type", "bias"):
+        assert written[name] == before[name], name
+    assert written["base_model_name_or_path"] == str(tmp_path / "hub")
+    assert json.loads((tmp_path / "back/transparency_config.json").read_text()) == json.loads(
+        (recorded_adapter / "transparency_config.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_plain_lora_is_merged_by_its_scaling(tmp_path, rslora):
+    src, base = recorded("dora/adapter", tmp_path / "src"), recorded("dream/tiny", tmp_path / "base")
+    settings = json.loads((src / "adapter_config.json").read_text()) | {"use_dora": False, "use_rslora": rslora}
+    (src / "adapter_config.json").write_text(json.dumps(settings))
+    low = load_file(src / "adapter_model.safetensors")
+    save_file({k: v for k, v in low.items() if "magnitude" not in k}, src / "adapter_model.safetensors")
+    converts(src, tmp_path / "merged", f"--base={base}", "--merge", "--to=hf")
+    merged, before = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "base"))
+    key = "model.layers.0.self_attn.o_proj"
+    a, b = (low[f"base_model.model.{key}.lora_{x}.weight"] for x in "AB")
+    wanted = before[f"{key}.weight"] + (4.0 if rslora else 2.0) * b @ a
+    np.testing.assert_allclose(merged[f"{key}.weight"], wanted, rtol=1e-5, atol=1e-6)
