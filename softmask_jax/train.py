@@ -9,6 +9,7 @@ import numpy as np
 
 from softmask_jax import checkpoint, data, optimizer, report, sharding, tasks, train_state, wandb_rows
 from softmask_jax.config import Config
+from softmask_jax.convert import converted
 from softmask_jax.files import plain, write_json
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.stop_signal import StopSignal
@@ -172,8 +173,12 @@ class Trainer:
         return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
-        """Weights of another run; its soft-masking scalars too, if it had learned some. The EMA starts from them."""
+        """Weights of another run, or of a converted model; its soft-masking scalars too, if it had learned some. The EMA
+        starts from them."""
         source = Path(self.config.init.checkpoint).expanduser()
+        if converted.is_converted(source):
+            params = state.params | converted.start(source, self.tokenizer, abstract.params)
+            return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params["backbone"]))
         with RunFolder(source, lock=False) as folder:
             other = folder.read_config()
         if other is None:
