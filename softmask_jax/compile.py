@@ -2,7 +2,8 @@
 
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
 
-Prints what a chip holds, as the TPU compiler plans it. Needs libtpu: pip install 'softmask_jax[aot]'.
+Prints what a chip holds, as the TPU compiler plans it. Where a slice has more chips than the config's micro-batch has
+rows, every chip gets one. Needs libtpu: pip install 'softmask_jax[aot]'.
 """
 import argparse
 import dataclasses
@@ -12,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 # Of one chip: GiB of memory, and how the accelerator type of N chips is called (v4 and v5p count cores, two a chip).
 CHIPS = {
@@ -21,6 +23,11 @@ CHIPS = {
     "v6e": (32, "v6e-{chips}"),
 }
 VOCAB_SIZE = 50_258  # GPT-2's with the mask
+DREAM_7B = {
+    "vocab_size": 152_064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "intermediate_size": 18_944, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+    "mask_token_id": 151_666, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,35 +80,59 @@ class Topology:
             ) from error
 
 
-def training_step(config, devices, vocab_size: int):
+def training_step(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0):
     """The training step that a config describes as a compiled program for these devices, and its state as shapes.
 
+    Args:
+      vocab_size: of a dit; a dream model's is in its base's config.json, or Dream-7B's where there is no base.
+      length: tokens of a row; 0 is the config's, for conversations the longest.
+
     Returns:
-      (program, state): a `jax.stages.Compiled` and a TrainState of ShapeDtypeStructs with shardings.
+      (program, state, what was compiled): a `jax.stages.Compiled`, a TrainState of ShapeDtypeStructs with shardings, and
+      a line of text.
     """
     import jax
     import jax.numpy as jnp
 
-    from softmask_jax import denoiser, optimizer, sharding, train_state, train_step
+    from softmask_jax import denoiser, dream_denoiser, dream_step, optimizer, sharding, train_state, train_step
 
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    rows = config.train.global_batch_size
-    sharding.check_batch(
-        "A micro-batch (config.train.global_batch_size / micro_batches)", rows // config.train.micro_batches, mesh
-    )
-    model = denoiser.build(
-        config.model, config.soft_mask, vocab_size=vocab_size, mask_token_id=vocab_size - 1, mesh=mesh
-    )
-    tx = optimizer.make(config.optimizer, config.updates)
-    state, layout = train_state.abstract(model, tx, mesh), sharding.batch_sharding(mesh)
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, config.data.seq_len), jnp.int32, sharding=layout),
-        "rows": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=layout),
-    }
+    rows, micro, shards = config.train.global_batch_size, config.train.micro_batches, sharding.batch_shards(mesh)
+    if (rows // micro) % shards:  # too few rows for so many chips
+        rows, micro = shards, 1
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, global_batch_size=rows, micro_batches=micro)
+        )
+    tx, layout = optimizer.make(config.optimizer, config.updates), sharding.batch_sharding(mesh)
+    if config.model.kind == "dream":
+        length = length or config.data.max_tokens
+        model = dream_denoiser.build(config.model, config.soft_mask, sizes_of_base(config.model.base), mesh=mesh)
+        step = dream_step.make(config, model, tx)
+        shapes = dict.fromkeys(("tokens", "segment_ids"), (rows, length))
+        shapes |= dict.fromkeys(("rows", "index", "prompt_lengths", "real_lengths", "lengths"), (rows,))
+    else:
+        length = length or config.data.seq_len
+        model = denoiser.build(
+            config.model, config.soft_mask, vocab_size=vocab_size, mask_token_id=vocab_size - 1, mesh=mesh
+        )
+        step = train_step.make(config, model, tx)
+        shapes = {"tokens": (rows, length), "rows": (rows,)}
+    state = train_state.abstract(model, tx, mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout) for name, shape in shapes.items()}
     key = jax.eval_shape(jax.random.key, 0)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-    step = jax.jit(train_step.make(config, model, tx).train_step, donate_argnums=0)
-    return step.lower(state, batch, key).compile(), state
+    program = jax.jit(step.train_step, donate_argnums=0).lower(state, batch, key).compile()
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    said = f"{model.num_params:,} parameters, {rows} rows of {length} tokens in {micro} micro-batches, mesh {sizes}"
+    return program, state, said
+
+
+def sizes_of_base(base: str) -> dict:
+    """Hugging Face's config.json of a converted model; Dream-7B's sizes if there is none in `base`."""
+    from softmask_jax.tasks.dream import read_base
+
+    folder = Path(base).expanduser()
+    return read_base(folder)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B
 
 
 def bytes_per_chip(tree) -> int:
@@ -114,11 +145,11 @@ def bytes_per_chip(tree) -> int:
 
 
 def memory(program, state) -> dict[str, int]:
-    """Bytes a chip: "params", "ema", "optimizer" as they are laid out; "arguments", "temporary", "output" (what the
+    """Bytes a chip: "base" (frozen), "params", "ema", "optimizer" as they are laid out; "arguments", "temporary", "output" (what the
     state does not hold already), "program" and their sum "peak" as the compiler plans them."""
     planned = program.memory_analysis()
     found = {
-        "params": bytes_per_chip(state.params), "ema": bytes_per_chip(state.ema),
+        "base": bytes_per_chip(state.frozen), "params": bytes_per_chip(state.params), "ema": bytes_per_chip(state.ema),
         "optimizer": bytes_per_chip(state.opt_state), "arguments": planned.argument_size_in_bytes,
         "temporary": planned.temp_size_in_bytes,
         "output": planned.output_size_in_bytes - planned.alias_size_in_bytes,
@@ -129,10 +160,11 @@ def memory(program, state) -> dict[str, int]:
 
 def report(found: dict[str, int], topology: Topology) -> str:
     gib = {name: f"{size / 2**30:8.3f}" for name, size in found.items()}
+    base = f"frozen base {gib['base'].strip()}, " if found.get("base") else ""
     verdict = "fits" if found["peak"] <= topology.memory else "does NOT fit"
     return "\n".join([
         f"Memory of a chip of {topology.name} ({topology.chips} chips), GiB",
-        f"  arguments        {gib['arguments']}   (parameters {gib['params'].strip()}, EMA {gib['ema'].strip()}, "
+        f"  arguments        {gib['arguments']}   ({base}parameters {gib['params'].strip()}, EMA {gib['ema'].strip()}, "
         f"optimiser {gib['optimizer'].strip()}, batch)",
         f"  temporary        {gib['temporary']}",
         f"  output           {gib['output']}   (beside what is updated in place)",
@@ -154,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
     parser.add_argument("--topology", required=True, help="a TPU slice, such as v5e:4x4, v6e:1x1, v5p:2x2x1")
-    parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="tokens, the mask included")
+    parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="tokens of a dit, the mask included")
+    parser.add_argument("--length", type=int, default=0, help="tokens of a row; 0 is the config's")
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config.py"
     )
@@ -164,8 +197,10 @@ def main(argv: list[str] | None = None) -> int:
         topology = Topology(flags.topology)
         config = schema.load(flags.config, overrides)
         started = time.perf_counter()
-        program, state = training_step(config, topology.devices(), flags.vocab_size)
-        print(f"Compiled in {time.perf_counter() - started:.0f} s.")
+        program, state, said = training_step(
+            config, topology.devices(), vocab_size=flags.vocab_size, length=flags.length
+        )
+        print(f"Compiled in {time.perf_counter() - started:.0f} s: {said}.")
         found = memory(program, state)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"Error: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)

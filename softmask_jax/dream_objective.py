@@ -78,7 +78,7 @@ def example_keys(root_key: jax.Array, stream: Stream, index: jax.Array, epoch=0)
 
 
 def coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -> jax.Array:
-    """[B] bool: whether each example gets two passes. Of a micro-batch of several rows the first one's counts."""
+    """[B] bool: whether each example gets two passes."""
     return diffusion.coin(example_keys(root_key, Stream.COIN, index, epoch), p_sm)
 
 
@@ -136,19 +136,24 @@ def within(denoiser, segment_ids: jax.Array):
     return dataclasses.replace(denoiser, trunk=functools.partial(denoiser.trunk, segment_ids=segment_ids))
 
 
-def feedback(denoiser, spec: DreamLoss, params, noisy: Noisy, coin=True):
-    """What pass 1 tells pass 2, cut from the gradient; without running it where `coin` (a scalar) is False."""
+def feedback(denoiser, spec: DreamLoss, params, noisy: Noisy, coin=True, *, dropout_keys=None):
+    """What pass 1 tells pass 2, cut from the gradient; without running it where `coin` (a scalar) is False.
+
+    dropout_keys: [B], of an adapter with dropout.
+    """
     if spec.variant == "none":
         return None
     denoiser = within(denoiser, noisy.segment_ids)
     return jax.lax.cond(
         coin,
-        lambda: objective.pass_1(denoiser, spec, params, noisy.noisy),
+        lambda: objective.pass_1(denoiser, spec, params, noisy.noisy, dropout_keys=dropout_keys),
         lambda: objective.empty_feedback(denoiser, spec, params["backbone"], noisy.noisy),
     )
 
 
-def token_nll(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0) -> jax.Array:
+def token_nll(
+    denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0, *, dropout_keys=None
+) -> jax.Array:
     """Cross-entropy of the masked tokens, 0 elsewhere: [B L] float32, nats, unweighted.
 
     given: of `feedback`, or None for a single pass. scale: 0 where a row has a single pass all the same; a scalar or
@@ -156,7 +161,7 @@ def token_nll(denoiser, spec: DreamLoss, params, noisy: Noisy, given, scale=1.0)
     """
     denoiser = within(denoiser, noisy.segment_ids)
     x = objective.soft_embed(denoiser, spec, params, noisy.noisy, given, scale)
-    hidden, _ = denoiser.trunk(params["backbone"], x)
+    hidden, _ = denoiser.trunk(params["backbone"], x, dropout_keys=dropout_keys)
     # A frozen head needs no gradient [Vpad D].
     train_head = "head" not in denoiser.frozen
     nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.tokens, train_head=train_head)

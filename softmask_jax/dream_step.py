@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from softmask_jax import dream_objective
+from softmask_jax import diffusion, dream_objective
 from softmask_jax.config import Config
+from softmask_jax.diffusion import Stream
 from softmask_jax.dream_objective import DreamLoss, Noisy
 from softmask_jax.train_state import TrainState, whole
 from softmask_jax.train_step import Metrics, metric_sums, update
@@ -16,8 +17,8 @@ from softmask_jax.train_step import Metrics, metric_sums, update
 class DreamStep:
     """`step(state, batch, root_key) -> (state, Metrics)`; jit `train_step`, its state donated.
 
-    batch: as `data.buckets` makes it; position p is of micro-batch p % micro_batches. The loss is the mean over the
-    micro-batches, each the mean over its rows. Of a micro-batch of several rows the first one's coin counts.
+    batch: as `data.buckets` makes it; position p is of micro-batch p % micro_batches. The loss is the mean over rows, and
+    every row has its own coin: how rows are grouped changes nothing but the order of sums.
     """
 
     denoiser: object
@@ -26,20 +27,26 @@ class DreamStep:
     p_sm: float
     micro_batches: int
     ema_decay: float
+    dropout: bool = False
 
     def train_step(self, state: TrainState, batch: dict, root_key) -> tuple[TrainState, Metrics]:
         noisy = dream_objective.corrupt(self.spec, batch, root_key, mask_token_id=self.denoiser.mask_token_id)
         coins = self._coins(root_key, batch["index"])
-        loss, grads, sums = self.gradient(state, noisy, coins)
+        keys = None
+        if self.dropout:
+            keys = diffusion.row_keys(diffusion.stream_key(root_key, Stream.DROPOUT, state.step), batch["rows"])
+        loss, grads, sums = self.gradient(state, noisy, coins, keys)
         return update(self.tx, self.ema_decay, state, grads, loss, coins, sums)
 
-    def gradient(self, state: TrainState, noisy: Noisy, coins: jax.Array) -> tuple[jax.Array, dict, dict]:
+    def gradient(self, state: TrainState, noisy: Noisy, coins: jax.Array, keys=None) -> tuple[jax.Array, dict, dict]:
         """(loss, gradient of what is trained, sums for the metrics); the first two are means over the micro-batches.
 
-        coins: [micro_batches] bool.
+        coins: [B] bool. keys: [B], for dropout, or None.
         """
-        micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), noisy)
-        first = jax.tree.map(lambda x: x[0], (micro, coins))
+        micro = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, coins, keys)
+        )
+        first = jax.tree.map(lambda x: x[0], micro)
         if self.micro_batches == 1:
             return self._gradient(state, *first)
 
@@ -49,25 +56,26 @@ class DreamStep:
         # From zeros on, so that the network is compiled once.
         shapes = jax.eval_shape(self._gradient, state, *first)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (loss, grads, sums), _ = jax.lax.scan(accumulate, nothing, (micro, coins))
+        (loss, grads, sums), _ = jax.lax.scan(accumulate, nothing, micro)
         loss, grads = jax.tree.map(lambda x: x / self.micro_batches, (loss, grads))
         return loss, grads, sums
 
     def _coins(self, root_key, index):
         if self.spec.variant == "none" or self.p_sm == 0.0:
-            return jnp.zeros(self.micro_batches, bool)
-        return dream_objective.coins(root_key, index, self.p_sm)[: self.micro_batches]
+            return jnp.zeros(index.shape, bool)
+        return dream_objective.coins(root_key, index, self.p_sm)
 
-    def _gradient(self, state: TrainState, noisy: Noisy, coin):
+    def _gradient(self, state: TrainState, noisy: Noisy, coins, keys):
         """Mean loss of one micro-batch, its gradient, and sums for the metrics."""
+        drop = (lambda i: None) if keys is None else lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
         params, given, scale = whole(state.params, state.frozen), None, 1.0
         if self.spec.variant != "none" and self.p_sm > 0.0:
-            given = dream_objective.feedback(self.denoiser, self.spec, params, noisy, coin)
-            scale = coin.astype(jnp.float32)
+            given = dream_objective.feedback(self.denoiser, self.spec, params, noisy, coins.any(), dropout_keys=drop(0))
+            scale = coins.astype(jnp.float32)
 
         def loss(trained):
             nll = dream_objective.token_nll(
-                self.denoiser, self.spec, whole(trained, state.frozen), noisy, given, scale
+                self.denoiser, self.spec, whole(trained, state.frozen), noisy, given, scale, dropout_keys=drop(1)
             )
             return (nll * noisy.weights).sum(-1).mean(), nll
 
@@ -86,5 +94,6 @@ def loss_spec(config: Config) -> DreamLoss:
 
 def make(config: Config, denoiser, tx) -> DreamStep:
     return DreamStep(
-        denoiser, tx, loss_spec(config), config.soft_mask.p_sm, config.train.micro_batches, config.optimizer.ema_decay
-    )
+        denoiser, tx, loss_spec(config), config.soft_mask.p_sm, config.train.micro_batches, config.optimizer.ema_decay,
+        dropout=config.model.adapter != "none" and config.model.adapter_dropout > 0,
+    )  # fmt: skip

@@ -40,7 +40,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def report(summary: dict, workdir: str) -> str:
     """What a finished run prints: perplexity, samples, and where everything is."""
     folder, scores = Path(workdir), summary["validation"]
-    lines = [f"Validation perplexity per token after {summary['step']} steps (upper bound; 95 % interval)"]
+    loss = "loss" in scores
+    what = "loss" if loss else "perplexity per token"
+    lines = [f"Validation {what} after {summary['step']} steps ({'' if loss else 'upper bound; '}95 % interval)"]
+    for name, what in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes, soft-masked")):
+        if f"{name}loss" in scores:
+            value, low, high = (scores[f"{name}{key}"] for key in ("loss", "loss_low", "loss_high"))
+            lines.append(f"  {what:24s} {value:9.4f}   [{low:.4f}, {high:.4f}]")
     for name, what in (("one_pass", "one pass"), ("two_pass", "two passes, soft-masked")):
         if f"{name}/perplexity" in scores:
             nelbo, low, high = (scores[f"{name}/{key}"] for key in ("nelbo", "nelbo_low", "nelbo_high"))

@@ -79,7 +79,7 @@ class Trainer:
         folder.write_config(config.to_dict())
         folder.write_versions()
         if folder.is_writer:
-            self.tokenizer.save(folder.path / "tokenizer")
+            self.task.save_tokenizer(folder.path / "tokenizer")
         # What `_finish` writes comes after the last checkpoint: a run killed there writes it again.
         again = ("final", "samples") if start >= config.updates else ()
         folder.truncate_metrics(start, again=(*again, *self.owed))
@@ -166,9 +166,9 @@ class Trainer:
                 )
             self.owed = cursor.get("owed", [])
             count = jax.device_put(np.int32(step), abstract.step.sharding)
-            base = self.task.load_base(abstract.frozen)
+            base = self.task.load_base(abstract.frozen) if abstract.frozen else {}
             return TrainState(count, trees["params"], trees["ema"], trees["optimizer"], base), step
-        base = self.task.load_base(abstract.frozen)
+        base = self.task.load_base(abstract.frozen or abstract.params["backbone"])
         state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed, base)
         return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
 
@@ -204,8 +204,9 @@ class Trainer:
         if bad:
             raise self._non_finite("The loss or its gradient", bad[0])
         config, row = self.config, summarise(pending) | {name: float(value) for name, value in now.items()}
-        if speed := clock.steps_per_second(step) * self.task.tokens_per_step():
-            flops = speed * (3.0 + row["two_pass_share"]) * self.denoiser.flops_per_token(config.data.seq_len)
+        if speed := clock.steps_per_second(step) * config.train.global_batch_size * self.task.row_length:
+            forwards = self.task.forwards_per_step + row["two_pass_share"]
+            flops = speed * forwards * self.denoiser.flops_per_token(self.task.row_length)
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
             self.tracker.speed(row["loss"], speed)
         self.tracker.row(step, "train", row)

@@ -114,7 +114,7 @@ class TrainStep:
 
 
 def update(tx, ema_decay: float, state: TrainState, grads, loss, coins, sums: dict) -> tuple[TrainState, Metrics]:
-    """One optimiser update; coins: [micro_batches] bool, sums: of `metric_sums` over all micro-batches."""
+    """One optimiser update; coins: bool, of micro-batches or rows, sums: of `metric_sums` over all micro-batches."""
     grad_norm = optax.global_norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, soft_masked=coins.any())
     params = optax.apply_updates(state.params, updates)
@@ -131,7 +131,7 @@ def metric_sums(params: dict, noisy, masked, nll, given, scale) -> dict:
 
     Args:
       noisy: with x_0 `tokens` [B L] and `t` [B]. masked: [B L] bool. nll: [B L], 0 where there is no mask.
-      given, scale: what was fed back, or None, and the coin.
+      given, scale: what was fed back, or None, and the coin, a scalar or [B].
     """
     count = masked.sum(-1, dtype=jnp.float32)
     bins = jnp.clip((noisy.t * T_BINS).astype(jnp.int32), 0, T_BINS - 1)
@@ -145,7 +145,8 @@ def metric_sums(params: dict, noisy, masked, nll, given, scale) -> dict:
         return sums | {
             "lambda_sum": zero, "lambda_hist": jnp.zeros(LAMBDA_BINS), "top_k_hits": zero, "fed_back": zero
         }  # fmt: skip
-    weight = jnp.where(masked, scale, 0.0)
+    scale = jnp.asarray(scale, jnp.float32)
+    weight = jnp.where(masked, scale[:, None] if scale.ndim else scale, 0.0)
     lam = soft_masking.mix_weight(given.neg_entropy, soft_masking.effective(params["soft_mask"]))
     hits = (given.token_ids == noisy.tokens[..., None]).any(-1)
     at = jnp.clip((lam * LAMBDA_BINS).astype(jnp.int32), 0, LAMBDA_BINS - 1)

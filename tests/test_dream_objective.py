@@ -165,9 +165,9 @@ def test_without_its_coin_a_row_has_the_loss_of_a_single_pass():
     np.testing.assert_allclose(row_losses(scale=0.0), row_losses("none"), rtol=1e-6)
 
 
-def gradient(model, spec, trainable, noisy, coins, frozen=None):
+def gradient(model, spec, trainable, noisy, coins, frozen=None, micro_batches=1):
     """(loss, gradient) of the train step."""
-    step = DreamStep(model, None, spec, 0.5, len(coins), 0.0)
+    step = DreamStep(model, None, spec, 0.5, micro_batches, 0.0)
     state = TrainState(jnp.int32(0), trainable, trainable["backbone"], (), frozen or {})
     return step.gradient(state, noisy, coins)[:2]
 
@@ -251,7 +251,7 @@ def test_loss_and_adapter_gradients_match_dreams_recording(case, variant, k):
     noisy = Noisy(x0, xt, masked, jnp.ones_like(x0), jnp.full(len(x0), 0.55), weights)
 
     loss, grads = jax.jit(
-        lambda tree: gradient(model, spec, tree, noisy, jnp.asarray([True]), frozen=base)
+        lambda tree: gradient(model, spec, tree, noisy, jnp.asarray([True, True]), frozen=base)
     )(trainable)
     np.testing.assert_allclose(loss, recorded[f"{case}/loss"], rtol=1e-5)
     for ours, theirs in zip(

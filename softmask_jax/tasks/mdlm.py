@@ -1,4 +1,6 @@
 """Masked diffusion of running text: the NELBO, its perplexity, the ancestral sampler."""
+from pathlib import Path
+
 import jax
 import numpy as np
 
@@ -13,11 +15,13 @@ from softmask_jax.tracking import scores
 class Mdlm:
     """See `tasks.Task`."""
 
+    forwards_per_step = 3.0
+
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
         self.data = data.build(config.data)
-        self.tokenizer, self.info = self.data.tokenizer, self.data.info
+        self.tokenizer, self.info, self.row_length = self.data.tokenizer, self.data.info, config.data.seq_len
         self.denoiser = denoiser.build(
             config.model, config.soft_mask, mesh=mesh,
             vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
@@ -26,6 +30,9 @@ class Mdlm:
         self.perplexity = Perplexity(self.denoiser, spec, mesh)
         sampler = Ancestral(self.denoiser, spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
 
     def load_base(self, shapes: dict) -> dict:
         return {}
@@ -40,9 +47,6 @@ class Mdlm:
             start_step=start_step, host_index=jax.process_index(), host_count=jax.process_count(),
             micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
         )  # fmt: skip
-
-    def tokens_per_step(self) -> int:
-        return self.config.train.global_batch_size * self.config.data.seq_len
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
         config, windows = self.config.eval, len(self.data.validation)
