@@ -77,8 +77,14 @@ def devices():
     from jax.experimental import topologies
 
     # libtpu reads these when it is loaded: without them it looks for a real machine.
-    environment = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-                   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_MIN_LOG_LEVEL": "1", "TPU_STDERR_LOG_LEVEL": "1"}
+    environment = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_MIN_LOG_LEVEL": "1",
+        "TPU_STDERR_LOG_LEVEL": "1",
+    }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
