@@ -17,7 +17,6 @@ QUICK = (
     "dream_generate/origin_s6.npz",
     "dream_generate/maskgit_plus_s6.npz",
     "dream_generate/topk_margin_s16_leftpad.npz",
-    "dream_generate/sm_topk1_topk_margin_s6.npz",
     "dream_generate/sm_topk3_entropy_s16_leftpad.npz",
     "dream_generate/sm_temp_entropy_s16_linear_FIXED.npz",
 )
@@ -34,6 +33,7 @@ MORE = (
     "dream_generate/sm_topk1_maskgit_plus_s16.npz",
     "dream_generate/sm_topk1_maskgit_plus_s6.npz",
     "dream_generate/sm_topk1_topk_margin_s16.npz",
+    "dream_generate/sm_topk1_topk_margin_s6.npz",
     "dream_generate/sm_topk3_entropy_s16.npz",
     "dream_generate/sm_topk3_entropy_s16_linear_FIXED.npz",
     "dream_generate/sm_topk3_entropy_s16_stepwise_FIXED.npz",
@@ -162,9 +162,11 @@ def unequal_rows() -> np.ndarray:
 
 @pytest.mark.parametrize("options", [
     {"alg": "origin", "temperature": 0.9, "top_p": 0.7, "top_k": None},
-    {"alg": "maskgit_plus", "temperature": 1.3, "top_k": 20, "suppress_mask": True},
     {"alg": "topk_margin", "temperature": 0.5, "top_p": 0.9, "top_k": 30, "alg_temp": 0.1},
-    {"alg": "entropy", "temperature": 0.1, "top_p": 0.95, "alg_temp": 0.4, "eps": 0.05},
+    *(pytest.param(options, marks=pytest.mark.full) for options in (
+        {"alg": "maskgit_plus", "temperature": 1.3, "top_k": 20, "suppress_mask": True},
+        {"alg": "entropy", "temperature": 0.1, "top_p": 0.95, "alg_temp": 0.4, "eps": 0.05},
+    )),
 ])  # fmt: skip
 def test_the_compiled_loop_is_the_plain_loop(options):
     sampler, tokens = DreamSampler(model(), steps=7, **options), unequal_rows()
@@ -258,7 +260,8 @@ def test_inputs_that_do_not_fit_are_refused():
     keys = jax.random.split(jax.random.key(0), 2)
     for args, says in [
         ((keys, tokens[0]), r"tokens must be \[B L\]"), ((keys[:1], tokens), "one a row"),
-        ((None, tokens), "pass keys"), ((keys, tokens, jnp.ones((2, 3))), "attention_mask must be"), ((keys, tokens * 0), "no token is the mask"),
+        ((None, tokens), "pass keys"), ((keys, tokens, jnp.ones((2, 3))), "attention_mask must be"),
+        ((keys, tokens * 0), "no token is the mask"),
         ((keys, tokens, None, Draws(gumbel=jnp.zeros((2, 2, 4, 7)))), "draws.gumbel must have"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=says):
