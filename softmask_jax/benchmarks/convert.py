@@ -8,6 +8,7 @@ resident memory are printed. What is written reaches the disk before a step coun
 are read from the disk, not from memory. The folder needs room for the model three times.
 """
 import argparse
+import filecmp
 import json
 import math
 import os
@@ -51,7 +52,12 @@ class Random:
 
 
 def write_dream(
-    folder: Path, *, hidden_size: int = 3584, num_layers: int = 28, vocab_size: int = 152_064, shard_bytes: int = 5 * 10**9
+    folder: Path,
+    *,
+    hidden_size: int = 3584,
+    num_layers: int = 28,
+    vocab_size: int = 152_064,
+    shard_bytes: int = 5 * 10**9,
 ) -> int:
     """A folder like Hugging Face's of Dream, with random weights, on the disk when this returns. Returns its bytes."""
     scale = hidden_size / SEVEN_BILLION["hidden_size"]
@@ -82,6 +88,13 @@ def copy(source: Path, target: Path) -> None:
             os.fsync(new.fileno())
 
 
+def compare(source: Path, target: Path) -> None:
+    """Raises ValueError unless a folder's safetensors are the same bytes in another."""
+    for path in sorted(source.glob("*.safetensors")):
+        if not filecmp.cmp(path, target / path.name, shallow=False):
+            raise ValueError(f"{path.name} differs.")
+
+
 def forget(folder: Path) -> None:
     """Asks the system to drop a folder's files from memory, so that they are read from the disk."""
     for path in (p for p in folder.rglob("*") if p.is_file()):
@@ -103,15 +116,14 @@ def timed(command: Sequence[str]) -> dict:
 def measure(folder: Path, size: int) -> dict[str, dict]:
     """Seconds, GB/s and GiB of every step, for a model of `size` bytes in `folder`/theirs."""
     theirs, ours, back = (folder / name for name in ("theirs", "ours", "back"))
-    here = "from softmask_jax.benchmarks.convert import copy; from pathlib import Path; import sys"
+    here = "from softmask_jax.benchmarks.convert import compare, copy; from pathlib import Path; import sys"
     convert = ["-m", "softmask_jax.convert"]
     steps = {
         "copy": ["-c", f"{here}; copy(Path(sys.argv[1]), Path(sys.argv[2]))", str(theirs), str(folder / "copy")],
         "to ours": [*convert, f"--src={theirs}", f"--dst={ours}"],
         "verify": [*convert, f"--src={theirs}", f"--dst={ours}", "--verify"],
         "to hf": [*convert, f"--src={ours}", f"--dst={back}", "--to=hf"],
-        "compare": ["-c", "import filecmp, sys; sys.exit(not all(filecmp.cmp(f'{sys.argv[1]}/{n}', f'{sys.argv[2]}/{n}', "
-                    "False) for n in sys.argv[3:]))", str(theirs), str(back), *sorted(p.name for p in theirs.glob("*.safetensors"))],
+        "compare": ["-c", f"{here}; compare(Path(sys.argv[1]), Path(sys.argv[2]))", str(theirs), str(back)],
     }  # fmt: skip
     found = {}
     for name, command in steps.items():

@@ -26,8 +26,8 @@ from softmask_jax.data.tokenizer_hub import PREFIX
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="python -m softmask_jax.convert", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--src", required=True, help="a folder, a file, or hf://owner/name")
     parser.add_argument("--dst", required=True, help="the folder to write; must not exist, or be empty")
@@ -36,7 +36,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base", default="", help="with --merge: the model that the adapter was trained on")
     parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
     parser.add_argument("--tokenizer", default="", help="to put into our folder, as config.data.tokenizer names it")
-    parser.add_argument("--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that")
+    parser.add_argument(
+        "--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that"
+    )
     flags = parser.parse_args(argv)
     if flags.merge != bool(flags.base):
         parser.error("--merge and --base belong together")

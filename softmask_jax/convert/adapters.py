@@ -45,16 +45,24 @@ class Adapter(NamedTuple):
 def read_config(config: Mapping) -> Adapter:
     """PEFT's adapter_config.json. Raises ValueError, one line, for what is no LoRA or DoRA that is built here."""
     if config.get("peft_type") != "LORA":
-        raise ValueError(f"adapter_config.json: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built.")
+        raise ValueError(
+            f"adapter_config.json: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built."
+        )
     for name, off in UNSUPPORTED.items():
         if config.get(name) not in (off, None):
-            raise ValueError(f"adapter_config.json: {name} is {config[name]!r:.60}, which is not built; train without it.")
+            raise ValueError(
+                f"adapter_config.json: {name} is {config[name]!r:.60}, which is not built; train without it."
+            )
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise ValueError(f"adapter_config.json: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0.")
+        raise ValueError(
+            f"adapter_config.json: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0."
+        )
     if not isinstance(targets, list) or not targets or not all(t in dream.TARGETS for t in targets):
         known = ", ".join(dream.TARGETS)
-        raise ValueError(f"adapter_config.json: target_modules is {targets!r:.100}; a list of some of {known} is built.")
+        raise ValueError(
+            f"adapter_config.json: target_modules is {targets!r:.100}; a list of some of {known} is built."
+        )
     ours = {dream.TARGETS[target] for target in targets}
     ordered = tuple(name for name in dream.LINEAR if name in ours)
     return Adapter(rank, alpha, bool(config.get("use_dora")), bool(config.get("use_rslora")), ordered)
@@ -137,9 +145,14 @@ class Merged:
         self.adapted = re.compile(rf"model\.layers\.\d+\.(?:{'|'.join(map(re.escape, names))})\.weight")
         for key in filter(self.adapted.fullmatch, base.specs):
             prefix = self._prefix(key)
-            wide, high = tensors.specs[f"{prefix}.lora_A.weight"].shape[1], tensors.specs[f"{prefix}.lora_B.weight"].shape[0]
+            wide, high = (
+                tensors.specs[f"{prefix}.lora_A.weight"].shape[1],
+                tensors.specs[f"{prefix}.lora_B.weight"].shape[0],
+            )
             if base.specs[key].shape != (high, wide):
-                raise ValueError(f"The adapter changes {key} of shape {(high, wide)}, the base's is {base.specs[key].shape}.")
+                raise ValueError(
+                    f"The adapter changes {key} of shape {(high, wide)}, the base's is {base.specs[key].shape}."
+                )
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         if not self.adapted.fullmatch(key):

@@ -3,9 +3,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from softmask_jax import checkpoint_io
+from softmask_jax import checkpoint_io, soft_masking
 from softmask_jax import config as config_schema
 from softmask_jax.convert.model import FORMAT
 from softmask_jax.convert.safe_files import read_json
@@ -27,7 +28,9 @@ class Ids(SavableTokenizer):
         self.bos_id, self.eos_id = (-1 if id_ is None else id_ for id_ in (bos_id, eos_id))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        raise ValueError("This model was converted without a tokenizer; convert it again with --tokenizer=NAME_OR_FOLDER.")
+        raise ValueError(
+            "This model was converted without a tokenizer; convert it again with --tokenizer=NAME_OR_FOLDER."
+        )
 
     def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
         return "".join(f" {id_} " for id_ in run.tolist())
@@ -63,14 +66,15 @@ def read(path: Path) -> Converted:
         tokenizer = open_tokenizer(path / "tokenizer")
         if tokenizer.vocab_size != about["vocab_size"] or tokenizer.mask_token_id != about["mask_token_id"]:
             raise ValueError(
-                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the model "
-                f"has {about['vocab_size']} and {about['mask_token_id']}. Convert again with the model's --tokenizer."
+                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the "
+                f"model has {about['vocab_size']} and {about['mask_token_id']}. Convert again with the model's own "
+                "--tokenizer."
             )
     return Converted(config_schema.from_dict(about["config"]), tokenizer, about.get("step", 0))
 
 
 def read_params(path: Path, abstract: dict) -> dict:
-    """{"backbone", "soft_mask"} of a converted MDLM, checked against its checksums.
+    """The trees of a converted model, such as {"backbone", "soft_mask"}, checked against its checksums.
 
     Args:
       abstract: shapes, dtypes and shardings, as for `checkpoint_io.read_trees`.
@@ -82,6 +86,24 @@ def read_params(path: Path, abstract: dict) -> dict:
         return checkpoint_io.read_trees(path, ("params",), {"params": abstract})["params"]
     except checkpoint_io.Damaged as damage:
         raise RuntimeError(f"The model {path} is damaged: {damage}. Convert it again.") from damage
+
+
+def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
+    """Parts of a converted Dream, or of an adapter on one, checked against its checksums.
+
+    Args:
+      trees: {"backbone"} or {"adapter"}: shapes, dtypes and shardings.
+
+    Returns:
+      (the same trees, the raw soft-masking scalars or None).
+
+    Raises:
+      ValueError: another model's parameters. RuntimeError: damaged files.
+    """
+    soft = read_ours(path)["soft_mask"]
+    scalars = {} if soft is None else {"soft_mask": jax.eval_shape(soft_masking.init_scalars)}
+    found = read_params(path, trees | scalars)
+    return {name: found[name] for name in trees}, found.get("soft_mask")
 
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:

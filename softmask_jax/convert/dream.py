@@ -52,7 +52,9 @@ def sizes(config: Mapping) -> dict[str, int]:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     for name in (*names, "num_hidden_layers"):
         if not (isinstance(config.get(name), int) and 0 < config[name] < 10**7):
-            raise ValueError(f"config.json: {name} is {config.get(name)!r}; a Dream model needs a positive number there.")
+            raise ValueError(
+                f"config.json: {name} is {config.get(name)!r}; a Dream model needs a positive number there."
+            )
     vocab, width, hidden, heads, shared = (config[name] for name in names)
     if config.get("tie_word_embeddings"):
         raise ValueError("config.json: tie_word_embeddings is set, but Dream's head is a matrix of its own; untie it.")

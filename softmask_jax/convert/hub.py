@@ -4,7 +4,13 @@ from pathlib import Path
 from softmask_jax.convert.model import CARRIED
 from softmask_jax.data.tokenizer_hub import NAME, PREFIX
 
-PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "transparency_config.json")
+PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "transparency_config.json",
+)
 
 
 def download(spec: str) -> Path:

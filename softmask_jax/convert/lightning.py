@@ -58,14 +58,16 @@ def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, 
         ("algo", "time_conditioning", (bool,), False), ("model", "tie_word_embeddings", (bool,), False),
     ):  # fmt: skip
         if (value := of(section, name, kinds, builds)) != builds:
-            raise ValueError(f"The checkpoint's config says {section}.{name} = {value!r:.40}; only {builds!r} is built here.")
+            raise ValueError(
+                f"The checkpoint's config says {section}.{name} = {value!r:.40}; only {builds!r} is built here."
+            )
     table = specs.get("backbone.vocab_embed.embedding", Spec(None, ()))
     hidden = specs.get("backbone.blocks.0.mlp.0.weight", Spec(None, ()))
     cond = specs.get("backbone.sigma_map.mlp.0.weight", Spec(None, ()))
     if len(table.shape) != 2 or len(hidden.shape) != 2 or len(cond.shape) != 2 or hidden.shape[0] % table.shape[1]:
         raise ValueError(
-            "The checkpoint holds no MDLM: backbone.vocab_embed.embedding, blocks.0.mlp.0.weight or sigma_map.mlp.0.weight "
-            "is missing or misshapen."
+            "The checkpoint holds no MDLM: backbone.vocab_embed.embedding, blocks.0.mlp.0.weight or "
+            "sigma_map.mlp.0.weight is missing or misshapen."
         )
     vocab_size, width = table.shape
     heads = of("model", "n_heads", (int,), width // head_width if head_width else None)

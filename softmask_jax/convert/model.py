@@ -23,8 +23,8 @@ CARRIED = (
     "softmask_tokenizer.json",
 )  # fmt: skip
 
-# BOS, EOS and mask of vocabularies that MDLM was trained with: GPT-2's, bert-base-uncased's, text8's. Elsewhere the mask
-# is the last id, added to a tokenizer that had none.
+# BOS, EOS and mask of vocabularies that MDLM was trained with: GPT-2's, bert-base-uncased's, text8's. Elsewhere the
+# mask is the last id, added to a tokenizer that had none.
 KNOWN_IDS = {50_258: (50_256, 50_256, 50_257), 30_522: (101, 102, 103), 35: (2, 3, 4)}
 
 
@@ -110,7 +110,11 @@ def with_scalars(tensors: Tensors, raw: Mapping[str, np.ndarray]) -> Tensors:
 
 def dit_about(model: Mapping, soft_mask: Mapping, vocab_size: int, *, seq_len: int = 1024, ids=None, **more) -> dict:
     """`Model.about` of an MDLM. Raises ValueError, with config's words, for sizes that cannot be."""
-    sections = {"model": {"compute_dtype": "float32"} | dict(model), "soft_mask": dict(soft_mask), "data": {"seq_len": seq_len}}
+    sections = {
+        "model": {"compute_dtype": "float32"} | dict(model),
+        "soft_mask": dict(soft_mask),
+        "data": {"seq_len": seq_len},
+    }
     bos, eos, mask = ids or KNOWN_IDS.get(vocab_size, (None, None, vocab_size - 1))
     return {
         "config": config_schema.from_dict(sections).to_dict(), "vocab_size": vocab_size, "bos_id": bos, "eos_id": eos,
@@ -132,7 +136,9 @@ def dit_tensors(tensors: Tensors) -> tuple[Tensors, bool, int | None]:
 
 def check_heads(num_heads: int, width: int, head_width: int | None) -> None:
     if head_width is not None and num_heads * head_width != width:
-        raise ValueError(f"The config says {num_heads} heads for a width of {width}, the weights have heads of {head_width}.")
+        raise ValueError(
+            f"The config says {num_heads} heads for a width of {width}, the weights have heads of {head_width}."
+        )
 
 
 def carried(*folders: Path) -> dict[str, Path]:
@@ -156,9 +162,13 @@ def to_json(value: Mapping) -> bytes:
 def merge(base: Model, adapter: Model) -> Model:
     """The base with the adapter merged in; soft-masking is the adapter's. Raises ValueError when they do not fit."""
     if base.kind != "dream" or adapter.kind != "adapter":
-        raise ValueError(f"--merge needs an adapter as --src and a Dream model as --base; these are {adapter.kind}, {base.kind}.")
+        raise ValueError(
+            f"--merge needs an adapter as --src and a Dream model as --base; these are {adapter.kind}, {base.kind}."
+        )
     if base.num_blocks != adapter.num_blocks:
-        raise ValueError(f"The adapter has {adapter.num_blocks} layers, the base {base.num_blocks}; give the base it was trained on.")
+        raise ValueError(
+            f"The adapter has {adapter.num_blocks} layers, the base {base.num_blocks}; give the base it was trained on."
+        )
     adapter.table()
     merged = adapters.Merged(base.without_scalars(), adapter.without_scalars(), adapter.adapter)
     tensors = with_scalars(merged, adapter.raw_scalars()) if adapter.soft_mask else merged

@@ -95,7 +95,9 @@ class OurTensors:
             if entry.stacked:
                 depths[entry.path] = array.shape[0]
             if entry.change == "vocabulary" and array.shape[0] != padded(vocab_size):
-                self.problems.append(f"misshapen: {entry.path} has {array.shape[0]} rows for a vocabulary of {vocab_size}")
+                self.problems.append(
+                    f"misshapen: {entry.path} has {array.shape[0]} rows for a vocabulary of {vocab_size}"
+                )
             if entry.change == "vocabulary":
                 shape = (vocab_size, *shape[1:])
             spec = Spec(np.dtype(array.dtype.numpy_dtype), shape[::-1] if entry.change == "transpose" else shape)
@@ -172,7 +174,7 @@ def _chunk_shape(entry: Entry, spec: Spec) -> tuple[int, ...]:
 
 
 def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, tuple[int, ...]]) -> None:
-    """Orbax's own folder of the tree, with arrays of one element, which are then replaced by empty ones of full size."""
+    """Orbax's own folder of the tree, with arrays of one element, which empty ones of full size then replace."""
     tree: dict = {}
     for path in arrays:
         *parents, name = path.split("/")
@@ -196,9 +198,7 @@ def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, 
         (place / ".zarray").write_text(json.dumps(description))
 
 
-def _write_rows(
-    written: dict, place: Path, tensors: Tensors, key: str, chunk: tuple[int, ...], total: int
-) -> None:
+def _write_rows(written: dict, place: Path, tensors: Tensors, key: str, chunk: tuple[int, ...], total: int) -> None:
     """A tensor's rows, and zeros after them, as chunks of equal size."""
     number, filled = 0, 0
     buffer = np.zeros(chunk, tensors.specs[key].dtype)

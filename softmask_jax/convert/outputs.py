@@ -36,7 +36,8 @@ def whole_folder(dst: Path, needed: int) -> Iterator[Path]:
                 partial.mkdir()
                 if (free := shutil.disk_usage(partial).free) < needed:
                     raise OSError(
-                        f"{dst} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB. Free space, or {ELSEWHERE}."
+                        f"{dst} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB. Free space, or "
+                        f"{ELSEWHERE}."
                     )
                 yield partial
                 for at, _, _ in os.walk(partial):
@@ -49,7 +50,9 @@ def whole_folder(dst: Path, needed: int) -> Iterator[Path]:
                 shutil.rmtree(workshop, ignore_errors=True)
 
 
-def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict[str, str]:
+def write(
+    folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None, progress: Progress
+) -> dict[str, str]:
     """Write `model` into an empty folder, to: orbax | hf.
 
     Returns:
@@ -75,7 +78,12 @@ def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokeni
 
 
 def verify(
-    folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None, progress: Progress = lambda _: None
+    folder: Path,
+    model: Model,
+    to: str,
+    *,
+    expected: Mapping[str, str] | None = None,
+    progress: Progress = lambda _: None,
 ) -> None:
     """Read a written folder from disk, invert the mapping and compare.
 
@@ -99,7 +107,9 @@ def verify(
     else:
         for name, content in small_files(model).items():
             if read_bytes(inside(folder, name), OTHER_BYTES) != content:
-                raise ValueError(f"{folder / name} is not what this source converts to. Convert again, into another --dst.")
+                raise ValueError(
+                    f"{folder / name} is not what this source converts to. Convert again, into another --dst."
+                )
     written = open_model(folder)
     found = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
     differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -124,10 +134,14 @@ def _mdlm_config(model: Model) -> dict:
     """MDLM's config for Hugging Face, whose class is built with these and an MLP of four times the width."""
     sizes, soft = model.about["config"]["model"], model.soft_mask
     if sizes["mlp_ratio"] != 4 or sizes["rope_base"] != mdlm.ROPE_BASE:
-        raise ValueError("MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model cannot be written for it.")
+        raise ValueError(
+            "MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model cannot be written for it."
+        )
     theirs = {name: ours for ours, name in adapters.VARIANTS.items()}
     if soft and soft["variant"] not in theirs:
-        raise ValueError(f"The PyTorch reference has no soft-masking variant {soft['variant']!r}; this model stays here.")
+        raise ValueError(
+            f"The PyTorch reference has no soft-masking variant {soft['variant']!r}; this model stays here."
+        )
     config = model.about["hf_config"] or {
         "architectures": ["MDLM"],
         "auto_map": {
@@ -148,7 +162,9 @@ def _with_rotary_buffer(model: Model, tensors: Tensors) -> Tensors:
     return Joined(tensors, InMemory({mdlm.INVERSE_FREQUENCIES: buffer}))
 
 
-def _write_ours(folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict[str, str]:
+def _write_ours(
+    folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress
+) -> dict[str, str]:
     hashed = Hashed(model.tensors, progress)
     written = orbax_files.write(folder / "params", hashed, table, model.num_blocks)
     (folder / "tokenizer").mkdir()

@@ -12,7 +12,7 @@ MOST_OPCODES = 20_000_000
 
 
 class Stub:
-    """A class, function or object that a pickle names. `args`: None for the name itself, else what it was called with."""
+    """A class, function or object that a pickle names. `args`: None for the name itself, or what it was called with."""
 
     def __init__(self, name: str, args: tuple | None = None):
         self.name, self.args = name, args

@@ -49,7 +49,9 @@ def open_run(path: Path, weights: str | None) -> Model:
     if kind != "dit" and soft_mask is None:
         kept = [key for key in tensors.specs if key not in SCALARS]
         tensors = Renamed(tensors, dict(zip(kept, kept)))
-    blocks = max(len(shape) and shape[0] for name, (_, shape) in stored_specs(folder / "params").items() if _stacked(name, table))
+    blocks = max(
+        len(shape) and shape[0] for name, (_, shape) in stored_specs(folder / "params").items() if _stacked(name, table)
+    )
     return Model(kind, tensors, blocks, about | more, carried(path / "tokenizer"))
 
 
@@ -69,7 +71,9 @@ def _newest(path: Path) -> tuple[Path, int]:
     try:
         checkpoint_io.verify(folder, ("params", "ema"))
     except checkpoint_io.Damaged as damage:
-        raise ValueError(f"The checkpoint {folder} is damaged: {damage}. Move it away to convert the one before.") from None
+        raise ValueError(
+            f"The checkpoint {folder} is damaged: {damage}. Move it away to convert the one before."
+        ) from None
     return folder, max(steps)
 
 
@@ -92,7 +96,9 @@ def _adapter(model: Mapping, params: Path) -> adapters.Adapter:
     names = {path.split("/")[-2] for path in stored_specs(params) if path.startswith("backbone/adapter/layers/")}
     targets = tuple(name for name in dream.LINEAR if name in names)
     if not targets:
-        raise ValueError(f"{params} holds no adapter, though the run's config names one; was its model.adapter changed?")
+        raise ValueError(
+            f"{params} holds no adapter, though the run's config names one; was its model.adapter changed?"
+        )
     return adapters.Adapter(model["adapter_rank"], model["adapter_alpha"], model["adapter"] == "dora", False, targets)
 
 

@@ -4,7 +4,16 @@ from pathlib import Path
 from softmask_jax.convert import adapters, dream, lightning
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
-    FORMAT, KINDS, VERSION, Model, carried, check_heads, dit_about, dit_tensors, entries, with_scalars,
+    FORMAT,
+    KINDS,
+    VERSION,
+    Model,
+    carried,
+    check_heads,
+    dit_about,
+    dit_tensors,
+    entries,
+    with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import checked, open_run
@@ -12,10 +21,14 @@ from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
 from softmask_jax.convert.tensors import Float32, Renamed, Tensors
 
-ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = "adapter_model.safetensors", "adapter_config.json", "transparency_config.json"
+ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "transparency_config.json",
+)
 WANTED = (
-    "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model or "
-    "a run's folder"
+    "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model "
+    "or a run's folder"
 )
 
 

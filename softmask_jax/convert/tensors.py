@@ -1,4 +1,4 @@
-"""Checkpoints as tensors under PyTorch's keys, read piece by piece: what every reader here is and every writer takes."""
+"""Checkpoints as tensors under PyTorch's keys, read by the piece: what every reader here is and every writer takes."""
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -46,8 +46,8 @@ class TorchZip:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise ValueError(
-                f"{path} is no whole zip file as torch.save writes them ({error}); copy it again, or save it again with "
-                "PyTorch 1.6 or later."
+                f"{path} is no whole zip file as torch.save writes them ({error}); copy it again, or save it again "
+                "with PyTorch 1.6 or later."
             ) from None
         self._members = self._checked_members()
         root = self._root()
@@ -69,7 +69,9 @@ class TorchZip:
                 # The zip's CRC is checked when the member is read to its end, which is here most often the case.
                 content = file.read() if not tensor.offset else (file.seek(tensor.offset * size), file.read())[1]
         except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise ValueError(f"{self.path}: storage {tensor.storage} is damaged ({error}); copy the file again.") from None
+            raise ValueError(
+                f"{self.path}: storage {tensor.storage} is damaged ({error}); copy the file again."
+            ) from None
         flat = np.frombuffer(content[: extent * size], dtype)
         strides = tuple(stride * size for stride in tensor.strides)
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
@@ -82,16 +84,23 @@ class TorchZip:
         for info in infos:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
                 raise ValueError(
-                    f"{self.path}: refused, {info.filename!r:.100} is compressed or encrypted; torch.save stores as it is."
+                    f"{self.path}: refused, {info.filename!r:.100} is compressed or encrypted; torch.save stores as it "
+                    "is."
                 )
         if sum(info.file_size for info in infos) > self.path.stat().st_size:
             raise ValueError(f"{self.path}: refused, its members overlap.")
         return members
 
     def _root(self) -> str:
-        roots = [name.removesuffix("/data.pkl") for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        roots = [
+            name.removesuffix("/data.pkl")
+            for name in self._members
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
         if len(roots) != 1:
-            raise ValueError(f"{self.path} is a zip file, but holds no data.pkl of torch.save; give a PyTorch checkpoint.")
+            raise ValueError(
+                f"{self.path} is a zip file, but holds no data.pkl of torch.save; give a PyTorch checkpoint."
+            )
         return roots[0]
 
     def _bytes(self, name: str, limit: int) -> bytes:

@@ -69,7 +69,9 @@ def test_parameters_of_ours_that_do_not_fit_are_listed_at_once(tmp_path, capsys)
     assert "missing: backbone/head/bias" in error and "unexpected: backbone/head/other" in error
 
 
-@pytest.mark.parametrize("file", ["params/backbone.blocks.qkv.kernel/1.0.0", "params/soft_mask.raw_scale/0", "config.json"])
+@pytest.mark.parametrize(
+    "file", ["params/backbone.blocks.qkv.kernel/1.0.0", "params/soft_mask.raw_scale/0", "config.json"]
+)
 def test_a_flipped_byte_in_our_folder_is_found(tmp_path, capsys, file):
     command = [f"--src={MDLM}", f"--dst={tmp_path / 'ours'}", "--verify"]
     assert main(command) == 0 and main(command) == 0
@@ -102,7 +104,14 @@ def test_a_flipped_byte_in_an_exported_folder_is_found(tmp_path, capsys, file):
 
 def test_another_source_is_told_apart(tmp_path, capsys):
     assert main([f"--src={MDLM}", f"--dst={tmp_path / 'ours'}", "--weights=ema"]) == 0
-    fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'ours'}", "--weights=raw", "--verify", said="differs from its source")
+    fails(
+        capsys,
+        f"--src={MDLM}",
+        f"--dst={tmp_path / 'ours'}",
+        "--weights=raw",
+        "--verify",
+        said="differs from its source",
+    )
 
 
 def test_what_exists_is_not_overwritten_but_an_empty_folder_is_filled(tmp_path, capsys):
@@ -141,6 +150,7 @@ def test_a_full_disk_is_foreseen_and_one_that_fills_up_leaves_nothing(tmp_path, 
         patch.setattr(outputs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
         fails(capsys, *command, said="Free space, or give another --dst")
     with monkeypatch.context() as patch:
+
         def full(*_):
             raise OSError(28, os.strerror(28))
 

@@ -99,8 +99,13 @@ def test_without_a_choice_the_averaged_weights_are_taken_and_scalars_stay_raw(tm
     default = open_model(FOLDER / "mdlm_dit/mdlm_sm.ckpt")
     assert default.about["weights"] == "ema"
     raw = open_model(FOLDER / "mdlm_dit/mdlm_sm.ckpt", "raw")
-    assert np.any(whole(default.tensors, "backbone.output_layer.linear.bias") != whole(raw.tensors, "backbone.output_layer.linear.bias"))
-    assert default.raw_scalars() == raw.raw_scalars() != {k: np.float32(v) for k, v in soft_masking.init_scalars().items()}
+    assert np.any(
+        whole(default.tensors, "backbone.output_layer.linear.bias")
+        != whole(raw.tensors, "backbone.output_layer.linear.bias")
+    )
+    assert (
+        default.raw_scalars() == raw.raw_scalars() != {k: np.float32(v) for k, v in soft_masking.init_scalars().items()}
+    )
 
 
 def test_mdlm_goes_to_hugging_faces_format_and_back(tmp_path):
@@ -108,9 +113,16 @@ def test_mdlm_goes_to_hugging_faces_format_and_back(tmp_path):
     converts(tmp_path / "ours", tmp_path / "hf", "--verify")
     theirs = load_file(tmp_path / "hf/model.safetensors")
     assert set(theirs) == set(load("mdlm_dit/params.npz"))
-    np.testing.assert_array_equal(theirs[mdlm.INVERSE_FREQUENCIES], load("mdlm_dit/params.npz")[mdlm.INVERSE_FREQUENCIES])
+    np.testing.assert_array_equal(
+        theirs[mdlm.INVERSE_FREQUENCIES], load("mdlm_dit/params.npz")[mdlm.INVERSE_FREQUENCIES]
+    )
     written = json.loads((tmp_path / "hf/config.json").read_text())
-    assert (written["model_type"], written["hidden_dim"], written["n_heads"], written["vocab_size"]) == ("mdlm", 64, 2, 98)
+    assert (written["model_type"], written["hidden_dim"], written["n_heads"], written["vocab_size"]) == (
+        "mdlm",
+        64,
+        2,
+        98,
+    )
     converts(tmp_path / "hf", tmp_path / "again", "--verify")
     one, other = (checkpoint_io.read_trees(tmp_path / name, ("params",)) for name in ("ours", "again"))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
@@ -176,7 +188,9 @@ def test_a_merged_adapter_is_what_peft_merges(tmp_path, ours):
     assert golden
     for key, value in golden.items():
         np.testing.assert_allclose(merged[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
-    np.testing.assert_array_equal(merged["model.layers.0.mlp.up_proj.weight"], untouched["model.layers.0.mlp.up_proj.weight"])
+    np.testing.assert_array_equal(
+        merged["model.layers.0.mlp.up_proj.weight"], untouched["model.layers.0.mlp.up_proj.weight"]
+    )
     assert (tmp_path / "merged/transparency_config.json").exists()
     converts(adapter, tmp_path / "merged-ours", f"--base={base}", "--merge", "--to=orbax", "--verify")
 
@@ -205,7 +219,10 @@ def run(tmp_path_factory):
     model = denoiser.build(settings.model, settings.soft_mask, vocab_size=258, mask_token_id=257)
     params = jax.jit(model.init)(jax.random.key(0))
     params["backbone"]["head"]["bias"] = params["backbone"]["head"]["bias"].at[:258].set(0.1)
-    with RunFolder(folder) as written, checkpoint.Checkpoints(folder / "checkpoints", keep=1, keep_best=0) as checkpoints:
+    with (
+        RunFolder(folder) as written,
+        checkpoint.Checkpoints(folder / "checkpoints", keep=1, keep_best=0) as checkpoints,
+    ):
         written.write_config(settings.to_dict())
         tokenizer.save(folder / "tokenizer")
         trees = {"params": params, "ema": jax.tree.map(lambda x: 2 * x, params["backbone"])}
@@ -292,9 +309,18 @@ def test_an_adapter_that_was_trained_here_is_exported_for_peft(tmp_path):
     converts(recorded("dream/tiny", tmp_path / "hub"), tmp_path / "base")
     converts(recorded_adapter, tmp_path / "ours")
     params = checkpoint_io.read_trees(tmp_path / "ours", ("params",))["params"]
-    model = {"kind": "dream", "base": str(tmp_path / "base"), "adapter": "dora", "adapter_rank": 4, "adapter_alpha": 8.0}
+    model = {
+        "kind": "dream",
+        "base": str(tmp_path / "base"),
+        "adapter": "dora",
+        "adapter_rank": 4,
+        "adapter_alpha": 8.0,
+    }
     settings = config.from_dict({"model": model, "data": {"source": "chat", "paths": "jsonl:x"}})
-    with RunFolder(tmp_path / "run") as folder, checkpoint.Checkpoints(tmp_path / "run/checkpoints", keep_best=0) as saved:
+    with (
+        RunFolder(tmp_path / "run") as folder,
+        checkpoint.Checkpoints(tmp_path / "run/checkpoints", keep_best=0) as saved,
+    ):
         folder.write_config(settings.to_dict())
         trained = {"backbone": {"adapter": params["adapter"]}, "soft_mask": params["soft_mask"]}
         saved.save(7, {"params": trained}, {"step": 7}, {})
@@ -302,7 +328,9 @@ def test_an_adapter_that_was_trained_here_is_exported_for_peft(tmp_path):
     converts(tmp_path / "run", tmp_path / "back", "--verify")
     one, other = (load_file(path / "adapter_model.safetensors") for path in (recorded_adapter, tmp_path / "back"))
     assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-    written, before = (json.loads((p / "adapter_config.json").read_text()) for p in (tmp_path / "back", recorded_adapter))
+    written, before = (
+        json.loads((p / "adapter_config.json").read_text()) for p in (tmp_path / "back", recorded_adapter)
+    )
     for name in ("r", "lora_alpha", "use_dora", "target_modules", "peft_type", "bias"):
         assert written[name] == before[name], name
     assert written["base_model_name_or_path"] == str(tmp_path / "hub")

@@ -32,7 +32,9 @@ HEADERS = {
     "data cut off": safetensors({"a": ONE}, b"\0" * 7),
     "data left over": safetensors({"a": ONE}, b"\0" * 9),
     "an unknown type": safetensors({"a": {**ONE, "dtype": "Q7"}}, b"\0" * 8),
-    "a type that is not read here": safetensors({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, b"\0" * 8),
+    "a type that is not read here": safetensors(
+        {"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, b"\0" * 8
+    ),
     "a key twice": safetensors(b'{"a":%s,"a":%s}' % ((json.dumps(ONE).encode(),) * 2), b"\0" * 8),
 }
 
@@ -69,11 +71,15 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path):
     index = json.loads((src / "model.safetensors.index.json").read_text())
 
     def with_map(change):
-        (src / "model.safetensors.index.json").write_text(json.dumps(index | {"weight_map": change(dict(index["weight_map"]))}))
+        (src / "model.safetensors.index.json").write_text(
+            json.dumps(index | {"weight_map": change(dict(index["weight_map"]))})
+        )
 
     with_map(lambda m: m | {"model.norm.weight": "model-00005-of-00005.safetensors"})
     refused(src, "not in model-00005-of-00005.safetensors: model.norm.weight")
-    with_map(lambda m: {k: v for k, v in m.items() if k != "lm_head.weight"} | {"x": "model-00005-of-00005.safetensors"})
+    with_map(
+        lambda m: {k: v for k, v in m.items() if k != "lm_head.weight"} | {"x": "model-00005-of-00005.safetensors"}
+    )
     refused(src, "not in the index: lm_head.weight")
     with_map(lambda m: m | {"x": "model-00009-of-00005.safetensors"})
     refused(src, "model-00009-of-00005.safetensors is missing")
@@ -192,7 +198,8 @@ TENSORS = {
     "sizes that overflow": tensor(0, (2**40, 2**40), (2**40, 1), 2),
     "an unknown type": tensor(0, (2,), (1,), 2, kind="QuantizedStorage"),
     "a storage named by a path": Global(
-        "torch._utils._rebuild_tensor_v2", tensor(0, (2,), (1,), 2).args[0][:2] + ("../data.pkl", "cpu", 2), 0, (2,), (1,)
+        "torch._utils._rebuild_tensor_v2",
+        tensor(0, (2,), (1,), 2).args[0][:2] + ("../data.pkl", "cpu", 2), 0, (2,), (1,),
     ),
     "no storage": Global("torch._utils._rebuild_tensor_v2", None, 0, (2,), (1,)),
     "no arguments": Global("torch._utils._rebuild_tensor_v2", ()),
