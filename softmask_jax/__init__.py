@@ -3,7 +3,7 @@
 
 def __getattr__(name: str):
     # `import softmask_jax.data` and the like should not load JAX.
-    if name in ("load", "LanguageModel"):
+    if name in ("load", "DreamModel", "LanguageModel"):
         from softmask_jax import api
 
         return getattr(api, name)

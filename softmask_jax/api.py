@@ -10,11 +10,13 @@ import numpy as np
 
 from softmask_jax import config as config_schema
 from softmask_jax import denoiser as denoisers
-from softmask_jax import objective, train_step
+from softmask_jax import dream_api, objective, train_step
 from softmask_jax.checkpoint import Checkpoints
 from softmask_jax.convert import converted
+from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data import Tokenizer, load_tokenizer
 from softmask_jax.diffusion import Stream, row_keys, stream_key
+from softmask_jax.dream_api import DreamModel
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.samplers import Ancestral, Samples, recorded_gumbel
 
@@ -129,10 +131,13 @@ class LanguageModel:
         return self._samplers[options]
 
 
-def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = None) -> LanguageModel:
+def load(
+    path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = ""
+) -> LanguageModel | DreamModel:
     """A model from a run's folder, or from one that `softmask_jax.convert` wrote.
 
     Args:
+      base: of a converted adapter, the converted model that it was trained on; of a run, where its base is now.
       weights: "ema" (what is evaluated) or "raw"; a converted model has one set of weights, chosen when it was made.
       step: which checkpoint; the newest whole one by default.
 
@@ -144,6 +149,9 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     path = Path(path).expanduser()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
+    about = read_json(path, "config.json")
+    if about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream":
+        return dream_api.load(path, base=base, weights=weights, step=step)
     if converted.is_converted(path):
         config, tokenizer, step = converted.read(path)
         denoiser = _denoiser(config, tokenizer)

@@ -18,11 +18,11 @@ FLOORS = (
     {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint"},
-    {"train_step", "convert"},
-    {"evaluation", "tracking"},
-    {"tasks"},
+    {"train_step", "convert", "dream_denoiser"},
+    {"evaluation", "tracking", "dream_step"},
+    {"tasks", "dream_api"},
     {"train", "api"},
-    {"main", "compile", "benchmarks"},
+    {"main", "compile", "benchmarks", "tiny_dream"},
     {"compare"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import checkpoint_io, dream_denoiser, dream_objective, dream_step, sharding
+from softmask_jax import dream_denoiser, dream_objective, dream_step, sharding
 from softmask_jax.config import Config
 from softmask_jax.convert import converted
 from softmask_jax.data.buckets import Buckets, bucket_batches, bucket_validation_batches
@@ -51,10 +51,7 @@ class Dream:
             write_atomically(folder / name, text)
 
     def load_base(self, shapes: dict) -> dict:
-        try:
-            return checkpoint_io.read_trees(self.base, ("params",), {"params": {"backbone": shapes}})["params"]["backbone"]
-        except checkpoint_io.Damaged as damage:
-            raise RuntimeError(f"The base {self.base} is damaged: {damage}. Convert it again.") from damage
+        return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
 
     def make_step(self, tx) -> dream_step.DreamStep:
         return dream_step.make(self.config, self.denoiser, tx)
