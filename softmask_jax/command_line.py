@@ -1,6 +1,6 @@
 """Overrides of a config on the command line: --config.section.key=value."""
 import ast
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -17,8 +17,11 @@ def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
     return others, overrides
 
 
-def apply(values: dict, overrides: Iterable[str], path: str) -> None:
-    """Write `section.key=value` into nested `values`, those of the file `path`. Raises ValueError for another form."""
+def apply(values: dict, overrides: Iterable[str], path: str, texts: Container[str] = ()) -> None:
+    """Write `section.key=value` into nested `values`, those of the file `path`. Raises ValueError for another form.
+
+    texts: keys whose values are text, though they may look like numbers.
+    """
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.partition(".")
@@ -26,7 +29,8 @@ def apply(values: dict, overrides: Iterable[str], path: str) -> None:
             raise ValueError(f"'--config.{override}' is not of the form --config.section.key=value.")
         if not isinstance(values.setdefault(section, {}), dict):
             raise ValueError(f"config.{section} in '{path}' is not a section.")
-        values[section][key] = _literal(text)
+        value = _literal(text)
+        values[section][key] = text if name in texts and not isinstance(value, str) else value
 
 
 def _literal(text: str):

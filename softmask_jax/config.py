@@ -93,7 +93,8 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
     values = _run(path, variant)
-    command_line.apply(values, overrides, path)
+    texts = {name for name, value in flatten(Config().to_dict()).items() if isinstance(value, str)}
+    command_line.apply(values, overrides, path, texts)
     return from_dict(values)
 
 

@@ -69,6 +69,11 @@ def test_overrides_reach_every_key_of_the_schema_also_those_the_file_leaves_out(
     assert (c.train.log_every, c.soft_mask.variant, c.model.dropout) == (7, "none", 0.2)
 
 
+@pytest.mark.parametrize("text", ["512", "512,1024", "'512'", "None", "1e3"])
+def test_text_may_look_like_numbers(text):
+    assert config.load("configs/stdlib.py", [f"data.buckets={text}"]).data.buckets == text.strip("'")
+
+
 @pytest.mark.parametrize("override, said", [("train.stepz=3", "nearest is 'steps'"), ("train.steps", "of the form")])
 def test_a_wrong_override_is_refused(override, said):
     with pytest.raises(ValueError, match=said):

@@ -9,7 +9,8 @@ from softmask_jax.data import DataConfig
 from softmask_jax.data.prepare import prepare
 from tests.tiny_run import home  # noqa: F401
 
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+# What fine-tunes Dream is run by test_dream_run.py.
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith("dream"))
 SETTINGS = ["train.compilation_cache={folder}/compiled", "data.cache_dir={folder}/tokens"]
 
 
@@ -62,7 +63,21 @@ def test_the_continuations_of_the_long_run_cost_the_same_flops():
     assert soft.updates * (3 + soft.soft_mask.p_sm) == pytest.approx(3 * binary.updates)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["dream7b", "dream_coder7b"])
+def test_the_dream_recipes_hold_the_papers_values(name):
+    c = config.load(f"configs/{name}.py")
+    assert (c.model.adapter, c.model.adapter_rank, c.model.adapter_alpha, c.model.adapter_dropout) == ("dora", 16, 16.0, 0.0)
+    assert (c.soft_mask.k, c.soft_mask.p_sm, c.soft_mask.init_scale, c.soft_mask.init_centre) == (1, 0.5, 0.0, -0.75)
+    assert (c.objective.t_min, c.objective.t_max, c.objective.noise_eps, c.objective.weighting) == (0.2, 0.8, 1e-3, "time")
+    assert (c.optimizer.learning_rate, c.optimizer.sm_learning_rate, c.optimizer.schedule) == (1e-5, 1e-2, "cosine")
+    assert (c.optimizer.clip_norm, c.optimizer.weight_decay) == (7.0 / 8, 0.0)
+    assert round(c.optimizer.warmup_steps / c.train.steps, 3) == 0.03
+    assert (c.data.max_tokens, c.data.min_response, c.data.max_train, c.data.max_validation) == (2048, 5, 300_000, 500)
+    assert (c.train.global_batch_size, c.train.micro_batches, c.eval.every) == (8, 8, 100)
+    assert config.load(f"configs/{name}.py:binary").soft_mask.variant == "none"
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "dream7b", "dream_coder7b"])
 def test_an_unknown_variant_names_those_there_are(name):
     with pytest.raises(ValueError, match="no variant 'tiny'; it has"):
         config.load(f"configs/{name}.py:tiny")

@@ -1,0 +1,187 @@
+"""Dream from end to end at toy size: make, convert, fine-tune, resume, give back, convert again, generate."""
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import softmask_jax
+from softmask_jax import checkpoint_io, config, sharding, tiny_dream, train
+from softmask_jax.convert.__main__ import main as convert
+from tests.tiny_run import QUICK_COMPILES
+
+
+
+class Workshop:
+    """A folder with a tiny Dream, converted, and its runs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        tiny_dream.make(folder, conversations=60)
+        assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}", "--verify"]) == 0
+
+    def settings(self, *overrides: str):
+        return config.load("configs/dream7b.py:smoke", [
+            f"model.base={self.folder / 'model'}", f"data.paths=jsonl:{self.folder / 'chats.jsonl'}",
+            f"data.cache_dir={self.folder / 'cache'}", f"train.compilation_cache={self.folder / 'compiled'}",
+            "train.global_batch_size=2", "train.micro_batches=2", *overrides,
+        ])  # fmt: skip
+
+    def run(self, name: str, *overrides: str, stop_at: int | None = None):
+        """The run's folder and its summary."""
+        at, mesh = train.StopSignal.at, sharding.make_mesh(devices=jax.devices()[:1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "peak_flops", lambda device: 1e11)
+            patch.setattr(train.sharding, "make_mesh", lambda **_: mesh)
+            patch.setattr(train.StopSignal, "at", lambda stop, step: step == stop_at or at(stop, step))
+            summary = train.train(self.settings(*overrides), str(self.folder / name))
+        return self.folder / name, summary
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    before = {name: jax.config.values[name] for name in (*QUICK_COMPILES, "jax_compilation_cache_dir")}
+    for name, value in QUICK_COMPILES.items():
+        jax.config.update(name, value)
+    yield Workshop(tmp_path_factory.mktemp("dream"))
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def tuned(workshop):
+    return workshop.run("tuned")
+
+
+def arrays(folder, step, items=("params",)):
+    trees = checkpoint_io.read_trees(folder / "checkpoints" / str(step), items)
+    return {"/".join(path): np.asarray(leaf) for path, leaf in checkpoint_io.flat(trees).items()}
+
+
+def test_a_run_validates_samples_saves_and_reports(tuned):
+    folder, summary = tuned
+    assert summary["finished"] and summary["step"] == 6 and len(summary["samples"]) == 1
+    assert "What is " in summary["samples"][0] and "<|im_start|>assistant" in summary["samples"][0]
+    scores = summary["validation"]
+    assert 0 < scores["loss_low"] < scores["loss"] < scores["loss_high"]
+    assert {"one_pass/loss", "two_pass/loss", "gain/loss"} <= scores.keys()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"train", "validation", "samples", "final"}
+    assert all(np.isfinite(row["loss"]) for row in rows if row["kind"] == "train")
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_only_the_adapter_and_the_scalars_are_trained_and_saved(tuned):
+    saved = arrays(tuned[0], 6, ("params", "optimizer"))
+    params = [name for name in saved if name.startswith("params/")]
+    assert {name.split("/")[1] for name in params} == {"backbone", "soft_mask"}
+    assert {name.split("/")[2] for name in params if "/backbone/" in name} == {"adapter"}
+    assert sorted({name.split("/")[4] for name in params if "/adapter/" in name}) == ["k", "o", "q", "v"]
+    assert all(saved[name].dtype == np.float32 for name in params)
+    assert not any("embed" in name or "head" in name for name in saved)
+    moved = [name for name in params if name.endswith("/b")]
+    assert all(np.abs(saved[name]).max() > 0 for name in moved)
+
+
+def test_a_stopped_run_continues_to_the_same_bits(workshop, tuned):
+    folder, stopped = workshop.run("stopped", stop_at=2)
+    assert not stopped["finished"] and stopped["step"] == 2
+    _, summary = workshop.run("stopped")
+    assert summary["validation"] == tuned[1]["validation"] and summary["samples"] == tuned[1]["samples"]
+    ours, theirs = (arrays(run, 6, ("params", "ema", "optimizer")) for run in (folder, tuned[0]))
+    assert ours.keys() == theirs.keys()
+    assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+
+
+def test_how_rows_are_grouped_into_micro_batches_changes_nothing_but_rounding(workshop, tuned):
+    _, summary = workshop.run("together", "train.micro_batches=1", "sample.count=0", "sample.every=0")
+    np.testing.assert_allclose(summary["validation"]["loss"], tuned[1]["validation"]["loss"], rtol=1e-3)
+
+
+def test_the_adapter_goes_back_to_peft_and_returns_bit_for_bit(workshop, tuned):
+    adapter, again = workshop.folder / "adapter", workshop.folder / "again"
+    assert convert([f"--src={tuned[0]}", f"--dst={adapter}", "--to=hf", "--verify"]) == 0
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    assert described["use_dora"] and (described["r"], described["lora_alpha"]) == (16, 16.0)
+    transparency = json.loads((adapter / "transparency_config.json").read_text())
+    assert transparency["transparency_alg"] == "mixinputs_with_topk" and transparency["mixinputs_k"] == 1
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    saved = arrays(tuned[0], 6, ("ema",))
+    for layer in range(2):
+        theirs = tensors[f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A.weight"]
+        np.testing.assert_array_equal(theirs.T, saved["ema/adapter/layers/q/a"][layer])
+    assert convert([f"--src={adapter}", f"--dst={again}"]) == 0
+    back = arrays_of_model(again)
+    for name, value in saved.items():
+        np.testing.assert_array_equal(back[f"params/{name.removeprefix('ema/')}"], value)
+
+
+def arrays_of_model(folder):
+    trees = checkpoint_io.read_trees(folder, ("params",))
+    return {"/".join(path): np.asarray(leaf) for path, leaf in checkpoint_io.flat(trees).items()}
+
+
+def test_a_run_its_adapter_and_the_merged_model_give_the_same_logits(workshop, tuned):
+    adapter, ours, merged = (workshop.folder / f"same-{name}" for name in ("adapter", "ours", "merged"))
+    assert convert([f"--src={tuned[0]}", f"--dst={adapter}", "--to=hf"]) == 0
+    assert convert([f"--src={adapter}", f"--dst={ours}"]) == 0
+    base = workshop.folder / "model"
+    assert convert([f"--src={adapter}", f"--base={base}", "--merge", f"--dst={merged}", "--to=orbax"]) == 0
+    models = [softmask_jax.load(tuned[0]), softmask_jax.load(ours, base=str(base)), softmask_jax.load(merged)]
+    tokens = np.random.default_rng(0).integers(0, 250, (2, 24))
+    run, loaded, whole = (np.asarray(model.logits(tokens)) for model in models)
+    np.testing.assert_array_equal(run, loaded)
+    np.testing.assert_allclose(whole, run, atol=0.05 * np.abs(run).max())  # merged weights are rounded to bfloat16
+    assert models[1].soft_mask == models[0].soft_mask and models[0].soft_mask.variant == "topk"
+
+
+def test_a_tuned_model_answers_chats_with_its_own_soft_masking(tuned):
+    model = softmask_jax.load(tuned[0])
+    chats = [[{"role": "user", "content": text}] for text in ("What is 2 + 3?", "What is 40 + 2? Think.")]
+    out = model.generate(chats, max_new_tokens=8, steps=4, alg="entropy")
+    assert out.tokens.shape[0] == 2 and out.history.shape[0] == 4 and int(out.calls) <= 4
+    assert not (np.asarray(out.tokens)[:, -8:] == model.denoiser.mask_token_id).all()
+    plain = model.generate(chats, max_new_tokens=8, steps=4, alg="entropy", soft_mask={"transparency_alg": "none"})
+    assert plain.tokens.shape == out.tokens.shape
+    assert len(model.decode(out.tokens)) == 2
+
+
+def test_logits_are_those_of_the_model_and_shifted_ones_stand_a_place_later(workshop):
+    model = softmask_jax.load(workshop.folder / "model")
+    tokens = np.random.default_rng(1).integers(0, 250, (2, 20))
+    plain, moved = np.asarray(model.logits(tokens)), np.asarray(model.logits(tokens, shifted=True))
+    np.testing.assert_allclose(moved[:, 1:], plain[:, :-1], rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=2e-2, atol=2e-2)
+
+
+def test_full_fine_tuning_starts_from_the_base_and_moves_all_of_it(workshop):
+    folder, summary = workshop.run(
+        "full", "model.adapter=none", "train.steps=3", "sample.count=0", "sample.every=0",
+        "optimizer.learning_rate=0.01",
+    )  # fmt: skip
+    assert summary["finished"]
+    base, now = arrays_of_model(workshop.folder / "model"), arrays(folder, 3)
+    backbone = [name for name in base if "/backbone/" in name]
+    assert set(backbone) <= now.keys()
+    differing = [name for name in backbone if (base[name] != now[name]).any()]
+    assert len(differing) > len(backbone) // 2
+    near = "params/backbone/final_norm/scale"
+    np.testing.assert_allclose(np.asarray(now[near], np.float32), np.asarray(base[near], np.float32), atol=0.2)
+
+
+@pytest.mark.parametrize("override, said", [
+    ("model.base=nowhere", "no converted model in nowhere; python -m softmask_jax.convert --src=hf://Dream-org"),
+    ("data.paths=jsonl:nothing-*.jsonl", "no file matches"),
+    ("data.tokenizer=bytes", "give --config.data.tokenizer=base"),
+    ("data.buckets=100", "multiples of 128"),
+    ("data.buckets=long", "must be lengths such as"),
+    ("model.base=", "name the converted model with config.model.base"),
+    ("model.kind=dit", "for config.model.kind=dream"),
+    ("data.source=stdlib", "belong together"),
+    ("model.adapter_targets=^x$", "matches none of"),
+])
+def test_what_does_not_fit_is_one_line(workshop, override, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+        workshop.run("refused", override)
+    assert "\n" not in str(error.value)
