@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="tokens of a dit, the mask included")
     parser.add_argument("--length", type=int, default=0, help="tokens of a row; 0 is the config's")
     parser.add_argument(
-        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config.py"
+        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config_sections.py"
     )
     words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     flags = parser.parse_args(words)
