@@ -38,7 +38,8 @@ class Topology:
 
     def __post_init__(self):
         if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+x\d+(x\d+)?", self.name) or not self.chips:
-            raise ValueError(f"--topology={self.name} is no TPU slice; write one of {', '.join(CHIPS)} and its shape: v5e:4x4")
+            kinds = ", ".join(CHIPS)
+            raise ValueError(f"--topology={self.name} is no TPU slice; write one of {kinds} and its shape: v5e:4x4")
 
     @property
     def kind(self) -> str:
@@ -88,8 +89,8 @@ def training_step(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int 
       length: tokens of a row; 0 is the config's, for conversations the longest.
 
     Returns:
-      (program, state, what was compiled): a `jax.stages.Compiled`, a TrainState of ShapeDtypeStructs with shardings, and
-      a line of text.
+      (program, state, what was compiled): a `jax.stages.Compiled`, a TrainState of ShapeDtypeStructs with shardings,
+      and a line of text.
     """
     import jax
     import jax.numpy as jnp
@@ -145,8 +146,8 @@ def bytes_per_chip(tree) -> int:
 
 
 def memory(program, state) -> dict[str, int]:
-    """Bytes a chip: "base" (frozen), "params", "ema", "optimizer" as they are laid out; "arguments", "temporary", "output" (what the
-    state does not hold already), "program" and their sum "peak" as the compiler plans them."""
+    """Bytes a chip: "base" (frozen), "params", "ema", "optimizer" as they are laid out; "arguments", "temporary",
+    "output" (what the state does not hold already), "program" and their sum "peak" as the compiler plans them."""
     planned = program.memory_analysis()
     found = {
         "base": bytes_per_chip(state.frozen), "params": bytes_per_chip(state.params), "ema": bytes_per_chip(state.ema),
@@ -189,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="tokens of a dit, the mask included")
     parser.add_argument("--length", type=int, default=0, help="tokens of a row; 0 is the config's")
     parser.add_argument(
-        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config_sections.py"
+        "--config.SECTION.KEY", metavar="VALUE", dest="_",
+        help="override a key; all are in softmask_jax/config_sections.py",
     )
     words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     flags = parser.parse_args(words)

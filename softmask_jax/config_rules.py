@@ -38,7 +38,10 @@ NON_NEGATIVE = (
     "data.max_train", "data.max_validation",
 )  # fmt: skip
 FRACTIONS = ("soft_mask.p_sm", "soft_mask.init_scale")
-BELOW_ONE = ("model.dropout", "model.adapter_dropout", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay", "objective.noise_eps")
+BELOW_ONE = (
+    "model.dropout", "model.adapter_dropout", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay",
+    "objective.noise_eps",
+)  # fmt: skip
 WITHIN = ("objective.t_eps", "data.validation_fraction")
 SHARES = ("sample.nucleus_p",)
 

@@ -96,8 +96,8 @@ def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
 
 
 def layouts(mesh) -> tuple[VocabSharding | None, Callable, Callable]:
-    """Of a mesh, or None for a single device: where the vocabulary lies; how activations [B L D] and tables [Vpad D] are
-    laid out."""
+    """Of a mesh, or None for a single device: where the vocabulary lies; how activations [B L D] and tables [Vpad D]
+    are laid out."""
     if mesh is None:
         return None, _same, _same
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.

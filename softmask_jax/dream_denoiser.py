@@ -1,4 +1,4 @@
-"""Dream as objectives and samplers see it: hidden states shifted, a mask that may be predicted, a base that may be frozen."""
+"""Dream as objectives and samplers see it: shifted hidden states, a mask that may be predicted, perhaps a frozen base."""
 import functools
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ BASE = ("embed", "layers", "final_norm", "head")
 
 
 def dream_config(model: Model, hf_config: Mapping) -> DreamConfig:
-    """Sizes from Hugging Face's config.json, the rest from ours. Raises ValueError for a network that is not Dream's."""
+    """Sizes from Hugging Face's config.json, the rest from ours. Raises ValueError for another network."""
     names = ("param_dtype", "compute_dtype", "remat", "attention")
     return DreamConfig.from_hf(dict(hf_config), **{name: getattr(model, name) for name in names})
 
@@ -46,7 +46,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     spec, adapter = dream_config(model, hf_config), adapter_config(model)
     mask = hf_config.get("mask_token_id")
     if not isinstance(mask, int) or not 0 <= mask < spec.vocab_size:
-        raise ValueError(f"config.json has mask_token_id = {mask!r}; a Dream model has one within its {spec.vocab_size} tokens.")
+        raise ValueError(f"config.json has mask_token_id = {mask!r}; it must be one of the {spec.vocab_size} tokens.")
     if soft_mask.k > spec.vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
     scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)

@@ -1,7 +1,7 @@
 """Dream's loss with soft-masking: weighted cross-entropy of a response's masked tokens (arXiv 2510.17206, 2508.15487).
 
-The prompt is never corrupted. The denoiser's trunk returns hidden states that are shifted already (`models.dream.shift`), and
-its head does not suppress the mask, which may be among the k tokens that are fed back. Two passes are those of
+The prompt is never corrupted. The denoiser's trunk returns hidden states that are shifted already
+(`models.dream.shift`), and its head does not suppress the mask, which may be among the k tokens that are fed back. Two passes are those of
 `objective`, kept within the segments of each row.
 
 Noise comes from the root key and the example's number, not from the step: an example is corrupted the same way in every

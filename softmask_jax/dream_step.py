@@ -17,8 +17,8 @@ from softmask_jax.train_step import Metrics, metric_sums, update
 class DreamStep:
     """`step(state, batch, root_key) -> (state, Metrics)`; jit `train_step`, its state donated.
 
-    batch: as `data.buckets` makes it; position p is of micro-batch p % micro_batches. The loss is the mean over rows, and
-    every row has its own coin: how rows are grouped changes nothing but the order of sums.
+    batch: as `data.buckets` makes it; position p is of micro-batch p % micro_batches. The loss is the mean over rows,
+    and every row has its own coin: how rows are grouped changes nothing but the order of sums.
     """
 
     denoiser: object

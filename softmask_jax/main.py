@@ -27,7 +27,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(
-        "--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key; all are in softmask_jax/config_sections.py"
+        "--config.SECTION.KEY", metavar="VALUE", dest="_",
+        help="override a key; all are in softmask_jax/config_sections.py",
     )
     words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     found = parser.parse_args(words)

@@ -160,8 +160,8 @@ class Trainer:
             step, trees, cursor = found
             if cursor["data"] != self.task.info["fingerprint"]:
                 raise ValueError(
-                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer or window "
-                    "length have changed since, or another Python's stdlib): bring that text back, or use another "
+                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer, lengths or the "
+                    "base have changed since, or another Python's stdlib): bring that text back, or use another "
                     "--workdir."
                 )
             self.owed = cursor.get("owed", [])
@@ -173,8 +173,8 @@ class Trainer:
         return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
-        """Weights of another run, or of a converted model; its soft-masking scalars too, if it had learned some. The EMA
-        starts from them."""
+        """Weights of another run, or of a converted model; its soft-masking scalars too, if it had learned some. The
+        EMA starts from them."""
         source = Path(self.config.init.checkpoint).expanduser()
         if converted.is_converted(source):
             params = state.params | converted.start(source, self.tokenizer, abstract.params)

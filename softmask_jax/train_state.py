@@ -10,8 +10,8 @@ from softmask_jax import sharding
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained. ema: the backbone's, float32.
-    frozen: the rest of the backbone, a base that an adapter is trained for; never changed, never saved."""
+    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained. ema: the backbone's,
+    float32. frozen: the rest of the backbone, a base that an adapter is trained for; never changed, never saved."""
 
     step: jax.Array
     params: dict

@@ -115,7 +115,8 @@ def markdown(found: dict) -> str:
     for name, what in (("loader", "loader"), ("step", "train step, 169M")):
         low, middle, high = np.quantile(found[name], (0.25, 0.5, 0.75))
         rows.append((what, f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"))
-    lines = [table(("what", "tokens/s"), rows), "", f"The loader delivers {found['ratio']:,.0f} times what the step takes."]
+    times = f"The loader delivers {found['ratio']:,.0f} times what the step takes."
+    lines = [table(("what", "tokens/s"), rows), "", times]
     if "soak" in found:
         s = found["soak"]
         shown = np.unique(np.linspace(0, len(s["seconds"]) - 1, 10).astype(int))

@@ -1,4 +1,4 @@
-"""Fine-tuning Dream on conversations: weighted cross-entropy of the responses, an adapter on a frozen base or all of it."""
+"""Fine-tuning Dream on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
 import hashlib
 from pathlib import Path
 
@@ -41,8 +41,9 @@ class Dream:
             for examples in (self.sft.train, self.sft.validation)
         )
         self.row_length = round(float(self.train.bucket_of.mean()))
-        texts = f"{self.sft.info['fingerprint']} {sizes} {hashlib.sha256((self.base / 'manifest.json').read_bytes()).hexdigest()}"
-        self.info = self.sft.info | {"fingerprint": hashlib.sha256(texts.encode()).hexdigest()}
+        # The base is part of what a run may not change when it goes on.
+        seen = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
+        self.info = self.sft.info | {"fingerprint": hashlib.sha256(seen).hexdigest()}
         self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -144,7 +145,7 @@ def read_base(folder: Path) -> dict:
         raise FileNotFoundError(f"config.model.base: no converted model in {folder}; {GET_BASE.format(folder)}.")
     about = converted.read_ours(folder)
     if about["kind"] != "dream":
-        raise ValueError(f"config.model.base: {folder} is a converted {about['kind']} model, not a Dream; {GET_BASE.format('DIR')}.")
+        raise ValueError(f"config.model.base: {folder} holds a converted {about['kind']}; {GET_BASE.format('DIR')}.")
     return about
 
 
@@ -152,8 +153,8 @@ def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
     """Raises ValueError for a tokenizer whose ids are not the model's."""
     if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
         raise ValueError(
-            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the model in "
-            f"{base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
+            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the model "
+            f"in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
         )
 
 
