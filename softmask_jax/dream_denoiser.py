@@ -11,7 +11,7 @@ from softmask_jax.models import dora, dream
 from softmask_jax.models.dora import AdapterConfig
 from softmask_jax.models.dream_config import DreamConfig
 from softmask_jax.models.splash import Layout
-from softmask_jax.vocab_head import Head
+from softmask_jax.vocab_head import Head, VocabSharding
 
 BASE = ("embed", "layers", "final_norm", "head")
 
@@ -50,6 +50,14 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     if soft_mask.k > spec.vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
     scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)
+    axes = dream.logical_axes(spec)
+    if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
+        # Gathered whole a table takes 1 GiB of every chip, and there would be four of them: each chip keeps its rows of
+        # the vocabulary instead, and sees the hidden states of all rows of the batch.
+        over_devices = VocabSharding(mesh, ("data",), "fsdp")
+        whole_rows = sharding.vocab_over_fsdp(mesh)
+        axes["embed"] = {"table": ("vocab_rows", "table_width")}
+        axes["head"] = {"weight": ("vocab_rows", "table_width")}
     layout = {} if mesh is None else {"constrain": rows_over, "layout": Layout(mesh, sharding.BATCH_AXES, "tensor")}
     run = dream.trunk(spec, adapter=adapter, **layout)
 
@@ -73,7 +81,6 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     def head(backbone: dict) -> Head:
         return Head(whole_rows(backbone["head"]["weight"]), None, spec.vocab_size, mask, False, over_devices)
 
-    axes = dream.logical_axes(spec)
     shapes = jax.eval_shape(init, jax.random.key(0))["backbone"].get("adapter", {})
     trained = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return Denoiser(

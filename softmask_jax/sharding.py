@@ -17,6 +17,8 @@ BATCH_AXES = ("data", "fsdp")
 RULES = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "vocab_rows": "fsdp",  # of a large frozen table, see dream_denoiser
+    "table_width": None,
     "mlp": "tensor",
     "qkv": "tensor",
     "kv": "tensor",
@@ -73,6 +75,12 @@ def rows_over(mesh: Mesh):
 def vocab_over_tensor(mesh: Mesh):
     """table [Vpad D] -> the same with V over the tensor axis and D whole."""
     layout = NamedSharding(mesh, PartitionSpec("tensor", None))
+    return lambda table: jax.lax.with_sharding_constraint(table, layout)
+
+
+def vocab_over_fsdp(mesh: Mesh):
+    """table [Vpad D] -> the same with V over the fsdp axis and D whole."""
+    layout = NamedSharding(mesh, PartitionSpec("fsdp", None))
     return lambda table: jax.lax.with_sharding_constraint(table, layout)
 
 
