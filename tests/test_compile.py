@@ -77,3 +77,13 @@ def test_a_small_model_fits_a_slice_and_one_chip(topology):
 def test_more_chips_than_rows_get_a_row_each():
     done = run(*SMALL, "--topology=v5e:4x4")
     assert done.returncode == 0 and "16 rows of 32 tokens in 1 micro-batches, mesh data=16" in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.xdist_group("tpu")
+def test_the_two_pass_step_of_dream_7b_fits_the_smallest_chips():
+    done = run("--config=configs/dream7b.py", "--topology=v5e:4x4")
+    assert done.returncode == 0, done.stderr
+    assert "16 rows of 2048 tokens" in done.stdout and "7,625,938,432 parameters" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  temporary")]
+    assert float(line.split()[1]) <= 2.5
