@@ -35,8 +35,8 @@ def test_the_report_adds_up_and_gives_a_verdict():
 
 def run(*arguments: str, compiler: bool = True) -> subprocess.CompletedProcess:
     environment = dict(os.environ)
-    if not compiler:
-        environment.pop("PYTHONPATH", None)
+    if not compiler:  # nor where an earlier test of this process has found it
+        environment = {name: value for name, value in environment.items() if name != "PYTHONPATH" and "TPU" not in name}
     command = [sys.executable, "-m", "softmask_jax.compile", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
