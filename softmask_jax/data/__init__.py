@@ -90,7 +90,8 @@ def build(config: object | None = None, **overrides) -> Data:
 
 def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
     """The weight and the config of each corpus of a mixture, whose `paths` are such as `0.7 jsonl:a.jsonl; 0.3 stdlib`;
-    of any other source, itself. Raises ValueError."""
+    of any other source, itself. Repeats are found within a corpus, not across: a text that two of them hold is in the
+    same split of both under the rule `hash`, if it is the same to the letter. Raises ValueError."""
     if config.source != "mixture":
         return [(1.0, config)]
     if config.validation_rule == "paths":
