@@ -41,6 +41,14 @@ def perplexity(run: RunLog, estimate: str, label: str, **look) -> Series:
         return Series(label, steps, np.exp(middle), low, high, **look)
 
 
+def validation_loss(run: RunLog, label: str, **look) -> Series:
+    """The validation loss of a run that has no perplexity, with its 95 % interval; as `perplexity`."""
+    kind = "validation" if len(run.column("validation", "loss")[0]) else "final"
+    (steps, middle), (_, low), (_, high) = (run.column(kind, name) for name in ("loss", "loss_low", "loss_high"))
+    whole = len(middle) == len(low) == len(high)
+    return Series(label, steps, middle, *((low, high) if whole else ()), **look)
+
+
 def best_estimate(run: RunLog) -> str:
     """Two passes where the run has them, else one."""
     return "two_pass" if any(name.startswith("two_pass/") for _, name in run.columns) else "one_pass"

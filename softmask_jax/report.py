@@ -79,6 +79,9 @@ def _what(run: RunLog) -> str:
         variant = setting("soft_mask.variant")
         mask = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
         said.append(mask.get(str(variant), f"soft masks, {variant}"))
+        if setting("model.kind") == "dream":
+            adapter = "all of it trained" if setting("model.adapter") == "none" else f"{setting('model.adapter')} adapter"
+            return ", ".join([*said, f"dream from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
         blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
         said.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
         said.append(f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window")
@@ -118,6 +121,11 @@ def _headline(run: RunLog) -> list[tuple[str, str, str]]:
                 f"Perplexity, {name}", number(_exp(nats)),
                 f"95 % interval {number(_exp(low))} to {number(_exp(high))}; {nats:.4f} nats per token ({of})",
             ))  # fmt: skip
+    for key, name in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes")):
+        if f"{key}loss" in found:
+            low, high = (found.get(f"{key}loss_{end}", math.nan) for end in ("low", "high"))
+            interval = f"95 % interval {low:.4f} to {high:.4f} ({of})"
+            cards.append((f"Validation loss, {name}", f"{found[f'{key}loss']:.4f}", interval))
     if "gain/nelbo" in found:
         low, high = (found.get(f"gain/{key}", math.nan) for key in ("low", "high"))
         interval = f"nats per token, 95 % interval {low:+.4f} to {high:+.4f}, on the same masks"
@@ -144,11 +152,15 @@ def _learning(run: RunLog) -> list[str]:
             curves.trained(run, "loss", "each row", faint=True, colour=0),
             curves.trained_smoothed(run, "loss", "running mean", colour=0),
         ]
-        charts.append(line_chart("Training loss (NELBO)", loss, y_label=nats))
+        bound = "" if run.setting("model.kind") == "dream" else " (NELBO)"
+        charts.append(line_chart(f"Training loss{bound}", loss, y_label=nats))
     scored = [curves.perplexity(run, key, name, colour=i) for i, (key, name) in enumerate(curves.ESTIMATES.items())]
     if any(len(one.x) for one in scored):
         note = "With 95 % intervals over the windows."
         charts.append(line_chart("Validation perplexity", scored, y_label="perplexity per token", note=note, log=True))
+    if len((losses := curves.validation_loss(run, "by the recipe")).x):
+        note = "With 95 % intervals over the examples."
+        charts.append(line_chart("Validation loss", [losses], y_label="weighted nats per token", note=note))
     bins, values = curves.cross_entropy_by_t(run)
     if bins:
         title = f"Cross-entropy by t, training, step {run.last['train']['step']:,}"

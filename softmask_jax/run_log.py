@@ -76,7 +76,9 @@ class RunLog:
         return self.columns.get((kind, name), (np.zeros(0), np.zeros(0)))
 
     def tokens(self, steps) -> np.ndarray | None:
-        """Training tokens seen at steps [N]; None where the config doesn't say."""
+        """Training tokens seen at steps [N]; None where the config doesn't say, as of conversations of any length."""
+        if self.setting("model.kind") == "dream":
+            return None
         rows, length = self.setting("train.global_batch_size"), self.setting("data.seq_len")
         return np.asarray(steps) * float(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
 
