@@ -55,8 +55,9 @@ def tick_name(value: float, step: float, largest: float = 0.0) -> str:
     """As short as it may be, exact to a fraction of `step`: 20k, 1.5M, 2e13, 0.05, 5e-4; in the unit of the axis's
     largest value."""
     size = max(abs(value), largest)
-    if value and (size >= 1e9 or size / 20 < step < 1e-3):
-        return re.sub(r"\.?0*e\+?(-?)0*", r"e\1", f"{value:.2e}")
+    if value and (size >= 1e9 or size < 1e-3 or size / 20 < step < 1e-3):
+        digits = max(2, math.ceil(math.log10(size / step)))
+        return re.sub(r"\.?0*e\+?(-?)0*", r"e\1", f"{value:.{digits}e}")
     for least, factor, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= least and value:
             return f"{value / factor:.4g}{unit}"

@@ -55,6 +55,7 @@ def test_ticks_are_named_shortly():
     pairs = (20_000, 5000), (1.5e6, 5e5), (2e13, 1e13), (0.05, 0.05), (300, 100), (-2.4, 0.1)
     assert [tick_name(*pair) for pair in pairs] == ["20k", "1.5M", "2e13", "0.05", "300", "-2.4"]
     assert [tick_name(value, 5000, 10_000) for value in (0, 5000, 10_000)] == ["0", "5k", "10k"]
+    assert [tick_name(value, 2e-9, 2.1e-7) for value in (2.04e-7, 2.06e-7)] == ["2.04e-7", "2.06e-7"]
     assert [tick_name(value, 5e-4, 2e-3) for value in (5e-4, 1e-3, 1.5e-3)] == ["5e-4", "1e-3", "1.5e-3"]
 
 
