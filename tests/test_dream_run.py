@@ -1,5 +1,11 @@
 """Dream from end to end at toy size: make, convert, fine-tune, resume, give back, convert again, generate."""
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -21,21 +27,24 @@ class Workshop:
         tiny_dream.make(folder, conversations=60)
         assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}", "--verify"]) == 0
 
-    def settings(self, *overrides: str):
-        return config.load("configs/dream7b.py:smoke", [
+    def overrides(self) -> list[str]:
+        return [
             f"model.base={self.folder / 'model'}", f"data.paths=jsonl:{self.folder / 'chats.jsonl'}",
             f"data.cache_dir={self.folder / 'cache'}", f"train.compilation_cache={self.folder / 'compiled'}",
-            "train.global_batch_size=2", "train.micro_batches=2", *overrides,
-        ])  # fmt: skip
+            "train.global_batch_size=2", "train.micro_batches=2",
+        ]  # fmt: skip
 
-    def run(self, name: str, *overrides: str, stop_at: int | None = None):
+    def settings(self, *overrides: str, recipe: str = "dream7b"):
+        return config.load(f"configs/{recipe}.py:smoke", [*self.overrides(), *overrides])
+
+    def run(self, name: str, *overrides: str, stop_at: int | None = None, recipe: str = "dream7b"):
         """The run's folder and its summary."""
         at, mesh = train.StopSignal.at, sharding.make_mesh(devices=jax.devices()[:1])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "peak_flops", lambda device: 1e11)
             patch.setattr(train.sharding, "make_mesh", lambda **_: mesh)
             patch.setattr(train.StopSignal, "at", lambda stop, step: step == stop_at or at(stop, step))
-            summary = train.train(self.settings(*overrides), str(self.folder / name))
+            summary = train.train(self.settings(*overrides, recipe=recipe), str(self.folder / name))
         return self.folder / name, summary
 
 
@@ -74,6 +83,11 @@ def test_a_run_validates_samples_saves_and_reports(tuned):
     assert "dora adapter" in page and "has not been validated" not in page and "Training tokens" not in page
 
 
+def test_the_coders_recipe_is_the_same_path(workshop, tuned):
+    _, summary = workshop.run("coder", recipe="dream_coder7b")
+    assert summary["validation"] == tuned[1]["validation"]
+
+
 def test_only_the_adapter_and_the_scalars_are_trained_and_saved(tuned):
     saved = arrays(tuned[0], 6, ("params", "optimizer"))
     params = [name for name in saved if name.startswith("params/")]
@@ -94,6 +108,40 @@ def test_a_stopped_run_continues_to_the_same_bits(workshop, tuned):
     ours, theirs = (arrays(run, 6, ("params", "ema", "optimizer")) for run in (folder, tuned[0]))
     assert ours.keys() == theirs.keys()
     assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+
+
+@pytest.mark.full
+def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def command(name):
+        overrides = [f"--config.{override}" for override in workshop.overrides()]
+        return [
+            sys.executable, "-m", "softmask_jax.main", "--config=configs/dream7b.py:smoke",
+            f"--workdir={workshop.folder / name}", *overrides, "--config.checkpoint.every=1", "--config.eval.every=2",
+        ]  # fmt: skip
+
+    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command("unkilled"), check=True, **quiet)
+    started = time.monotonic()
+    shutil.rmtree(workshop.folder / "unkilled")
+    subprocess.run(command("unkilled"), check=True, **quiet)
+    seconds, killed, random = time.monotonic() - started, 0, np.random.default_rng()
+    while killed < 3:
+        process = subprocess.Popen(command("killed"), **quiet)
+        try:
+            assert process.wait(random.uniform(0.3, 0.9) * seconds) == 0
+            shutil.rmtree(workshop.folder / "killed")  # it was faster: again from the start
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+    subprocess.run(command("killed"), check=True, **quiet)
+    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in ("killed", "unkilled"))
+    assert ours.keys() == theirs.keys() and all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+    said = [json.loads((workshop.folder / name / "summary.json").read_text()) for name in ("killed", "unkilled")]
+    assert said[0]["validation"] == said[1]["validation"]
 
 
 def test_how_rows_are_grouped_into_micro_batches_changes_nothing_but_rounding(workshop, tuned):
