@@ -1,0 +1,64 @@
+"""What every sampler returns: tokens, what they cost, and on demand everything that a picture of the denoising needs."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Trace(NamedTuple):
+    """The denoising step by step; T is how many steps the sampler may make, `Generated.steps` how many it made.
+
+    tokens: [T B L] int32, before each step. called: [T] bool, whether the network was called at the step (else its last
+    prediction was used again).
+    What the masks of a step's input carried: weight [T B L] float32, lambda; token_ids [T B L k] int32 and shares
+    [T B L k] float32, the likeliest tokens of the prediction before and their pi, which sum to 1. So a mask's embedding
+    was (1 - weight) e_mask + weight * sum_i shares_i e_i. The first step's masks are plain: weight 0. Without
+    soft-masking every weight is 0, but the likeliest tokens are there all the same.
+    neg_entropy: [T B L] float32, sum p log p of the step's own prediction, in nats; 0 where nothing was predicted.
+    """
+
+    tokens: jax.Array
+    called: jax.Array
+    weight: jax.Array
+    token_ids: jax.Array
+    shares: jax.Array
+    neg_entropy: jax.Array
+
+
+class Generated(NamedTuple):
+    """tokens: [B L] int32. history: [T B L] after each step, or None.
+
+    steps: [] int32, steps made. calls: [] int32, network calls of the batch. row_calls: [B] int32, those that a row
+    needed: calls made while it still had something to fill and its prediction was not known. positions: [B] float32,
+    sequence positions that these calls computed, which is what a cache makes fewer. filled: [B] int32, masks that became
+    tokens. finite: [B] bool, False where a logit was NaN or infinite: such a row means nothing. trace: see `Trace`.
+    """
+
+    tokens: jax.Array
+    history: jax.Array | None
+    steps: jax.Array
+    calls: jax.Array
+    row_calls: jax.Array
+    positions: jax.Array
+    filled: jax.Array
+    finite: jax.Array
+    trace: Trace | None = None
+
+    @property
+    def tokens_per_call(self) -> np.ndarray:
+        """[B] float: masks filled by one network call, on average; 0 where none was made."""
+        calls = np.asarray(self.row_calls)
+        return np.asarray(self.filled) / np.maximum(calls, 1) * (calls > 0)
+
+
+def recorded(history: jax.Array | None, step: jax.Array, tokens: jax.Array) -> jax.Array | None:
+    """history [T B L] with what stands after a step written down; None stays None."""
+    return None if history is None else history.at[step].set(tokens)
+
+
+def held(history: jax.Array | None, steps: jax.Array, tokens: jax.Array) -> jax.Array | None:
+    """history [T B L] whose steps that were not made show the end result."""
+    if history is None:
+        return None
+    return jnp.where((jnp.arange(len(history)) < steps)[:, None, None], history, tokens)
