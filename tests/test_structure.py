@@ -11,10 +11,10 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page"},
-    {"config", "vocab_draw", "data", "charts"},
-    {"run_folder", "vocab_head", "diffusion", "run_log"},
-    {"soft_masking", "curves", "wandb_rows"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "option_flags"},
+    {"config", "vocab_draw", "data", "charts", "answers"},
+    {"run_folder", "vocab_head", "diffusion", "run_log", "prompts"},
+    {"soft_masking", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint"},
