@@ -21,7 +21,9 @@ class Denoiser:
     embedding(backbone) -> [Vpad D]: the table that soft-masking mixes rows of.
     embed(backbone, tokens [B L]) -> [B L D].
     trunk(backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
-      -> (hidden [B L D], cache).
+      -> (hidden [B L D], cache). cache: None; True keeps keys and values; a `models.cache.Window` takes a slice of the
+      sequence and sees the rest in what was kept. Where predictions are shifted by one, so are these hidden states, and
+      `hidden[:, i]` of the whole sequence is what `Window.before` wants of position i - 1.
     head(backbone) -> vocab_head.Head.
     init(key, base=None) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
       frozen: entries of the backbone that are not trained; `base` holds them, random ones are made without.

@@ -8,6 +8,7 @@ from softmask_jax import sharding
 from softmask_jax.config_sections import Model, SoftMask
 from softmask_jax.denoiser import Denoiser, initial_scalars, layouts
 from softmask_jax.models import dora, dream
+from softmask_jax.models.cache import window_of
 from softmask_jax.models.dora import AdapterConfig
 from softmask_jax.models.dream_config import DreamConfig
 from softmask_jax.models.splash import Layout
@@ -70,7 +71,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
 
     def trunk(backbone: dict, x: jax.Array, **options):
         hidden, cache = run(backbone, x, **options)
-        return dream.shift(hidden), cache
+        return dream.shift(hidden, window_of(options.get("cache"))), cache
 
     def embedding(backbone: dict) -> jax.Array:
         return whole_rows(dream.embedding(backbone))

@@ -24,6 +24,7 @@ from flax import nnx
 from jax import Array
 
 from softmask_jax.models import layers
+from softmask_jax.models.cache import Cache, Slot, Window, check_window, positions_of, window_of
 from softmask_jax.models.scan import check_remat, remat_attention, scan_layers
 
 VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
@@ -96,8 +97,8 @@ class Block(nnx.Module):
         self.adaln = layers.Linear(config.cond_dim, 6 * width, axes=("cond", "mod"), rngs=rngs, zero=True)
 
     def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None,
-                 constrain: Callable[[Array], Array]) -> Array:
-        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] of this layer.
+                 constrain: Callable[[Array], Array], slot: Slot | None = None) -> Array:
+        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] and cache of this layer.
 
         `constrain` pins the layout of what joins the residual stream on a mesh: left to itself the partitioner of
         jax 0.10 has given wrong sums where a product over `heads` meets a gate (a 2 x 2 x 2 mesh shows it).
@@ -111,11 +112,11 @@ class Block(nnx.Module):
             return x + gate * layers.dropout(constrain(branch), branch_keys, rate)
 
         inside = layers.modulate(self.norm1(x), shift1, scale1).astype(dtype)
-        x = add(x, self.attn_out(self.attention(inside, angles, segment_ids)), gate1, 0)
+        x = add(x, self.attn_out(self.attention(inside, angles, segment_ids, slot)), gate1, 0)
         inside = layers.modulate(self.norm2(x), shift2, scale2).astype(dtype)
         return add(x, self.mlp_out(jax.nn.gelu(self.mlp_in(inside), approximate=True)), gate2, 1)
 
-    def attention(self, x: Array, angles, segment_ids: Array | None) -> Array:
+    def attention(self, x: Array, angles, segment_ids: Array | None, slot: Slot | None = None) -> Array:
         """Multi-head attention before its output projection, [B L D] -> [B L D]; qkv is laid out (three, heads, d)."""
         config = self.config
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, config.num_heads, config.head_width), 2, 0)
@@ -123,7 +124,10 @@ class Block(nnx.Module):
         attend = partial(layers.attend, implementation=chosen)
         if chosen == "xla":  # cuDNN's kernel never keeps the attention weights
             attend = remat_attention(attend, config.remat)
-        return attend(layers.rotate(q, angles), layers.rotate(k, angles), v, segment_ids).reshape(x.shape)
+        q, k, others = layers.rotate(q, angles), layers.rotate(k, angles), None
+        if slot is not None:
+            (k, v), others = slot.put(k, v), slot.window and slot.window.segment_ids
+        return attend(q, k, v, segment_ids, others).reshape(x.shape)
 
 
 class Embedding(nnx.Module):
@@ -217,60 +221,56 @@ def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
 
 def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
                segment_ids: Array | None = None, dropout_keys: Array | None = None,
-               constrain: Callable[[Array], Array] = lambda x: x) -> Array:
-    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm."""
-    graph = _split(Block, config)[0]
-    positions = jnp.arange(x.shape[1]) if positions is None else positions
+               constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
+    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache, (x, cache)."""
+    graph, window = _split(Block, config)[0], window_of(cache)
+    positions = positions_of(x, window) if positions is None else positions
     angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
     keys = dropout_keys if config.dropout > 0 else None
 
-    def layer(parameters: dict, index: Array, x: Array) -> Array:
+    def layer(parameters: tuple[dict, Cache | None], index: Array, x: Array):
         layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        return nnx.merge(graph, parameters)(x, condition, angles, segment_ids, layer_keys, constrain)
+        slot = None if cache is None else Slot(parameters[1], window)
+        x = nnx.merge(graph, parameters[0])(x, condition, angles, segment_ids, layer_keys, constrain, slot)
+        return x if slot is None else (x, slot.kept)
 
-    return scan_layers(layer, params["blocks"], constrain(x.astype(jnp.float32)), remat=config.remat, unroll=config.unroll)
+    stacked = params["blocks"], window and window.kept
+    return scan_layers(layer, stacked, constrain(x.astype(jnp.float32)), remat=config.remat, unroll=config.unroll,
+                       keep=cache is not None)
 
 
 @lru_cache
-def trunk(config: DiTConfig, constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, None]]:
+def trunk(config: DiTConfig,
+          constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, Cache | None]]:
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, None). A position attends to all
-    positions of its own segment. Without dropout_keys there is no dropout. `constrain` lays out [B L D] activations on a
-    mesh (batch rows over devices, D whole). ValueError for wrong shapes, untyped keys
-    and for a cache: every position sees the whole sequence here, so nothing can be kept.
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache). A position attends to all
+    positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes back.
+    Without dropout_keys there is no dropout. `constrain` lays out [B L D] activations on a mesh (batch rows over
+    devices, D whole). ValueError for wrong shapes, untyped keys, and for a cache together with a noise level, whose
+    keys and values would be another level's in the next call.
     """
 
     def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
-            segment_ids: Array | None = None, cache: None = None, dropout_keys: Array | None = None):
-        if cache is not None:
-            raise ValueError("The DiT keeps no key/value cache; pass cache=None.")
-        _check_inputs(config, x, sigma, positions, segment_ids, dropout_keys)
-        conditioning = condition(config, params, sigma)
+            segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
+        layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
+        if sigma is not None and sigma.shape != x.shape[:1]:
+            raise ValueError(f"sigma must have shape {x.shape[:1]}, one noise level per row, got {sigma.shape}.")
+        if cache is not None and sigma is not None:
+            raise ValueError("Keys and values of one noise level are of no use at the next: pass sigma=None or no cache.")
+        if isinstance(cache, Window):
+            check_window(cache, x, segment_ids, config.num_blocks, config.num_heads, config.head_width,
+                         config.compute_dtype)
+        conditioning, kept = condition(config, params, sigma), None
         x = run_blocks(config, params, x, conditioning, positions=positions, segment_ids=segment_ids,
-                       dropout_keys=dropout_keys, constrain=constrain)
+                       dropout_keys=dropout_keys, constrain=constrain, cache=cache)
+        if cache is not None:
+            x, kept = x
         hidden = constrain(shell(config, params).final(x, conditioning))
-        return hidden.astype(config.compute_dtype), None
+        return hidden.astype(config.compute_dtype), kept
 
     return run
-
-
-def _check_inputs(config, x, sigma, positions, segment_ids, dropout_keys) -> None:
-    if x.ndim != 3 or x.shape[-1] != config.hidden_size:
-        raise ValueError(f"The trunk takes embeddings [B, L, {config.hidden_size}], got shape {x.shape}.")
-    rows, both = x.shape[:1], x.shape[:2]
-    if sigma is not None and sigma.shape != rows:
-        raise ValueError(f"sigma must have shape {rows}, one noise level per row, got {sigma.shape}.")
-    if positions is not None and positions.shape not in (both, both[1:]):
-        raise ValueError(f"positions must have shape {both} or {both[1:]}, got {positions.shape}.")
-    if segment_ids is not None and segment_ids.shape != both:
-        raise ValueError(f"segment_ids must have shape {both}, got {segment_ids.shape}.")
-    if dropout_keys is not None and not (
-        jnp.issubdtype(dropout_keys.dtype, jax.dtypes.prng_key) and dropout_keys.shape == rows
-    ):
-        raise ValueError(f"dropout_keys must be typed keys (jax.random.key) of shape {rows}, got {dropout_keys.shape} "
-                         f"{dropout_keys.dtype}.")
 
 
 def num_params(config: DiTConfig) -> int:

@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from softmask_jax.models import dora, layers, splash
+from softmask_jax.models.cache import Cache, Slot, Window, attention_for_slices, check_window, positions_of, window_of
 from softmask_jax.models.dora import AdapterConfig
 from softmask_jax.models.dream_config import DreamConfig
 from softmask_jax.models.scan import remat_attention, scan_layers
@@ -55,19 +56,30 @@ class Layer(nnx.Module):
         self.down = linear(hidden, width, axes=("mlp", "embed"), bias=False)
 
     def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
-                 constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None) -> Array:
-        """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product."""
-        x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout))
+                 constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None,
+                 slot: Slot | None = None) -> Array:
+        """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product.
+
+        slot: this layer's cache, if one is kept.
+        """
+        x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout, slot))
         inside = self.mlp_norm(x).astype(x.dtype)
         gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
         return x + constrain(adapt("down", self.down, gated))
 
     def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
-                  layout: Layout | None = None) -> Array:
+                  layout: Layout | None = None, slot: Slot | None = None) -> Array:
         """Grouped-query attention with its output projection, [B L D] -> [B L D]."""
         config = self.config
         q, k, v = (adapt(name, getattr(self, name), x) for name in ("q", "k", "v"))
         q, k, v = (y.reshape(*x.shape[:2], -1, config.head_width) for y in (q, k, v))
+        q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+        if slot is not None:
+            k, v = slot.put(k, v)
+        if slot is not None and slot.window is not None:
+            chosen = attention_for_slices(config.attention, x.dtype, config.head_width)
+            attend = partial(layers.attend, key_segment_ids=slot.window.segment_ids, implementation=chosen)
+            return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
         chosen = splash.choose(config.attention, x.dtype, config.head_width, x.shape[1], layout)
         if chosen == "splash":
             attend = partial(splash.attend, layout=layout)
@@ -75,8 +87,7 @@ class Layer(nnx.Module):
             attend = partial(layers.attend, implementation=chosen)
         if chosen == "xla":  # the kernels never keep the attention weights
             attend = remat_attention(attend, config.remat)
-        mixed = attend(layers.rotate(q, angles), layers.rotate(k, angles), v, segment_ids)
-        return adapt("o", self.o, mixed.reshape(x.shape))
+        return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
 
 
 class Table(nnx.Module):
@@ -136,9 +147,17 @@ def embed(params: dict, tokens: Array) -> Array:
     return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
 
 
-def shift(hidden: Array) -> Array:
-    """Hidden states [B L D] moved to where their predictions belong: i gets i - 1's, position 0 keeps its own."""
-    return jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+def shift(hidden: Array, window: Window | None = None) -> Array:
+    """Hidden states [B L D] moved to where their predictions belong: i gets i - 1's, position 0 keeps its own.
+
+    Of a slice, the first position that is fresh gets `window.before` [B D], or without it keeps its own.
+    """
+    moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if window is None or (window.fresh is None and window.before is None):
+        return moved
+    own = jax.lax.dynamic_slice_in_dim(hidden, window.first, 1, 1)
+    first = own if window.before is None else window.before[:, None].astype(hidden.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(moved, first, window.first, 1)
 
 
 def layer(config: DreamConfig, parameters: dict) -> Layer:
@@ -158,31 +177,36 @@ def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
 
 @lru_cache
 def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x,
-          adapter: AdapterConfig | None = None, layout: Layout | None = None) -> Callable[..., tuple[Array, None]]:
+          adapter: AdapterConfig | None = None,
+          layout: Layout | None = None) -> Callable[..., tuple[Array, Cache | None]]:
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, None), not shifted. A position attends to
-    all positions of its own segment. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D]
-    activations on a mesh (batch rows over devices, D whole), and `layout` says the same to attention kernels. With
-    `adapter`, params["adapter"] is applied.
-    ValueError for wrong shapes, untyped keys, noise levels, a cache, and for an adapter that is not the config's.
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache), not shifted. A position attends to
+    all positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes
+    back. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D] activations on a mesh (batch
+    rows over devices, D whole), and `layout` says the same to attention kernels. With `adapter`, params["adapter"] is
+    applied.
+    ValueError for wrong shapes, untyped keys, noise levels, and for an adapter or a cache that is not the config's.
     """
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
-            segment_ids: Array | None = None, cache: None = None, dropout_keys: Array | None = None):
-        if cache is not None:
-            raise ValueError("Dream keeps no key/value cache yet; pass cache=None.")
+            segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
         if sigma is not None:
             raise ValueError("Dream is not conditioned on the noise level; pass sigma=None.")
         layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
         _check_adapter(params, adapter)
-        positions = jnp.arange(x.shape[1]) if positions is None else positions
+        window = window_of(cache)
+        if window is not None:
+            check_window(window, x, segment_ids, config.num_layers, config.num_kv_heads, config.head_width,
+                         config.compute_dtype)
+        positions = positions_of(x, window) if positions is None else positions
         angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
         keys = dropout_keys if adapter is not None and adapter.dropout > 0 else None
 
-        def one(parameters: tuple[dict, dict | None], index: Array, x: Array) -> Array:
-            base, low = parameters
+        def one(parameters: tuple[dict, dict | None, Cache | None], index: Array, x: Array):
+            base, low, kept = parameters
+            slot = None if cache is None else Slot(kept, window)
 
             def adapt(name: str, linear: layers.Linear, x: Array) -> Array:
                 if low is None or name not in low:
@@ -193,13 +217,15 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
                 bias = None if linear.bias is None else linear.bias[...]
                 return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own)
 
-            return layer(config, base)(x, angles, segment_ids, adapt, constrain, layout)
+            x = layer(config, base)(x, angles, segment_ids, adapt, constrain, layout, slot)
+            return x if slot is None else (x, slot.kept)
 
-        low = None if adapter is None else params["adapter"]["layers"]
-        x = scan_layers(one, (params["layers"], low), constrain(x.astype(config.compute_dtype)), remat=config.remat,
-                        unroll=config.unroll)
+        stacked = params["layers"], params["adapter"]["layers"] if adapter else None, window and window.kept
+        x = scan_layers(one, stacked, constrain(x.astype(config.compute_dtype)), remat=config.remat,
+                        unroll=config.unroll, keep=cache is not None)
+        x, kept = (x, None) if cache is None else x
         hidden = layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
-        return constrain(hidden.astype(config.compute_dtype)), None
+        return constrain(hidden.astype(config.compute_dtype)), kept
 
     return run
 

@@ -5,7 +5,7 @@ chooses the precision of the matrix products by casting activations; normalisati
 float32 whatever comes in.
 Every `nnx.Param` carries its logical axis names as plain metadata (`axes`).
 
-Letters: B batch, L length, D width, K heads, G key/value heads, d head width.
+Letters: B batch, L length, S queries, D width, K heads, G key/value heads, d head width.
 """
 import math
 
@@ -176,22 +176,25 @@ def choose_attention(name: str, dtype: jnp.dtype, head_width: int) -> str:
     return name
 
 
-def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, implementation: str = "xla") -> Array:
+def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, key_segment_ids: Array | None = None, *,
+           implementation: str = "xla") -> Array:
     """Bidirectional attention, softmax(q k^T / sqrt d) v, the softmax in float32.
 
-    q [B L K d], k, v [B L G d] -> [B L K d]; with segment_ids [B L], a position sees only positions of its own segment.
-    G divides K: consecutive K / G query heads share a key/value head.
+    q [B S K d], k, v [B L G d] -> [B S K d]; with segment_ids [B S], a position sees only positions of its own segment;
+    key_segment_ids [B L] are those of the keys where these are more than the queries. G divides K: consecutive K / G
+    query heads share a key/value head.
     """
-    visible = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
+    visible = None if segment_ids is None else (segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :])
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")
     shape, group = q.shape, q.shape[2] // k.shape[2]
-    if group > 1:  # the heads of a group become more queries of one head: [B L G*R d] -> [B R*L G d]
+    if group > 1:  # the heads of a group become more queries of one head: [B S G*R d] -> [B R*S G d]
         q = q.reshape(*shape[:2], -1, group, shape[3]).transpose(0, 3, 1, 2, 4)
         q = q.reshape(shape[0], -1, *k.shape[2:])
         visible = None if visible is None else jnp.tile(visible, (1, 1, group, 1))
     # Heads in front make both products plain batched matrix products, and dividing by the normaliser after the second
-    # one saves two passes over [B K L L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
+    # one saves two passes over [B K S L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     precise = exact(q.dtype)

@@ -44,24 +44,30 @@ def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable
     return layer
 
 
-def scan_layers(layer: Layer, stacked: Tree, x: Any, *, remat: str = "none", unroll: bool = False) -> Any:
+def scan_layers(layer: Layer, stacked: Tree, x: Any, *, remat: str = "none", unroll: bool = False,
+                keep: bool = False) -> Any:
     """Applies layer(parameters, index, x) -> x for every layer in turn.
 
     stacked: pytree whose leaves have the number of layers as axis 0; x: the carry, any pytree of fixed shapes.
     remat: a name from REMAT. unroll: a plain Python loop instead (the same numbers; slow to compile).
+    keep: layer returns (x, extra) instead, and the result is (x, extras stacked on axis 0).
     """
     layer = remat_layer(layer, remat, in_scan=not unroll)
     depths = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
     if len(depths) != 1:
         raise ValueError(f"Stacked parameters disagree on the number of layers: {sorted(depths)}.")
     (depth,) = depths
-    if unroll:
-        for i in range(depth):
-            x = layer(jax.tree.map(lambda leaf: leaf[i], stacked), jnp.int32(i), x)
-        return x
 
     def body(carry, one):
         parameters, index = one
-        return layer(parameters, index, carry), None
+        out = layer(parameters, index, carry)
+        return out if keep else (out, None)
 
-    return jax.lax.scan(body, x, (stacked, jnp.arange(depth, dtype=jnp.int32)))[0]
+    if unroll:
+        extras = []
+        for i in range(depth):
+            x, extra = body(x, (jax.tree.map(lambda leaf: leaf[i], stacked), jnp.int32(i)))
+            extras.append(extra)
+        return (x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *extras)) if keep else x
+    x, extras = jax.lax.scan(body, x, (stacked, jnp.arange(depth, dtype=jnp.int32)))
+    return (x, extras) if keep else x

@@ -305,7 +305,7 @@ def test_a_config_that_cannot_be_built_is_an_error(change, message):
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({"cache": ()}, "no key/value cache yet"),
+        ({"cache": ()}, "cache is None, True"),
         ({"sigma": jnp.zeros(2)}, "not conditioned on the noise level"),
         ({"positions": jnp.arange(7)}, "positions must have shape"),
         ({"segment_ids": jnp.zeros((8,), jnp.int32)}, "segment_ids must have shape"),
