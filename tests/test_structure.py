@@ -17,12 +17,12 @@ FLOORS = (
     {"soft_masking", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
-    {"denoiser", "train_state", "checkpoint"},
+    {"denoiser", "train_state", "checkpoint", "generation", "generate_flags"},
     {"train_step", "convert", "dream_denoiser"},
     {"evaluation", "tracking", "dream_step"},
     {"tasks", "dream_api"},
     {"train", "api"},
-    {"main", "compile", "benchmarks", "tiny_dream"},
+    {"main", "compile", "benchmarks", "tiny_dream", "generate"},
     {"compare"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
