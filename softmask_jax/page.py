@@ -103,16 +103,17 @@ def text(value) -> str:
     return html.escape(UNWRITABLE.sub("\ufffd", str(value)))
 
 
-def document(title: str, *body: str) -> str:
-    """A whole page. The browser is told to load nothing and to run no script but this module's.
+def document(title: str, *body: str, style: str = "", script: str = "") -> str:
+    """A whole page. The browser is told to load nothing and to run no script but this module's and the one given.
 
     Args:
-      title: plain text. body: HTML.
+      title: plain text. body: HTML. style, script: what a page needs beside this module's, both after it.
     """
-    allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    scripts = [one for one in (SCRIPT, script) if one]
+    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
     try:
         version = importlib.metadata.version("softmask_jax")
@@ -123,10 +124,11 @@ def document(title: str, *body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n",
+        f"<title>{text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n",
         *body,
         f"<footer><p>Written by softmask_jax {text(version)}, {written}.</p></footer>\n",
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n",
+        *(f"<script>{one}</script>\n" for one in scripts),
+        "</body>\n</html>\n",
     ])  # fmt: skip
 
 

@@ -1,24 +1,17 @@
 """Report and compare pages in a real browser: charts are drawn, nothing overflows, hostile text stays text."""
-import base64
-import hashlib
-import html
-import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from softmask_jax import compare_page, page, report, run_log
-from tests import crafted_run
+from tests import browsing, crafted_run
+from tests.browsing import browser, changed, dumped, script_hash  # noqa: F401 (browser is a fixture)
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("report_page")]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (375, 1280)
 
-# Goes into a copy of the page: what only a browser knows becomes attributes of <html>.
+# What only a browser knows becomes attributes of <html>.
 PROBE = """
 const root = document.documentElement;
 root.dataset.inner = innerWidth;
@@ -44,55 +37,10 @@ parent.postMessage(JSON.stringify([{ ...root.dataset }, root.outerHTML]), "*");
 """
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        said = "no Chromium or Chrome on PATH; on Debian: apt-get install --no-install-recommends chromium"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(said)
-    return found
-
-
-# A browser's window is never narrower than 500 pixels; a frame may be.
-FRAME = """<!DOCTYPE html><style>body { margin: 0; } iframe { border: 0; width: %dpx; height: 900px; }</style>
-<pre></pre>
-<script>addEventListener("message", event => { document.querySelector("pre").textContent = event.data; });</script>
-<iframe src="%s"></iframe>"""
-
-
-def dumped(browser: str, path: Path, *flags: str) -> tuple[str, str]:
-    """(the DOM, what the browser logged) of a page when it has been loaded."""
-    command = [
-        browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-        f"--user-data-dir={path.parent / 'browser'}", "--window-size=1400,900", "--virtual-time-budget=3000", *flags,
-        "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout, "\n".join(line for line in ended.stderr.splitlines() if "CONSOLE" in line)
-
-
 def probed(browser: str, path: Path, width: int, *flags: str) -> tuple[dict[str, str], str, str]:
     """(data attributes of <html>, the page's DOM, what the browser logged) of a page as wide as this."""
-    source = path.read_text(encoding="utf-8")
-    # Its hash is allowed as the page's own script is; everything else stays forbidden.
-    probe = source.replace("script-src '", f"script-src 'sha256-{script_hash(PROBE)}' '")
-    copy, frame = (path.with_name(f"{name}-{path.name}") for name in ("probe", "frame"))
-    copy.write_text(probe.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
-    frame.write_text(FRAME % (width, copy.as_uri()), encoding="utf-8")
-    dom, console = dumped(browser, frame, *flags)
-    return *json.loads(html.unescape(re.search("<pre>(.*?)</pre>", dom, re.DOTALL)[1])), console
-
-
-def script_hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def changed(path: Path, name: str, pattern: str, replacement: str) -> Path:
-    """A copy of a page beside it, with a pattern replaced."""
-    source = re.sub(pattern, lambda _: replacement, path.read_text(encoding="utf-8"))
-    path.with_name(name).write_text(source, encoding="utf-8")
-    return path.with_name(name)
+    sent, console = browsing.probed(browser, path, width, PROBE, *flags)
+    return *sent, console
 
 
 @pytest.fixture(scope="module")

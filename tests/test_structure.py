@@ -11,13 +11,13 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "option_flags"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags"},
     {"config", "vocab_draw", "data", "charts", "answers"},
-    {"run_folder", "vocab_head", "diffusion", "run_log", "prompts"},
+    {"run_folder", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
     {"soft_masking", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
-    {"denoiser", "train_state", "checkpoint", "generation", "generate_flags"},
+    {"denoiser", "train_state", "checkpoint", "viewer", "generation", "generate_flags"},
     {"train_step", "convert", "dream_denoiser"},
     {"evaluation", "tracking", "dream_step"},
     {"tasks", "dream_api"},
