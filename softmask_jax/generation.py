@@ -101,14 +101,14 @@ class Generator:
     stops: tuple[str, ...] = ()
 
     @property
-    def _pad(self) -> int:
-        """Not the mask, which would be filled; otherwise it does not matter, for padding is not attended to."""
+    def pad(self) -> int:
+        """What rows are padded with: not the mask, which would be filled; nothing attends to it."""
         ends = self.model.end_token_ids
         return ends[0] if ends else int(self.model.mask_token_id == 0)
 
     def fill(self, keys: Sequence[Key], patterns: Sequence[Pattern], shape: Shape, *, trace: bool = False):
         """`Generated` of patterns [B] of one shape."""
-        tokens, attended = lay_out(patterns, shape, self.model.padding, self._pad)
+        tokens, attended = lay_out(patterns, shape, self.model.padding, self.pad)
         random = jnp.stack([row_key(self.seed, key) for key in keys])
         out = self.model.fill(
             tokens, attended, keys=random, options=self.options, prompt_length=shape.prompt_length, trace=trace
