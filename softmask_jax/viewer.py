@@ -181,7 +181,7 @@ def _encoded_row(row: Row, place: np.ndarray, unit: float) -> dict:
         weight = np.rint(row.weight[frame, at] / unit) if unit else np.zeros(len(at))
         entropy = np.where(masked[frame - 1, at], np.rint(row.entropy[frame - 1, at] * PARTS), -1)
         tokens, shares = place[row.token_ids[frame, at]], np.rint(row.shares[frame, at] * PARTS)
-        pairs = np.stack([tokens, shares], -1).reshape(len(at), -1)
+        pairs = np.stack([tokens, shares], -1).reshape(len(at), 2 * tokens.shape[-1])
         masks.append(np.column_stack([weight, entropy, pairs]).astype(int).ravel().tolist())
     return {
         "start": place[row.tokens[0]].tolist(), "changes": changes, "masks": masks,
