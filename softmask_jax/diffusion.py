@@ -88,9 +88,9 @@ def corrupt_with(tokens: jax.Array, alpha_t: jax.Array, uniforms: jax.Array, mas
     return jnp.where(uniforms < 1 - alpha_t[:, None], jnp.asarray(mask_token_id, tokens.dtype), tokens)
 
 
-def sampling_times(steps: int, eps: float = 1e-5) -> jax.Array:
+def sampling_times(steps: int, eps: float = 1e-5) -> np.ndarray:
     """The samplers' time grid, from 1 down to eps in `steps` equal steps: [steps + 1] float32."""
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step, got {steps}")
-    # rounded once from float64: on a GPU or TPU the grid is the same to the last bit
-    return jnp.asarray(np.linspace(1.0, eps, steps + 1), jnp.float32)
+    # on the host, rounded once from float64: the same to the last bit whatever the device
+    return np.linspace(1.0, eps, steps + 1).astype(np.float32)

@@ -18,7 +18,7 @@ from softmask_jax.data import Tokenizer, open_tokenizer
 from softmask_jax.data.chat_template import ChatTemplate, load_template
 from softmask_jax.denoiser import Denoiser
 from softmask_jax.models import dream
-from softmask_jax.samplers.dream import Draws, Generated, SoftMasking
+from softmask_jax.samplers import Draws, Generated, SoftMasking
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.train_state import whole
 

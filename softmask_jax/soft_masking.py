@@ -43,12 +43,15 @@ class Feedback(NamedTuple):
 
     token_ids [B L k] int32 and top_logits [B L k] float32: the k likeliest tokens, likeliest first; neg_entropy [B L]
     float32: sum_v p_v log p_v over the full vocabulary, in nats; hidden [B L D]: only the `full` variant reads it.
+    certain [B L] int32, for the `full` variant: a token that the prediction is certain of instead, -1 where it is not;
+    the others say so by `one_hot_feedback`.
     """
 
     token_ids: jax.Array
     top_logits: jax.Array
     neg_entropy: jax.Array
     hidden: jax.Array | None = None
+    certain: jax.Array | None = None
 
 
 def init_scalars(
@@ -201,6 +204,10 @@ def blend(
             raise ValueError("the soft-masking variant 'full' needs feedback.hidden and head")
         values = effective(scalars)
         neg_entropy, mix = vocab_head.mixture(feedback.hidden, head, values.temperature, embedding)
+        if feedback.certain is not None:
+            certain = feedback.certain >= 0
+            neg_entropy = jnp.where(certain, 0.0, neg_entropy)
+            mix = jnp.where(certain[..., None], rows(embedding, feedback.certain.clip(0)), mix)
         weight = _masked_weight(tokens, neg_entropy, values, mask_token_id, scale)[..., None]
         plain = rows(embedding, tokens)
         return jnp.where((tokens == mask_token_id)[..., None], (1 - weight) * plain + weight * mix, plain)
@@ -214,8 +221,20 @@ def blend(
     return weighted_rows(weights, ids, embedding)
 
 
+def blend_weight(
+    tokens: jax.Array,
+    feedback: Feedback,
+    scalars: Mapping[str, jax.Array],
+    *,
+    mask_token_id: int,
+    scale: jax.Array | float = 1.0,
+) -> jax.Array:
+    """lambda [B L] float32 of the feedback's entropy where tokens [B L] are the mask, 0 elsewhere; arguments as `blend`."""
+    return _masked_weight(tokens, feedback.neg_entropy, effective(scalars), mask_token_id, scale)
+
+
 def _weight_and_shares(tokens, feedback, scalars, mask_token_id, scale):
-    weight = _masked_weight(tokens, feedback.neg_entropy, effective(scalars), mask_token_id, scale)
+    weight = blend_weight(tokens, feedback, scalars, mask_token_id=mask_token_id, scale=scale)
     return weight, jax.nn.softmax(feedback.top_logits.astype(jnp.float32), axis=-1)
 
 

@@ -21,18 +21,21 @@ from softmask_jax.vocab_chunks import LANES, Chunk, Columns, Mass, logits_of, to
 NUCLEUS_BLOCK = 2 ** 24
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["keys", "gumbel", "temperature"], meta_fields=["nucleus_p"])
+@partial(jax.tree_util.register_dataclass, data_fields=["keys", "gumbel", "temperature", "bias"],
+         meta_fields=["nucleus_p"])
 @dataclasses.dataclass(frozen=True)
 class Draw:
     """How to draw: `keys` [B] (typed JAX keys, one a row) or recorded `gumbel` [B L V], exactly one of them.
 
     temperature divides the logits on top of the sweep's own. nucleus_p < 1 keeps the most probable tokens while their
-    cumulative probability is <= nucleus_p (the first always) and renormalises; it is static.
+    cumulative probability is <= nucleus_p (the first always) and renormalises; it is static. bias: [Vpad], added to the
+    logits that are drawn from, and to no others.
     """
     keys: jax.Array | None = None
     gumbel: jax.Array | None = None
     nucleus_p: float = 1.0
     temperature: jax.Array | float = 1.0
+    bias: jax.Array | None = None
 
 
 def check_draw(draw: Draw, cols: Columns, hidden: jax.Array) -> None:
@@ -48,37 +51,46 @@ def check_draw(draw: Draw, cols: Columns, hidden: jax.Array) -> None:
                          f"{draw.keys.dtype} {draw.keys.shape}")
     if draw.gumbel is not None and draw.gumbel.shape != (batch, length, cols.vocab_size):
         raise ValueError(f"Draw.gumbel must be {(batch, length, cols.vocab_size)} [B L V], got {draw.gumbel.shape}")
+    if draw.bias is not None and draw.bias.shape != (cols.size,):
+        raise ValueError(f"Draw.bias must be [{cols.size}] as the head's rows, got {draw.bias.shape}")
 
 
-def keyed_noise(keys: jax.Array, length: int, size: int, dtype: Any) -> jax.Array:
-    """Gumbel noise [B L 128 + blocks] for keys [B]: for the columns within a block, then for the blocks of `size`."""
+def keyed_noise(keys: jax.Array, places: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """Gumbel noise [P 128 + blocks] of places [P] of the rows with keys [P]: for the columns within a block, then for
+    the blocks of `size` columns."""
     def position(key, at):
         # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
         return jax.random.gumbel(jax.random.fold_in(key, at), (LANES - (-size // LANES),), dtype, mode="high")
 
-    return jax.vmap(jax.vmap(position, (None, 0)), (0, None))(keys, jnp.arange(length))
+    return jax.vmap(position)(keys, places)
 
 
 class Best(NamedTuple):
     """The draw so far: mass of all columns seen, the best score [B L] (log-mass + Gumbel), and the winner: `at` [B L],
-    an id with recorded noise, else the first id of the winning block, whose logits are `block` [B L 128] (or None)."""
+    an id with recorded noise, else the first id of the winning block; `block`: its logit [B L 1], or those of the
+    winning block [B L 128]."""
     mass: Mass
     score: jax.Array
     at: jax.Array
-    block: jax.Array | None
+    block: jax.Array
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any, keyed: bool) -> "Best":
         return cls(Mass.empty(shape, dtype), jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32),
-                   jnp.full((*shape, LANES), -jnp.inf, dtype) if keyed else None)
+                   jnp.full((*shape, LANES if keyed else 1), -jnp.inf, dtype))
+
+    @property
+    def keyed(self) -> bool:
+        return self.block.shape[-1] == LANES
 
     def add(self, y: jax.Array, exists: jax.Array, first_id: jax.Array | int, noise: jax.Array) -> "Best":
         """With y [B L c] added, columns first_id and up; noise [B L c/128] by block, or [B L c] recorded."""
         mass, e = self.mass.add(y, exists)
-        if self.block is None:
+        if not self.keyed:
             score, at = (x[..., 0] for x in top_k(jnp.where(exists, y + noise, -jnp.inf), 1))
             better = score > self.score
-            return Best(mass, jnp.where(better, score, self.score), jnp.where(better, first_id + at, self.at), None)
+            return Best(mass, jnp.where(better, score, self.score), jnp.where(better, first_id + at, self.at),
+                        jnp.where(better[..., None], jnp.take_along_axis(y, at[..., None], -1), self.block))
         by_block = e.reshape(*e.shape[:-1], -1, LANES).sum(-1)
         scores = jnp.log(by_block) + mass.m[..., None] + noise
         which = lax.argmax(scores, scores.ndim - 1, jnp.int32)[..., None]
@@ -90,31 +102,37 @@ class Best(NamedTuple):
                     jnp.where(better, first_id + which[..., 0] * LANES, self.at),
                     jnp.where(better[..., None], block, self.block))
 
-    def local(self, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """(score, winning column) [B L] on this device; noise [B L 128] within the block, None if recorded."""
-        if self.block is None:
-            return self.score, self.at
-        return self.score, self.at + lax.argmax(self.block + noise, noise.ndim - 1, jnp.int32)
+    def local(self, noise: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(score, winning column, its logit) [B L] on this device; noise [B L 128] within the block, None if recorded."""
+        if not self.keyed:
+            return self.score, self.at, self.block[..., 0]
+        at = lax.argmax(self.block + noise, noise.ndim - 1, jnp.int32)
+        return self.score, self.at + at, jnp.take_along_axis(self.block, at[..., None], -1)[..., 0]
 
-    def finish(self, cols: Columns, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """(drawn ids [B L], log p + g [B L]) over all devices."""
-        score, at = cols.lowest_id_at_max(*self.local(noise))
-        return at, score - self.mass.merged(cols).logsumexp
+    def finish(self, cols: Columns, noise: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(drawn ids [B L], log p + g [B L], log p [B L]) over all devices."""
+        own_score, own, logit = self.local(noise)
+        score, at = cols.lowest_id_at_max(own_score, own)
+        if cols.shards > 1:
+            logit = cols.sum_shards(jnp.where((own == at) & (own_score == score), logit, 0.0))
+        logsumexp = self.mass.merged(cols).logsumexp
+        return at, score - logsumexp, logit - logsumexp
 
 
 def add_chunk(best: Best, y: jax.Array, chunk: Chunk, noise: jax.Array) -> Best:
     """`best` with a chunk of scaled logits y [B L c]; noise [B L blocks] over the whole vocabulary, or this shard's
     recorded [B L Vlocal]."""
     first_id = chunk.ids[0]
-    if best.block is None:
+    if not best.keyed:
         return best.add(y, chunk.exists, first_id, chunk.part(noise, 2))
     blocks = lax.dynamic_slice_in_dim(noise, first_id // LANES, y.shape[-1] // LANES, 2)
     return best.add(y, chunk.exists, first_id, blocks)
 
 
 def nucleus_draw(cols: Columns, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, noise: jax.Array,
-                 temperature: jax.Array | float, nucleus_p: float, keyed: bool) -> tuple[jax.Array, jax.Array]:
-    """(drawn [B L], log p + g [B L]) from the nucleus of softmax(z / temperature), on one device's rows and columns.
+                 temperature: jax.Array | float, nucleus_p: float,
+                 keyed: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(drawn [B L], log p + g [B L], log p [B L]) from the nucleus of softmax(z / temperature), on one device's rows and columns.
 
     The filter needs every column of a position in sorted order, so blocks of positions are dense in V instead; over a
     sharded vocabulary each device sorts its share of a block's positions. noise as for `Best`, with [B L 128 + blocks].
@@ -155,11 +173,12 @@ def nucleus_draw(cols: Columns, hidden: jax.Array, weight: jax.Array, bias: jax.
         y = jnp.pad(-y, ((0, 0), (0, pad)), constant_values=-jnp.inf)
         keep = (jnp.cumsum(jax.nn.softmax(y, -1), -1) <= nucleus_p).at[:, 0].set(True) & (y > -jnp.inf)
         best = Best.empty(y.shape[:1], dtype, keyed).add(y, keep, 0, across)
-        score, at = best.local(inside)
-        found = jnp.take_along_axis(ids, at[:, None], 1)[:, 0], score - best.mass.logsumexp
+        score, at, logit = best.local(inside)
+        lse = best.mass.logsumexp
+        found = jnp.take_along_axis(ids, at[:, None], 1)[:, 0], score - lse, logit - lse
         if cols.shards > 1:
             found = tuple(lax.all_gather(x, cols.sharding.vocab_axis, tiled=True)[:per] for x in found)
         return tuple(lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in zip(out, found))
 
-    out = windows(total, per, step, (jnp.zeros(total, jnp.int32), jnp.zeros(total, dtype)))
+    out = windows(total, per, step, (jnp.zeros(total, jnp.int32), *(jnp.zeros(total, dtype) for _ in range(2))))
     return tuple(x.reshape(batch, length) for x in out)

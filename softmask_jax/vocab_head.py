@@ -6,6 +6,7 @@ dtype, accumulated in float32; everything after is float32 (float64 for float64 
 exist (padding, the suppressed mask) are left out of every sum. Small vocabularies take one dense window. With a
 `VocabSharding`, all of it runs on local shards of rows and columns, and draws the same noise.
 """
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,83 +20,136 @@ from softmask_jax.vocab_draw import Best, Draw, add_chunk, check_draw, keyed_noi
 
 __all__ = ["Draw", "Head", "Sweep", "VocabSharding", "cross_entropy", "mixture", "sweep"]
 
+# Positions of a sweep over wanted positions that are looked at together, at least.
+FEWEST = 256
+
 
 class Sweep(NamedTuple):
     """What one pass over the vocabulary finds, all [B L ...]: the k largest logits (unscaled, largest first, the lower
-    id first between equals) and their ids; sum_v p_v log p_v and logsumexp of z / temperature (nats); the drawn token
-    and its log p + Gumbel score (None without a draw)."""
+    id first between equals) and their ids; sum_v p_v log p_v and logsumexp of z / temperature (nats); the drawn token,
+    its log p + Gumbel score and its log p under what it was drawn from (None without a draw)."""
     token_ids: jax.Array
     top_logits: jax.Array
     neg_entropy: jax.Array
     logsumexp: jax.Array
     drawn: jax.Array | None
     drawn_score: jax.Array | None
+    drawn_log_p: jax.Array | None
 
 
-def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0,
-          draw: Draw | None = None) -> Sweep:
+def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0, draw: Draw | None = None,
+          wanted: jax.Array | None = None) -> Sweep:
     """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position. No gradient flows.
 
-    p = softmax(z / temperature) over the columns that exist; the draw is from softmax(z / (temperature *
+    p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
     draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference adds 1e-10 inside the
-    entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10.
+    entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10. wanted: [B L] bool, the positions
+    whose results are needed: the others' are undefined, and no time is spent on them.
     ValueError if shapes do not fit, k exceeds the columns that exist, or the draw is malformed.
     """
     cols = columns(hidden, head)
     if not 1 <= k <= cols.count:
         raise ValueError(f"k must be between 1 and the {cols.count} tokens that exist, got {k}")
-    keys = gumbel = None
-    keyed, nucleus = False, False
+    if wanted is not None and wanted.shape != hidden.shape[:2]:
+        raise ValueError(f"wanted must be {hidden.shape[:2]} [B L], got {wanted.shape}")
+    keys = gumbel = tilt = None
     heat = jnp.ones((), wide(hidden))
     weight, bias = head.weight, head.bias
     if draw is not None:
         check_draw(draw, cols, hidden)
-        keys, keyed, nucleus, heat = draw.keys, draw.keys is not None, draw.nucleus_p < 1, draw.temperature
+        keys, heat, tilt = draw.keys, draw.temperature, draw.bias
         if draw.gumbel is not None:
             gumbel = jnp.pad(draw.gumbel, ((0, 0), (0, 0), (0, cols.size - cols.vocab_size))).astype(wide(hidden))
-    if keyed and not nucleus and cols.size % (LANES * cols.shards):
+    if keys is not None and draw.nucleus_p == 1 and cols.size % (LANES * cols.shards):
         # Blocks of noise are cut from column 0 on; no shard may begin inside one.
         extra = -cols.size % (LANES * cols.shards)
         weight = jnp.pad(weight, ((0, extra), (0, 0)))
-        bias = None if bias is None else jnp.pad(bias, (0, extra))
+        bias, tilt = (None if x is None else jnp.pad(x, (0, extra)) for x in (bias, tilt))
+    kind = None if draw is None else _Kind(keys is not None, draw.nucleus_p)
 
-    def body(hidden, weight, bias, keys, gumbel, temperature, heat):
-        shape, dtype, size = hidden.shape[:2], wide(hidden), weight.shape[0] * cols.shards
-        noise = inside = across = gumbel
-        if keyed:
-            noise = keyed_noise(keys, shape[1], cols.size, dtype)
-            inside, across = noise[..., :LANES], noise[..., LANES:]
-            across = jnp.pad(across, ((0, 0), (0, 0), (0, max(0, size // LANES - across.shape[-1]))))
-        streamed = draw is not None and not nucleus
+    def body(hidden, weight, bias, tilt, keys, gumbel, wanted, temperature, heat):
+        rows, length = hidden.shape[:2]
+        over = partial(_swept, cols, k, kind, weight, bias, tilt, temperature, heat)
+        rows_of, places = (x.reshape(-1) for x in jnp.indices((rows, length)))
 
-        def step(chunk: Chunk, carry):
-            top, ids, mass, best = carry
-            y = chunk.logits / temperature
-            mass, _ = mass.add(y, chunk.exists)
-            new, at = top_k(jnp.where(chunk.exists, chunk.logits, -jnp.inf), min(k, chunk.ids.shape[0]))
-            top, which = lax.top_k(jnp.concatenate([top, new], -1), k)
-            ids = jnp.take_along_axis(jnp.concatenate([ids, chunk.ids[0] + at], -1), which, -1)
-            return top, ids, mass, add_chunk(best, y / heat, chunk, across) if streamed else None
+        def at(chosen):
+            """The results at chosen positions [P] of the flattened rows: leaves [P ...]."""
+            noise = None if gumbel is None else gumbel.reshape(rows * length, -1)[chosen]
+            if keys is not None:
+                noise = keyed_noise(keys[rows_of[chosen]], places[chosen], cols.size, wide(hidden))
+            return over(hidden.reshape(rows * length, -1)[chosen], noise)
 
-        top, ids, mass, best = walk(cols, hidden, weight, bias, step, (
-            jnp.full((*shape, k), -jnp.inf, dtype), jnp.zeros((*shape, k), jnp.int32), Mass.empty(shape, dtype),
-            Best.empty(shape, dtype, keyed) if streamed else None))
-        if cols.shards > 1:
-            # Shards come in the order of their ids, so the lower id still comes first between equals.
-            top, ids = (lax.all_gather(x, cols.sharding.vocab_axis, axis=2, tiled=True) for x in (top, ids))
-            top, which = lax.top_k(top, k)
-            ids = jnp.take_along_axis(ids, which, -1)
-        mass = mass.merged(cols)
-        drawn = score = None
-        if streamed:
-            drawn, score = best.finish(cols, inside)
-        elif nucleus:
-            drawn, score = nucleus_draw(cols, hidden, weight, bias, noise, temperature * heat, draw.nucleus_p, keyed)
-        return ids, top, mass.neg_entropy, mass.logsumexp, drawn, score
+        out = at(slice(None)) if wanted is None else _where_wanted(at, wanted.reshape(-1))
+        return tuple(x.reshape(rows, length, *x.shape[1:]) for x in out)
 
     scales = (jnp.asarray(x, wide(hidden)) for x in (temperature, heat))
-    args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, keys, gumbel, *scales))
-    return Sweep(*cols.over_devices(body, args, "rvvrgaa", "rrrrrr"))
+    args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, tilt, keys, gumbel, wanted, *scales))
+    found = cols.over_devices(body, args, "rvvvrgraa", "rrrr" if draw is None else "rrrrrrr")
+    return Sweep(*found, *(() if draw is not None else (None,) * 3))
+
+
+class _Kind(NamedTuple):
+    keyed: bool
+    nucleus_p: float
+
+
+def _swept(cols: Columns, k: int, kind: _Kind | None, weight, bias, tilt, temperature, heat, hidden, noise) -> tuple:
+    """The fields of `Sweep` [P ...] for hidden [P D] on one device's columns; noise [P n] as `keyed_noise` or recorded."""
+    # As one row of P positions, which is what a walk takes.
+    hidden = hidden[None]
+    shape, dtype, size = hidden.shape[:2], wide(hidden), weight.shape[0] * cols.shards
+    keyed, nucleus = kind is not None and kind.keyed, kind is not None and kind.nucleus_p < 1
+    inside = across = noise = None if noise is None else noise[None]
+    if keyed:
+        inside, across = noise[..., :LANES], noise[..., LANES:]
+        across = jnp.pad(across, ((0, 0), (0, 0), (0, max(0, size // LANES - across.shape[-1]))))
+    streamed = kind is not None and not nucleus
+
+    def step(chunk: Chunk, carry):
+        top, ids, mass, best = carry
+        mass, _ = mass.add(chunk.logits / temperature, chunk.exists)
+        new, at = top_k(jnp.where(chunk.exists, chunk.logits, -jnp.inf), min(k, chunk.ids.shape[0]))
+        top, which = lax.top_k(jnp.concatenate([top, new], -1), k)
+        ids = jnp.take_along_axis(jnp.concatenate([ids, chunk.ids[0] + at], -1), which, -1)
+        if streamed:
+            z = chunk.logits if tilt is None else chunk.logits + chunk.part(tilt)
+            best = add_chunk(best, z / (temperature * heat), chunk, across)
+        return top, ids, mass, best
+
+    top, ids, mass, best = walk(cols, hidden, weight, bias, step, (
+        jnp.full((*shape, k), -jnp.inf, dtype), jnp.zeros((*shape, k), jnp.int32), Mass.empty(shape, dtype),
+        Best.empty(shape, dtype, keyed) if streamed else None))
+    if cols.shards > 1:
+        # Shards come in the order of their ids, so the lower id still comes first between equals.
+        top, ids = (lax.all_gather(x, cols.sharding.vocab_axis, axis=2, tiled=True) for x in (top, ids))
+        top, which = lax.top_k(top, k)
+        ids = jnp.take_along_axis(ids, which, -1)
+    mass = mass.merged(cols)
+    drawn = ()
+    if streamed:
+        drawn = best.finish(cols, inside)
+    elif nucleus:
+        tilted = bias if tilt is None else tilt if bias is None else bias + tilt
+        drawn = nucleus_draw(cols, hidden, weight, tilted, noise, temperature * heat, kind.nucleus_p, keyed)
+    return tuple(x[0] for x in (ids, top, mass.neg_entropy, mass.logsumexp, *drawn))
+
+
+def _where_wanted(at: Callable[[jax.Array], tuple], wanted: jax.Array) -> tuple:
+    """`at` of all wanted positions [n], some at a time, zeros elsewhere: leaves [n ...]."""
+    total = wanted.shape[0]
+    # Few enough to skip much, enough that reading the weights again for each does not dominate.
+    per = min(total, max(FEWEST, total // 8))
+    order, count = jnp.argsort(~wanted, stable=True), wanted.sum()
+
+    def step(carry):
+        start, out = carry
+        # The last ones are shifted back to fit: the same positions give the same results again.
+        chosen = lax.dynamic_slice_in_dim(order, start, per)
+        return start + per, tuple(o.at[chosen].set(x) for o, x in zip(out, at(chosen)))
+
+    shapes = jax.eval_shape(at, order[:per])
+    empty = tuple(jnp.zeros((total, *x.shape[1:]), x.dtype) for x in shapes)
+    return lax.while_loop(lambda carry: carry[0] < count, step, (jnp.zeros((), count.dtype), empty))[1]
 
 
 def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_head: bool = True) -> jax.Array:

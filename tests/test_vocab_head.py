@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, kstest
 
+from softmask_jax import vocab_head
 from softmask_jax.vocab_chunks import top_k
 from softmask_jax.vocab_head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
 
@@ -60,7 +61,7 @@ def plain(inputs, targets, cotangents, suppress, train_head=True):
     z = logits(inputs["hidden"], inputs["weight"], inputs.get("bias"))
     top, at = jax.lax.top_k(z, K)
     return values, grads, dict(token_ids=jnp.asarray(ids)[at], top_logits=top, neg_entropy=values[1],
-                               logsumexp=jax.nn.logsumexp(z / HOT, -1), drawn=None, drawn_score=None)
+                               logsumexp=jax.nn.logsumexp(z / HOT, -1), drawn=None, drawn_score=None, drawn_log_p=None)
 
 
 def assert_close(got, want, tolerance):
@@ -321,6 +322,82 @@ def test_recorded_noise_is_replayed_exactly(chunk, nucleus_p):
         score = np.log(p) + gumbel
     np.testing.assert_array_equal(found.drawn, score.argmax(-1))
     np.testing.assert_allclose(found.drawn_score, score.max(-1), rtol=1e-10)
+    log_p = np.log(np.take_along_axis(p, score.argmax(-1)[..., None], -1)[..., 0])
+    np.testing.assert_allclose(found.drawn_log_p, log_p, rtol=1e-9, atol=1e-12)
+
+
+RARE = 1000
+
+
+@pytest.mark.full
+def test_a_thousand_tokens_of_probability_1e_6_are_each_drawn_about_as_often_as_they_should():
+    """Four million draws; noise from plain float32 uniforms would miss the rare tokens by several per cent."""
+    vocab_size, rows, length = RARE + 24, 64, 65536
+    p = np.full(vocab_size, 1e-6)
+    p[RARE:] = (1 - RARE * 1e-6) / 24
+    head = Head(jnp.zeros((vocab_size, 1)), jnp.asarray(np.log(p), jnp.float32), vocab_size, -1, False)
+
+    @jax.jit
+    def counts(key):
+        found = sweep(jnp.zeros((1, length, 1)), head, k=1, draw=Draw(keys=key[None]))
+        return jnp.zeros(vocab_size, jnp.int32).at[found.drawn.reshape(-1)].add(1)
+
+    total = sum(np.asarray(counts(key)) for key in jax.random.split(jax.random.key(11), rows))
+    expected = rows * length * 1e-6
+    rare = total[:RARE]
+    assert abs(rare.sum() - RARE * expected) < 4 * np.sqrt(RARE * expected)
+    # Counts of single tokens are Poisson: their variance is their mean, within four standard errors.
+    assert abs(rare.var() / expected - 1) < 4 * np.sqrt((2 + 1 / expected) / RARE)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+def test_log_p_of_what_is_drawn_is_its_log_probability(nucleus_p):
+    bias = np.random.default_rng(1).normal(size=VPAD).astype(np.float32)
+    head = Head(jnp.zeros((VPAD, 1)), jnp.asarray(bias), V, MASK, True, chunk=128)
+    draw = Draw(keys=jax.random.split(jax.random.key(2), 5), nucleus_p=nucleus_p)
+    found = jax.jit(partial(sweep, k=1))(jnp.zeros((5, 40, 1)), head, draw=draw)
+    p = np.where(np.arange(V) == MASK, 0, np.exp(bias[:V].astype(np.float64)))
+    p /= p.sum()
+    kept = np.sort(p)[::-1]
+    kept = kept[np.cumsum(kept) <= nucleus_p].sum() if nucleus_p < 1 else 1.0
+    np.testing.assert_allclose(found.drawn_log_p, np.log(p[found.drawn] / kept), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+def test_a_bias_changes_what_is_drawn_and_nothing_else(nucleus_p):
+    own, tilt = token_bias(), np.zeros(VPAD, np.float32)
+    tilt[3], tilt[151] = -1e9, -0.5
+    keys = jax.random.split(jax.random.key(6), 4)
+
+    @jax.jit
+    def run(bias, tilt):
+        head = Head(jnp.zeros((VPAD, 1)), bias, V, MASK, True, chunk=128)
+        return sweep(jnp.zeros((4, 3000, 1)), head, k=3, draw=Draw(keys=keys, nucleus_p=nucleus_p, bias=tilt))
+
+    tilted, plain = run(own, tilt), run(own, jnp.zeros(VPAD))
+    weights = {token: p * np.exp(tilt[token]) for token, p in TOKENS.items() if token != 3}
+    if nucleus_p < 1:
+        weights = {token: weights[token] for token in (150, 151)}  # together 0.894
+    total = sum(weights.values())
+    assert_frequencies(tilted.drawn, {token: w / total for token, w in weights.items()})
+    for name in ("token_ids", "top_logits", "neg_entropy", "logsumexp"):
+        np.testing.assert_array_equal(getattr(tilted, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
+    monkeypatch.setattr(vocab_head, "FEWEST", 2)
+    inputs, _, _ = arrays()
+    head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
+    hidden = jnp.asarray(inputs["hidden"], jnp.float32)
+    draw = Draw(keys=jax.random.split(jax.random.key(6), B), nucleus_p=nucleus_p)
+    wanted = np.random.default_rng(4).random((B, L)) < share
+    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, wanted=jnp.asarray(wanted))
+    for name, x in whole._asdict().items():
+        check = np.testing.assert_array_equal if x.dtype == jnp.int32 else partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        check(np.asarray(getattr(part, name))[wanted], np.asarray(x)[wanted])
+        assert share or not np.any(np.asarray(getattr(part, name)))
 
 
 def test_bad_input_is_one_clear_error():

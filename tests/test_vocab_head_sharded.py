@@ -48,6 +48,9 @@ def everything(x, sharding, chunk, nucleus_p=0.9):
         draws = [Draw(keys=keys), Draw(gumbel=gumbel), Draw(keys=keys, nucleus_p=nucleus_p),
                  Draw(gumbel=gumbel, nucleus_p=nucleus_p)]
         found = [sweep(x["hidden"], model, k=4, temperature=1.3, draw=draw) for draw in draws]
+        some = jnp.asarray(np.random.default_rng(3).random((batch, L)) < 0.5)
+        tilted = Draw(keys=keys, bias=jnp.linspace(-2, 2, len(x["bias"])))
+        found.append(sweep(x["hidden"], model, k=4, draw=tilted, wanted=some))
         return jax.value_and_grad(loss, has_aux=True)(x), frozen, found
     return run(x)
 

@@ -1,7 +1,10 @@
 """Samplers: compiled loops over swappable parts, frozen dataclasses called with parameters and keys."""
-from softmask_jax.samplers.dream import DreamSampler, Draws, Generated, SoftMasking
+from softmask_jax.samplers.constraints import Constraints
+from softmask_jax.samplers.dream import DreamSampler, Draws
 from softmask_jax.samplers.dream_generate import diffusion_generate, soft_mask_from
-from softmask_jax.samplers.mdlm import Ancestral, Samples, ancestral_step, recorded_gumbel
+from softmask_jax.samplers.feedback import SoftMasking
+from softmask_jax.samplers.mdlm import MDLMSampler, recorded_gumbel
+from softmask_jax.samplers.result import Generated, Trace
 
-__all__ = ["Ancestral", "DreamSampler", "Draws", "Generated", "Samples", "SoftMasking", "ancestral_step",
+__all__ = ["Constraints", "DreamSampler", "Draws", "Generated", "MDLMSampler", "SoftMasking", "Trace",
            "diffusion_generate", "recorded_gumbel", "soft_mask_from"]

@@ -6,6 +6,7 @@ of a position together, so blocks of positions are dense in V, and only position
 """
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.vocab_chunks import LANES, Columns, Head, Mass, columns, logits_of, top_k, wide
-from softmask_jax.vocab_draw import Best
+from softmask_jax.vocab_draw import Best, keyed_noise
 
 CONFIDENCES = ("none", "probability", "margin", "entropy")
 # Elements of one dense block, positions x V.
@@ -60,7 +61,7 @@ class Predicted(NamedTuple):
 
 
 def predict(hidden: jax.Array, head: Head, wanted: jax.Array, filters: Filters, *, k: int = 0, keys=None, places=None,
-            gumbel=None, suppress_mask: bool = False) -> Predicted:
+            gumbel=None, suppress_mask: bool = False, bias: jax.Array | None = None) -> Predicted:
     """hidden [B L D] -> what the wanted positions [B L] predict. No gradient flows.
 
     Args:
@@ -68,6 +69,7 @@ def predict(hidden: jax.Array, head: Head, wanted: jax.Array, filters: Filters, 
       keys: [B] one key a row, with places [B L]: the noise is a function of (key, place) alone.
       gumbel: [B L V] recorded noise instead. With temperature 0 neither is used.
       suppress_mask: leave the mask token out of the draw, also where `head` has it.
+      bias: [Vpad], added to the logits that are drawn from, and to no others.
 
     ValueError if shapes do not fit or a temperature comes without noise.
     """
@@ -82,20 +84,20 @@ def predict(hidden: jax.Array, head: Head, wanted: jax.Array, filters: Filters, 
         gumbel = jnp.pad(gumbel, ((0, 0), (0, 0), (0, cols.size - cols.vocab_size))).astype(wide(hidden))
     if not 0 <= k <= cols.count:
         raise ValueError(f"k must be between 0 and the {cols.count} tokens that exist, not {k}.")
+    if bias is not None and bias.shape != (cols.size,):
+        raise ValueError(f"bias must be [{cols.size}] as the head's rows, not {bias.shape}.")
     left_out = head.mask_token_id if suppress_mask else -1
     if places is None:
         places = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
 
-    def body(hidden, weight, bias, keys, gumbel, wanted, places):
-        return _over_blocks(cols, filters, k, left_out, hidden, weight, bias, keys, gumbel, wanted, places)
-
-    args = jax.tree.map(lax.stop_gradient, (hidden, head.weight, head.bias, keys, gumbel, wanted, places))
-    out = cols.over_devices(body, args, "rvvrgrr", "rrrrrr")
+    args = (hidden, head.weight, head.bias, bias, keys, gumbel, wanted, places)
+    body = partial(_over_blocks, cols, filters, k, left_out)
+    out = cols.over_devices(body, jax.tree.map(lax.stop_gradient, args), "rvvargrr", "rrrrrr")
     return Predicted(*out[:2], *(out[2:5] if k else (None, None, None)), out[5])
 
 
-def _over_blocks(cols: Columns, filters: Filters, k: int, left_out: int, hidden, weight, bias, keys, gumbel, wanted,
-                 places):
+def _over_blocks(cols: Columns, filters: Filters, k: int, left_out: int, hidden, weight, bias, tilt, keys, gumbel,
+                 wanted, places):
     """The six results on one device's rows: blocks of wanted positions, each dense in V."""
     batch, length = wanted.shape
     total, dtype, shards = batch * length, wide(hidden), cols.shards
@@ -129,8 +131,8 @@ def _over_blocks(cols: Columns, filters: Filters, k: int, left_out: int, hidden,
         noise = None if gumbel is None else by_position(gumbel.reshape(total, -1)[at])
         if keys is not None:
             own = share(at)
-            noise = _keyed(keys[own // length], places.reshape(total)[own], cols.size, dtype)
-        found = _block(filters, k, left_out, z, noise, keys is not None)
+            noise = keyed_noise(keys[own // length], places.reshape(total)[own], cols.size, dtype)
+        found = _block(filters, k, left_out, z, tilt, noise, keys is not None)
         if shards > 1:
             found = tuple(lax.all_gather(x, cols.sharding.vocab_axis, tiled=True)[:per] for x in found)
         return start + per, tuple(o.at[at].set(x) for o, x in zip(out, found))
@@ -142,24 +144,17 @@ def _over_blocks(cols: Columns, filters: Filters, k: int, left_out: int, hidden,
     return drawn, confidence, ids, top, neg_entropy, finite | ~wanted
 
 
-def _keyed(keys: jax.Array, places: jax.Array, size: int, dtype) -> jax.Array:
-    """Gumbel noise [P 128 + blocks], as `vocab_draw.keyed_noise` gives it to position `places` of row key `keys`."""
-    def position(key, at):
-        # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
-        return jax.random.gumbel(jax.random.fold_in(key, at), (LANES - (-size // LANES),), dtype, mode="high")
-
-    return jax.vmap(position)(keys, places)
-
-
-def _block(filters: Filters, k: int, left_out: int, z: jax.Array, noise: jax.Array | None, keyed: bool):
-    """The results of a dense block: logits z [P V], -inf where no column exists."""
+def _block(filters: Filters, k: int, left_out: int, z: jax.Array, tilt: jax.Array | None, noise: jax.Array | None,
+           keyed: bool):
+    """The results of a dense block: logits z [P V], -inf where no column exists; tilt [V] for the draw."""
     positions, dtype = z.shape[0], z.dtype
     finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
     ids, top, neg_entropy = jnp.zeros((positions, 0), jnp.int32), jnp.zeros((positions, 0), dtype), None
     if k:
         top, ids = top_k(z, k)
         neg_entropy = _mass(z).neg_entropy
-    y = jnp.where(jnp.arange(z.shape[-1]) == left_out, -jnp.inf, z) / (filters.temperature or 1.0)
+    y = z if tilt is None else z + tilt
+    y = jnp.where(jnp.arange(z.shape[-1]) == left_out, -jnp.inf, y) / (filters.temperature or 1.0)
     y = filtered(y, filters.top_p, filters.top_k)
     mass = _mass(y)
     if filters.temperature == 0:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import diffusion, soft_masking
-from softmask_jax.samplers.dream import DreamSampler, Draws, Generated, SoftMasking
+from softmask_jax.samplers.dream import DreamSampler, Draws
+from softmask_jax.samplers.feedback import SoftMasking
+from softmask_jax.samplers.result import Generated
 
 _VARIANTS = {"mixinputs_with_topk": "topk", "mixinputs_with_temp": "full", "none": "none"}
 _SCALARS = {"transparency_scale": "scale", "transparency_centre": "centre", "transparency_steepness": "steepness"}

@@ -1,7 +1,8 @@
-"""MDLM's ancestral sampler with soft-masking, one compiled loop (MDLM, arXiv 2406.07524, section 4).
+"""MDLM's sampler and ReMDM's, with soft-masking, one compiled loop (arXiv 2406.07524, section 4; arXiv 2503.00307).
 
-From t = 1 down the grid, each masked position takes a token drawn from the prediction with weight t - s or stays masked
-with weight s; what has been unmasked stays. The prediction of a step is fed back into the next one's masks.
+From t = 1 down the grid, each masked position takes a token drawn from the prediction or stays masked; `transitions` say
+how likely each is, and whether a token may be masked again. The prediction of a step is fed back into the next one's
+masks; a token that was just masked again is remembered as a prediction that was certain of it.
 """
 import dataclasses
 from typing import NamedTuple
@@ -11,59 +12,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import diffusion, objective, soft_masking, vocab_head
+from softmask_jax.samplers import feedback, transitions
+from softmask_jax.samplers.constraints import Constraints
+from softmask_jax.samplers.feedback import SoftMasking
+from softmask_jax.samplers.result import Generated, Trace, recorded
 from softmask_jax.vocab_head import Draw
 
-REUSE = ("exact", "reference", "never")
-
-
-class Samples(NamedTuple):
-    """tokens: [B L] int32. calls: [] int32, network calls. trajectory: [steps + 1, B, L] before each step, or None.
-    called: [steps + 1] bool, whether the network was called at that step."""
-
-    tokens: jax.Array
-    calls: jax.Array
-    trajectory: jax.Array | None
-    called: jax.Array
+REUSE = ("exact", "compat", "never")
+# A row key's numbers beside the positions' own: the mask's Gumbel noise, and that of tokens that may be masked again.
+_MASK, _OWN = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
 
 
 class _Carry(NamedTuple):
+    """known: [B] the prediction of `hidden` is that of the row's input. confidence: [B L] of a token when it was drawn."""
+
     tokens: jax.Array
     hidden: jax.Array
     given: soft_masking.Feedback
-    started: jax.Array
-    reuse: jax.Array
-
-
-def ancestral_step(tokens, sweep: vocab_head.Sweep, t, s, mask_noise, *, mask_token_id: int) -> jax.Array:
-    """x_s from x_t: a mask takes its drawn token with weight (t - s) p, or stays a mask with weight s.
-
-    Args:
-      tokens: x_t [B L]. sweep: of the prediction, with a draw (token and score log p + Gumbel at [B L]).
-      t, s: times, s < t. mask_noise: the mask's own Gumbel noise [B L]; with it the larger of the two is an exact draw.
-
-    Returns:
-      x_s [B L]; what was unmasked stays.
-    """
-    takes = sweep.drawn_score + jnp.log(t - s) > jnp.log(s) + mask_noise
-    return jnp.where((tokens == mask_token_id) & takes, sweep.drawn, tokens)
+    known: jax.Array
+    scale: jax.Array
+    confidence: jax.Array
+    row_calls: jax.Array
+    finite: jax.Array
+    history: jax.Array | None
+    trace: Trace | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral:
-    """`sampler(params, keys [B], tokens [B L]) -> Samples`; pure, jit it with the sampler closed over.
+class MDLMSampler:
+    """`sampler(params, keys [B], tokens [B L], attention_mask=None, gumbel=None) -> Generated`; pure, jit it with the
+    sampler closed over.
 
-    steps: network calls at most, beside the last arg-max pass. nucleus_p: filter of the draws; the feedback stays
-    unfiltered. reuse: when no token changed, the next call would return the same prediction and is saved: "exact" only
-    where that is true (without soft-masking), "reference" always, as the PyTorch reference does, "never".
+    soft_mask: settings; its schedule follows the share of a row's masks that are left. steps: of the grid, before a last
+    arg-max pass. transition: see `transitions`. temperature, nucleus_p: of the draws; the feedback stays unfiltered.
+    reuse: the prediction of the step before is used again, and a network call saved, "exact" where a row's input is the
+    same, or nothing in it is masked; "compat" as the PyTorch reference: whenever no token of the whole batch changed,
+    even if soft-masking would have changed the input, and never otherwise; "never". history, trace: keep every step, the
+    last pass included. ValueError for options that make no sense.
     """
 
     denoiser: object
-    spec: objective.Nelbo
+    soft_mask: SoftMasking = SoftMasking()
     steps: int = 128
+    transition: object = transitions.Mdlm()
+    temperature: float = 1.0
     nucleus_p: float = 1.0
     eps: float = 1e-5
     reuse: str = "exact"
-    trajectory: bool = False
+    constraints: Constraints = Constraints()
+    history: bool = False
+    trace: bool = False
 
     def __post_init__(self):
         if self.reuse not in REUSE:
@@ -72,70 +70,153 @@ class Ancestral:
             raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
         if not (0 < self.nucleus_p <= 1 and 0 < self.eps < 1):
             raise ValueError(f"nucleus_p ({self.nucleus_p}) must be in (0, 1] and eps ({self.eps}) in (0, 1).")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"temperature must be above 0 and finite, not {self.temperature}.")
 
-    def __call__(self, params: dict, keys: jax.Array, tokens: jax.Array, gumbel: jax.Array | None = None) -> Samples:
-        """Fill the masks of `tokens`.
+    def __call__(self, params: dict, keys: jax.Array, tokens: jax.Array, attention_mask: jax.Array | None = None,
+                 gumbel: jax.Array | None = None) -> Generated:
+        """Fill the masks of `tokens`; what is not a mask is given and stays.
 
         Args:
-          keys: [B] one key per row: a row's text does not depend on the rows beside it.
+          keys: [B] one key per row: a row's text depends neither on the rows beside it nor on its padding.
           tokens: [B L] ids, the mask where text is wanted.
+          attention_mask: [B L] 1 for tokens and 0 for padding behind them, which is neither seen nor filled.
           gumbel: [steps B L V] recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
         """
+        self._check(tokens, attention_mask, gumbel)
+        tokens, steps, denoiser = jnp.asarray(tokens, jnp.int32), self.steps, self.denoiser
+        attended = jnp.ones(tokens.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
+        wanted = (tokens == denoiser.mask_token_id) & attended
+        layout = {} if attention_mask is None else {"segment_ids": attended.astype(jnp.int32)}
+        head = denoiser.head(params["backbone"])
+        bias = self.constraints.bias(head)
+        rates = self.transition(diffusion.sampling_times(steps, self.eps)[:-1], (1.0 - self.eps) / steps)
+
+        def step(carry: _Carry, given):
+            index, rates, noise = given
+            carry, called, before = self._predicted(params, carry, index, wanted, layout)
+            masked = wanted & (carry.tokens == denoiser.mask_token_id)
+            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+            sweep = vocab_head.sweep(
+                carry.hidden, head, k=max(self.soft_mask.reads, self._shown, 1), wanted=masked,
+                draw=Draw(None if noise is not None else row_keys, noise, self.nucleus_p, self.temperature, bias),
+            )  # fmt: skip
+            after, confidence = self._moved(carry, rates, sweep, masked, wanted & ~masked, row_keys, noise)
+            return self._fed_back(carry, sweep, masked, after)._replace(
+                finite=carry.finite & _finite(sweep, masked), confidence=confidence,
+                known=self._reusable(carry, after),
+                history=recorded(carry.history, index, after),
+                trace=self._traced(params, carry, index, called, before, sweep, masked),
+            ), called  # fmt: skip
+
+        end, called = jax.lax.scan(step, self._start(params, tokens, wanted), (jnp.arange(steps), rates, gumbel))
+        end, last, before = self._predicted(params, end, steps, wanted, layout, last=True)
+        masked = wanted & (end.tokens == denoiser.mask_token_id)
+        plain = vocab_head.sweep(end.hidden, head, k=max(self._shown, 1), wanted=masked)
+        allowed = head if bias is None else dataclasses.replace(head, bias=bias if head.bias is None else head.bias + bias)
+        best = plain if bias is None else vocab_head.sweep(end.hidden, allowed, k=1, wanted=masked)
+        final = jnp.where(masked, best.token_ids[..., 0], end.tokens)
+        return Generated(
+            final, recorded(end.history, steps, final), jnp.asarray(steps + 1),
+            called.sum(dtype=jnp.int32) + last.astype(jnp.int32), end.row_calls,
+            end.row_calls.astype(jnp.float32) * tokens.shape[1], (wanted & (final != denoiser.mask_token_id)).sum(-1),
+            end.finite & _finite(plain, masked), self._traced(params, end, steps, last, before, plain, masked),
+        )  # fmt: skip
+
+    @property
+    def _shown(self) -> int:
+        return feedback.shown(self.soft_mask) if self.trace else 0
+
+    def _start(self, params, tokens, wanted) -> _Carry:
+        backbone, rows, keep = params["backbone"], tokens.shape[:1], (self.steps + 1, *tokens.shape)
+        hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], backbone)
+        k = max(self.soft_mask.reads, self._shown, 1)
+        empty = objective.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
+        if self.soft_mask.variant == "full":
+            empty = empty._replace(certain=jnp.full(tokens.shape, -1, jnp.int32))
+        return _Carry(
+            tokens, jnp.zeros(hidden.shape, hidden.dtype), empty, jnp.zeros(rows, bool), jnp.zeros(rows),
+            jnp.zeros(tokens.shape), jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool),
+            jnp.zeros(keep, jnp.int32) if self.history else None,
+            feedback.empty_trace(self.steps + 1, tokens, self._shown) if self.trace else None,
+        )  # fmt: skip
+
+    def _predicted(self, params, carry: _Carry, index, wanted, layout, *, last: bool = False):
+        """(carry with `hidden` for its input, whether the network was called, the feedback that it read)."""
+        masks = (wanted & (carry.tokens == self.denoiser.mask_token_id)).sum(-1)
+        scale = jnp.where(index > 0, self.soft_mask.scale(masks, wanted.sum(-1)), 0.0)
+        needed = ~carry.known
+        if self.reuse == "exact":
+            # Feedback that lambda = 0 shuts out changes no input.
+            same = jnp.asarray(True) if not self.soft_mask.on else (scale == 0) & (carry.scale == 0)
+            needed = (masks > 0) & ~(carry.known & same)
+        elif last:
+            needed = jnp.ones_like(needed)
+
+        def network():
+            x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, feedback.read(self.soft_mask, carry.given), scale)
+            return jnp.where(needed[:, None, None], self.denoiser.trunk(params["backbone"], x, **layout)[0], carry.hidden)
+
+        called = needed.any()
+        hidden = jax.lax.cond(called, network, lambda: carry.hidden)
+        calls = carry.row_calls + needed.astype(jnp.int32)
+        return carry._replace(hidden=hidden, row_calls=calls, scale=scale), called, (carry.given, scale)
+
+    def _moved(self, carry: _Carry, rates, sweep, masked, free, row_keys, noise):
+        """(x_s, the confidence that its tokens were drawn with)."""
+        if self.transition.by_confidence:
+            rates = transitions.less_sure_first(rates, carry.confidence, free)
+        if noise is None:
+            mask_noise, own_noise = (_gumbel(row_keys, stream, carry.tokens.shape[1]) for stream in (_MASK, _OWN))
+        else:
+            mask_noise = noise[..., self.denoiser.mask_token_id]
+            own_noise = jnp.take_along_axis(noise, carry.tokens[..., None], -1)[..., 0]
+        after = transitions.move(
+            rates, carry.tokens, masked, free, sweep.drawn, sweep.drawn_score, mask_noise, own_noise,
+            mask_token_id=self.denoiser.mask_token_id,
+        )  # fmt: skip
+        new = masked & (after != self.denoiser.mask_token_id)
+        return after, jnp.where(new, jnp.exp(sweep.drawn_log_p), carry.confidence)
+
+    def _fed_back(self, carry: _Carry, sweep, masked, after) -> _Carry:
+        """What this step tells the next: its prediction, and where a token stood, that it was certain of it."""
+        sure = soft_masking.one_hot_feedback(carry.tokens, carry.given.token_ids.shape[-1])
+        found = (sweep.token_ids, sweep.top_logits, sweep.neg_entropy)
+        given = soft_masking.Feedback(*(
+            jnp.where(masked.reshape(masked.shape + (1,) * (new.ndim - 2)), new, old) for new, old in zip(found, sure)
+        ))  # fmt: skip
+        if self.soft_mask.variant == "full":
+            given = given._replace(hidden=carry.hidden, certain=jnp.where(masked, -1, carry.tokens))
+        return carry._replace(tokens=after, given=given)
+
+    def _reusable(self, carry: _Carry, after) -> jax.Array:
+        same = (carry.tokens == after).all(-1)
+        return {"never": jnp.zeros_like(same), "exact": same, "compat": jnp.full_like(same, same.all())}[self.reuse]
+
+    def _traced(self, params, carry: _Carry, index, called, before, sweep, masked):
+        return feedback.traced(carry.trace, self.soft_mask, self.denoiser, params, index, carry.tokens, *before,
+                               sweep.neg_entropy, masked, called=called)
+
+    def _check(self, tokens, attention_mask, gumbel):
+        if tokens.ndim != 2 or (attention_mask is not None and attention_mask.shape != tokens.shape):
+            mask = None if attention_mask is None else attention_mask.shape
+            raise ValueError(f"tokens must be [B L] and attention_mask alike, not {tokens.shape} and {mask}.")
         wanted = (self.steps, *tokens.shape, self.denoiser.vocab_size)
         if gumbel is not None and gumbel.shape != wanted:
             raise ValueError(f"Recorded noise must have the shape [steps B L V] = {wanted}, not {gumbel.shape}.")
-        mask = self.denoiser.mask_token_id
-        times = diffusion.sampling_times(self.steps, self.eps)
-        dt = (1.0 - self.eps) / self.steps
-        backbone = params["backbone"]
-        hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], backbone)
-        start = _Carry(
-            tokens,
-            jnp.zeros(hidden.shape, hidden.dtype),
-            objective.empty_feedback(self.denoiser, self.spec, backbone, tokens),
-            jnp.zeros((), bool),
-            jnp.zeros((), bool),
-        )
+        feedback.check_masks(tokens, attention_mask, self.denoiser.mask_token_id)
 
-        def step(carry: _Carry, given):
-            index, t, noise = given
-            called = ~carry.reuse
-            hidden = jax.lax.cond(carry.reuse, lambda: carry.hidden, lambda: self._network(params, carry))
-            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            draw = Draw(keys=row_keys if noise is None else None, gumbel=noise, nucleus_p=self.nucleus_p)
-            sweep = vocab_head.sweep(hidden, self.denoiser.head(backbone), k=self.spec.k, draw=draw)
-            mask_noise = self._mask_noise(row_keys, noise, tokens.shape)
-            following = ancestral_step(carry.tokens, sweep, t, t - dt, mask_noise, mask_token_id=mask)
-            keep = hidden if self.spec.variant == "full" else None
-            feedback = soft_masking.Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, keep)
-            after = _Carry(following, hidden, feedback, jnp.ones((), bool), self._reusable(carry.tokens, following))
-            return after, (carry.tokens if self.trajectory else None, called)
 
-        end, (seen, called) = jax.lax.scan(step, start, (jnp.arange(self.steps), times[:-1], gumbel))
-        last = vocab_head.sweep(self._network(params, end), self.denoiser.head(backbone), k=1)
-        final = jnp.where(end.tokens == mask, last.token_ids[..., 0], end.tokens)
-        called = jnp.append(called, True)
-        seen = jnp.concatenate([seen, end.tokens[None]]) if self.trajectory else None
-        return Samples(final, called.sum(dtype=jnp.int32), seen, called)
+def _finite(sweep: vocab_head.Sweep, masked: jax.Array) -> jax.Array:
+    return (jnp.isfinite(sweep.logsumexp + sweep.neg_entropy) | ~masked).all(-1)
 
-    def _network(self, params, carry: _Carry):
-        x = objective.soft_embed(
-            self.denoiser, self.spec, params, carry.tokens, carry.given, carry.started.astype(jnp.float32)
-        )
-        return self.denoiser.trunk(params["backbone"], x)[0]
 
-    def _mask_noise(self, row_keys, noise, shape):
-        """The mask's own Gumbel noise [B L]: with it, arg-max over tokens and mask is an exact draw."""
-        if noise is not None:
-            return noise[..., self.denoiser.mask_token_id]
-        own = jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(0xFFFFFFFF)))(row_keys)
-        return jax.vmap(lambda key: jax.random.gumbel(key, shape[1:], mode="high"))(own)
+def _gumbel(row_keys: jax.Array, stream: np.uint32, length: int) -> jax.Array:
+    """[B L], a number for each place that depends on (row key, stream, place) alone."""
+    def place(key, at):
+        return jax.random.gumbel(jax.random.fold_in(key, at), mode="high")
 
-    def _reusable(self, before, after):
-        soft = self.spec.variant != "none"
-        if self.reuse == "never" or (self.reuse == "exact" and soft):
-            return jnp.zeros((), bool)
-        return (before == after).all()
+    return jax.vmap(lambda key: jax.vmap(place, (None, 0))(jax.random.fold_in(key, stream), jnp.arange(length)))(row_keys)
 
 
 def recorded_gumbel(uniform: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from softmask_jax.data.pipeline import Batches
 from softmask_jax.data.sft import build_sft
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import write_atomically
-from softmask_jax.samplers.dream import SoftMasking
+from softmask_jax.samplers import SoftMasking
 from softmask_jax.samplers.dream_generate import diffusion_generate
 
 SAMPLE_LENGTH = 128

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from softmask_jax import objective, soft_masking
-from softmask_jax.samplers import DreamSampler, Draws, SoftMasking, diffusion_generate, soft_mask_from
-from softmask_jax.samplers.dream import ALGORITHMS, surest, unmask_shares
+from softmask_jax.samplers import Constraints, DreamSampler, Draws, SoftMasking, diffusion_generate, soft_mask_from
+from softmask_jax.samplers.commit import surest, unmask_shares
+from softmask_jax.samplers.dream import ALGORITHMS
 from tests.dream_model import MASK, VOCAB
+from tests.golden import load, meta
 from tests.samplers.dream_denoiser import PAD, logits, model, params, recorded
 from tests.samplers.test_dream_draw import softmax, sorted_filter
 
@@ -230,7 +232,7 @@ def test_padding_that_holds_the_mask_token_is_not_filled():
 def test_positions_drawn_by_alg_temp_follow_the_softmax_of_the_confidence():
     n, confidence = 20_000, jnp.asarray([0.9, 0.5, 0.1, 0.3])
     noise = jax.random.gumbel(jax.random.key(0), (n, 4), mode="high")
-    first = surest(jnp.ones((n, 4), bool), confidence / 0.4 + noise, jnp.float32(0.25))
+    first = surest(jnp.ones((n, 4), bool), confidence / 0.4 + noise, jnp.ones(n, jnp.int32))
     assert (first.sum(-1) == 1).all()
     np.testing.assert_allclose(first.mean(0), softmax(np.asarray(confidence) / 0.4), atol=0.015)
 
@@ -244,13 +246,113 @@ def test_step_zero_unmasks_nothing_with_as_many_steps_as_tokens_and_the_last_at_
         assert counts[0] == 0 and counts[-1] >= 2 and left == 0
 
 
+PARALLEL = (
+    "dream_generate/fastdllm_parallel_nocache_thr0.25.npz",
+    "dream_generate/fastdllm_parallel_nocache_thr0.9.npz",
+)
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_a_threshold_commits_what_the_recorded_one_commits(name):
+    z, about = load(name), meta(name)
+    out = diffusion_generate(model(), params(), z["prompt"], max_new_tokens=about["max_new_tokens"], pad_token_id=PAD,
+                             alg=about["alg"], steps=about["steps"], threshold=about["threshold"])
+    calls = int(out.calls)
+    assert calls == about["forwards"] == int(out.row_calls[0])
+    np.testing.assert_array_equal(out.history[:calls], z["history"])
+    np.testing.assert_array_equal(out.tokens, z["final"])
+    assert out.tokens_per_call[0] == pytest.approx(about["max_new_tokens"] / calls)
+
+
+@functools.cache
+def filled(**options):
+    """Rows with 16, 11 and 4 masks."""
+    sampler = DreamSampler(model(), suppress_mask=True, trace=True, **options)
+    return jax.jit(sampler)(params(), None, jnp.asarray(unequal_rows()))
+
+
+def test_a_number_of_tokens_a_step_needs_as_many_calls_as_it_takes():
+    out = filled(alg="maskgit_plus", tokens_per_step=3)
+    np.testing.assert_array_equal(out.row_calls, [6, 4, 2])
+    assert int(out.calls) == int(out.steps) == 6 and not np.any(np.asarray(out.tokens) == MASK)
+
+
+@pytest.mark.parametrize("options", [{"alg": "confidence_threshold", "threshold": 0.02, "steps": None},
+                                     {"alg": "confidence_factor", "factor": 2.05}], ids=lambda options: options["alg"])
+def test_parallel_decoding_takes_every_mask_that_is_sure_enough_and_one_at_least(options):
+    out = filled(**options)
+    seen = np.concatenate([np.asarray(out.trace.tokens)[: int(out.steps)], out.tokens[None]])
+    for before, after in zip(seen, seen[1:]):
+        p = softmax(sorted_filter(suppressed(before), None, 50)).max(-1)
+        for row in range(3):
+            masked = before[row] == MASK
+            sure = np.sort(p[row][masked])[::-1]
+            if options["alg"] == "confidence_threshold":
+                count = (sure >= options["threshold"]).sum()
+            else:
+                ranks = np.arange(1, len(sure) + 1)
+                count = max((n for n in ranks if (n + 1) * (1 - sure[n - 1]) < options["factor"]), default=0)
+            taken = masked & (after[row] != MASK)
+            assert taken.sum() == min(max(count, 1), masked.sum())
+            assert not taken.any() or p[row][taken].min() >= sure[taken.sum() - 1]
+    assert int(out.calls) < 16
+
+
+def suppressed(tokens) -> np.ndarray:
+    y = np.asarray(logits(model().embed(params()["backbone"], jnp.asarray(tokens))))
+    return np.where(np.arange(VOCAB) == MASK, -np.inf, y)
+
+
+def test_a_row_stops_at_an_end_token_with_nothing_masked_before_it():
+    plain = filled(alg="entropy", steps=16)
+    first = np.asarray(plain.history)[:, 0]
+    # The token that stands first in the answer ends it, from the step on that commits it.
+    end = int(plain.tokens[0, 4])
+    shorter = filled(alg="entropy", steps=16, stop_at_end=True, constraints=Constraints(end_token_ids=(end,)))
+    stops = int(np.argmax((first == end)[:, 4:].any(-1) & (first[:, 4] != MASK)))
+    assert int(shorter.row_calls[0]) <= stops + 1 < int(plain.row_calls[0]) or stops == 15
+    answer = np.asarray(shorter.tokens[0, 4:])
+    np.testing.assert_array_equal(answer[: list(answer).index(end)], np.asarray(plain.tokens[0, 4:])[: list(answer).index(end)])
+    assert not np.any(answer == MASK) and int(shorter.filled[0]) <= 16
+
+
+def test_forbidden_tokens_are_never_drawn_and_a_penalty_makes_ends_rarer():
+    common = tuple(int(i) for i in np.unique(np.asarray(filled(alg="entropy", steps=16).tokens)[:, 9:]))
+    out = filled(alg="entropy", steps=16, constraints=Constraints(forbidden=common))
+    new = unequal_rows() == MASK
+    assert not np.isin(np.asarray(out.tokens)[new], common).any()
+    fewer = filled(alg="entropy", steps=16, constraints=Constraints(end_token_ids=common, end_penalty=2.0))
+    assert np.isin(np.asarray(fewer.tokens)[new], common).sum() < new.sum()
+
+
+def test_a_trace_holds_what_the_masks_carried():
+    sampler = DreamSampler(model(), SOFT, steps=6, alg="entropy", trace=True)
+    out = jax.jit(sampler)(params(), None, jnp.asarray(unequal_rows()))
+    trace, masked = out.trace, np.asarray(out.trace.tokens) == MASK
+    assert not np.any(trace.weight[0]) and np.all(np.asarray(trace.weight)[1:][masked[1:]] > 0)
+    assert not np.any(np.asarray(trace.weight)[~masked])
+    dense = softmax(np.asarray(logits(model().embed(params()["backbone"], trace.tokens[0]))))
+    top = np.sort(dense, -1)[..., ::-1][..., :3]
+    kept = masked[0] & masked[1]
+    np.testing.assert_allclose(np.asarray(trace.shares[1])[kept], (top / top.sum(-1, keepdims=True))[kept], rtol=1e-4)
+    entropy = (dense * np.log(dense)).sum(-1)
+    np.testing.assert_allclose(np.asarray(trace.neg_entropy[0])[masked[0]], entropy[masked[0]], rtol=1e-4)
+    lam = soft_masking.mix_weight(jnp.asarray(entropy), soft_masking.effective(params()["soft_mask"]))
+    np.testing.assert_allclose(np.asarray(trace.weight[1])[kept], np.asarray(lam)[kept], rtol=1e-4)
+    untraced = jax.jit(DreamSampler(model(), SOFT, steps=6, alg="entropy"))(params(), None, jnp.asarray(unequal_rows()))
+    np.testing.assert_array_equal(untraced.tokens, out.tokens)
+
+
 @pytest.mark.parametrize("options, says", [
     ({"alg": "margin"}, "alg is 'margin'; choose one of origin"), ({"steps": 0}, "at least 1 step, not 0"),
     ({"eps": 0.0}, "eps"), ({"alg_temp": -1.0}, "alg_temp"), ({"temperature": -1.0}, "temperature"),
-    ({"top_p": 1.5}, "top_p"), ({"top_k": 0}, "top_k"),
+    ({"top_p": 1.5}, "top_p"), ({"top_k": 0}, "top_k"), ({"steps": None}, "needs a number of steps"),
+    ({"alg": "confidence_threshold", "threshold": 1.5}, "threshold"), ({"stop_at_end": True}, "end_token_ids"),
+    ({"alg": "confidence_factor", "factor": 0.0}, "factor"), ({"tokens_per_step": 2}, "leave tokens_per_step out"),
+    ({"alg": "entropy", "tokens_per_step": 0}, "at least 1 token"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, says):
-    assert set(ALGORITHMS) == {"origin", "maskgit_plus", "topk_margin", "entropy"}
+    assert list(ALGORITHMS)[:4] == ["origin", "maskgit_plus", "topk_margin", "entropy"]
     with pytest.raises(ValueError, match=says):
         DreamSampler(model(), **options)
 

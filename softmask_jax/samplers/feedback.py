@@ -1,0 +1,113 @@
+"""Soft-masking as samplers use it: settings, what a step feeds to the next one, and what a picture shows of it."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax import soft_masking, vocab_head
+from softmask_jax.samplers.result import Trace
+from softmask_jax.soft_masking import Feedback
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMasking:
+    """variant, k: see `soft_masking.blend`. schedule: factor on lambda by the share of a row's masks that are left."""
+
+    variant: str = "none"
+    k: int = 1
+    schedule: str = "none"
+
+    def __post_init__(self):
+        if self.variant not in soft_masking.VARIANTS:
+            raise ValueError(f"variant is '{self.variant}'; choose one of {', '.join(soft_masking.VARIANTS)}.")
+        if self.schedule not in soft_masking.SCHEDULES:
+            raise ValueError(f"schedule is '{self.schedule}'; choose one of {', '.join(soft_masking.SCHEDULES)}.")
+        if self.k < 1:
+            raise ValueError(f"soft-masking feeds back at least 1 token, k cannot be {self.k}.")
+
+    @property
+    def on(self) -> bool:
+        return self.variant != "none"
+
+    @property
+    def reads(self) -> int:
+        """How many of the largest logits the feedback needs; the full vocabulary is read from the hidden states."""
+        return self.k if self.variant in ("topk", "slerp") else 0
+
+    def scale(self, masks: jax.Array, at_start: jax.Array) -> jax.Array:
+        """The schedule's factor on lambda [B], of masks left and masks at the start [B]."""
+        return soft_masking.schedule_scale(self.schedule, masks / jnp.maximum(at_start, 1))
+
+
+# Candidates that a picture shows of a model without soft-masking, or with the full vocabulary.
+SHOWN = 3
+
+
+def shown(soft_mask: SoftMasking) -> int:
+    """How many candidates a trace keeps."""
+    return soft_mask.reads or SHOWN
+
+
+def empty_trace(steps: int, tokens: jax.Array, k: int) -> Trace:
+    """A `Trace` of `steps` steps of tokens [B L] with k candidates, to be filled."""
+    shape = (steps, *tokens.shape)
+    return Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(steps, bool), jnp.zeros(shape), jnp.zeros((*shape, k), jnp.int32),
+                 jnp.zeros((*shape, k)), jnp.zeros(shape))
+
+
+def traced(trace: Trace | None, soft_mask: SoftMasking, denoiser, params: dict, step, tokens, given: Feedback, scale,
+           neg_entropy, masked, *, called=True) -> Trace | None:
+    """The trace with a step written down.
+
+    Args:
+      given, scale: the feedback that the step's input carried, [B] the factor on its lambda. neg_entropy: [B L] of its own
+        prediction, read where `masked`. called: [] bool, whether the network was.
+    """
+    if trace is None:
+        return None
+    k = trace.token_ids.shape[-1]
+    weight = _weight(soft_mask, denoiser, params, tokens, given, scale)
+    shares = jax.nn.softmax(given.top_logits[..., :k].astype(jnp.float32), -1)
+    now = Trace(tokens, jnp.asarray(called), weight, given.token_ids[..., :k], shares,
+                jnp.where(masked, neg_entropy, 0.0))
+    return Trace(*(every.at[step].set(one) for every, one in zip(trace, now)))
+
+
+def _weight(soft_mask: SoftMasking, denoiser, params: dict, tokens, given: Feedback, scale) -> jax.Array:
+    """lambda [B L] as `soft_masking.blend` uses it: 0 but at masks."""
+    if not soft_mask.on:
+        return jnp.zeros(tokens.shape, jnp.float32)
+    if soft_mask.variant == "full":
+        temperature = soft_masking.effective(params["soft_mask"]).temperature
+        found = vocab_head.sweep(given.hidden, denoiser.head(params["backbone"]), k=1, temperature=temperature)
+        sure = found.neg_entropy if given.certain is None else jnp.where(given.certain >= 0, 0.0, found.neg_entropy)
+        given = given._replace(neg_entropy=sure)
+    return soft_masking.blend_weight(tokens, given, params["soft_mask"], mask_token_id=denoiser.mask_token_id, scale=scale)
+
+
+def read(soft_mask: SoftMasking, given: Feedback | None) -> Feedback | None:
+    """The feedback as soft-masking reads it: a trace may keep more candidates."""
+    if given is None or not soft_mask.on:
+        return None
+    k = soft_mask.reads or given.token_ids.shape[-1]
+    return given._replace(token_ids=given.token_ids[..., :k], top_logits=given.top_logits[..., :k])
+
+
+def found(soft_mask: SoftMasking, before: Feedback | None, predicted, hidden: jax.Array) -> Feedback | None:
+    """What `predicted` (a `dream_draw.Predicted`) tells the next step; None where nothing is fed back."""
+    if before is None:
+        return None
+    hidden = hidden if soft_mask.variant == "full" else None
+    if predicted.token_ids is None:
+        return before._replace(hidden=hidden)
+    return Feedback(predicted.token_ids, predicted.top_logits, predicted.neg_entropy, hidden)
+
+
+def check_masks(tokens, attention_mask, mask_token_id: int) -> None:
+    """ValueError unless some token that is not padding is the mask; says nothing of arrays that are being traced."""
+    if any(isinstance(x, jax.core.Tracer) for x in (tokens, attention_mask)):
+        return
+    attended = True if attention_mask is None else np.asarray(attention_mask) != 0
+    if not ((np.asarray(tokens) == mask_token_id) & attended).any():
+        raise ValueError(f"Nothing to generate: no token is the mask ({mask_token_id}).")

@@ -1,0 +1,172 @@
+"""How a step of MDLM's samplers moves tokens: MDLM (arXiv 2406.07524) and ReMDM's re-masking (arXiv 2503.00307).
+
+From time t to s < t every token is re-masked with probability sigma, and every mask takes a token drawn from the
+prediction with weight `take` or stays one with weight `stay`; alpha = 1 - t. All three are numbers of the step alone,
+so a transition is a frozen dataclass that tabulates them: transition(times [T], dt) -> `Rates`.
+"""
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Rates(NamedTuple):
+    """remask: sigma, in [0, 1]; take, stay: weights of a mask's two ways, which need not sum to 1. All [T] float32."""
+
+    remask: np.ndarray
+    take: np.ndarray
+    stay: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Mdlm:
+    """Nothing is re-masked: weight t - s for a token, s for staying a mask."""
+
+    by_confidence = False
+
+    def __call__(self, times: np.ndarray, dt: float) -> Rates:
+        t, s = _grid(times, dt)
+        return _rates(np.zeros_like(t), t - s, s)
+
+
+class _Remasking:
+    """sigma by the step's largest possible one; the masks' rates keep the marginals those of MDLM."""
+
+    by_confidence = False
+
+    def __call__(self, times: np.ndarray, dt: float) -> Rates:
+        t, s = _grid(times, dt)
+        alpha_t, alpha_s = 1 - t, 1 - s
+        with np.errstate(divide="ignore"):
+            # At alpha_t = 0 no token stands anywhere that could be re-masked.
+            limit = np.where(alpha_t > 0, (1 - alpha_s) / alpha_t, np.inf)
+        sigma = self._sigma(limit, alpha_t, alpha_s)
+        return _rates(sigma, *_kept_marginals(0 if self.by_confidence else sigma, alpha_t, alpha_s))
+
+    def _sigma(self, limit: np.ndarray, alpha_t: np.ndarray, alpha_s: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RemdmCap(_Remasking):
+    """sigma = min(eta, (1 - alpha_s) / alpha_t)."""
+
+    eta: float = 0.04
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+
+    def _sigma(self, limit, alpha_t, alpha_s):
+        return np.minimum(self.eta, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemdmRescale(_Remasking):
+    """sigma = eta * min(1, (1 - alpha_s) / alpha_t)."""
+
+    eta: float = 0.015
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+
+    def _sigma(self, limit, alpha_t, alpha_s):
+        return self.eta * np.minimum(1, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemdmConf(_Remasking):
+    """sigma_i = min(1, (1 - alpha_s) / alpha_t) * softmax over the row's tokens of minus the probability that token i
+    had when it was drawn: the less sure it was, the likelier it goes."""
+
+    by_confidence = True
+
+    def _sigma(self, limit, alpha_t, alpha_s):
+        return np.minimum(1, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardBackward(_Remasking):
+    """sigma = (alpha_s - alpha_t) / alpha_t: as much noise as the step took away (DFM's corrector)."""
+
+    def _sigma(self, limit, alpha_t, alpha_s):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(alpha_t > 0, (alpha_s - alpha_t) / alpha_t, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemdmLoop:
+    """MDLM down to alpha_on for t > t_on, then a loop at alpha_on that re-masks with sigma = eta, and from t_off on MDLM
+    for what is left."""
+
+    eta: float = 0.02
+    t_on: float = 0.55
+    t_off: float = 0.05
+    alpha_on: float = 0.9
+    by_confidence = False
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+        if not 0 < self.t_off < self.t_on < 1:
+            raise ValueError(f"The loop needs 0 < t_off < t_on < 1, not t_off = {self.t_off} and t_on = {self.t_on}.")
+        if not 0 < self.alpha_on < 1:
+            raise ValueError(f"alpha_on, the share of tokens that stand while looping, must be in (0, 1), not "
+                             f"{self.alpha_on}.")
+        if self.eta * self.alpha_on > 1 - self.alpha_on:
+            raise ValueError(f"eta = {self.eta} re-masks more than a loop at alpha_on = {self.alpha_on} can fill: at "
+                             f"most {(1 - self.alpha_on) / self.alpha_on:.3g}.")
+
+    def __call__(self, times: np.ndarray, dt: float) -> Rates:
+        t, s = _grid(times, dt)
+        early, late = t > self.t_on, t <= self.t_off
+
+        def masked(at: np.ndarray) -> np.ndarray:
+            """1 - alpha at a time, by the phase of t."""
+            return np.where(early, 1 - (1 - at) * self.alpha_on / (1 - self.t_on), at * (1 - self.alpha_on) / self.t_off)
+
+        sigma = np.where(early | late, 0.0, self.eta)
+        take, stay = _kept_marginals(self.eta, self.alpha_on, self.alpha_on)
+        return _rates(sigma, np.where(sigma > 0, take, masked(t) - masked(s)), np.where(sigma > 0, stay, masked(s)))
+
+
+def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, drawn: jax.Array, score: jax.Array,
+         mask_noise: jax.Array, own_noise: jax.Array, *, mask_token_id: int) -> jax.Array:
+    """x_s from x_t, all [B L].
+
+    Args:
+      rates: of this step, scalars or [B L]. masked: where x_t is a mask that may be filled; free: where it is a token
+        that may be re-masked.
+      drawn, score: tokens from the prediction p with log p + Gumbel noise. mask_noise, own_noise: Gumbel noise of the
+        mask and of the token that stands there; the larger of two sums is an exact draw.
+    """
+    takes = masked & (score + jnp.log(rates.take) > jnp.log(rates.stay) + mask_noise)
+    goes = free & (jnp.log(rates.remask) + mask_noise > jnp.log1p(-rates.remask) + own_noise)
+    return jnp.where(takes, drawn, jnp.where(goes, mask_token_id, tokens))
+
+
+def less_sure_first(rates: Rates, confidence: jax.Array, free: jax.Array) -> Rates:
+    """`RemdmConf`'s rates [B L]: confidence [B L] is the probability that a token was drawn with."""
+    share = jax.nn.softmax(jnp.where(free, -confidence, -jnp.inf), -1)
+    return rates._replace(remask=rates.remask * jnp.where(free, share, 0.0))
+
+
+def _grid(times: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray]:
+    t = np.asarray(times, np.float64)
+    return t, t - dt
+
+
+def _kept_marginals(sigma, alpha_t, alpha_s) -> tuple[np.ndarray, np.ndarray]:
+    """(take, stay) of masks for which a share alpha_s of all positions holds a token after the step."""
+    left = np.maximum(1 - alpha_t, np.finfo(np.float64).tiny)
+    return (alpha_s - (1 - sigma) * alpha_t) / left, (1 - alpha_s - sigma * alpha_t) / left
+
+
+def _rates(*rates: np.ndarray) -> Rates:
+    # Rounding may take a weight that is 0 just below it.
+    return Rates(*(np.maximum(rate, 0).astype(np.float32) for rate in rates))
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta, a probability of re-masking, must be in [0, 1], not {eta}.")
