@@ -62,14 +62,14 @@ class Row:
         return _mean(self.weight, self.masked[:-1])
 
 
-def row_of(made: Generated, index: int, *, mask_token_id: int, pad_token_id: int | None = None) -> Row:
+def row_of(made: Generated, index: int, *, mask_token_id: int, attention_mask: np.ndarray | None = None) -> Row:
     """A row of what a sampler returned, cut to the steps that were made.
 
     Args:
-      pad_token_id: the row's first tokens are left out as far as they are padding.
+      attention_mask: [B L]; positions where it is 0 are padding and left out.
 
     Raises:
-      ValueError: no trace was kept, no step was made, or there is no such row.
+      ValueError: no trace was kept, no step was made, there is no such row, or the mask has another shape.
     """
     if made.trace is None:
         raise ValueError("A page of the denoising needs its trace: call the sampler with trace=True.")
@@ -79,35 +79,39 @@ def row_of(made: Generated, index: int, *, mask_token_id: int, pad_token_id: int
     if not 0 <= index < len(tokens):
         raise ValueError(f"There is no row {index}: {len(tokens)} were made.")
     seen = np.concatenate([np.asarray(made.trace.tokens)[:steps, index], tokens[None, index]])
-    pads = seen[0] != pad_token_id
-    cut = np.s_[:steps, index, int(pads.argmax()) if pads.any() else 0 :]
+    attended = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
+    if attended.shape != tokens.shape:
+        raise ValueError(f"attention_mask must have the shape of the tokens, {tokens.shape}, not {attended.shape}.")
+    cut = np.s_[:steps, index, attended[index]]
     weight, shares, neg_entropy = (
         np.nan_to_num(np.asarray(values)[cut], nan=0.0, posinf=0.0, neginf=0.0)
         for values in (made.trace.weight, made.trace.shares, made.trace.neg_entropy)
     )
     return Row(
-        seen[:, cut[2]], np.asarray(made.trace.called)[:steps], weight, np.asarray(made.trace.token_ids)[cut], shares,
+        seen[:, attended[index]], np.asarray(made.trace.called)[:steps], weight, np.asarray(made.trace.token_ids)[cut], shares,
         np.maximum(-neg_entropy, 0.0), mask_token_id,
     )  # fmt: skip
 
 
 def trajectory_page(
     made: Generated, tokenizer: Tokenizer, *, mask_token_id: int, rows: Sequence[int] = (0,),
-    title: str = "A text, step by step", facts: Mapping[str, object] | None = None, pad_token_id: int | None = None,
+    title: str = "A text, step by step", facts: Mapping[str, object] | None = None, note: str = "",
+    attention_mask: np.ndarray | None = None,
 ) -> str:  # fmt: skip
     """The page as HTML.
 
     Args:
       made: with its `trace`. rows: which of its rows; the reader chooses among several.
-      facts: what the reader should know of the run, by name: the model, the sampler, its settings.
-      pad_token_id: of a left-padded batch; the padding before a row's first token is left out.
+      facts: what the reader should know of the run, by name: the model, the sampler, its settings. note: a sentence, such
+        as what the candidates are of a model that feeds back its whole vocabulary.
+      attention_mask: [B L]; positions where it is 0 are padding and left out. All text is escaped.
 
     Raises:
-      ValueError: no trace was kept, no step was made, no such row, or more than `MOST_ROWS` rows.
+      ValueError: no trace was kept, no step was made, no such row, more than `MOST_ROWS` rows, a mask of another shape.
     """
     if not 1 <= len(rows) <= MOST_ROWS:
         raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(rows)}.")
-    shown = [row_of(made, row, mask_token_id=mask_token_id, pad_token_id=pad_token_id) for row in rows]
+    shown = [row_of(made, row, mask_token_id=mask_token_id, attention_mask=attention_mask) for row in rows]
     finite = np.asarray(made.finite)
     broken = [
         f"Sample {place + 1}: a logit was not finite, so this text means nothing."
@@ -122,7 +126,8 @@ def trajectory_page(
     )
     return page.document(
         title,
-        f'<header><h1>{page.text(title)}</h1>\n<dl class="facts">{names}</dl></header>\n',
+        f'<header><h1>{page.text(title)}</h1>\n<dl class="facts">{names}</dl>'
+        f'{f"<p>{page.text(note)}</p>" if note else ""}</header>\n',
         page.warnings(broken),
         "<noscript><style>.player { display: none; }</style>\n<p>This page plays the denoising where scripts may run; "
         "without them it shows the curves and the text at the end.</p></noscript>\n",

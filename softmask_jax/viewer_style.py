@@ -41,10 +41,10 @@ STYLE = """
 #text, .legend .p { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .86rem; }
 .p { border-radius: .2rem; cursor: default; unicode-bidi: isolate; scroll-margin: 7rem 0; }
 #text .p:hover { outline: 1px solid var(--pale); outline-offset: 1px; }
-#text .p:focus { outline: none; } #text .p[aria-selected="true"] { outline: 2px solid var(--text); outline-offset: 1px; }
+#text .p:focus { outline: none; } #text .p[aria-selected="true"] { outline: 2px solid var(--text); outline-offset: 2px; }
 .given { color: var(--pale); font-style: italic; background: var(--raised); }
 .special, .bytes { border: 1px solid var(--line); color: var(--pale); font-size: .8em; padding: 0 .2em; }
-.new { box-shadow: inset 0 -2px var(--c2); background: color-mix(in oklab, var(--c2) 18%, transparent); }
+.new { box-shadow: 0 2px var(--c2); background: color-mix(in oklab, var(--c2) 18%, transparent); }
 .changed { text-decoration: underline wavy var(--c3) 1.5px; text-underline-offset: 3px;
   background: color-mix(in oklab, var(--c3) 18%, transparent); }
 .m { display: inline-block; width: 4.4ch; height: 1.45em; margin: 0 1px; padding: 0 .2ch; line-height: 1.45em;
@@ -65,12 +65,14 @@ STYLE = """
 #panel td:first-child, #panel b { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 .bar { display: block; height: 4px; border-radius: 2px; background: var(--c); } .whole { display: flex; gap: 1px; }
 .whole span { height: .7rem; background: var(--c); min-width: 1px; } .whole .mask { --c: var(--line); }
-.curves { margin-top: 1.2rem; } .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr)); }
+.curves { margin-top: 1.2rem; }
+.charts:not(:has(> :nth-child(5))) { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr)); }
 .curves figcaption { font-size: .92rem; padding: 0; } .curves figure text { font-size: 13px; } .curves svg { cursor: pointer; }
 .curves figure > input, .curves figure > label { display: none; }
 .now { stroke: var(--text); stroke-width: 1.6; }
 @media (min-width: 56rem) { .scene { grid-template-columns: minmax(0, 1fr) 21rem; }
   #panel { position: sticky; top: 7rem; align-self: start; min-height: 16rem; } #text { max-height: 62vh; overflow-y: auto; } }
+@media (max-width: 30rem) { #status { min-height: 3em; } }
 @media (max-width: 55.99rem) { #panel { position: sticky; bottom: 0; max-height: 45vh; overflow-y: auto;
   border: 1px solid var(--line); box-shadow: 0 -4px 16px #0003; } }
 kbd { font: inherit; font-size: .85em; border: 1px solid var(--line); border-radius: .25rem; padding: 0 .35em; }
