@@ -18,7 +18,8 @@ from softmask_jax.data import Tokenizer, load_tokenizer
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.dream_api import DreamModel
 from softmask_jax.run_folder import RunFolder
-from softmask_jax.samplers import Ancestral, Samples, recorded_gumbel
+from softmask_jax.samplers import Generated, MDLMSampler, Options, SoftMasking, fill, recorded_gumbel
+from softmask_jax.samplers.options import run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,29 @@ class LanguageModel:
     denoiser: denoisers.Denoiser
     params: dict
     step: int
+
+    # Rows of a batch are padded behind their text.
+    padding = "right"
+    default_alg = "mdlm"
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.denoiser.mask_token_id
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """What ends a text."""
+        return (self.tokenizer.eos_id,)
+
+    @property
+    def max_length(self) -> int:
+        """The most positions that a row can have: as many as in training."""
+        return self.config.data.seq_len
+
+    @property
+    def soft_mask(self) -> SoftMasking:
+        """As it was trained."""
+        return SoftMasking(self.config.soft_mask.variant, self.config.soft_mask.k)
 
     @property
     def spec(self) -> objective.Nelbo:
@@ -57,26 +81,35 @@ class LanguageModel:
         return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
     def generate(
-        self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int = 128,
-        nucleus_p: float = 1.0, reuse: str = "exact", draws: np.ndarray | None = None,
-    ) -> Samples:  # fmt: skip
-        """Fill masks by MDLM's ancestral sampler with soft-masking.
+        self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int | None = None,
+        draws: np.ndarray | None = None, trace: bool = False, **options,
+    ) -> Generated:  # fmt: skip
+        """Fill masks, by MDLM's sampler with soft-masking unless `alg` names another.
 
         Args:
-          tokens: [B L] ids with `tokenizer.mask_token_id` where text is wanted; or None for `count` rows of `length`
-            (the training length) masks.
-          draws: [steps B L V] recorded uniforms, to replay a reference's random choices; otherwise `key` decides.
+          tokens: [B L] ids with `mask_token_id` where text is wanted; or None for `count` rows of `length` (the training
+            length) masks.
+          steps: network calls at most, beside a last arg-max pass; 128 by default.
+          draws: [steps B L V] recorded uniforms, to replay MDLM's random choices of a reference; otherwise `key` decides.
+          trace: keep every step, for `viewer`.
+          options: fields of `samplers.Options`: alg, nucleus_p, eta, soft_mask, forbidden, ...
 
         Returns:
-          Samples with tokens [B L] and the number of network calls; `decode` turns them into text.
+          Generated: tokens [B L] and what they cost; `decode` turns them into text.
         """
         if tokens is None:
             tokens = np.full((count, length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
-        tokens = self._checked(tokens)
-        sampler = self._sampler(steps, float(nucleus_p), reuse)
+        tokens, options = self._checked(tokens), Options(steps=steps, **options)
         keys = row_keys(stream_key(key, Stream.SAMPLE, 0), jnp.arange(len(tokens)))
-        gumbel = None if draws is None else jnp.asarray(recorded_gumbel(draws), jnp.float32)
-        return sampler(self.params, keys, tokens, gumbel)
+        if draws is None:
+            return self.fill(tokens, keys=keys, options=options, trace=trace)
+        sampler = options.sampler(self.denoiser, self.soft_mask, self.end_token_ids, new_tokens=tokens.shape[1],
+                                  alg=self.default_alg, trace=trace)
+        if not isinstance(sampler, MDLMSampler):
+            raise ValueError(f"Recorded draws are for mdlm and remdm, not {options.alg}.")
+        return run(sampler, self.params, keys, tokens, None, jnp.asarray(recorded_gumbel(draws), jnp.float32))
+
+    fill = fill
 
     def decode(self, tokens) -> list[str]:
         """[B L] ids -> B strings; masks stay visible."""
@@ -118,17 +151,6 @@ class LanguageModel:
             return jax.lax.scan(draw, jnp.zeros(rows), jnp.arange(draws))[0]
 
         return jax.jit(nelbo, static_argnums=(3, 4))
-
-    @functools.cached_property
-    def _samplers(self) -> dict:
-        return {}
-
-    def _sampler(self, *options):
-        if options not in self._samplers:
-            steps, nucleus_p, reuse = options
-            sampler = Ancestral(self.denoiser, self.spec, steps=steps, nucleus_p=nucleus_p, reuse=reuse)
-            self._samplers[options] = jax.jit(sampler)
-        return self._samplers[options]
 
 
 def load(

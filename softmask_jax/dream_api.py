@@ -18,7 +18,7 @@ from softmask_jax.data import Tokenizer, open_tokenizer
 from softmask_jax.data.chat_template import ChatTemplate, load_template
 from softmask_jax.denoiser import Denoiser
 from softmask_jax.models import dream
-from softmask_jax.samplers import Draws, Generated, SoftMasking
+from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.train_state import whole
 
@@ -31,7 +31,7 @@ class DreamModel:
     """Parameters {"backbone", "soft_mask"} with what is needed to use them; methods are compiled on first use.
 
     soft_mask: what the model was trained with, used by `generate` unless it is told otherwise. tokenizer, template:
-    None where none came along.
+    None where none came along. end_token_ids: what ends a text. max_length: the most positions that a row can have.
     """
 
     tokenizer: Tokenizer | None
@@ -40,7 +40,19 @@ class DreamModel:
     params: dict
     soft_mask: SoftMasking
     pad_token_id: int
+    end_token_ids: tuple[int, ...]
+    max_length: int
     step: int
+
+    # Rows of a batch are padded before their text.
+    padding = "left"
+    default_alg = "entropy"
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.denoiser.mask_token_id
+
+    fill = fill
 
     def logits(self, tokens, attention_mask=None, *, shifted: bool = False) -> jax.Array:
         """tokens [B L] -> logits [B L V] float32, for a few sequences: the one place where B x L x V is formed.
@@ -87,11 +99,17 @@ class DreamModel:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
         return self.template.encode_prompt(self.tokenizer, messages)
 
-    def decode(self, tokens) -> list[str]:
-        """[B L] ids -> B strings, cut at the end of text; masks stay visible."""
+    def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
+        """[B L] ids -> B strings, without padding; masks stay visible.
+
+        new_tokens: decode the answers alone, the last positions of each row, up to the first token that ends a text.
+        """
         found = []
         for row in np.asarray(tokens):
-            ends = np.flatnonzero(row == self.pad_token_id)
+            row, stops = (row, self.pad_token_id) if new_tokens is None else (row[-new_tokens:], self.end_token_ids)
+            if new_tokens is None:
+                row = row[np.argmax(row != self.pad_token_id) :]
+            ends = np.flatnonzero(np.isin(row, stops))
             found.append(self.tokenizer.decode(row[: ends[0]] if len(ends) else row))
         return found
 
@@ -197,5 +215,10 @@ def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, ste
     tokenizer = template = None
     if tokens.is_dir() and any(tokens.iterdir()):
         tokenizer, template = open_tokenizer(tokens), load_template(tokens)
-    pad = hf_config.get("pad_token_id", hf_config.get("eos_token_id"))
-    return DreamModel(tokenizer, template, denoiser, params, settings, int(pad), step)
+    pad, eos = (hf_config.get(name) for name in ("pad_token_id", "eos_token_id"))
+    # A chat's answers end with the template's token, and the rest is padding.
+    turn = None if tokenizer is None else tokenizer.special_tokens.get("<|im_end|>")
+    ends = tuple(dict.fromkeys(int(token) for token in (eos, pad, turn) if token is not None))
+    length = int(hf_config.get("max_position_embeddings") or 2048)
+    pad = int(eos if pad is None else pad)
+    return DreamModel(tokenizer, template, denoiser, params, settings, pad, ends, length, step)

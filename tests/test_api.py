@@ -7,6 +7,7 @@ import pytest
 
 import softmask_jax
 from softmask_jax import config, train
+from softmask_jax.samplers import Options
 from tests import tiny_run
 
 pytestmark = pytest.mark.xdist_group("api")
@@ -60,10 +61,12 @@ def test_nelbo_per_row_is_reproducible_and_averages_its_draws(model):
 def test_generate_fills_masks_keeps_what_is_given_and_says_what_it_cost(model):
     x = tokens(2)
     x[:, ::2] = model.tokenizer.mask_token_id
-    out = model.generate(x, key=jax.random.key(3), steps=3)
+    out = model.generate(x, key=jax.random.key(3), steps=3, trace=True)
     np.testing.assert_array_equal(np.asarray(out.tokens)[:, 1::2], x[:, 1::2])
     assert model.tokenizer.mask_token_id not in np.asarray(out.tokens)
-    assert int(out.calls) == 4
+    left = (np.asarray(out.trace.tokens) == model.mask_token_id).any(-1)
+    assert int(out.calls) == left.any(-1).sum() <= 4
+    np.testing.assert_array_equal(out.row_calls, left.sum(0))
     assert all(isinstance(text, str) for text in model.decode(out.tokens))
 
 
@@ -71,6 +74,24 @@ def test_generate_replays_recorded_uniforms(model):
     draws = np.random.default_rng(0).random((3, 1, 16, model.tokenizer.vocab_size))
     runs = [model.generate(key=jax.random.key(i), count=1, steps=3, draws=draws).tokens for i in (0, 1)]
     np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize("options", [
+    dict(alg="remdm_conf", nucleus_p=0.9), dict(alg="entropy", temperature=0.5, soft_mask="none"),
+    dict(alg="confidence_factor", factor=1.5, forbidden=(1, 2)), dict(compat=True),
+])  # fmt: skip
+def test_every_sampler_takes_a_model_of_running_text(model, options):
+    out = model.generate(key=jax.random.key(5), count=2, length=12, steps=3 if "conf" not in str(options) else None, **options)
+    assert model.mask_token_id not in np.asarray(out.tokens) and np.all(out.filled == 12)
+    assert not np.isin(out.tokens, options.get("forbidden", ())).any()
+
+
+def test_an_answer_depends_on_its_own_key_alone(model):
+    keys = jax.random.split(jax.random.key(9), 3)
+    x = np.full((3, 16), model.mask_token_id)
+    options = Options(alg="mdlm", steps=4)
+    whole = model.fill(x, keys=keys, options=options).tokens
+    np.testing.assert_array_equal(model.fill(x[1:2], keys=keys[1:2], options=options).tokens, whole[1:2])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +103,12 @@ def test_generate_replays_recorded_uniforms(model):
         (lambda run, model: model.logits(np.zeros(4, int)), ValueError, r"\[B L\]"),
         (lambda run, model: model.logits(np.full((1, 4), 9999)), ValueError, "must lie in"),
         (lambda run, model: model.logits(np.zeros((1, 4), int), np.ones((1, 3))), ValueError, "shape of tokens"),
+        (lambda run, model: model.generate(key=None, alg="magic"), ValueError, "choose one of mdlm"),
+        (lambda run, model: model.generate(key=None, steps=0), ValueError, "at least 1 step"),
+        (lambda run, model: model.generate(key=jax.random.key(0), top_k=5), ValueError, "option of Dream's"),
+        (lambda run, model: model.generate(key=jax.random.key(0), alg="remdm_conf", eta=0.1), ValueError, "has none"),
+        (lambda run, model: model.generate(key=None, cache="dual"), ValueError, "give block_length too"),
+        (lambda run, model: model.generate(key=None, alg="origin", block_length=4), ValueError, "cannot decode in blocks"),
     ],
 )
 def test_mistakes_are_one_clear_line(run, model, call, error, said):

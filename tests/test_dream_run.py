@@ -194,7 +194,9 @@ def test_a_tuned_model_answers_chats_with_its_own_soft_masking(tuned):
     assert not (np.asarray(out.tokens)[:, -8:] == model.denoiser.mask_token_id).all()
     plain = model.generate(chats, max_new_tokens=8, steps=4, alg="entropy", soft_mask={"transparency_alg": "none"})
     assert plain.tokens.shape == out.tokens.shape
-    assert len(model.decode(out.tokens)) == 2
+    whole, answers = model.decode(out.tokens), model.decode(out.tokens, new_tokens=8)
+    assert len(whole) == 2 and all("user" in text for text in whole)
+    assert all(answer in text for answer, text in zip(answers, whole))
 
 
 def test_logits_are_those_of_the_model_and_shifted_ones_stand_a_place_later(workshop):

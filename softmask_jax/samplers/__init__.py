@@ -1,10 +1,12 @@
 """Samplers: compiled loops over swappable parts, frozen dataclasses called with parameters and keys."""
+from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import DreamSampler, Draws
 from softmask_jax.samplers.dream_generate import diffusion_generate, soft_mask_from
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.mdlm import MDLMSampler, recorded_gumbel
+from softmask_jax.samplers.options import Options, fill
 from softmask_jax.samplers.result import Generated, Trace
 
-__all__ = ["Constraints", "DreamSampler", "Draws", "Generated", "MDLMSampler", "SoftMasking", "Trace",
-           "diffusion_generate", "recorded_gumbel", "soft_mask_from"]
+__all__ = ["BlockSampler", "Constraints", "DreamSampler", "Draws", "Generated", "MDLMSampler", "Options", "SoftMasking",
+           "Trace", "diffusion_generate", "fill", "recorded_gumbel", "soft_mask_from"]

@@ -3,7 +3,6 @@
 `transparency_config.json` lies beside an adapter of the PyTorch reference of "Soft-Masked Diffusion Language Models"
 (arXiv 2510.17206) and holds the effective scalars.
 """
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from softmask_jax import diffusion, soft_masking
 from softmask_jax.samplers.dream import DreamSampler, Draws
 from softmask_jax.samplers.feedback import SoftMasking
+from softmask_jax.samplers.options import run
 from softmask_jax.samplers.result import Generated
 
 _VARIANTS = {"mixinputs_with_topk": "topk", "mixinputs_with_temp": "full", "none": "none"}
@@ -66,11 +66,6 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int 
     return tokens, mask
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(sampler: DreamSampler, *args) -> Generated:
-    return sampler(*args)
-
-
 def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = None, *, max_new_tokens: int,
                        pad_token_id: int, attention_mask=None, soft_mask: SoftMasking | Mapping | None = None,
                        max_length: int | None = None, pad_multiple: int = 1, draws: Draws | None = None,
@@ -115,7 +110,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
     tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
     # Without padding the model needs no mask, and attention is cheaper.
     attended = None if attended.all() else jnp.asarray(np.pad(attended, new, constant_values=1))
-    out = _run(sampler, params, keys, jnp.asarray(tokens), attended, draws)
+    out = run(sampler, params, keys, jnp.asarray(tokens), attended, draws)
     broken = np.flatnonzero(~np.asarray(out.finite))
     if broken.size:
         raise FloatingPointError(f"The model's logits were NaN or infinite in row {broken[0]}: check its parameters.")

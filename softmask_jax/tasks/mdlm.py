@@ -8,7 +8,7 @@ from softmask_jax import data, denoiser, sharding, train_step
 from softmask_jax.config import Config
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.evaluation.perplexity import Perplexity
-from softmask_jax.samplers import Ancestral
+from softmask_jax.samplers import MDLMSampler, SoftMasking
 from softmask_jax.tracking import scores
 
 
@@ -28,7 +28,8 @@ class Mdlm:
         )  # fmt: skip
         spec = train_step.nelbo_spec(config)
         self.perplexity = Perplexity(self.denoiser, spec, mesh)
-        sampler = Ancestral(self.denoiser, spec, steps=config.sample.steps, nucleus_p=config.sample.nucleus_p)
+        soft_mask = SoftMasking(spec.variant, spec.k)
+        sampler = MDLMSampler(self.denoiser, soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:
