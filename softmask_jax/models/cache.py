@@ -1,8 +1,8 @@
 """Keys and values that a trunk keeps, so that a later call computes a slice of the sequence alone.
 
 Attention here is bidirectional: a changed token changes the keys of every layer but the first at all positions, so what
-is kept is an approximation unless nothing outside the slice has changed. Both caches of Fast-dLLM (arXiv 2505.22618) are
-this one operation: in `dual` the slice is the block that is being decoded, in `prefix` everything from its start on.
+is kept is an approximation unless nothing outside the slice has changed. Both caches of Fast-dLLM (arXiv 2505.22618)
+are this one operation: in `dual` the slice is the block that is being decoded, in `prefix` everything from its start on.
 
 A trunk takes `cache=None` (nothing is kept), `cache=True` (x is the whole sequence; returns a `Cache`), or a `Window`
 (x is a slice; its queries see all L positions; returns the cache with the slice's keys and values in it, which costs
@@ -79,8 +79,8 @@ def window_of(cache: object) -> Window | None:
         return cache
     if cache is None or cache is True:
         return None
-    raise ValueError("cache is None, True (the whole sequence; keep its keys and values) or a models.cache.Window (a slice), "
-                     f"not {type(cache).__name__}.")
+    raise ValueError("cache is None, True (the whole sequence; keep its keys and values) or a models.cache.Window (a "
+                     f"slice), not {cache if isinstance(cache, bool) else type(cache).__name__}.")
 
 
 def positions_of(x: Array, window: Window | None) -> Array:
@@ -102,8 +102,8 @@ def check_window(window: Window, x: Array, segment_ids: Array | None, depth: int
     expected = (depth, rows, length, heads, head_width)
     for name, leaf in window.kept._asdict().items():
         if leaf.shape != expected or leaf.dtype != dtype:
-            raise ValueError(f"The cache's {name} must be {expected} [N B L G d] {dtype} for this network and {rows} rows, "
-                             f"got {leaf.shape} {leaf.dtype}.")
+            raise ValueError(f"The cache's {name} must be {expected} [N B L G d] {dtype} for this network and {rows} "
+                             f"rows, got {leaf.shape} {leaf.dtype}.")
     if size > length:
         raise ValueError(f"A slice of {size} positions does not fit a cache of {length}.")
     for name, leaf in (("start", window.start), ("fresh", 0 if window.fresh is None else window.fresh)):

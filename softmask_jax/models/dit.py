@@ -222,7 +222,7 @@ def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
 def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
                segment_ids: Array | None = None, dropout_keys: Array | None = None,
                constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
-    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache, (x, cache)."""
+    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache (x, cache)."""
     graph, window = _split(Block, config)[0], window_of(cache)
     positions = positions_of(x, window) if positions is None else positions
     angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
@@ -258,7 +258,7 @@ def trunk(config: DiTConfig,
         if sigma is not None and sigma.shape != x.shape[:1]:
             raise ValueError(f"sigma must have shape {x.shape[:1]}, one noise level per row, got {sigma.shape}.")
         if cache is not None and sigma is not None:
-            raise ValueError("Keys and values of one noise level are of no use at the next: pass sigma=None or no cache.")
+            raise ValueError("Keys and values of one noise level are of no use at the next: pass no sigma or no cache.")
         if isinstance(cache, Window):
             check_window(cache, x, segment_ids, config.num_blocks, config.num_heads, config.head_width,
                          config.compute_dtype)

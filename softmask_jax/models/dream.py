@@ -182,8 +182,8 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache), not shifted. A position attends to
-    all positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache), not shifted. A position attends
+    to all positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes
     back. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D] activations on a mesh (batch
     rows over devices, D whole), and `layout` says the same to attention kernels. With `adapter`, params["adapter"] is
     applied.
