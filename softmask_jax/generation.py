@@ -1,8 +1,9 @@
 """Patterns in, answers out: rows of equal length in batches, so that few programs are compiled.
 
-The answer to a row depends on the row, its number, the seed and the options; not on the rows beside it, the size of the
-batch, or how often the work was interrupted. So the length that a row is padded to is its own affair, and its key is
-made of its number alone.
+The answer to a row depends on the row, its number, the seed and the options; not on the rows beside it, or on how often
+the work was interrupted. So the length that a row is padded to is its own affair, its key is made of its number alone,
+and every program takes as many rows as a batch can have: in bfloat16 the number of rows decides how matrix products are
+rounded, and with that an answer now and then. In float32 the size of the batch has made no difference so far.
 """
 import dataclasses
 import math
@@ -25,8 +26,7 @@ FAILED = "the model's logits were NaN or infinite"
 
 
 class Shape(NamedTuple):
-    """What is compiled: length and, of a row that is padded on the left, where the answer begins; whether any row has
-    padding."""
+    """What is compiled: length, where blocks begin (see `samplers.options.fill`), whether rows have padding."""
 
     length: int
     prompt_length: int
@@ -35,24 +35,28 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """keys: (row, sample) of each of its rows; `rows` is how many the compiled program takes, repeats included."""
+    """keys: (row, sample) of each of its rows; the compiled program takes `size` rows, the rest are repeats."""
 
     shape: Shape
     keys: tuple[Key, ...]
-    rows: int
+    size: int
 
 
-def shape_of(pattern: Pattern, padding: str, limit: int) -> Shape:
-    """The shape that a pattern is computed in; padding is "left" or "right", of at most `limit` positions a row."""
+def shape_of(pattern: Pattern, model, limit: int, *, counted: bool = False) -> Shape:
+    """The shape that a pattern is computed in, of at most `limit` positions without padding on the left.
+
+    counted: the sampler makes a step for each position from where blocks would begin.
+    """
     length = len(pattern.tokens)
-    if padding == "right":
-        rounded = min(_rounded(length), limit)
-        return Shape(rounded, 0, rounded > length)
-    # A mask of attention without a zero is another program with the same result: these rows always have one.
-    if pattern.answer:
+    if model.padding == "left" and pattern.answer:
         before = _rounded(pattern.answer)
         return Shape(before + length - pattern.answer, before, True)
-    return Shape(_rounded(length), 0, True)
+    rounded = _rounded(length) if model.padding == "left" else min(_rounded(length), limit)
+    # A power of two: about as many steps as masks, and few programs.
+    masks = 1 << (int((pattern.tokens == model.mask_token_id).sum()) - 1).bit_length()
+    begin = max(rounded - masks, 0) if counted else 0
+    # On the left there always is a mask of attention, lest the rare row without padding be a program of its own.
+    return Shape(rounded, begin, model.padding == "left" or rounded > length)
 
 
 def _rounded(length: int) -> int:
@@ -68,9 +72,8 @@ def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collec
     found = []
     for shape in sorted(set(shapes), reverse=True):
         keys = [(row, sample) for row, own in enumerate(shapes) if own == shape for sample in range(samples)]
-        size = min(batch_size, len(keys))
-        batches = [tuple(keys[start : start + size]) for start in range(0, len(keys), size)]
-        found += [Batch(shape, batch, size) for batch in batches if not all(key in done for key in batch)]
+        batches = [tuple(keys[start : start + batch_size]) for start in range(0, len(keys), batch_size)]
+        found += [Batch(shape, batch, batch_size) for batch in batches if not all(key in done for key in batch)]
     return found
 
 
@@ -118,7 +121,7 @@ class Generator:
     def batch(self, batch: Batch, rows: Sequence[Row], patterns: Sequence[Pattern]) -> Iterator[dict]:
         """Rows of the answer file for one batch; see `answer`."""
         started = time.monotonic()
-        keys = [batch.keys[i % len(batch.keys)] for i in range(batch.rows)]
+        keys = [batch.keys[i % len(batch.keys)] for i in range(batch.size)]
         out = self.fill(keys, [patterns[index] for index, _ in keys], batch.shape)
         tokens = np.asarray(out.tokens)
         cost = {

@@ -15,7 +15,7 @@ class FakeModel:
 
     tokenizer, mask_token_id, max_length = ByteTokenizer(), MASK, 256
     denoiser = SimpleNamespace(vocab_size=258)
-    step = 3
+    step, default_alg = 3, "mdlm"
 
     def __init__(self, padding="left", write=None, end_token_ids=(END,)):
         self.padding, self.write, self.end_token_ids = padding, write, end_token_ids

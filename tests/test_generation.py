@@ -14,7 +14,7 @@ def run(model, *values, batch_size=4, samples=1, done=(), seed=0, stops=(), **op
             for i, value in enumerate(values)]  # fmt: skip
     encode = Encoder(model, **{"limit": model.max_length, "max_new_tokens": 5} | options)
     patterns = [encode(row) for row in rows]
-    shapes = [shape_of(pattern, model.padding, encode.limit) for pattern in patterns]
+    shapes = [shape_of(pattern, model, encode.limit) for pattern in patterns]
     generator, found = Generator(model, None, seed, tuple(stops)), {}
     for batch in plan(shapes, samples=samples, batch_size=batch_size, done=done):
         for row in generator.batch(batch, rows, patterns):
@@ -53,16 +53,16 @@ def test_samples_of_a_prompt_differ_and_do_not_depend_on_how_many_there_are():
 def test_rows_of_one_length_share_a_program_and_the_last_batch_is_filled_up():
     model = FakeModel()
     run(model, *TEXTS, batch_size=4)
-    assert model.seen == [((1, 192 + 5), True, 192), ((3, 128 + 5), True, 128), ((4, 64 + 5), True, 64), ((4, 64 + 5), True, 64)]
+    assert model.seen == [((4, 192 + 5), True, 192), ((4, 128 + 5), True, 128), ((4, 64 + 5), True, 64), ((4, 64 + 5), True, 64)]
 
 
 def test_the_plan_skips_batches_that_are_done_and_changes_no_other():
     shapes = [Shape(64, 0, False)] * 5
     whole = plan(shapes, samples=1, batch_size=2)
     assert [batch.keys for batch in whole] == [((0, 0), (1, 0)), ((2, 0), (3, 0)), ((4, 0),)]
-    assert all(batch.rows == 2 for batch in whole)
+    assert all(batch.size == 2 for batch in whole)
     assert plan(shapes, samples=1, batch_size=2, done={(0, 0), (1, 0), (2, 0)}) == whole[1:]
-    assert plan(shapes[:1], samples=1, batch_size=8) == [Batch(shapes[0], ((0, 0),), 1)]
+    assert plan(shapes[:1], samples=1, batch_size=8) == [Batch(shapes[0], ((0, 0),), 8)]
 
 
 def test_longer_rows_come_first():
@@ -70,21 +70,33 @@ def test_longer_rows_come_first():
     assert [batch.shape.length for batch in plan(shapes, samples=1, batch_size=2)] == [192, 128, 64]
 
 
-def pattern(length, answer=0):
-    return Pattern(np.full(length, MASK, np.int32), answer)
+def pattern(length, answer=0, masks=None):
+    masks = length - answer if masks is None else masks
+    return Pattern(np.array([1] * (length - masks) + [MASK] * masks, np.int32), answer)
+
+
+LEFT, RIGHT = FakeModel("left"), FakeModel("right")
 
 
 def test_what_is_padded_on_the_left_begins_its_answer_at_a_multiple_of_64():
-    assert shape_of(pattern(69, 64), "left", 2048) == (69, 64, True)
-    assert shape_of(pattern(70, 65), "left", 2048) == (133, 128, True)
-    assert shape_of(pattern(70), "left", 2048) == (128, 0, True)
+    assert shape_of(pattern(69, 64), LEFT, 2048) == (69, 64, True)
+    assert shape_of(pattern(70, 65), LEFT, 2048) == (133, 128, True)
+    assert shape_of(pattern(70), LEFT, 2048) == (128, 0, True)
 
 
 def test_what_is_padded_on_the_right_has_a_mask_of_attention_only_if_it_needs_one():
-    assert shape_of(pattern(100, 3), "right", 100) == (100, 0, False)
-    assert shape_of(pattern(64, 3), "right", 100) == (64, 0, False)
-    assert shape_of(pattern(65, 3), "right", 100) == (100, 0, True)
-    assert shape_of(pattern(5), "right", 100) == (64, 0, True)
+    assert shape_of(pattern(100, 3), RIGHT, 100) == (100, 0, False)
+    assert shape_of(pattern(64, 3), RIGHT, 100) == (64, 0, False)
+    assert shape_of(pattern(65, 3), RIGHT, 100) == (100, 0, True)
+    assert shape_of(pattern(5), RIGHT, 100) == (64, 0, True)
+
+
+def test_where_positions_count_the_steps_there_are_about_as_many_as_masks():
+    for masks, steps in [(1, 1), (2, 2), (3, 4), (9, 16), (70, 128)]:
+        shape = shape_of(pattern(100, masks=masks), LEFT, 2048, counted=True)
+        assert shape.length - shape.prompt_length == steps
+    assert shape_of(pattern(70, 65), LEFT, 2048, counted=True) == (133, 128, True)
+    assert shape_of(pattern(90, 3), RIGHT, 100, counted=True) == (100, 0, True)
 
 
 def test_padding_stands_before_or_behind_and_is_not_attended_to():
