@@ -6,6 +6,7 @@ prompts. Beside `out.jsonl` lie `out.jsonl.settings.json`, what the rows were ma
 """
 import contextlib
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,6 +66,9 @@ class AnswerFile:
             self._lock()
             if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
                 raise RuntimeError(f"Another process has just ended with {self.path}; run the command again.")
+            # Left by a process that was killed while it wrote one.
+            for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
             self.rows = self._read()
             self._compare(self._settings)
         except BaseException:
@@ -187,11 +191,16 @@ def summarize(rows: Iterable[Mapping]) -> dict:
     }
 
 
+def count(number: int, what: str, plural: str = "s") -> str:
+    """Such as "1,000 answers"."""
+    return f"{number:,} {what}{plural if number != 1 else ''}"
+
+
 def described(summary: Mapping) -> str:
     """The summary in a few lines."""
     errors = f", {summary['errors']:,} of them failed (NaN or infinite logits)" if summary["errors"] else ""
     return "\n".join([
-        f"{summary['rows']:,} answers{errors}: {summary['empty']:.1%} empty, {summary['ended']:.1%} ended by themselves",
+        f"{count(summary['rows'], 'answer')}{errors}: {summary['empty']:.1%} empty, {summary['ended']:.1%} ended by themselves",
         f"  a row        {summary['new_tokens']:.1f} new tokens, {summary['calls']:.1f} network calls",
         f"  a call       {summary['tokens_per_call']:.2f} tokens",
         f"  speed        {summary['tokens_per_second']:,.1f} tokens/s, compilation included ({summary['seconds']:,.1f} s)",

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import softmask_jax
 from softmask_jax import generate_flags, prompts, viewer
-from softmask_jax.answers import AnswerFile, described, key_of, summarize
+from softmask_jax.answers import AnswerFile, count, described, key_of, summarize
 from softmask_jax.benchmarks.report import check_writable
 from softmask_jax.files import write_atomically
 from softmask_jax.generation import FAILED, Generator, Shape, lay_out, plan, shape_of
@@ -57,9 +57,9 @@ def encoder(flags: argparse.Namespace, model) -> Encoder:
         raise ValueError("--unconditional is for models that write a text of fixed length; give this one a --prompt.")
     if flags.length and flags.length > model.max_length:
         raise ValueError(f"--length={flags.length} is more than the {model.max_length} positions that this model can take.")
-    count = flags.max_new_tokens or (None if fixed else NEW_TOKENS)
+    new_tokens = flags.max_new_tokens or (None if fixed else NEW_TOKENS)
     bos = fixed if flags.bos is None else flags.bos
-    return Encoder(model, flags.length or model.max_length, count, flags.chat, flags.system, bos)
+    return Encoder(model, flags.length or model.max_length, new_tokens, flags.chat, flags.system, bos)
 
 
 class Run:
@@ -91,7 +91,7 @@ class Run:
                 file = stack.enter_context(AnswerFile(self.flags.out, self.settings(), self.total))
                 self.found = file.rows
             if len(self.found) == self.total and not self.flags.trajectory:
-                say(f"{self.flags.out} has all {self.total:,} answers already; nothing is left to do.")
+                say(f"{self.flags.out} has its {count(self.total, 'answer')} already; nothing is left to do.")
             elif not self._generate(file):
                 if not file:
                     self._print()
@@ -107,7 +107,7 @@ class Run:
             self._trajectory(*self.first)
         if summary["errors"]:
             first = min(key for key, row in self.found.items() if "error" in row)
-            say(f"Error: {summary['errors']:,} of {self.total:,} answers failed: {FAILED} (first in "
+            say(f"Error: {summary['errors']:,} of {count(self.total, 'answer')} failed: {FAILED} (first in "
                 f"{self.rows[first[0]].name}). Check the checkpoint's weights; the other answers are whole.")  # fmt: skip
             return 1
         return 0
@@ -118,6 +118,8 @@ class Run:
         with StopSignal() as stop:
             model = softmask_jax.load(flags.checkpoint, weights=flags.weights, step=flags.step, base=flags.base)
             forbidden = [token_id(text, model.tokenizer, model.denoiser.vocab_size) for text in flags.forbid]
+            if flags.trajectory and model.tokenizer is None:
+                raise ValueError("--trajectory needs a model with a tokenizer; convert it again with its tokenizer's files.")
             encode = encoder(flags, model)
             patterns = prompts.every(self.rows, encode)
             options = dataclasses.replace(self.options, forbidden=tuple(sorted({*self.options.forbidden, *forbidden})))
@@ -128,8 +130,9 @@ class Run:
             generator = Generator(model, options, flags.seed, tuple(flags.stop))
             if file:
                 file.settle({"step": model.step})
-            say(f"Generating {self.total - len(self.found):,} answers in {len(batches):,} batches of "
-                f"{len({batch.shape for batch in batches})} shapes (each is compiled first) ...")  # fmt: skip
+            programs = len({batch.shape for batch in batches})
+            say(f"Generating {count(self.total - len(self.found), 'answer')} in {count(len(batches), 'batch', 'es')}, "
+                f"with {count(programs, 'program')} to compile ...")  # fmt: skip
             tokens = 0
             with stop.postponed(), tqdm(
                 total=self.total, initial=len(self.found), unit="row", disable=None, dynamic_ncols=True, leave=False
@@ -149,7 +152,7 @@ class Run:
                         break
             if len(self.found) < self.total:
                 more = " The same command goes on from there." if file else ""
-                say(f"Stopped after {len(self.found):,} of {self.total:,} answers.{more}")
+                say(f"Stopped after {len(self.found):,} of {count(self.total, 'answer')}.{more}")
                 return False
             self.first = generator, patterns[0], shapes[0]
         return True

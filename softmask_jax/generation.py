@@ -5,6 +5,7 @@ the work was interrupted. So the length that a row is padded to is its own affai
 and every program takes as many rows as a batch can have: in bfloat16 the number of rows decides how matrix products are
 rounded, and with that an answer now and then. In float32 the size of the batch has made no difference so far.
 """
+import bisect
 import dataclasses
 import math
 import time
@@ -147,10 +148,10 @@ class Generator:
         """What was written, of tokens [n] without padding.
 
         Returns:
-          "text", "tokens", "new_tokens" (up to the end), "ended" and "empty". Of a continued prompt text and tokens
+          "text", "tokens", "new_tokens" (of the text), "ended" and "empty". Of a continued prompt text and tokens
           are what follows it, the text cut at the first end of text and at `stops`. Of a row that is a pattern they
-          are the whole row, nothing is cut, and "fills" are the texts of its holes; it is empty if nothing but ends
-          was filled in.
+          are the whole row, nothing is cut (but the text has no BOS in front), and "fills" are the texts of its holes;
+          it is empty if nothing but ends was filled in.
         """
         if pattern.answer:
             tokens = tokens[pattern.answer :]
@@ -159,7 +160,9 @@ class Generator:
             text = self.text(tokens[:count])
             cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=len(text))
             ended = bool(len(ends)) or cut < len(text)
-            text = text[:cut]
+            if cut < len(text):
+                text = text[:cut]
+                count = bisect.bisect_left(range(count), cut, key=lambda n: len(self.text(tokens[:n])))
             return {
                 "text": text, "tokens": tokens.tolist(), "new_tokens": count, "ended": ended, "empty": not text.strip()
             }  # fmt: skip
@@ -168,8 +171,10 @@ class Generator:
         ends = np.isin(tokens, self.model.end_token_ids) & (np.arange(len(tokens)) > 0)
         borders = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
         count = int((masked & ~ends).sum())
+        tokenizer = self.model.tokenizer
+        begins = int(tokenizer is not None and tokens[0] == tokenizer.bos_id)
         return {
-            "text": self.text(tokens), "fills": [self.text(tokens[start:end]) for start, end in borders],
+            "text": self.text(tokens[begins:]), "fills": [self.text(tokens[start:end]) for start, end in borders],
             "tokens": tokens.tolist(), "new_tokens": count, "ended": bool((masked & ends).any()), "empty": not count,
         }  # fmt: skip
 

@@ -57,6 +57,29 @@ def test_samples_of_a_row_stand_side_by_side(path):
         assert list(file.rows) == [(0, 0), (0, 1), (1, 0), (1, 1)] and file.complete
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("function", ["write_atomically", "write_json"])
+def test_a_death_at_the_end_leaves_all_rows_and_the_end_is_made_again(path, monkeypatch, function):
+    begin(path, 2, 0, 3, 1)
+
+    def die(*_, **__):
+        (path.parent / ".out.jsonl.17-abc.tmp").write_text("half")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, function, die)
+        with pytest.raises(Killed), opened(path) as file:
+            file.finish({})
+    with opened(path) as file:
+        assert file.complete
+        file.finish({"rows": 4})
+    assert indices(path) == [0, 1, 2, 3]
+    assert sorted(os.listdir(path.parent)) == ["out.jsonl", "out.jsonl.settings.json", "out.jsonl.summary.json"]
+
+
 @pytest.mark.parametrize("cut", [1, 10, -1])
 def test_half_a_last_line_is_dropped_and_written_again(path, cut):
     begin(path, 0, 1)

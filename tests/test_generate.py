@@ -45,7 +45,7 @@ TEXTS = ["x" * n for n in (3, 70, 64, 65, 1, 130, 5, 9, 100, 2, 2)]
 def test_the_answer_to_one_prompt_is_all_that_is_printed(command, capsys):
     assert command("--prompt=hello") == 0
     out, errors = capsys.readouterr()
-    assert len(out) == 6 and out.endswith("\n") and "1 answers: 0.0% empty" in errors
+    assert len(out) == 6 and out.endswith("\n") and "1 answer: 0.0% empty" in errors
 
 
 def test_several_prompts_and_samples_have_headings_and_their_cost_if_wanted(command, capsys):
@@ -84,7 +84,7 @@ def test_a_finished_file_is_left_alone_and_the_model_not_loaded(command, capsys,
     monkeypatch.setattr(softmask_jax, "load", None)
     capsys.readouterr()
     assert command(prompts, "--out=out.jsonl") == 0
-    assert "has all 11 answers already" in capsys.readouterr().err and (tmp_path / "out.jsonl").read_bytes() == before
+    assert "has its 11 answers already" in capsys.readouterr().err and (tmp_path / "out.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -248,6 +248,6 @@ def test_a_device_without_memory_says_what_to_do_and_debug_shows_where(command, 
 def test_text_is_cut_at_its_end_and_shares_are_reported(command, model, capsys, tmp_path):
     model.write = lambda count: np.array([END] * count)
     assert command("--prompt=a", "--out=out.jsonl") == 0
-    assert "1 answers: 100.0% empty, 100.0% ended by themselves" in capsys.readouterr().err
+    assert "1 answer: 100.0% empty, 100.0% ended by themselves" in capsys.readouterr().err
     row, = rows_of(tmp_path / "out.jsonl")
     assert row["empty"] and row["ended"] and row["text"] == ""

@@ -127,7 +127,7 @@ def test_a_continued_prompt_ends_at_the_end_of_text():
 def test_an_answer_is_cut_at_the_first_stop_text():
     write = lambda count: [*b"a\n\nb;c"][:count]  # noqa: E731
     row = run(FakeModel(write=write), "q", stops=[";", "\n\n", "z"])[0, 0]
-    assert row["text"] == "a" and row["ended"]
+    assert row["text"] == "a" and row["ended"] and row["new_tokens"] == 1 and len(row["tokens"]) == 5
     assert not run(FakeModel(write=write), "q", stops=["z"])[0, 0]["ended"]
 
 
@@ -151,7 +151,8 @@ def test_holes_come_with_their_texts_and_nothing_is_cut():
 def test_the_token_that_begins_a_window_is_no_end():
     write = lambda count: [END, *b"abcdefgh" * 99][:count]  # noqa: E731
     row = run(FakeModel("right", write), None, limit=20)[0, 0]
-    assert not row["ended"] and row["new_tokens"] == 20 and row["text"].startswith("<|endoftext|>abc")
+    assert not row["ended"] and row["new_tokens"] == 20 and row["text"].startswith("abc")
+    assert row["tokens"][:2] == [END, ord("a")]
     assert "masks" not in row
 
 
