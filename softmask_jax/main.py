@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from softmask_jax import hosts
 from softmask_jax.command_line import split_overrides
 
 ERRORS = (ValueError, OSError, RuntimeError, ImportError)
@@ -26,6 +27,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics, samples")
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    hosts.add_flags(parser)
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_",
         help="override a key; all are in softmask_jax/config_sections.py",
@@ -83,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
 
         from softmask_jax import config, train
 
-        summary = train.train(config.load(flags.config, overrides), flags.workdir, profile=flags.profile)
+        settings, place = config.load(flags.config, overrides), hosts.from_flags(flags)
+        summary = train.train(settings, flags.workdir, profile=flags.profile, place=place)
     except ERRORS as error:
         if flags.debug:
             traceback.print_exc()

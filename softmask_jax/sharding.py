@@ -5,7 +5,6 @@ The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
 """
 import collections
 import math
-import os
 
 import jax
 import numpy as np
@@ -148,36 +147,3 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         name: jax.make_array_from_process_local_data(layout, rows, (len(rows) * hosts, *rows.shape[1:]))
         for name, rows in batch.items()
     }
-
-
-def start_hosts() -> None:
-    """Join the other hosts when the environment says that there are any.
-
-    Read: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise a TPU pod or a SLURM step of
-    several tasks (`srun`, not a bare `salloc`), which JAX recognises by itself, unless JAX_NUM_PROCESSES is 1.
-
-    Raises:
-      ValueError: an address without the two numbers.
-      RuntimeError: the other hosts of the pod or the step are not found.
-    """
-    env = os.environ
-    if jax.distributed.is_initialized():
-        return
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if not env.get(name, "").isdigit()]
-        if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be too (whole numbers).")
-        jax.distributed.initialize(
-            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-        )
-        return
-    several = int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", "")
-    if not several or env.get("JAX_NUM_PROCESSES") == "1":
-        return
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise RuntimeError(
-            f"The other hosts were not found ({' '.join(str(error).split())}). Set JAX_COORDINATOR_ADDRESS (host:port), "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID; or JAX_NUM_PROCESSES=1 alone to run as a single process."
-        ) from error

@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from softmask_jax import checkpoint, data, optimizer, report, sharding, tasks, train_state, wandb_rows
+from softmask_jax import checkpoint, data, hosts, optimizer, report, sharding, tasks, train_state, wandb_rows
 from softmask_jax.config import Config
 from softmask_jax.convert import converted
 from softmask_jax.files import plain, write_json
+from softmask_jax.heartbeat import Heartbeat
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.stop_signal import StopSignal
 from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
@@ -21,18 +22,22 @@ class NonFinite(RuntimeError):
     """A loss, gradient or parameter stopped being finite; nothing of it was saved."""
 
 
-def train(config: Config, workdir: str, *, profile: bool = False) -> dict:
+def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.Place | None = None) -> dict:
     """Train, or continue, the run in `workdir`.
+
+    Args:
+      place: of this process among several; None is what the environment says.
 
     Returns:
       The summary, as in summary.json; {"finished": False, "step": n} where SIGTERM or Ctrl-C ended it.
 
     Raises:
       ValueError, FileNotFoundError, OSError: config, data, mesh or checkpoint don't fit; the message says what to do.
+      RuntimeError: the hosts of a run do not come together, or do not run the same.
       NonFinite: names the step and the last good checkpoint.
       KeyboardInterrupt: SIGTERM or Ctrl-C before the first step or after the last, when everything is saved.
     """
-    sharding.start_hosts()
+    hosts.start(place or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir) as folder:
         folder.check_config(config.to_dict())
         if (done := folder.read_summary()) and done["step"] >= config.updates:
@@ -60,6 +65,7 @@ class Trainer:
         micro = config.train.global_batch_size // config.train.micro_batches
         sharding.check_batch("A micro-batch (config.train.global_batch_size / micro_batches)", micro, self.mesh)
         self.task = tasks.make(config, self.mesh)
+        hosts.check_same("the text (files, split or tokenizer)", self.task.info["fingerprint"])
         self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
         self.tx = optimizer.make(config.optimizer, config.updates)
         self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
@@ -70,7 +76,7 @@ class Trainer:
             folder.path / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
         self.profiler = Profiler(folder.path / "profile", profile)
-        self.tracker, self.openness = None, Openness()
+        self.tracker, self.openness, self.heart = None, Openness(), Heartbeat()
         self.owed = []  # rows of the step continued from that a stop left out
 
     def run(self) -> dict:
@@ -89,6 +95,7 @@ class Trainer:
             for kind in self.owed:
                 self._midway(kind, start, state)
             state, stopped = self._loop(state, start)
+            self.heart.beat(int(state.step), "saving")
             self.checkpoints.wait()
             stopped = stopped or self.stop.noted
         self.tracker.end_progress()
@@ -106,6 +113,7 @@ class Trainer:
         if self.tracker is not None:
             self.tracker.close()
         self.checkpoints.close()
+        self.heart.close()
 
     def _loop(self, state: TrainState, start: int) -> tuple[TrainState, bool]:
         """Steps until the last one or a signal; whether it was a signal. Whatever interrupts them closes a row of
@@ -123,6 +131,7 @@ class Trainer:
                 elif len(pending) > 2:  # the device stays busy, and the loop does not run away from it
                     pending[-3].loss.block_until_ready()
                 self.tracker.progress(step)
+                self.heart.beat(step)
                 stopping, ends = self.stop.at(step), step == config.updates
                 intervals = (config.train.log_every, config.eval.every, config.sample.every, config.checkpoint.every)
                 logs, validates, samples, saves = (every > 0 and step % every == 0 for every in intervals)
@@ -148,6 +157,7 @@ class Trainer:
 
     def _midway(self, kind: str, step: int, state: TrainState) -> dict[str, float]:
         """A row of validation or samples; the scores that rank the step's checkpoint."""
+        self.heart.beat(step, kind)
         if kind == "validation":
             return self._validate(step, state)
         self._sample(step, state)
@@ -214,6 +224,7 @@ class Trainer:
             self.tracker.say(line)
 
     def _save(self, step: int, state: TrainState, found: dict[str, float], owed: list[str]) -> None:
+        self.heart.beat(step, "saving")
         if not bool(train_state.all_finite(_trees(state))):
             raise self._non_finite("A parameter or a moment", step)
         cursor = {"step": step, "data": self.task.info["fingerprint"], "owed": owed}
@@ -241,6 +252,7 @@ class Trainer:
 
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
+        self.heart.beat(step, "ending")
         if self.folder.is_writer:
             print("Validating and sampling ...", flush=True)
         row = self.task.validate(state, final=True)

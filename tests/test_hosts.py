@@ -1,111 +1,173 @@
-"""Several processes on localhost behave like hosts: one run, the same losses, one writer, elastic."""
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Flags and environments say where a process stands; hosts that do not fit together are told so before JAX starts."""
+import argparse
+import http.server
+import threading
 
-import numpy as np
 import pytest
 
-from tests import tiny_run
-from tests.tiny_run import assert_rows_are_unique, rows
+from softmask_jax import hosts
+from softmask_jax.hosts import Place
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("hosts")]
-
-ROOT = Path(__file__).parent.parent
-PATIENCE = 150
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def start(config: Path, workdir: Path, hosts: int, *overrides: str) -> list[subprocess.Popen]:
-    """One process a host, each with one CPU device."""
-    base = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
-    base |= {
-        "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
-    }  # fmt: skip
-    address, processes = f"localhost:{free_port()}", []
-    for host in range(hosts):
-        several = {
-            "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts), "JAX_PROCESS_ID": str(host)
-        }  # fmt: skip
-        command = [sys.executable, "-m", "softmask_jax.main", f"--config={config}", f"--workdir={workdir}", *overrides]
-        processes.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=base | (several if hosts > 1 else {}), text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        )
-    return processes
+VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JOB_COMPLETION_INDEX",
+    "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID",
+    "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID",
+    "MEGASCALE_COORDINATOR_ADDRESS", "KUBERNETES_SERVICE_HOST", "JAX_PLATFORMS", "GCE_METADATA_IP",
+    "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_PORT",
+)  # fmt: skip
+SLURM = {
+    "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[007,010-012]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "1",
+}  # fmt: skip
+ADDRESSES = {"JAX_COORDINATOR_ADDRESS": "a:81", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """What each printed; all are killed where one hangs."""
-    try:
-        printed = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(printed)
-    return printed
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables of an environment that says nothing else."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hosts, "_has_tpu", lambda: False)
+    return lambda values: [monkeypatch.setenv(*item) for item in values.items()]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A config of two micro-batches, and the run of a single process to compare with."""
-    folder = tmp_path_factory.mktemp("hosts")
-    tiny_run.write_texts(folder / "texts")
-    settings = tiny_run.settings(folder, train__micro_batches=2, train__log_every=1, sample__count=1)
-    config = tiny_run.write_config(folder / "tiny.py", settings)
-    finish(start(config, folder / "one", 1))
-    return folder
+@pytest.fixture
+def tpu_machine(monkeypatch):
+    """What JAX finds out about the machine when it is imported: a TPU; names of workers resolve."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster.socket, "gethostbyname", lambda name: "10.0.0.1")
+    monkeypatch.setattr("jax._src.clusters.cluster.running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "")
+    monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value_from_metadata", lambda key: None)
+    return cloud_tpu_cluster
 
 
-def losses(workdir: Path) -> np.ndarray:
-    return np.array([row["loss"] for row in rows(workdir, "train")])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"SLURM_NTASKS": "4"},  # salloc without srun: one process
+        {"SLURM_STEP_NUM_TASKS": "4", **SLURM, "JAX_NUM_PROCESSES": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"JOB_COMPLETION_INDEX": "3"},
+        ADDRESSES | {"JAX_NUM_PROCESSES": "1"},
+    ],
+)
+def test_without_a_sign_of_other_hosts_or_when_told_so_a_process_is_alone(environment, values):
+    environment(values)
+    assert hosts.detect() == Place()
 
 
-def test_two_hosts_train_validate_and_end_as_one_does_and_one_of_them_writes(home):
-    printed = finish(start(home / "tiny.py", home / "two", 2))
-    np.testing.assert_allclose(losses(home / "two"), losses(home / "one"), rtol=1e-4)
-    for kind in ("validation", "final"):
-        for ours, theirs in zip(rows(home / "two", kind), rows(home / "one", kind), strict=True):
-            np.testing.assert_allclose(ours["two_pass/nelbo"], theirs["two_pass/nelbo"], rtol=1e-3)
-    assert_rows_are_unique(home / "two")
-    ours, theirs = (json.loads((home / name / "summary.json").read_text()) for name in ("two", "one"))
-    assert ours["step"] == theirs["step"]
-    np.testing.assert_allclose(list(ours["validation"].values()), list(theirs["validation"].values()), 1e-3, 1e-5)
-    for line in ("parameters on", "Validating and sampling", "Validation perplexity per token"):
-        assert sum(line in text for text in printed) == 1
+def test_a_slurm_step_of_several_tasks_is_read_as_jax_reads_it(environment):
+    environment({"SLURM_STEP_NUM_TASKS": "4", **SLURM})
+    assert hosts.detect(join_seconds=7) == Place("SLURM", "node007:61441", 4, 2, (1,), join_seconds=7)
 
 
-def test_a_stop_of_one_host_saves_on_all_and_a_single_process_continues_as_both_would(home):
-    workdir, steps = home / "stopped", "--config.train.steps=4000"
-    processes = start(home / "tiny.py", workdir, 2, steps)
-    deadline = time.monotonic() + PATIENCE
-    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir, "train")) < 5:
-        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
-            break  # `finish` tells why
-        time.sleep(0.2)
-    processes[1].send_signal(signal.SIGTERM)
-    finish(processes)
-    saved = max(int(step.name) for step in (workdir / "checkpoints").iterdir() if step.name.isdigit())
-    assert len(rows(workdir, "train")) == saved < 4000
-    shutil.copytree(workdir, home / "both")
-    further = f"--config.train.steps={saved + 2}"
-    finish(start(home / "tiny.py", workdir, 1, further))
-    finish(start(home / "tiny.py", home / "both", 2, further))
-    assert len(losses(workdir)) == saved + 2
-    assert_rows_are_unique(workdir)
-    np.testing.assert_allclose(losses(workdir)[:4], losses(home / "one")[:4], rtol=1e-4)
-    # The two steps after the stop: the same examples, noise and coins.
-    np.testing.assert_allclose(losses(workdir), losses(home / "both"), rtol=1e-4)
+def test_a_slurm_step_leaves_the_choice_of_devices_to_the_user(environment):
+    environment({"SLURM_STEP_NUM_TASKS": "4", **SLURM, "JAX_LOCAL_DEVICE_IDS": "0,1"})
+    assert hosts.detect().local_device_ids is None
+
+
+def test_a_tpu_pod_of_gke_is_read_from_its_environment(environment, tpu_machine):
+    environment({"TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1"})
+    assert hosts.detect() == Place("TPU pod", "job-0.svc:8482", 2, 1)
+
+
+def test_slices_of_gke_are_counted_together(environment, tpu_machine):
+    environment(
+        {
+            "TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1", "MEGASCALE_NUM_SLICES": "2",
+            "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "first.svc:8080",
+        }
+    )  # fmt: skip
+    assert hosts.detect() == Place("TPU pod", "first.svc:8482", 4, 3)
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """A metadata server that answers from the dict that is returned."""
+    attributes = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = attributes.get(self.path.rpartition("/")[2])
+            self.send_response(404 if found is None else 200)
+            self.end_headers()
+            self.wfile.write((found or "").encode())
+
+        def log_message(self, *_): ...
+
+    server = http.server.HTTPServer(("localhost", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(hosts, "_has_tpu", lambda: True)
+    monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_port}")
+    yield attributes
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_tpu_pod_of_several_vms_is_asked_of_the_metadata_server(environment, tpu_machine, metadata, monkeypatch):
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    monkeypatch.setattr(tpu_machine, "get_metadata", lambda key: (metadata.get(key, ""), 200))
+    metadata |= {"worker-network-endpoints": "x:y:10.0.0.7,x:y:10.0.0.8", "agent-worker-number": "1"}
+    assert hosts.detect() == Place("TPU pod", "10.0.0.7:8482", 2, 1)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"worker-network-endpoints": "x:y:10.0.0.7", "tpu-env": "ZONE: 'a'\n"}])
+def test_a_tpu_of_one_vm_and_one_without_such_a_server_are_alone(environment, metadata, attributes):
+    metadata |= attributes
+    assert hosts.detect() == Place()
+
+
+def test_slices_of_one_vm_each_are_several_hosts(environment, metadata):
+    metadata |= {"worker-network-endpoints": "x:y:10.0.0.7", "tpu-env": "ZONE: 'a'\nMEGASCALE_NUM_SLICES: '2'\n"}
+    assert hosts._cluster() == "TPU pod"
+
+
+def test_plain_addresses_come_from_the_environment_and_flags_win(environment):
+    environment(ADDRESSES)
+    assert hosts.detect() == Place("addresses", "a:81", 2, 1)
+    parser = argparse.ArgumentParser()
+    hosts.add_flags(parser)
+    words = "--coordinator=[::1]:82 --processes=4 --process=3 --join_seconds=9 --heartbeat_seconds=8".split()
+    expected = Place("addresses", "[::1]:82", 4, 3, join_seconds=9, heartbeat_seconds=8)
+    assert hosts.from_flags(parser.parse_args(words)) == expected
+    assert hosts.from_flags(parser.parse_args(["--processes=1"])) == Place()
+
+
+def test_the_index_of_a_job_of_kubernetes_is_the_process(environment):
+    environment({"JAX_COORDINATOR_ADDRESS": "a:81", "JAX_NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"})
+    assert hosts.detect().process == 3
+
+
+@pytest.mark.parametrize(
+    "values, given, words",
+    [
+        (ADDRESSES | {"JAX_PROCESS_ID": ""}, (), r"given \(a:81\), so --process \(or JAX_PROCESS_ID\) must be too"),
+        (ADDRESSES | {"JAX_PROCESS_ID": "2"}, (), "--process=2 is out of range: of 2 processes they are 0 to 1"),
+        (ADDRESSES | {"JAX_NUM_PROCESSES": "two"}, (), "JAX_NUM_PROCESSES='two' in the environment is not a whole"),
+        ({}, ("a:81", 0, 0), "is 0; it must be 1 or more"),
+        ({}, ("a", 2, 0), "address 'a' is not of the form HOST:PORT"),
+        ({}, (None, 2, 0), "need the address of the first host. Give --coordinator=HOST:PORT"),
+        ({"SLURM_STEP_NUM_TASKS": "4", **SLURM}, (None, 3), "--processes=3, but the SLURM has 4"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(environment, values, given, words):
+    environment(values)
+    with pytest.raises(ValueError, match=words):
+        hosts.detect(*given)
+
+
+def test_a_cluster_whose_hosts_are_not_found_says_how_to_run_alone(environment):
+    environment({"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(RuntimeError, match="a part of a SLURM, but.*--processes=1 to run as a single process"):
+        hosts.detect()
+
+
+def test_what_must_be_the_same_leaves_out_folders_of_the_host_itself():
+    prints = hosts.prints({"data": {"cache_dir": "/x", "seq_len": 8}, "train": {"steps": 3}})
+    assert prints["config.data.seq_len"] == "8" and prints["config.train.steps"] == "3"
+    assert {"jax", "jaxlib", "Python", "the code of softmask_jax"} < prints.keys()
+    assert "config.data.cache_dir" not in prints

@@ -11,10 +11,10 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat"},
     {"config", "vocab_draw", "data", "charts", "answers"},
-    {"run_folder", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
-    {"soft_masking", "curves", "wandb_rows", "patterns"},
+    {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
+    {"soft_masking", "hosts", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint", "viewer", "generation", "generate_flags"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"tasks", "dream_api"},
     {"train", "api"},
     {"main", "compile", "benchmarks", "tiny_dream"},
-    {"compare", "generate"},
+    {"supervise", "compare", "generate"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

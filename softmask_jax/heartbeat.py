@@ -1,0 +1,48 @@
+"""What a training process tells the supervisor beside it: the step it has reached, and what it is at.
+
+A supervisor names a file in SOFTMASK_JAX_HEARTBEAT; without one nothing is written. Times are of CLOCK_MONOTONIC, which
+all processes of one host share.
+"""
+import os
+import time
+from typing import NamedTuple
+
+VARIABLE = "SOFTMASK_JAX_HEARTBEAT"
+STEPPING = "stepping"
+_WIDTH = 64
+
+
+class Beat(NamedTuple):
+    """step: updates done, -1 before the first of this process; doing: a word; seconds: how long ago it was written."""
+
+    step: int
+    doing: str
+    seconds: float
+
+
+class Heartbeat:
+    """Writes beats; one system call each, so that it may be asked at every step."""
+
+    def __init__(self):
+        path = os.environ.get(VARIABLE)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600) if path else None
+
+    def beat(self, step: int, doing: str = STEPPING) -> None:
+        if self._file is not None:
+            # A fixed width overwrites the whole record before: a reader never sees a part of it.
+            os.pwrite(self._file, f"{step} {time.monotonic():.3f} {doing}".ljust(_WIDTH).encode(), 0)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def read(path: str | os.PathLike) -> Beat | None:
+    """The last beat in the file; None before the first."""
+    try:
+        with open(path, encoding="ascii") as file:
+            step, when, doing = file.read(_WIDTH).split()
+        return Beat(int(step), doing, time.monotonic() - float(when))
+    except (FileNotFoundError, ValueError):
+        return None
