@@ -42,6 +42,12 @@ def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, Spread]:
     return {name: Spread(tuple(found)) for name, found in seconds.items()}
 
 
+def device_name() -> str:
+    """What a table was measured on."""
+    device = jax.devices()[0]
+    return f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
+
+
 def check_writable(path: str, flag: str = "--json") -> None:
     """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
     if not path:

@@ -10,7 +10,6 @@ Then the vocabulary's operations, dense against chunked: temporary memory as the
 """
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step, vocab_head
-from softmask_jax.benchmarks.report import alternate, check_writable, mebibytes, table
+from softmask_jax.benchmarks.report import alternate, check_writable, device_name, mebibytes, table
 from softmask_jax.files import write_json
 
 LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
@@ -179,10 +178,8 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
 def measure(sizes: Sizes, *, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
     """Everything, as JSON values: "device", "jax", "sizes", "steps" (see `time_steps`), "vocabulary" (see
     `compare_vocabulary`)."""
-    device = jax.devices()[0]
-    kind = f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
     return {
-        "device": kind,
+        "device": device_name(),
         "jax": jax.__version__,
         "sizes": dataclasses.asdict(sizes),
         "steps": time_steps(sizes, remat, steps),
