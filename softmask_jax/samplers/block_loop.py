@@ -146,7 +146,8 @@ class Run(NamedTuple):
         """What one call does.
 
         index: [] of the call in its block. masks: [B L] of the block; rows without any are left as they are. at_start:
-        [B] how many there were. hidden: [B L D], right where `computed` [L] says. size: [] positions that were computed.
+        [B] how many there were. hidden: [B L D], right where `computed` [L] is true. size: [] positions that were
+        computed.
         """
         options, mask = self.options, self.options.denoiser.mask_token_id
         active, grid = masks.any(-1), isinstance(self.rule, commit.Shares)
@@ -180,7 +181,7 @@ class Run(NamedTuple):
         )  # fmt: skip
 
     def predict(self, carry: Carry, hidden, wanted) -> tuple[dream_draw.Predicted, jax.Array | None]:
-        """What the wanted positions [B L] predict, and the noise [B L] for drawing positions, by the rows' own calls."""
+        """What the wanted positions [B L] predict, and the noise [B L] for choosing among them."""
         options, rows = self.options, jnp.arange(len(wanted))
         gumbel, order = (x if x is None else x[carry.calls, rows] for x in (self.draws.gumbel, self.draws.order))
         keys = None if self.keys is None else jax.vmap(jax.random.fold_in)(self.keys, carry.calls)
@@ -212,7 +213,10 @@ class Run(NamedTuple):
 
 
 def slice_sizes(region: int, block_length: int) -> list[int]:
-    """The lengths of slices that are compiled for a cache of the prefix, shortest first: all blocks, half of them, ..."""
+    """The lengths of slices that are compiled with a cache of the prefix, shortest first: all blocks, half of them, ...
+
+    One for each block would be exact, but the program would grow with them; these compute at most twice as much.
+    """
     blocks = -(-region // block_length)
     counts = {-(-blocks // 2**halvings) for halvings in range(blocks.bit_length() + 1)}
     return sorted({min(count * block_length, region) for count in counts})

@@ -36,8 +36,9 @@ class BlockSampler:
     prompt_length: where the first block begins; masks before it stay. block_length: the last block may be shorter.
     cache: a name from `CACHES`; `none` computes every position at every call.
     alg: a name from `ALGORITHMS`. `confidence_threshold` commits every token of the block whose probability reaches
-      `threshold`, `confidence_factor` as many as `commit.Factor` allows, at least one. The others take `number` tokens a call,
-      surest first, or without it int(masks * (1 - s / t)) on a time grid of the block's own, of steps // blocks steps.
+      `threshold`, `confidence_factor` as many as `commit.Factor` allows, at least one. The others take `number` tokens
+      a call, surest first, or without it int(masks * (1 - s / t)) on a time grid of the block's own, of steps // blocks
+      steps.
     full_call: whether the call at a block's start commits the block's first token only, as the reference, or by the
       same rule as the other steps, which needs fewer calls.
     temperature, top_p, top_k, alg_temp, eps, suppress_mask, history, trace: as `DreamSampler`.
@@ -131,11 +132,11 @@ class BlockSampler:
 
         Args:
           params: {"backbone", "soft_mask"}; the raw scalars are read only with soft-masking.
-          keys: [B] one key per row: noise is a function of (row key, the row's how-manieth call, place from its first
-            token), so a row's text depends neither on the rows beside it nor on its padding.
+          keys: [B] one key per row: noise is a function of (row key, number of the row's calls before, place from its
+            first token), so a row's text depends neither on the rows beside it nor on its padding.
           tokens: [B L] ids, the mask where text is wanted.
           attention_mask: [B L] 1 for tokens and 0 for padding, which is neither seen nor filled.
-          draws: recorded random numbers, used instead of `keys`, by the row's how-manieth call: [most_calls(L) B L ...].
+          draws: recorded random numbers, used instead of `keys`, by a row's own calls: [most_calls(L) B L ...].
         """
         self._check(keys, tokens, attention_mask, draws)
         tokens, rows, length = jnp.asarray(tokens, jnp.int32), *tokens.shape
@@ -145,8 +146,8 @@ class BlockSampler:
         fillable = (tokens == self.denoiser.mask_token_id) & attended & (jnp.arange(length) >= self.prompt_length)
         bias = self.constraints.bias(self.denoiser.head(params["backbone"]))
         rule, total, feedback = self._rule(self.blocks(length)), self.most_calls(length), None
-        run = Run(self, rule, self._most_steps(rule), params, keys, draws or Draws(), fillable, fillable.sum(-1), places,
-                  layout, bias)
+        run = Run(self, rule, self._most_steps(rule), params, keys, draws or Draws(), fillable, fillable.sum(-1),
+                  places, layout, bias)
         if self.soft_mask.on or self.trace:
             spec = dataclasses.replace(self.soft_mask, k=max(self.reads, 1))
             feedback = objective.empty_feedback(self.denoiser, spec, params["backbone"], tokens)

@@ -21,6 +21,12 @@ PADDED = dict(zip(("positions", "segment_ids"), dream.padded_inputs(REAL)))
 DORA = AdapterConfig(rank=4, alpha=4)
 
 
+def dream_config(**options) -> DreamConfig:
+    sizes = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 48, "remat": "none"}
+    types = {"param_dtype": "float32", "compute_dtype": "float32"}
+    return DreamConfig(vocab_size=9, hidden_size=D, **{**sizes, **types, **options})
+
+
 @functools.cache
 def network(name: str, depth: int = 2, dtype: str = "float32", **options):
     """(trunk, parameters): dream has two query heads a key head, adapted is the same with a trained DoRA, dit gates."""
@@ -32,8 +38,7 @@ def network(name: str, depth: int = 2, dtype: str = "float32", **options):
         filled = jax.random.normal(key, params["blocks"]["adaln"]["bias"].shape)
         params["blocks"]["adaln"]["bias"] = 0.5 * filled  # gates are zero at the start, and nothing would show
         return dit.trunk(config), params
-    config = DreamConfig(vocab_size=9, hidden_size=D, num_layers=depth, num_heads=4, num_kv_heads=2, intermediate_size=48,
-                         param_dtype="float32", compute_dtype=dtype, remat="none", **options)
+    config = dream_config(num_layers=depth, compute_dtype=dtype, **options)
     params = jax.tree.map(lambda leaf: 8 * leaf if leaf.ndim > 2 else leaf, dream.init(config, key))
     if name == "dream":
         return dream.trunk(config), params
@@ -104,7 +109,7 @@ def test_in_one_layer_a_changed_slice_is_what_a_whole_pass_makes_of_it(name, lay
 
 def attended_by_hand(params: dict, x, kept: Cache, start: int) -> np.ndarray:
     """The hidden states of a slice in Dream, a layer at a time: its keys and values stand in those of all others."""
-    config, x = network_config(), np.asarray(x)
+    config, x = dream_config(), np.asarray(x)
     angles = dream.layers.rotary_angles(start + jnp.arange(x.shape[1]), config.head_width, config.rope_base)
     for i in range(config.num_layers):
         layer = dream.layer(config, jax.tree.map(lambda leaf: leaf[i], params["layers"]))
@@ -121,11 +126,6 @@ def attended_by_hand(params: dict, x, kept: Cache, start: int) -> np.ndarray:
         inside = layer.mlp_norm(x)
         x = x + np.asarray(layer.down(jax.nn.silu(layer.gate(inside)) * layer.up(inside)))
     return dream.layers.rms_norm(jnp.asarray(x), params["final_norm"]["scale"], config.norm_eps)
-
-
-def network_config() -> DreamConfig:
-    return DreamConfig(vocab_size=9, hidden_size=D, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48,
-                       param_dtype="float32", compute_dtype="float32", remat="none")
 
 
 def test_deeper_a_changed_slice_sees_the_cached_keys_of_all_layers():
@@ -215,8 +215,8 @@ def hf(layers: int = 2) -> dict:
 
 
 def denoiser(mesh=None):
-    return dream_denoiser.build(Model(kind="dream", base="-", compute_dtype="float32", remat="none", param_dtype="float32"),
-                                SoftMask(k=1), hf(), mesh=mesh)
+    sizes = Model(kind="dream", base="-", compute_dtype="float32", param_dtype="float32", remat="none")
+    return dream_denoiser.build(sizes, SoftMask(k=1), hf(), mesh=mesh)
 
 
 def test_the_denoisers_slice_is_shifted_as_its_whole_pass_is():
@@ -241,7 +241,8 @@ def test_on_a_mesh_a_slice_gives_the_same_and_the_cache_is_cut_by_rows(sizes):
         return whole, kept, model.trunk(params, changed[:, :SIZE], cache=Window(kept, start, before=whole[:, START]))[0]
 
     whole, kept, part = jax.jit(functools.partial(run, model))(placed, x, changed, START)
-    plain = jax.jit(functools.partial(run, denoiser()))(params, *(jnp.asarray(np.asarray(y)) for y in (x, changed)), START)
+    here = (jnp.asarray(np.asarray(y)) for y in (x, changed))
+    plain = jax.jit(functools.partial(run, denoiser()))(params, *here, START)
     for ours, theirs in zip(jax.tree.leaves((whole, kept, part)), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     per_device = kept.k.sharding.shard_shape(kept.k.shape)

@@ -93,8 +93,11 @@ def count_of(sampler: BlockSampler, sure, index: int, blocks: int) -> int:
     return int(np.float32(len(sure)) * unmask_shares(sampler.steps // blocks, sampler.eps)[index])
 
 
-def decode(sampler: BlockSampler, scalars: dict, row, pads: int = 0, gumbel=None, order=None) -> Plain:
-    """One row [L] behind `pads` pads; gumbel [T L V] and order [T L] by call. Needs nothing of the sampler but options."""
+def decode(sampler: BlockSampler, scalars: dict, row, pads: int = 0, gumbel=None, order=None, mask_bias=0.0) -> Plain:
+    """One row [L] behind `pads` pads; gumbel [T L V] and order [T L] by call. Needs nothing of the sampler but options.
+
+    mask_bias: added to the logit of the mask.
+    """
     row, prompt = np.array(row[pads:]), sampler.prompt_length - pads
     length, size = len(row), sampler.block_length
     blocks = -(-(length - prompt) // size)
@@ -117,8 +120,9 @@ def decode(sampler: BlockSampler, scalars: dict, row, pads: int = 0, gumbel=None
             masks = begin + np.flatnonzero(row[begin:end] == MASK)
             if not len(masks) or finished(begin):
                 break
-            low, high = (0, length) if kept is None or sampler.cache == "none" else (
-                begin, end if sampler.cache == "dual" else length)
+            low, high = 0, length
+            if kept is not None and sampler.cache != "none":
+                low, high = begin, end if sampler.cache == "dual" else length
             ratio = ((row == MASK) & fillable).sum() / total
             hidden, keeping = forward(soft_inputs(sampler, scalars, row, logits, ratio)[low:high], low,
                                       None if low == 0 and high == length else kept)
@@ -129,6 +133,7 @@ def decode(sampler: BlockSampler, scalars: dict, row, pads: int = 0, gumbel=None
                 shifted[0] = before
             seen = np.full((length, VOCAB), -np.inf)
             seen[low:high] = (shifted @ weights()["head"]["weight"].T)[:, :VOCAB]
+            seen[:, MASK] += mask_bias
             at, call = masks, len(history)
             first = index == 0 and sampler.full_call == "first" and not (grid and most == 1)
             if first:

@@ -15,7 +15,7 @@ from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import Draws
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.vocab_head import Head
-from tests import dream_model
+from tests import dream_model, golden_model
 from tests.dream_model import MASK, VOCAB
 from tests.golden import load, meta
 from tests.samplers import plain_blocks
@@ -86,7 +86,7 @@ def rows(length: int = 14) -> np.ndarray:
     return tokens
 
 
-def compared(this: BlockSampler, seed: int = 0):
+def compared(this: BlockSampler, seed: int = 0, mask_bias: float = 0.0):
     """Runs the three rows in one batch with recorded noise, and each alone in the plain loop."""
     tokens = rows()
     shape, rng = (this.most_calls(tokens.shape[1]), *tokens.shape), np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def compared(this: BlockSampler, seed: int = 0):
     out = run(this, tokens, draws=Draws(gumbel=gumbel, order=order))
     for row in range(len(tokens)):
         own = (None if x is None else x[:, row] for x in (gumbel, order))
-        plain = plain_blocks.decode(this, SCALARS, tokens[row], 0, *own)
+        plain = plain_blocks.decode(this, SCALARS, tokens[row], 0, *own, mask_bias)
         np.testing.assert_array_equal(out.tokens[row], plain.tokens)
         assert int(out.row_calls[row]) == len(plain.history)
         assert int(out.filled[row]) == plain.filled
@@ -117,7 +117,8 @@ def compared(this: BlockSampler, seed: int = 0):
         {"cache": "none", "alg": "confidence_factor", "factor": 1.7, "full_call": "rule", "soft_mask": SOFT},
         {"cache": "prefix", "alg": "confidence_threshold", "threshold": 0.15, "soft_mask": SOFT},
         {"cache": "prefix", "alg": "entropy", "soft_mask": SoftMasking("topk", 3, "linear"), "temperature": 0.5},
-        {"cache": "dual", "alg": "maskgit_plus", "number": 2, "temperature": 0.9, "alg_temp": 0.3, "suppress_mask": True},
+        {"cache": "dual", "alg": "maskgit_plus", "number": 2, "temperature": 0.9, "alg_temp": 0.3,
+         "suppress_mask": True},
         {"cache": "dual", "alg": "topk_margin", "steps": 12, "full_call": "rule", "soft_mask": SOFT, "compat": True},
     )),
 ])  # fmt: skip
@@ -142,15 +143,14 @@ def test_rows_that_came_to_an_end_token_stop(cache):
 # Rows
 
 
-def answered(which, pads: int, cache: str):
-    """The rows `which`, with `pads` more pads on the left than they need."""
+def answered(which, width: int, cache: str):
+    """The rows `which`, padded on the left to prompts of `width` tokens."""
     prompts, keys = [[5, 9, 17], [40], [3, 1, 4, 1, 5]], jax.random.split(jax.random.key(8), 3)
-    width = max(len(prompts[row]) for row in which) + pads
     tokens, attended = np.full((len(which), width + 10), MASK), np.ones((len(which), width + 10), np.int32)
     for i, row in enumerate(which):
         start = width - len(prompts[row])
         tokens[i, :start], attended[i, :start], tokens[i, start:width] = 199, 0, prompts[row]
-    options = {"temperature": 0.8, "top_p": 0.9, "alg": "entropy", "alg_temp": 0.5, "soft_mask": SOFT, "steps": 9}
+    options = {"temperature": 0.8, "top_p": 0.9, "threshold": 0.1, "alg_temp": 0.5, "soft_mask": SOFT}
     this = sampler(cache=cache, prompt_length=width, **options)
     return run(this, tokens, attended, keys[np.asarray(which)])
 
@@ -158,12 +158,23 @@ def answered(which, pads: int, cache: str):
 @pytest.mark.parametrize("cache", ("dual", pytest.param("prefix", marks=pytest.mark.full),
                                    pytest.param("none", marks=pytest.mark.full)))  # fmt: skip
 def test_a_row_does_not_depend_on_its_neighbours_or_its_padding(cache):
-    whole = answered((0, 1, 2), 0, cache)
-    part = answered((2, 0), 4, cache)
-    np.testing.assert_array_equal(part.tokens[:, -10:], whole.tokens[np.asarray([2, 0]), -10:])
-    np.testing.assert_array_equal(part.row_calls, whole.row_calls[np.asarray([2, 0])])
+    whole = answered((0, 1, 2), 5, cache)
+    for row in range(3):
+        alone = answered((row,), 8, cache)
+        np.testing.assert_array_equal(alone.tokens[0, -10:], whole.tokens[row, -10:])
+        assert int(alone.calls) == int(alone.row_calls[0]) == int(whole.row_calls[row])
     assert len({tuple(row) for row in np.asarray(whole.tokens[:, -10:])}) == 3
+    assert int(whole.row_calls.min()) < int(whole.calls)  # a row waited for another
     np.testing.assert_array_equal(whole.tokens[1, :5], [199] * 4 + [40])
+
+
+def test_given_tokens_where_a_block_begins_do_not_move_it():
+    tokens = rows()[:2]
+    tokens[0] = tokens[1]  # both rows have a token where the first block begins
+    this = sampler(cache="dual", alg="entropy", soft_mask=SOFT)
+    plain = plain_blocks.decode(this, SCALARS, tokens[0])
+    out = run(this, tokens)
+    np.testing.assert_array_equal(out.history[: int(out.calls), 0], plain.history)
 
 
 def test_rows_and_blocks_without_masks_cost_nothing():
@@ -210,6 +221,14 @@ def test_a_model_that_only_predicts_the_mask_comes_to_an_end(options):
     assert int(out.calls) == (12 if options["alg"] == "entropy" else 6)
 
 
+def test_masks_that_are_predicted_take_no_tokens_place():
+    # The mask is predicted here and there, and more surely than any token.
+    this = sampler(with_bias(2.0), alg="confidence_threshold", threshold=1.0, cache="dual")
+    out = compared(this, mask_bias=2.0)
+    masks = (np.asarray(out.tokens) == MASK)[:, 3:].sum()
+    assert 0 < masks < (rows() == MASK)[:, 3:].sum() - 3, masks
+
+
 @pytest.mark.parametrize("options", [
     {"alg": "confidence_threshold", "threshold": 1.0, "cache": "dual"},
     pytest.param({"alg": "entropy", "cache": "prefix", "soft_mask": SOFT}, marks=pytest.mark.full),
@@ -222,6 +241,7 @@ def test_nan_is_reported_and_comes_to_an_end(options):
     np.testing.assert_array_equal(np.asarray(out.tokens)[given], rows()[given])
 
 
+@pytest.mark.full
 def test_a_threshold_that_nobody_reaches_commits_one_token_a_call():
     out = run(sampler(alg="confidence_threshold", threshold=1.0, cache="dual", suppress_mask=True), rows())
     np.testing.assert_array_equal(out.row_calls, (rows() == MASK)[:, 3:].sum(-1))
@@ -254,7 +274,7 @@ def test_the_first_position_of_a_slice_is_predicted_from_the_state_before_it():
 
 def test_the_program_does_not_grow_with_the_number_of_blocks():
     def size(blocks: int, **options) -> int:
-        this = BlockSampler(model(), block_length=2, alg="confidence_threshold", soft_mask=SOFT, history=False, **options)
+        this = BlockSampler(model(), block_length=2, soft_mask=SOFT, history=False, **options)
         tokens = jax.ShapeDtypeStruct((1, 2 * blocks), jnp.int32)
         return len(jax.jit(this).lower(params(), None, tokens).as_text().splitlines())
 
@@ -270,17 +290,29 @@ def test_slices_of_a_prefix_have_few_sizes_and_the_longest_fits():
     assert slice_sizes(3, 32) == [3]
 
 
-def test_in_one_block_at_a_time_prefix_is_exact_and_dual_is_not_before_its_last():
-    # With one block, both caches hold the prompt alone as it was; the masks of later blocks are what dual keeps.
-    tokens = rows()[:1]
+@pytest.mark.full
+def test_with_a_single_block_both_caches_are_the_same():
     one = {"block_length": 11, "alg": "entropy", "steps": 6}
-    found = {cache: np.asarray(run(sampler(cache=cache, **one), tokens).history) for cache in ("prefix", "dual")}
-    np.testing.assert_array_equal(found["prefix"], found["dual"])
+    found = [np.asarray(run(sampler(cache=cache, **one), rows()[:1]).history) for cache in ("prefix", "dual")]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("cache", ("prefix", pytest.param("dual", marks=pytest.mark.full)))
+def test_over_a_dit_one_block_of_everything_is_what_no_cache_is(cache):
+    # The slice is the whole sequence: nothing of what is kept is seen.
+    denoiser, weights = golden_model.model(), golden_model.params()
+    tokens = np.random.default_rng(1).integers(0, 90, (2, 12))
+    tokens[0, 2:], tokens[1, 5:11] = golden_model.MASK, golden_model.MASK
+    options = {"prompt_length": 0, "block_length": 12, "alg": "topk_margin", "steps": 5, "soft_mask": SOFT}
+    out, plain = (run(sampler(denoiser, cache=name, **options), tokens, weights=weights) for name in (cache, "none"))
+    np.testing.assert_array_equal(out.history, plain.history)
+    assert golden_model.MASK not in np.asarray(out.tokens)
 
 
 # Soft-masking
 
 
+@pytest.mark.full
 def test_a_scale_of_zero_is_binary_masking():
     weights = {**params(), "soft_mask": soft_masking.raw_from_effective(0.0, -3.0, 1.5)}
     options = {"cache": "dual", "alg": "entropy", "temperature": 0.5}
@@ -333,6 +365,7 @@ def test_other_variants_run_and_differ(variant):
     assert (np.asarray(out.history) != np.asarray(run(sampler(**options), rows()).history)).any()
 
 
+@pytest.mark.full
 def test_forbidden_tokens_are_not_drawn():
     free = run(sampler(cache="dual", alg="entropy"), rows())
     words = tuple(sorted(set(np.asarray(free.tokens)[0, 3:].tolist()) - {MASK}))
@@ -357,9 +390,12 @@ def test_on_a_mesh_the_tokens_are_the_same():
 
 @pytest.mark.parametrize("options, says", [
     ({"block_length": 0}, "block_length cannot be 0"), ({"cache": "all"}, "cache is 'all'; choose one of none, prefix"),
-    ({"alg": "origin"}, "alg is 'origin'; choose one of confidence_threshold"), ({"full_call": "no"}, "full_call is 'no'"),
-    ({"steps": 0}, "at least 1 step, not 0"), ({"prompt_length": -1}, "prompt_length"), ({"threshold": 1.1}, "threshold"),
-    ({"alg": "confidence_factor", "factor": 0.0}, "factor must be above 0"), ({"alg": "entropy", "number": 0}, "at least 1 token"),
+    ({"alg": "origin"}, "alg is 'origin'; choose one of confidence_threshold"),
+    ({"full_call": "-"}, "full_call is '-'"),
+    ({"steps": 0}, "at least 1 step, not 0"), ({"prompt_length": -1}, "prompt_length"),
+    ({"threshold": 1.1}, "threshold"),
+    ({"alg": "confidence_factor", "factor": 0.0}, "factor must be above 0"),
+    ({"alg": "entropy", "number": 0}, "at least 1 token"),
     ({"alg": "entropy", "eps": 0.0}, "eps"), ({"alg": "entropy", "alg_temp": -1.0}, "alg_temp"),
     ({"number": 1}, "leave number out"), ({"temperature": -1.0}, "temperature"), ({"top_p": 1.5}, "top_p"),
     ({"top_k": 0}, "top_k"),
