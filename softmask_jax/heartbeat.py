@@ -43,6 +43,6 @@ def read(path: str | os.PathLike) -> Beat | None:
     try:
         with open(path, encoding="ascii") as file:
             step, when, doing = file.read(_WIDTH).split()
-        return Beat(int(step), doing, time.monotonic() - float(when))
+        return Beat(int(step), doing, max(time.monotonic() - float(when), 0.0))
     except (FileNotFoundError, ValueError):
         return None

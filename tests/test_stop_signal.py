@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from softmask_jax import stop_signal
 from softmask_jax.stop_signal import StopSignal
 
 
@@ -20,6 +21,16 @@ def test_a_postponed_signal_is_noted_and_a_second_one_interrupts():
             assert stop.at(1) and stop.at(2)
             with pytest.raises(KeyboardInterrupt):
                 send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send()
+
+
+def test_sigterm_again_at_once_is_the_same_and_later_interrupts(monkeypatch):
+    with StopSignal() as stop, stop.postponed():
+        send()
+        send()
+        assert stop.at(1)
+        monkeypatch.setattr(stop_signal, "SAME_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             send()
 

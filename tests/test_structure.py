@@ -12,7 +12,7 @@ PACKAGE = ROOT / "softmask_jax"
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
     {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat"},
-    {"config", "vocab_draw", "data", "charts", "answers"},
+    {"config", "watched", "vocab_draw", "data", "charts", "answers"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
     {"soft_masking", "hosts", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page"},
