@@ -200,8 +200,9 @@ def described(summary: Mapping) -> str:
     """The summary in a few lines."""
     errors = f", {summary['errors']:,} of them failed (NaN or infinite logits)" if summary["errors"] else ""
     return "\n".join([
-        f"{count(summary['rows'], 'answer')}{errors}: {summary['empty']:.1%} empty, {summary['ended']:.1%} ended by themselves",
+        f"{count(summary['rows'], 'answer')}{errors}: {summary['empty']:.1%} empty, "
+        f"{summary['ended']:.1%} ended by themselves",
         f"  a row        {summary['new_tokens']:.1f} new tokens, {summary['calls']:.1f} network calls",
         f"  a call       {summary['tokens_per_call']:.2f} tokens",
-        f"  speed        {summary['tokens_per_second']:,.1f} tokens/s, compilation included ({summary['seconds']:,.1f} s)",
+        f"  speed        {summary['tokens_per_second']:,.1f} tokens/s in {summary['seconds']:,.1f} s with compilation",
     ])  # fmt: skip

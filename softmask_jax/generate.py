@@ -5,17 +5,17 @@
     python -m softmask_jax.generate --checkpoint=runs/dream7b --prompts=prompts.jsonl --out=answers.jsonl
     python -m softmask_jax.generate --checkpoint=runs/stdlib --unconditional=4 --alg=remdm_cap
 
-A line of prompts.jsonl is a text, or an object with one of "prompt", "messages" (a chat), "parts" (texts, and numbers of
-masks to fill between them) or "tokens" (ids, the mask's where text is wanted); and "id", "max_new_tokens" or "forced"
-({"3": text or id}: what must stand in the answer at a position). The same command goes on with an --out that was
-interrupted; an answer depends neither on what else is in the file nor, but for the rounding of bfloat16, on the batch size.
+A line of prompts.jsonl is a text, or an object with one of "prompt", "messages" (a chat), "parts" (texts, and numbers
+of masks to fill between them) or "tokens" (ids, the mask's where text is wanted); and "id", "max_new_tokens" or
+"forced" ({"3": text or id}: what must stand in the answer at a position). The same command goes on with an --out that
+was interrupted; an answer depends neither on what else is in the file nor, but for the rounding of bfloat16, on the
+size of the batch.
 """
 import argparse
 import contextlib
 import dataclasses
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -52,11 +52,11 @@ def encoder(flags: argparse.Namespace, model) -> Encoder:
     """How rows become tokens for this model. ValueError for lengths that it cannot have."""
     fixed = model.padding == "right"
     if flags.length and not fixed:
-        raise ValueError("--length is for models that write a text of fixed length; give --max_new_tokens for this one.")
+        raise ValueError("--length is for models that write a text of fixed length; give this one --max_new_tokens.")
     if flags.unconditional and not fixed:
         raise ValueError("--unconditional is for models that write a text of fixed length; give this one a --prompt.")
     if flags.length and flags.length > model.max_length:
-        raise ValueError(f"--length={flags.length} is more than the {model.max_length} positions that this model can take.")
+        raise ValueError(f"--length={flags.length} is more than the {model.max_length} positions of this model.")
     new_tokens = flags.max_new_tokens or (None if fixed else NEW_TOKENS)
     bos = fixed if flags.bos is None else flags.bos
     return Encoder(model, flags.length or model.max_length, new_tokens, flags.chat, flags.system, bos)
@@ -108,7 +108,7 @@ class Run:
         if summary["errors"]:
             first = min(key for key, row in self.found.items() if "error" in row)
             say(f"Error: {summary['errors']:,} of {count(self.total, 'answer')} failed: {FAILED} (first in "
-                f"{self.rows[first[0]].name}). Check the checkpoint's weights; the other answers are whole.")  # fmt: skip
+                f"{self.rows[first[0]].name}). Check the checkpoint; the other answers are whole.")  # fmt: skip
             return 1
         return 0
 
@@ -119,11 +119,12 @@ class Run:
             model = softmask_jax.load(flags.checkpoint, weights=flags.weights, step=flags.step, base=flags.base)
             forbidden = [token_id(text, model.tokenizer, model.denoiser.vocab_size) for text in flags.forbid]
             if flags.trajectory and model.tokenizer is None:
-                raise ValueError("--trajectory needs a model with a tokenizer; convert it again with its tokenizer's files.")
+                raise ValueError("--trajectory needs the model's tokenizer; convert it again with the files of it.")
             encode = encoder(flags, model)
             patterns = prompts.every(self.rows, encode)
-            options = dataclasses.replace(self.options, forbidden=tuple(sorted({*self.options.forbidden, *forbidden})))
-            counted = options.steps is None and options.block_length is None and (options.alg or model.default_alg) in DREAMS
+            options = dataclasses.replace(self.options, forbidden=tuple(sorted(set(forbidden))))
+            grid = (options.alg or model.default_alg) in DREAMS and options.block_length is None
+            counted = grid and options.steps is None
             shapes = [shape_of(pattern, model, encode.limit, counted=counted) for pattern in patterns]
             size = flags.batch_size or min(BATCH_SIZE, self.total)
             batches = plan(shapes, samples=flags.num_samples, batch_size=size, done=self.found)
@@ -165,7 +166,8 @@ class Run:
         facts = {
             "model": f"{flags.checkpoint}, step {model.step:,}",
             "sampler": f"{generator.options.alg or model.default_alg}, {int(made.steps):,} steps",
-            "network calls": int(made.row_calls[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}", "seed": flags.seed,
+            "network calls": int(made.row_calls[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}",
+            "seed": flags.seed,
         }  # fmt: skip
         found = viewer.trajectory_page(
             made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, attention_mask=attended

@@ -13,21 +13,24 @@ DECISIVE = (
 
 # A text for each of the sampler's options; one without goes by its name.
 HELPS = {
-    "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise schedule, "
-    "remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for origin; "
-    "confidence_threshold, confidence_factor: all that are sure enough (default: mdlm, or entropy for Dream)",
+    "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise "
+    "schedule, remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for "
+    "origin; confidence_threshold, confidence_factor: all that are sure enough (default: mdlm, or entropy for Dream)",
     "steps": "denoising steps (default: 128 for mdlm and remdm, else one a token)",
     "temperature": "of the draws; 0 takes the likeliest token (default: 1 for mdlm and remdm, else 0)",
     "top_p": "draw from the likeliest tokens that reach this probability",
     "top_k": "draw from this many of the likeliest tokens",
     "alg_temp": "above 0, positions are drawn by their confidence instead of taken in its order",
     "nucleus_p": "nucleus of the draws of mdlm and remdm",
-    "eta": "how much remdm masks again", "t_on": "the time when remdm_loop begins to mask again", "t_off": "when it ends",
+    "eta": "how much remdm masks again",
+    "t_on": "the time when remdm_loop begins to mask again",
+    "t_off": "when it ends",
     "alpha_on": "the share of tokens that remdm_loop keeps in between",
     "block_length": "fill blocks of so many positions from left to right",
     "cache": "keys and values kept while a block is filled: none, prefix, dual (all outside the block; the default)",
     "full_call": "whether the call at a block's start commits its first token only (first), or by the rule (rule)",
-    "threshold": "confidence_threshold: how sure (default: 0.9)", "factor": "confidence_factor: Fast-dLLM's (default: 1)",
+    "threshold": "confidence_threshold: how sure (default: 0.9)",
+    "factor": "confidence_factor: Fast-dLLM's (default: 1)",
     "tokens_per_step": "fill so many tokens a step",
     "suppress_mask": "never predict the mask itself",
     "end_penalty": "nats off the logits of end of text and padding, against empty answers",
@@ -72,18 +75,18 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--base", default="", help="of an adapter, the converted model that it was trained on")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    source.add_argument("--prompts", default="", metavar="FILE", help="rows of JSON; lines of text if *.txt; - is stdin")
+    source.add_argument("--prompts", default="", metavar="FILE", help="rows of JSON; of text if *.txt; - is stdin")
     source.add_argument("--unconditional", type=_positive, default=0, metavar="N", help="N texts from masks alone")
     add("--out", default="", metavar="FILE", help="JSON lines, written as answers come; an interrupted one goes on")
     add("--chat", action="store_true", help="prompts are a user's message, rendered by the model's chat template")
     add("--system", default="", metavar="TEXT", help="the system's message before it")
     add("--max_new_tokens", type=_positive, help="of a prompt; 256, or up to --length")
     add("--length", type=_positive, help="of a text, for models of fixed length; the training length by default")
-    add("--bos", action=argparse.BooleanOptionalAction, help="begin texts with its token; so by default where training did")
+    add("--bos", action=argparse.BooleanOptionalAction, help="begin texts with BOS; by default where training did")
     add("--num_samples", type=_positive, default=1, help="answers to each prompt")
     add("--seed", type=int, default=0)
     add("--batch_size", type=_positive, help="rows at a time; 8 by default")
-    add("--forbid", action="append", default=[], metavar="TOKEN", help="never generate it: an id, or a text of one token")
+    add("--forbid", action="append", default=[], metavar="TOKEN", help="never write it: an id, or a text of one token")
     add("--stop", action="append", default=[], metavar="TEXT", help="cut answers there")
     add("--show_cost", action="store_true", help="print below each answer what it cost")
     add("--trajectory", default="", metavar="PAGE", help="write a page that shows the first answer step by step")

@@ -22,9 +22,10 @@ def add(parser, fields_of: type, *, helps: Mapping[str, str], readers: Mapping[s
         reader = readers.get(field.name) or _READERS[kind]
         default = "" if field.default in (None, dataclasses.MISSING) else f" (default: {field.default})"
         extra = {"nargs": "?", "const": True} if kind is bool else {}
+        reader = _or_none(reader) if optional and field.name not in readers else reader
+        metavar = "TRUE|FALSE" if kind is bool else "VALUE" if field.name in readers else kind.__name__.upper()
         parser.add_argument(
-            f"--{field.name}", type=_or_none(reader) if optional and field.name not in readers else reader,
-            default=argparse.SUPPRESS, metavar="TRUE|FALSE" if kind is bool else getattr(kind, "__name__", "value").upper(),
+            f"--{field.name}", type=reader, default=argparse.SUPPRESS, metavar=metavar,
             help=(about + default).replace("%", "%%"), **extra,
         )  # fmt: skip
 

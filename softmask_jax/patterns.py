@@ -111,7 +111,7 @@ class Encoder:
     def _text(self, text: str, first: bool) -> np.ndarray:
         tokenizer = self.model.tokenizer
         if tokenizer is None:
-            raise ValueError("this model has no tokenizer, so give tokens; or convert it again with its tokenizer's files.")
+            raise ValueError("this model has no tokenizer, so give tokens; or convert it again with its files.")
         ids = tokenizer.encode(text)
         if not len(ids):
             raise ValueError(f"the text {text!r:.40} has no token in this tokenizer.")

@@ -61,8 +61,8 @@ def test_a_file_of_prompts_gives_a_file_of_answers_in_its_order(command, capsys,
     rows = rows_of(tmp_path / "out.jsonl", clock=True)
     assert [row["index"] for row in rows] == list(range(len(TEXTS))) and [row["prompt"] for row in rows] == TEXTS
     assert list(rows[0]) == [
-        "index", "sample", "prompt", "text", "tokens", "new_tokens", "ended", "empty", "calls", "filled", "tokens_per_call",
-        "positions", "seconds",
+        "index", "sample", "prompt", "text", "tokens", "new_tokens", "ended", "empty", "calls", "filled",
+        "tokens_per_call", "positions", "seconds",
     ]  # fmt: skip
     summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
     assert (summary["rows"], summary["calls"], summary["tokens_per_call"]) == (len(TEXTS), 4.0, 1.25)
@@ -88,7 +88,9 @@ def test_a_finished_file_is_left_alone_and_the_model_not_loaded(command, capsys,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(command, model, capsys, tmp_path, monkeypatch, number):
+def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
+    command, model, capsys, tmp_path, monkeypatch, number
+):
     prompts = write(tmp_path / "in.jsonl", *TEXTS)
     assert command(prompts, "--out=whole.jsonl") == 0
     fill = model.fill
@@ -128,9 +130,14 @@ def test_a_death_between_batches_repeats_and_loses_no_row(command, model, tmp_pa
     assert rows_of(tmp_path / "out.jsonl") == rows_of(tmp_path / "whole.jsonl")
 
 
-def test_a_stop_without_a_file_prints_what_there_is(command, model, capsys, monkeypatch):
+def stopping(model, monkeypatch):
+    """The model gets SIGTERM in every batch."""
     fill = model.fill
-    monkeypatch.setattr(model, "fill", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM) or fill(*args, **kwargs))
+    monkeypatch.setattr(model, "fill", lambda *given, **named: os.kill(os.getpid(), signal.SIGTERM) or fill(*given, **named))
+
+
+def test_a_stop_without_a_file_prints_what_there_is(command, model, capsys, monkeypatch):
+    stopping(model, monkeypatch)
     assert command("--prompt=a", "--prompt=b", "--batch_size=1") == 130
     out, errors = capsys.readouterr()
     assert out.startswith("--- 1\n") and "--- 2" not in out and "Stopped after 1 of 2 answers." in errors
@@ -149,8 +156,8 @@ def test_answers_of_nan_end_with_status_1_and_the_others_are_kept(command, capsy
 def test_other_settings_or_prompts_are_refused_and_another_batch_size_is_not(command, capsys, tmp_path):
     prompts = write(tmp_path / "in.jsonl", "a", "b")
     assert command(prompts, "--out=out.jsonl") == 0
-    for words, said in [(["--seed=1"], "seed: 0 -> 1"), (["--steps=7"], "steps: null -> 7"), (["--stop=x"], 'stop: [] -> ["x"]')]:
-        assert command(prompts, "--out=out.jsonl", *words) == 1
+    for word, said in [("--seed=1", "seed: 0 -> 1"), ("--steps=7", "steps: null -> 7"), ("--stop=x", 'stop: [] -> ["x"]')]:
+        assert command(prompts, "--out=out.jsonl", word) == 1
         errors = capsys.readouterr().err
         assert said in errors and "give another --out" in errors
     assert command(prompts, "--out=out.jsonl", "--batch_size=1") == 0
@@ -160,7 +167,7 @@ def test_other_settings_or_prompts_are_refused_and_another_batch_size_is_not(com
 
 def test_a_run_that_went_on_since_is_not_mixed_in(command, model, capsys, tmp_path, monkeypatch):
     prompts = write(tmp_path / "in.jsonl", "a", "b")
-    monkeypatch.setattr(model, "fill", lambda *args, fill=model.fill, **kwargs: os.kill(os.getpid(), 15) or fill(*args, **kwargs))
+    stopping(model, monkeypatch)
     assert command(prompts, "--out=out.jsonl", "--batch_size=1") == 130
     model.step = 4
     assert command(prompts, "--out=out.jsonl") == 1 and "step: 3 -> 4" in capsys.readouterr().err
@@ -213,7 +220,7 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing_behind(command, mode
 def test_lengths_beyond_the_model_are_named(command, model, capsys):
     model.padding = "right"
     assert command("--unconditional=1", "--length=257") == 1
-    assert "--length=257 is more than the 256 positions" in capsys.readouterr().err
+    assert "--length=257 is more than the 256 positions of this model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, said", [

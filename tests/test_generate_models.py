@@ -1,4 +1,4 @@
-"""Generation with real, tiny models: the same answers whatever the batch, chats, holes, pages; processes that are killed."""
+"""Generation with real, tiny models: the same answers whatever the batch, chats, holes, pages; killed processes."""
 import dataclasses
 import json
 import os
@@ -59,7 +59,8 @@ def command(tmp_path, monkeypatch):
     """Run it in an empty folder; each model is loaded, and its samplers compiled, once."""
     monkeypatch.chdir(tmp_path)
     load, before = softmask_jax.load, {name: jax.config.values[name] for name in QUICK_COMPILES}
-    monkeypatch.setattr(softmask_jax, "load", lambda path, **given: LOADED.get(path) or LOADED.setdefault(path, load(path, **given)))
+    once = lambda path, **given: LOADED.get(path) or LOADED.setdefault(path, load(path, **given))  # noqa: E731
+    monkeypatch.setattr(softmask_jax, "load", once)
     for name, value in QUICK_COMPILES.items():
         jax.config.update(name, value)
     yield lambda checkpoint, *words: generate.main([f"--checkpoint={checkpoint}", *map(str, words)])

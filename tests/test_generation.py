@@ -53,7 +53,7 @@ def test_samples_of_a_prompt_differ_and_do_not_depend_on_how_many_there_are():
 def test_rows_of_one_length_share_a_program_and_the_last_batch_is_filled_up():
     model = FakeModel()
     run(model, *TEXTS, batch_size=4)
-    assert model.seen == [((4, 192 + 5), True, 192), ((4, 128 + 5), True, 128), ((4, 64 + 5), True, 64), ((4, 64 + 5), True, 64)]
+    assert model.seen == [((4, before + 5), True, before) for before in (192, 128, 64, 64)]
 
 
 def test_the_plan_skips_batches_that_are_done_and_changes_no_other():
