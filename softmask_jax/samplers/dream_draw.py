@@ -148,7 +148,8 @@ def _block(filters: Filters, k: int, left_out: int, z: jax.Array, tilt: jax.Arra
            keyed: bool):
     """The results of a dense block: logits z [P V], -inf where no column exists; tilt [V] for the draw."""
     positions, dtype = z.shape[0], z.dtype
-    finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
+    # The largest of values one of which is NaN is NaN.
+    finite = z.max(-1) < jnp.inf
     ids, top, neg_entropy = jnp.zeros((positions, 0), jnp.int32), jnp.zeros((positions, 0), dtype), None
     if k:
         top, ids = top_k(z, k)
@@ -177,7 +178,11 @@ def _block(filters: Filters, k: int, left_out: int, z: jax.Array, tilt: jax.Arra
 
 
 def _mass(y: jax.Array) -> Mass:
-    return Mass.empty(y.shape[:-1], y.dtype).add(y, y > -jnp.inf)[0]
+    """Of all columns of y [P V] at once, -inf where there is none: half as many looks at y as `Mass.add` takes."""
+    m = y.max(-1)
+    above = y - m[:, None]
+    e = jnp.exp(above)
+    return Mass(m, e.sum(-1), jnp.where(e > 0, above * e, 0.0).sum(-1))
 
 
 def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
