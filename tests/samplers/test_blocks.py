@@ -18,6 +18,7 @@ from softmask_jax.vocab_head import Head
 from tests import dream_model, golden_model
 from tests.dream_model import MASK, VOCAB
 from tests.golden import load, meta
+from tests.models import test_splash
 from tests.samplers import plain_blocks
 
 QUICK = ("dream_generate/fastdllm_dual_entropy.npz", "dream_generate/fastdllm_prefix_thr0.25.npz")
@@ -383,6 +384,25 @@ def test_on_a_mesh_the_tokens_are_the_same():
         options = {"cache": cache, "alg": "entropy", "soft_mask": SOFT}
         out = run(sampler(model_, **options), jax.device_put(tokens, sharding.batch_sharding(mesh)), weights=placed)
         np.testing.assert_array_equal(out.history, run(sampler(**options), tokens).history)
+
+
+@pytest.mark.full
+@pytest.mark.xdist_group("tpu")
+def test_it_compiles_for_tpu_and_never_holds_the_attention_weights():
+    mesh = sharding.make_mesh(2, 1, 2, devices=test_splash.devices())
+    sizes = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+             "intermediate_size": 512, "mask_token_id": 8}  # fmt: skip
+    model_ = dream_denoiser.build(Model(kind="dream", base="-", compute_dtype="bfloat16", param_dtype="bfloat16"),
+                                  SoftMask(k=1), {**dream_model.config_json(), **sizes}, mesh=mesh)  # fmt: skip
+    shapes = jax.eval_shape(model_.init, jax.random.key(0))
+    placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes,
+                          sharding.param_shardings(mesh, model_.axes, shapes))
+    tokens = jax.ShapeDtypeStruct((4, 768), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    this = BlockSampler(model_, SOFT, prompt_length=256, cache="dual", history=False)
+    text = jax.jit(this).lower(placed, None, tokens, tokens).compile().as_text()
+    # The full call's attention is a kernel; a slice's 32 queries are not. Each device keeps its rows and heads.
+    assert text.count("tpu_custom_call") == 1 and "768,768]" not in text
+    assert "bf16[2,2,768,1,128]" in text and "bf16[2,4,768,2,128]" not in text
 
 
 # Bad input
