@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,18 @@ def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that c
         else:
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error
+
+
+def check_writable(path: str, flag: str = "--json") -> None:
+    """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
+    if not path:
+        return
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+    except OSError as error:
+        raise OSError(f"{flag}={path} cannot be written ({error.strerror}); give another file.") from error
 
 
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:

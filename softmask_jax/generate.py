@@ -26,8 +26,7 @@ from tqdm import tqdm
 import softmask_jax
 from softmask_jax import generate_flags, prompts, viewer
 from softmask_jax.answers import AnswerFile, count, described, key_of, summarize
-from softmask_jax.benchmarks.report import check_writable
-from softmask_jax.files import write_atomically
+from softmask_jax.files import check_writable, write_atomically
 from softmask_jax.generation import FAILED, Generator, Shape, lay_out, plan, shape_of
 from softmask_jax.patterns import Encoder, Pattern, token_id
 from softmask_jax.samplers.dream import ALGORITHMS as DREAMS

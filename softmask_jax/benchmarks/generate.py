@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import denoiser, dream_denoiser, objective
-from softmask_jax.benchmarks.report import alternate, check_writable, device_name, table
+from softmask_jax.benchmarks.report import alternate, device_name, table
 from softmask_jax.config import Model, SoftMask
-from softmask_jax.files import write_json
+from softmask_jax.files import check_writable, write_json
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
 from softmask_jax.samplers.options import run
 

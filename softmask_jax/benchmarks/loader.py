@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from softmask_jax import config, data, denoiser, optimizer, sharding, train_state, train_step
-from softmask_jax.benchmarks.report import alternate, check_writable, table
+from softmask_jax.benchmarks.report import alternate, table
 from softmask_jax.data.shard_writer import RecordFile
 from softmask_jax.data.shards import Shard, ShardStream
-from softmask_jax.files import write_json
+from softmask_jax.files import check_writable, write_json
 
 VOCAB_SIZE = 50_258
 READ = 16  # batches a turn

@@ -1,8 +1,6 @@
 """Alternating timings, and Markdown tables of them."""
 import dataclasses
-import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -46,18 +44,6 @@ def device_name() -> str:
     """What a table was measured on."""
     device = jax.devices()[0]
     return f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
-
-
-def check_writable(path: str, flag: str = "--json") -> None:
-    """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
-    if not path:
-        return
-    try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
-    except OSError as error:
-        raise OSError(f"{flag}={path} cannot be written ({error.strerror}); give another file.") from error
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
