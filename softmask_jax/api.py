@@ -10,7 +10,7 @@ import numpy as np
 
 from softmask_jax import config as config_schema
 from softmask_jax import denoiser as denoisers
-from softmask_jax import dream_api, objective, train_step
+from softmask_jax import dream_api, objective, sharding, train_step
 from softmask_jax.checkpoint import Checkpoints
 from softmask_jax.convert import converted
 from softmask_jax.convert.safe_files import read_json
@@ -24,13 +24,17 @@ from softmask_jax.samplers.options import run
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """Parameters {"backbone", "soft_mask"} with what is needed to use them; methods are compiled on first use."""
+    """Parameters {"backbone", "soft_mask"} with what is needed to use them; methods are compiled on first use.
+
+    row_shards: into how many pieces a mesh cuts a batch's rows.
+    """
 
     config: config_schema.Config
     tokenizer: Tokenizer
     denoiser: denoisers.Denoiser
     params: dict
     step: int
+    row_shards: int = 1
 
     # Rows of a batch are padded behind their text.
     padding = "right"
@@ -154,7 +158,8 @@ class LanguageModel:
 
 
 def load(
-    path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = ""
+    path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = "",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel | DreamModel:
     """A model from a run's folder, or from one that `softmask_jax.convert` wrote.
 
@@ -162,6 +167,7 @@ def load(
       base: of a converted adapter, the converted model that it was trained on; of a run, where its base is now.
       weights: "ema" (what is evaluated) or "raw"; a converted model has one set of weights, chosen when it was made.
       step: which checkpoint; the newest whole one by default.
+      mesh: lay parameters and rows out on it, see `sharding.make_mesh`; one device by default.
 
     Raises:
       FileNotFoundError: no run, or no such checkpoint. ValueError: unknown `weights`, or a checkpoint of another model.
@@ -173,27 +179,27 @@ def load(
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
     about = read_json(path, "config.json")
     if about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream":
-        return dream_api.load(path, base=base, weights=weights, step=step)
+        return dream_api.load(path, base=base, weights=weights, step=step, mesh=mesh)
     if converted.is_converted(path):
         config, tokenizer, step = converted.read(path)
-        denoiser = _denoiser(config, tokenizer)
-        params = converted.read_params(path, jax.eval_shape(denoiser.init, jax.random.key(0)))
-        return LanguageModel(config, tokenizer, denoiser, params, step)
+        denoiser = _denoiser(config, tokenizer, mesh)
+        params = converted.read_params(path, denoisers.abstract(denoiser, mesh))
+        return LanguageModel(config, tokenizer, denoiser, params, step, sharding.row_shards(mesh))
     with RunFolder(path, lock=False) as folder:
         config = config_schema.from_dict(folder.read_config())
     tokenizer = load_tokenizer(path / "tokenizer")
-    denoiser = _denoiser(config, tokenizer)
-    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    denoiser = _denoiser(config, tokenizer, mesh)
+    shapes = denoisers.abstract(denoiser, mesh)
     wanted = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
     with Checkpoints(path / "checkpoints") as checkpoints:
         step, trees = checkpoints.restore_params(step, items=tuple(wanted), abstract=wanted)
     params = trees["params"]
     if weights == "ema":
         params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}
-    return LanguageModel(config, tokenizer, denoiser, params, step)
+    return LanguageModel(config, tokenizer, denoiser, params, step, sharding.row_shards(mesh))
 
 
-def _denoiser(config: config_schema.Config, tokenizer: Tokenizer) -> denoisers.Denoiser:
+def _denoiser(config: config_schema.Config, tokenizer: Tokenizer, mesh) -> denoisers.Denoiser:
     return denoisers.build(
-        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id
+        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id, mesh=mesh
     )

@@ -86,6 +86,15 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
     )
 
 
+def abstract(denoiser: Denoiser, mesh=None) -> dict:
+    """The tree of `denoiser.init` as shapes and dtypes and, on a mesh, where each parameter lies there."""
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    if mesh is None:
+        return shapes
+    layouts = sharding.param_shardings(mesh, denoiser.axes, shapes)
+    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
+
+
 def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
     """What makes the raw soft-masking scalars that a config starts with."""
     return functools.partial(

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import dream_denoiser, soft_masking
+from softmask_jax import denoiser as denoisers
+from softmask_jax import dream_denoiser, sharding, soft_masking
 from softmask_jax import config as config_schema
 from softmask_jax.checkpoint import Checkpoints
 from softmask_jax.convert import adapters, converted
@@ -32,6 +33,7 @@ class DreamModel:
 
     soft_mask: what the model was trained with, used by `generate` unless it is told otherwise. tokenizer, template:
     None where none came along. end_token_ids: what ends a text. max_length: the most positions that a row can have.
+    row_shards: into how many pieces a mesh cuts a batch's rows.
     """
 
     tokenizer: Tokenizer | None
@@ -43,6 +45,7 @@ class DreamModel:
     end_token_ids: tuple[int, ...]
     max_length: int
     step: int
+    row_shards: int = 1
 
     # Rows of a batch are padded before their text.
     padding = "left"
@@ -141,17 +144,17 @@ class DreamModel:
         return jax.jit(run)
 
 
-def load(path: Path, *, base: str = "", weights: str = "ema", step: int | None = None) -> DreamModel:
+def load(path: Path, *, base: str = "", weights: str = "ema", step: int | None = None, mesh=None) -> DreamModel:
     """A Dream from a converted folder, a converted adapter with its `base`, or a fine-tuning run.
 
     Raises:
       FileNotFoundError, ValueError: nothing of the kind, or an adapter without its base; one line that says what to do.
     """
     if not converted.is_converted(path):
-        return _of_run(path, base, weights, step)
+        return _of_run(path, base, weights, step, mesh)
     about = converted.read_ours(path)
     if about["kind"] == "dream":
-        return _of_base(path, about, config_schema.Model(kind="dream", base=str(path), param_dtype=_dtype(path)))
+        return _of_base(path, about, config_schema.Model(kind="dream", base=str(path), param_dtype=_dtype(path)), mesh)
     if not base:
         raise ValueError(f"{path} is an adapter; give the converted model that it was trained on: load(path, base=...).")
     adapter = adapters.read_config(about["hf_config"])
@@ -160,7 +163,7 @@ def load(path: Path, *, base: str = "", weights: str = "ema", step: int | None =
         adapter_rank=adapter.rank, adapter_alpha=float(adapter.scaling * adapter.rank),
         adapter_targets=f"^({'|'.join(adapter.targets)})$",
     )  # fmt: skip
-    return _of_base(Path(base), converted.read_ours(Path(base)), model, path, about)
+    return _of_base(Path(base), converted.read_ours(Path(base)), model, mesh, path, about)
 
 
 def _dtype(base: Path) -> str:
@@ -168,10 +171,10 @@ def _dtype(base: Path) -> str:
     return stored_specs(base / "params")["backbone/final_norm/scale"].dtype.name
 
 
-def _of_base(base: Path, about: dict, model, adapter: Path | None = None, more: dict | None = None) -> DreamModel:
+def _of_base(base: Path, about: dict, model, mesh, adapter: Path | None = None, more: dict | None = None) -> DreamModel:
     described = more or about
-    denoiser = dream_denoiser.build(_in_own_precision(model), config_schema.SoftMask(), about["hf_config"])
-    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))["backbone"]
+    denoiser = dream_denoiser.build(_in_own_precision(model), config_schema.SoftMask(), about["hf_config"], mesh=mesh)
+    shapes = denoisers.abstract(denoiser, mesh)["backbone"]
     own = shapes.pop("adapter", None)
     found, scalars = converted.read_dream(base, {"backbone": shapes})
     backbone = found["backbone"]
@@ -182,15 +185,16 @@ def _of_base(base: Path, about: dict, model, adapter: Path | None = None, more: 
     if soft := described.get("soft_mask"):
         settings = SoftMasking(soft["variant"], soft["k"], soft["schedule"])
     params = {"backbone": backbone, "soft_mask": scalars or soft_masking.init_scalars()}
-    return _assembled(base / "tokenizer", denoiser, params, settings, about["hf_config"], described.get("step") or 0)
+    step = described.get("step") or 0
+    return _assembled(base / "tokenizer", denoiser, params, settings, about["hf_config"], step, mesh)
 
 
-def _of_run(path: Path, base: str, weights: str, step: int | None) -> DreamModel:
+def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> DreamModel:
     config = config_schema.from_dict(read_json(path, "config.json"))
     folder = Path(base or config.model.base).expanduser()
     about = converted.read_ours(folder)
-    denoiser = dream_denoiser.build(_in_own_precision(config.model), config.soft_mask, about["hf_config"])
-    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    denoiser = dream_denoiser.build(_in_own_precision(config.model), config.soft_mask, about["hf_config"], mesh=mesh)
+    shapes = denoisers.abstract(denoiser, mesh)
     frozen = {name: shapes["backbone"][name] for name in denoiser.frozen}
     trained = {name: entry for name, entry in shapes["backbone"].items() if name not in denoiser.frozen}
     wanted = {"params": {"backbone": trained, "soft_mask": shapes["soft_mask"]}}
@@ -203,7 +207,7 @@ def _of_run(path: Path, base: str, weights: str, step: int | None) -> DreamModel
     params = whole(params, converted.read_dream(folder, {"backbone": frozen})[0]["backbone"] if frozen else {})
     soft = config.soft_mask
     settings = SoftMasking() if soft.variant == "none" else SoftMasking(soft.variant, soft.k)
-    return _assembled(path / "tokenizer", denoiser, params, settings, about["hf_config"], step)
+    return _assembled(path / "tokenizer", denoiser, params, settings, about["hf_config"], step, mesh)
 
 
 def _in_own_precision(model):
@@ -211,7 +215,7 @@ def _in_own_precision(model):
     return dataclasses.replace(model, compute_dtype=model.param_dtype)
 
 
-def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, step: int) -> DreamModel:
+def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, step: int, mesh) -> DreamModel:
     tokenizer = template = None
     if tokens.is_dir() and any(tokens.iterdir()):
         tokenizer, template = open_tokenizer(tokens), load_template(tokens)
@@ -221,4 +225,5 @@ def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, ste
     ends = tuple(dict.fromkeys(int(token) for token in (eos, pad, turn) if token is not None))
     length = int(hf_config.get("max_position_embeddings") or 2048)
     pad = int(eos if pad is None else pad)
-    return DreamModel(tokenizer, template, denoiser, params, settings, pad, ends, length, step)
+    shards = sharding.row_shards(mesh)
+    return DreamModel(tokenizer, template, denoiser, params, settings, pad, ends, length, step, shards)

@@ -65,6 +65,11 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def row_shards(mesh: Mesh | None) -> int:
+    """`batch_shards`, 1 for a single device."""
+    return 1 if mesh is None else batch_shards(mesh)
+
+
 def rows_over(mesh: Mesh):
     """x -> x with its rows over the batch axes and the rest whole: for activations inside a compiled function."""
     layout = batch_sharding(mesh)

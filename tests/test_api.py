@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import softmask_jax
-from softmask_jax import config, train
+from softmask_jax import config, sharding, train
 from softmask_jax.samplers import Options
 from tests import tiny_run
 
@@ -84,6 +84,20 @@ def test_every_sampler_takes_a_model_of_running_text(model, options):
     out = model.generate(key=jax.random.key(5), count=2, length=12, steps=3 if "conf" not in str(options) else None, **options)
     assert model.mask_token_id not in np.asarray(out.tokens) and np.all(out.filled == 12)
     assert not np.isin(out.tokens, options.get("forbidden", ())).any()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("options", [
+    dict(alg="remdm_cap", nucleus_p=0.9, steps=4, eta=0.3), dict(alg="origin", temperature=0.5, steps=4),
+    dict(alg="confidence_threshold", threshold=0.02, block_length=8, cache="prefix"),
+], ids=lambda options: options["alg"])  # fmt: skip
+def test_on_a_mesh_every_sampler_gives_what_one_device_gives(run, model, options):
+    spread = softmask_jax.load(run, mesh=sharding.make_mesh(2, 2, 2, jax.devices()[:8]))
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(spread.params))
+    # Five rows are no multiple of the four pieces that the mesh cuts a batch into.
+    one, many = (m.generate(key=jax.random.key(5), count=5, length=16, **options) for m in (model, spread))
+    np.testing.assert_array_equal(many.tokens, one.tokens)
+    np.testing.assert_array_equal(many.row_calls, one.row_calls)
 
 
 def test_an_answer_depends_on_its_own_key_alone(model):

@@ -138,7 +138,7 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     """Fill masks wherever they stand; what is given stays.
 
     Args:
-      model: its `denoiser`, `params`, `soft_mask`, `end_token_ids` and `default_alg` are used.
+      model: its `denoiser`, `params`, `soft_mask`, `end_token_ids`, `default_alg` and `row_shards` are used.
       tokens: [B L] ids, the mask where text is wanted. attention_mask: [B L], 0 for padding.
       keys: [B] one typed key a row: with it a row's answer depends neither on the rows beside it nor on padding.
       prompt_length: where blocks begin; positions from there on are the default number of steps of Dream's algorithms.
@@ -157,5 +157,10 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
         model.denoiser, model.soft_mask, model.end_token_ids, new_tokens=tokens.shape[1] - prompt_length,
         prompt_length=prompt_length, alg=model.default_alg, trace=trace,
     )  # fmt: skip
-    mask = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
-    return run(sampler, model.params, keys, jnp.asarray(tokens, jnp.int32), mask)
+    mask, rows = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32), len(tokens)
+    arrays = (keys, jnp.asarray(tokens, jnp.int32), mask)
+    if rows % model.row_shards:
+        # Every device of a mesh takes as many rows: the first one is computed again where there are too few.
+        whole = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
+        arrays = jax.tree.map(lambda x: x[whole], arrays)
+    return run(sampler, model.params, *arrays).first_rows(rows)

@@ -51,6 +51,16 @@ class Generated(NamedTuple):
         calls = np.asarray(self.row_calls)
         return np.asarray(self.filled) / np.maximum(calls, 1) * (calls > 0)
 
+    def first_rows(self, count: int) -> "Generated":
+        """The same of the first `count` rows; `steps` and `calls` stay those of the whole batch."""
+        trace, history = self.trace, self.history
+        if trace is not None:
+            trace = Trace(*(x if x.ndim == 1 else x[:, :count] for x in trace))
+        return self._replace(
+            history=None if history is None else history[:, :count], trace=trace,
+            **{name: getattr(self, name)[:count] for name in ("tokens", "row_calls", "positions", "filled", "finite")},
+        )  # fmt: skip
+
 
 def recorded(history: jax.Array | None, step: jax.Array, tokens: jax.Array) -> jax.Array | None:
     """history [T B L] with what stands after a step written down; None stays None."""
