@@ -148,8 +148,8 @@ def _block(filters: Filters, k: int, left_out: int, z: jax.Array, tilt: jax.Arra
            keyed: bool):
     """The results of a dense block: logits z [P V], -inf where no column exists; tilt [V] for the draw."""
     positions, dtype = z.shape[0], z.dtype
-    # The largest of values one of which is NaN is NaN.
-    finite = z.max(-1) < jnp.inf
+    # Not from the largest value: in a fused program a maximum may pass over NaN.
+    finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
     ids, top, neg_entropy = jnp.zeros((positions, 0), jnp.int32), jnp.zeros((positions, 0), dtype), None
     if k:
         top, ids = top_k(z, k)
