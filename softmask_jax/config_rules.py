@@ -3,6 +3,7 @@ CHOICES = {
     "model.kind": ("dit", "dream"),
     "model.adapter": ("none", "lora", "dora"),
     "model.param_dtype": ("float32", "bfloat16"),
+    "model.base_dtype": ("float", "int8"),
     "objective.t_per": ("row", "batch"),
     "objective.weighting": ("time", "context_adaptive"),
     "model.compute_dtype": ("float32", "bfloat16"),
@@ -43,6 +44,7 @@ BELOW_ONE = (
     "objective.noise_eps",
 )  # fmt: skip
 WITHIN = ("objective.t_eps", "data.validation_fraction")
+DREAM_ONLY = {"base": "", "adapter": "none", "param_dtype": "float32", "base_dtype": "float"}
 SHARES = ("sample.nucleus_p",)
 
 
@@ -87,8 +89,13 @@ def check(flat: dict) -> None:
             raise ValueError(f"config.model.kind is 'dream': name the converted model with config.model.base; {CONVERT}.")
         if not 0 < flat["objective.t_min"] <= flat["objective.t_max"] <= 1:
             raise ValueError("config.objective must have 0 < t_min <= t_max <= 1.")
-    elif flat["model.adapter"] != "none" or flat["model.base"] or flat["model.param_dtype"] != "float32":
-        raise ValueError("config.model.base, adapter and param_dtype are for config.model.kind=dream.")
+        if flat["model.base_dtype"] == "int8" and flat["model.adapter"] == "none":
+            raise ValueError(
+                "config.model.base_dtype is 'int8', which cannot be trained: train an adapter on it "
+                "(config.model.adapter=dora), or all of a base in float (config.model.base_dtype=float)."
+            )
+    elif any(flat[f"model.{name}"] != left for name, left in DREAM_ONLY.items()):
+        raise ValueError(f"config.model.{', '.join(DREAM_ONLY)} are for config.model.kind=dream.")
     if (flat["model.kind"] == "dream") != (flat["data.source"] == "chat"):
         raise ValueError("config.data.source=chat and config.model.kind=dream belong together: give both or neither.")
     source, example = flat["data.source"], EXAMPLES.get(flat["data.source"])

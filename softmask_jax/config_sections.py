@@ -7,7 +7,8 @@ class Model:
     """`kind`: dit (sizes below) | dream (`base`: the folder of a converted model, which knows its sizes).
 
     `adapter`: none | lora | dora, trained on a frozen `base`, on the products that `adapter_targets` (a regular
-    expression) finds by name. `param_dtype`: of a base. `remat`: none | attention | dots | full. `attention`: auto |
+    expression) finds by name. `param_dtype`: of a base. `base_dtype`: float (all of it in `param_dtype`) | int8 (its
+    kernels, as `softmask_jax.convert --int8` makes them; frozen, so it needs an `adapter`). `remat`: none | attention | dots | full. `attention`: auto |
     xla | cudnn, and of a dream model splash.
     """
 
@@ -21,6 +22,7 @@ class Model:
     dropout: float = 0.1
     rope_base: float = 1e4
     param_dtype: str = "float32"
+    base_dtype: str = "float"
     compute_dtype: str = "bfloat16"
     remat: str = "none"
     attention: str = "auto"
@@ -151,6 +153,7 @@ class Mesh:
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
 
 

@@ -19,7 +19,7 @@ BASE = ("embed", "layers", "final_norm", "head")
 
 def dream_config(model: Model, hf_config: Mapping) -> DreamConfig:
     """Sizes from Hugging Face's config.json, the rest from ours. Raises ValueError for another network."""
-    names = ("param_dtype", "compute_dtype", "remat", "attention")
+    names = ("param_dtype", "compute_dtype", "base_dtype", "remat", "attention")
     return DreamConfig.from_hf(dict(hf_config), **{name: getattr(model, name) for name in names})
 
 
@@ -55,11 +55,11 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         # Gathered whole a table takes 1 GiB of every chip, and there would be four of them: each chip keeps its rows of
         # the vocabulary instead, and sees the hidden states of all rows of the batch.
-        over_devices = VocabSharding(mesh, ("data",), "fsdp")
+        over_devices = VocabSharding(mesh, ("data",), "fsdp", "sequence")
         whole_rows = sharding.vocab_over_fsdp(mesh)
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
-    layout = {} if mesh is None else {"constrain": rows_over, "layout": Layout(mesh, sharding.BATCH_AXES, "tensor")}
+    layout = {} if mesh is None else {"constrain": rows_over, "layout": Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")}
     run = dream.trunk(spec, adapter=adapter, **layout)
 
     def init(key: jax.Array, base: dict | None = None) -> dict:

@@ -3,7 +3,7 @@
     LoRA   y = x W + s (x a) b + bias
     DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, the norm of every output's weights
 
-The norm is a constant to the gradient. An adapter is a float32 tree beside the base's, layers stacked on axis 0:
+The norm is a constant to the gradient. W may be int8 with a scale of every output (`layers.quantised`). An adapter is a float32 tree beside the base's, layers stacked on axis 0:
 {"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}.
 
 Letters: B batch, L length, N layers, r rank.
@@ -84,7 +84,8 @@ def init(backbone: dict, config: AdapterConfig, key: Array) -> dict:
             "b": jnp.zeros((depth, config.rank, fan_out), jnp.float32),
         }
         if config.kind == "dora":
-            adapter[name]["magnitude"] = jnp.sqrt(jax.lax.map(_square_norm, kernels[name]))
+            norm = jnp.sqrt(jax.lax.map(_square_norm, kernels[name]))
+            adapter[name]["magnitude"] = norm * backbone["layers"][name].get("kernel_scale", 1.0)
     return {"layers": adapter}
 
 
@@ -103,41 +104,49 @@ def _square_norm(kernel: Array) -> Array:
     return jnp.square(kernel.astype(jnp.float32)).sum(-2)
 
 
-def column_norm(kernel: Array, a: Array, b: Array, scaling: float) -> Array:
+def column_norm(kernel: Array, a: Array, b: Array, scaling: float, scale: Array | None = None) -> Array:
     """||W + s a b|| of every output: kernel [in, out], a [in, r], b [r, out] -> [out] float32, no gradient.
+
+    scale: [out] float32, if W = kernel * scale.
 
     Expanded to ||W||^2 + 2 s <W, a b> + s^2 ||a b||^2 per output, with a'W and the Gram matrix a'a: no second array of
     W's size. All in float32, from W's stored values whatever the products compute in: within 1e-6 of the direct norm
     as long as the adapter does not cancel W.
     """
     kernel, a, b = jax.lax.stop_gradient((kernel, a, b))
+    scale = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     highest = jax.lax.Precision.HIGHEST
     across = (jnp.matmul(a.T, kernel.astype(jnp.float32), precision=highest) * b).sum(0)
     own = (jnp.matmul(jnp.matmul(a.T, a, precision=highest), b, precision=highest) * b).sum(0)
-    square = _square_norm(kernel) + 2 * scaling * across + scaling**2 * own
+    square = scale**2 * _square_norm(kernel) + 2 * scaling * scale * across + scaling**2 * own
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
 
 
 def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: AdapterConfig,
-          keys: Array | None = None) -> Array:
+          keys: Array | None = None, scale: Array | None = None) -> Array:
     """An adapted product: x [B L in] -> [B L out] in the dtype of x.
 
-    adapter: one layer's {"a" [in r], "b" [r out], "magnitude" [out]}; keys: [B] typed keys, for dropout.
+    adapter: one layer's {"a" [in r], "b" [r out], "magnitude" [out]}; keys: [B] typed keys, for dropout; scale: [out]
+    float32, if W = kernel * scale.
     """
     dropped = layers.dropout(x, keys, config.dropout) if config.dropout > 0 else x
     low = layers.wide_product(layers.wide_product(dropped, adapter["a"]).astype(x.dtype), adapter["b"])
     # Rounded once, at the end: a magnitude that has moved by less than 1/256 would change no bfloat16 number.
-    y = layers.wide_product(x, kernel) + config.scaling * low
+    y = layers.wide_product(x, kernel)
+    y = (y if scale is None else y * jax.lax.stop_gradient(scale)) + config.scaling * low
     if config.kind == "dora":
-        y = adapter["magnitude"] / column_norm(kernel, adapter["a"], adapter["b"], config.scaling) * y
+        y = adapter["magnitude"] / column_norm(kernel, adapter["a"], adapter["b"], config.scaling, scale) * y
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
 def merge(backbone: dict, adapter: dict, config: AdapterConfig) -> dict:
     """The backbone with the adapter inside its kernels, in their dtype; computed in float32, a layer at a time.
 
-    ValueError if the adapter's products are not the config's targets.
+    ValueError if the adapter's products are not the config's targets, or the kernels are int8: what an adapter adds is
+    smaller than their steps.
     """
+    if any("kernel_scale" in leaves for leaves in backbone["layers"].values()):
+        raise ValueError("An adapter is not merged into int8 kernels; take the model that they were made from.")
     kernels, merged = _kernels(backbone), dict(backbone["layers"])
     check(adapter, config, kernels)
 

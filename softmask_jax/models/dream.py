@@ -15,6 +15,7 @@ rematerialisation keeps for every layer. Norms, rotary angles, softmax and DoRA'
 Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers.
 """
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -43,7 +44,7 @@ class Layer(nnx.Module):
         width, hidden, dtype = config.hidden_size, config.intermediate_size, jnp.dtype(config.param_dtype)
         keys = config.num_kv_heads * config.head_width
         norm = partial(layers.RMSNorm, width, config.norm_eps, dtype)
-        linear = partial(layers.Linear, rngs=rngs, std=INITIAL_STD, dtype=dtype)
+        linear = partial(layers.Linear, rngs=rngs, std=INITIAL_STD, dtype=dtype, int8=config.base_dtype == "int8")
         self.config = config
         self.attn_norm = norm()
         self.q = linear(width, width, axes=("embed", "qkv"))
@@ -215,7 +216,8 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
                 if keys is not None:
                     own = jax.vmap(lambda key: dora.fold_name(jax.random.fold_in(key, index), name))(keys)
                 bias = None if linear.bias is None else linear.bias[...]
-                return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own)
+                scale = None if linear.kernel_scale is None else linear.kernel_scale[...]
+                return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own, scale)
 
             x = layer(config, base)(x, angles, segment_ids, adapt, constrain, layout, slot)
             return x if slot is None else (x, slot.kept)
@@ -241,7 +243,8 @@ def _check_adapter(params: dict, adapter: AdapterConfig | None) -> None:
 
 def num_params(config: DreamConfig) -> int:
     """Number of parameters without the vocabulary's padding and any adapter: 7,615,616,512 for V = 152,064."""
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    # The scales of an int8 kernel stand for no parameters of their own.
+    shapes = jax.eval_shape(partial(init, replace(config, base_dtype="float")), jax.random.key(0))
     padding = (config.padded_vocab_size - config.vocab_size) * 2 * config.hidden_size
     return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
 

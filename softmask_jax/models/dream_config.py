@@ -7,6 +7,7 @@ from softmask_jax.models.splash import ATTENTION
 
 VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
 DTYPES = ("float32", "bfloat16")
+BASE_DTYPES = ("float", "int8")
 
 # config.json -> DreamConfig
 HUGGING_FACE = {
@@ -32,7 +33,8 @@ NOT_BUILT = {
 class DreamConfig:
     """Shape and execution; the defaults are Dream-7B's. ValueError when the numbers cannot be built.
 
-    param_dtype, compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. attention: a name from
+    param_dtype, compute_dtype: "float32" or "bfloat16". base_dtype: "float" (every parameter in param_dtype), or
+    "int8" for the kernels of the layers, which then cannot be trained (`layers.quantised`). remat: a name from `scan.REMAT`. attention: a name from
     `splash.ATTENTION`. unroll: a Python loop over layers instead of a scan (the same numbers; for tests).
     """
 
@@ -46,6 +48,7 @@ class DreamConfig:
     norm_eps: float = 1e-6
     param_dtype: str = "bfloat16"
     compute_dtype: str = "bfloat16"
+    base_dtype: str = "float"
     remat: str = "full"
     attention: str = "auto"
     unroll: bool = False
@@ -71,6 +74,8 @@ class DreamConfig:
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(DTYPES)}.")
+        if self.base_dtype not in BASE_DTYPES:
+            raise ValueError(f"Unknown base_dtype {self.base_dtype!r}; choose one of {', '.join(BASE_DTYPES)}.")
         if self.attention not in ATTENTION:
             raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(ATTENTION)}.")
         if self.attention in ("cudnn", "splash") and self.compute_dtype != "bfloat16":

@@ -76,7 +76,11 @@ def product(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def wide_product(x: Array, kernel: Array) -> Array:
-    """`product` before it is rounded to the dtype of x: float32, and so is the kernel's gradient."""
+    """`product` before it is rounded to the dtype of x: float32, and so is the kernel's gradient.
+
+    An int8 kernel has none. Its integers are exact in bfloat16, and the scale of an output comes out of the sum: scaled
+    after the product, in float32, they lose nothing to rounding, and no second array of the kernel's size is formed.
+    """
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype),
                    preferred_element_type=jnp.float32)
     return y.reshape(*x.shape[:-1], -1)
@@ -86,6 +90,8 @@ def _wide_product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, 
     # Left to itself, differentiation would multiply float32 by bfloat16: the kernel upcast, or TF32, or several passes.
     x, kernel = kept
     g = g.astype(x.dtype)
+    if kernel.dtype == jnp.int8:  # frozen
+        return product(g, kernel.T), None
     across = jnp.matmul(x.reshape(-1, x.shape[-1]).T, g.reshape(-1, g.shape[-1]), precision=exact(x.dtype),
                         preferred_element_type=jnp.float32)
     return product(g, kernel.T), across.astype(kernel.dtype)
@@ -94,14 +100,26 @@ def _wide_product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, 
 wide_product.defvjp(lambda x, kernel: (wide_product(x, kernel), (x, kernel)), _wide_product_backward)
 
 
+def quantised(kernel: Array) -> tuple[Array, Array]:
+    """A kernel [in, out] as int8 of the same shape and float32 scales [out] of its outputs: kernel = int8 * scale.
+
+    Symmetric: the largest weight of an output becomes 127. An output without weights has scale 1.
+    """
+    wide = kernel.astype(jnp.float32)
+    largest = jnp.abs(wide).max(0)
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    return jnp.rint(wide / scale).astype(jnp.int8), scale
+
+
 class Linear(nnx.Module):
     """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out].
 
     The start: PyTorch's default; with `zero` all zeros; with `std` a normal kernel and no bias to begin with.
+    With `int8` the kernel is frozen: `quantised`, without a gradient of its own.
     """
 
     def __init__(self, fan_in: int, fan_out: int, *, axes: tuple[str, str], rngs: nnx.Rngs, bias: bool = True,
-                 zero: bool = False, std: float | None = None, dtype: jnp.dtype = jnp.float32):
+                 zero: bool = False, std: float | None = None, dtype: jnp.dtype = jnp.float32, int8: bool = False):
         def start(shape: tuple[int, ...]) -> Array:
             if zero or (std is not None and len(shape) == 1):
                 return jnp.zeros(shape, dtype)
@@ -109,11 +127,18 @@ class Linear(nnx.Module):
                 return normal(rngs.params(), shape, std, dtype)
             return uniform_fan_in(rngs.params(), shape, fan_in).astype(dtype)
 
-        self.kernel = nnx.Param(start((fan_in, fan_out)), axes=axes)
+        kernel, scale = start((fan_in, fan_out)), None
+        if int8:
+            kernel, scale = quantised(kernel)
+        self.kernel = nnx.Param(kernel, axes=axes)
+        self.kernel_scale = None if scale is None else nnx.Param(scale, axes=axes[1:])
         self.bias = nnx.Param(start((fan_out,)), axes=axes[1:]) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = product(x, self.kernel[...])
+        if self.kernel_scale is None:
+            y = product(x, self.kernel[...])
+        else:
+            y = (wide_product(x, self.kernel[...]) * self.kernel_scale[...]).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
