@@ -173,7 +173,7 @@ def _dtype(base: Path) -> str:
 
 def _of_base(base: Path, about: dict, model, mesh, adapter: Path | None = None, more: dict | None = None) -> DreamModel:
     described = more or about
-    denoiser = dream_denoiser.build(_in_own_precision(model), config_schema.SoftMask(), about["hf_config"], mesh=mesh)
+    denoiser = dream_denoiser.build(_as_it_is(model, about), config_schema.SoftMask(), about["hf_config"], mesh=mesh)
     shapes = denoisers.abstract(denoiser, mesh)["backbone"]
     own = shapes.pop("adapter", None)
     found, scalars = converted.read_dream(base, {"backbone": shapes})
@@ -193,7 +193,7 @@ def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> Drea
     config = config_schema.from_dict(read_json(path, "config.json"))
     folder = Path(base or config.model.base).expanduser()
     about = converted.read_ours(folder)
-    denoiser = dream_denoiser.build(_in_own_precision(config.model), config.soft_mask, about["hf_config"], mesh=mesh)
+    denoiser = dream_denoiser.build(_as_it_is(config.model, about), config.soft_mask, about["hf_config"], mesh=mesh)
     shapes = denoisers.abstract(denoiser, mesh)
     frozen = {name: shapes["backbone"][name] for name in denoiser.frozen}
     trained = {name: entry for name, entry in shapes["backbone"].items() if name not in denoiser.frozen}
@@ -210,9 +210,9 @@ def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> Drea
     return _assembled(path / "tokenizer", denoiser, params, settings, about["hf_config"], step, mesh)
 
 
-def _in_own_precision(model):
-    """A float32 base is used in float32; bfloat16 is what it is."""
-    return dataclasses.replace(model, compute_dtype=model.param_dtype)
+def _as_it_is(model, about: Mapping):
+    """A float32 base is used in float32, bfloat16 is what it is; its kernels may be int8, whatever a run trained on."""
+    return dataclasses.replace(model, compute_dtype=model.param_dtype, base_dtype=converted.base_dtype(about))
 
 
 def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, step: int, mesh) -> DreamModel:

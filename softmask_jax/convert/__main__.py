@@ -1,6 +1,7 @@
 """Convert weights between PyTorch's tools and this package:
 
     python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream
+    python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream_int8 --int8
     python -m softmask_jax.convert --src=mdlm.ckpt --dst=models/mdlm --weights=ema --verify
     python -m softmask_jax.convert --src=runs/owt --dst=exported --to=hf
     python -m softmask_jax.convert --src=adapter --base=models/dream --merge --dst=merged --to=hf
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from softmask_jax.convert import outputs
 from softmask_jax.convert.hub import download
+from softmask_jax.convert.int8 import quantise
 from softmask_jax.convert.model import Model, merge
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import num_bytes
@@ -35,6 +37,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("raw", "ema"), help="where the source holds both; ema by default")
     parser.add_argument("--base", default="", help="with --merge: the model that the adapter was trained on")
     parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
+    parser.add_argument("--int8", action="store_true", help="a Dream's kernels as int8, a frozen base for an adapter")
     parser.add_argument("--tokenizer", default="", help="to put into our folder, as config.data.tokenizer names it")
     parser.add_argument(
         "--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that"
@@ -52,7 +55,10 @@ def convert(flags: argparse.Namespace) -> str:
         base, ours = _opened(flags.base)
         model = merge(base, model)
     model.table()
-    to = flags.to or ("hf" if ours else "orbax")
+    to = flags.to or ("hf" if ours and not flags.int8 else "orbax")
+    model = quantise(model) if flags.int8 else model
+    if to == "hf" and model.about.get("base_dtype") == "int8":
+        raise ValueError("int8 kernels stay here (--to=orbax); PyTorch's files are made from what they were converted from.")
     tokenizer = open_tokenizer(flags.tokenizer) if flags.tokenizer else None
     vocab_size = model.about.get("vocab_size") or model.about["hf_config"].get("vocab_size")
     if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:

@@ -1,5 +1,5 @@
 """A converted MDLM as `softmask_jax.load` and `config.init.checkpoint` take it: config, tokenizer, parameters."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +104,20 @@ def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
     scalars = {} if soft is None else {"soft_mask": jax.eval_shape(soft_masking.init_scalars)}
     found = read_params(path, trees | scalars)
     return {name: found[name] for name in trees}, found.get("soft_mask")
+
+
+def base_dtype(about: Mapping) -> str:
+    """Of a converted Dream, from its config.json: "int8", or "float" where all parameters are of one type."""
+    return about.get("base_dtype", "float")
+
+
+def check_base_dtype(path: Path, about: Mapping, wanted: str) -> None:
+    """ValueError unless the converted Dream in `path` is what config.model.base_dtype says."""
+    if (found := base_dtype(about)) != wanted:
+        raise ValueError(
+            f"{path} is {found}, config.model.base_dtype {wanted}: give --config.model.base_dtype={found}, or another "
+            f"--config.model.base (python -m softmask_jax.convert with{'out' * (wanted == 'float')} --int8 makes one)."
+        )
 
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:

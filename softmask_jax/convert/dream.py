@@ -29,6 +29,11 @@ BACKBONE = (
     Entry("final_norm/scale", "model.norm.weight", "none", ("D",)),
     Entry("head/weight", "lm_head.weight", "vocabulary", ("V", "D")),
 )
+# A base whose kernels are int8 (`convert.int8`) has a scale for every output beside each.
+BACKBONE_INT8 = (
+    *(entry._replace(dtype="int8") if entry.path.endswith("/kernel") else entry for entry in BACKBONE),
+    *(Entry(f"layers/{o}/kernel_scale", f"{BLOCK}{t}.weight_scale", "none", s[:1]) for o, (t, s) in LINEAR.items()),
+)
 ADAPTER_KEY = "base_model.model." + BLOCK
 
 

@@ -17,13 +17,14 @@ class Entry(NamedTuple):
     """One tensor: our path, PyTorch's key ({i}: block number, stacked on our axis 0), what changes, PyTorch's shape.
 
     change: "none"; "transpose" ([out, in] <-> [in, out]); "vocabulary" (axis 0 padded with zeros to a multiple of 128).
-    shape: sizes, or letters ("D", or "3D" for three times D).
+    shape: sizes, or letters ("D", or "3D" for three times D). dtype: "float" is any floating-point type.
     """
 
     path: str
     key: str
     change: str
     shape: tuple[str | int, ...]
+    dtype: str = "float"
 
     @property
     def stacked(self) -> bool:
@@ -78,8 +79,8 @@ def match(
       sizes: those of some letters, from the model's config.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen key, and those whose dtype is not a floating one or
-        differs between blocks.
+      ValueError: names every missing, unexpected and misshapen key, and those whose dtype is not the entry's or differs
+        between blocks.
     """
     expected = {key: (entry, i) for entry in table for i, key in keys(entry, num_blocks)}
     problems = [f"missing: {key}" for key in expected if key not in found]
@@ -89,8 +90,9 @@ def match(
     first: dict[str, np.dtype] = {}
     for key, (entry, _) in present.items():
         dtype = found[key].dtype
-        if not is_float(dtype):
-            problems.append(f"mistyped: {key} is {dtype}, expected a floating-point type")
+        if not (is_float(dtype) if entry.dtype == "float" else dtype.name == entry.dtype):
+            wanted = "a floating-point type" if entry.dtype == "float" else entry.dtype
+            problems.append(f"mistyped: {key} is {dtype}, expected {wanted}")
         elif first.setdefault(entry.path, dtype) != dtype:
             problems.append(f"mistyped: {key} is {dtype}, but block 0 is {first[entry.path]}")
     if problems:

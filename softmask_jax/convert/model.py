@@ -35,7 +35,8 @@ class Model:
     kind: "dit" (MDLM), "dream" or "adapter" (PEFT's, for Dream).
     tensors: under PyTorch's keys; with the soft-masking scalars, raw, where there are any (a "dit" always has them).
     about: config.json of our folder, beside its format, version and kind. "hf_config" is Hugging Face's config;
-      "config" (dit) our own; "soft_mask" (the others) the variant, k and schedule, or None.
+      "config" (dit) our own; "soft_mask" (the others) the variant, k and schedule, or None; "base_dtype" (dream) is
+      "int8" where the kernels are.
     files: small files that go along unchanged, by name.
     placed: the safetensors file of each key, if the weights came from such.
     """
@@ -87,7 +88,8 @@ def entries(kind: str, about: Mapping, scalars: bool) -> tuple[Entry, ...]:
         adapter = adapters.read_config(about["hf_config"])
         found = below("adapter", dream.adapter_table(adapter.targets, adapter.use_dora))
     else:
-        found = below("backbone", mdlm.BACKBONE if kind == "dit" else dream.BACKBONE)
+        ours = dream.BACKBONE_INT8 if about.get("base_dtype") == "int8" else dream.BACKBONE
+        found = below("backbone", mdlm.BACKBONE if kind == "dit" else ours)
     return found + (below("soft_mask", mdlm.SOFT_MASK) if scalars else ())
 
 
@@ -164,6 +166,11 @@ def merge(base: Model, adapter: Model) -> Model:
     if base.kind != "dream" or adapter.kind != "adapter":
         raise ValueError(
             f"--merge needs an adapter as --src and a Dream model as --base; these are {adapter.kind}, {base.kind}."
+        )
+    if base.about.get("base_dtype") == "int8":
+        raise ValueError(
+            "--base is int8, too coarse to merge into: give the model that it was converted from (--int8 quantises the "
+            "result again)."
         )
     if base.num_blocks != adapter.num_blocks:
         raise ValueError(

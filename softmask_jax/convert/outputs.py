@@ -111,6 +111,9 @@ def verify(
                     f"{folder / name} is not what this source converts to. Convert again, into another --dst."
                 )
     written = open_model(folder)
+    ours, theirs = (one.about.get("base_dtype", "float") for one in (written, model))
+    if ours != theirs:
+        raise ValueError(f"{folder} holds {ours} kernels, the source {theirs} ones; compare with{'out' * (ours == 'float')} --int8.")
     found = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
     differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if differing:

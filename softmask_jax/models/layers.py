@@ -105,6 +105,8 @@ def quantised(kernel: Array) -> tuple[Array, Array]:
 
     Symmetric: the largest weight of an output becomes 127. An output without weights has scale 1.
     """
+    # Own code: for a bfloat16 x qwix 0.1.8 makes the kernel float32 before the product, and its gradient's product runs
+    # in float32. Its arrays would not spare the conversion, which works by the piece without JAX.
     wide = kernel.astype(jnp.float32)
     largest = jnp.abs(wide).max(0)
     scale = jnp.where(largest > 0, largest / 127, 1.0)

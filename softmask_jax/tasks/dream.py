@@ -30,6 +30,7 @@ class Dream:
         self.config, self.mesh, self.base = config, mesh, Path(config.model.base).expanduser()
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
         about = read_base(self.base)
+        converted.check_base_dtype(self.base, about, config.model.base_dtype)
         named = config.data.tokenizer
         self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if named == "base" else named)
         self.tokenizer = self.sft.tokenizer

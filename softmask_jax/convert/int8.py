@@ -1,0 +1,75 @@
+"""Int8 kernels for a frozen base: a Dream's linear layers quantised while they are read, by the piece. Numpy only.
+
+What `models.layers.quantised` does to one kernel, in float32: symmetric, a scale for every output, which is a row of
+PyTorch's matrix, so a piece needs nothing of the others. Embedding, head, norms and biases stay as they are.
+"""
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from softmask_jax.convert import dream
+from softmask_jax.convert.key_tables import Spec
+from softmask_jax.convert.model import Model
+from softmask_jax.convert.tensors import Tensors
+
+KERNEL = re.compile(rf"model\.layers\.\d+\.({'|'.join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())})\.weight")
+LARGEST = 127
+
+
+def quantise(model: Model) -> Model:
+    """The Dream model with int8 kernels; one that has them already as it is. Raises ValueError for another model."""
+    if model.kind != "dream":
+        raise ValueError(f"--int8 is for a Dream model, whose frozen base it becomes; this is {model.kind}.")
+    if model.about.get("base_dtype") == "int8":
+        return model
+    return dataclasses.replace(model, tensors=Quantised(model.tensors), about=model.about | {"base_dtype": "int8"})
+
+
+def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [out, in] -> int8 [out, in] and float32 scales [out]: rows = int8 * scale. A row of zeros has scale 1."""
+    wide = rows.astype(np.float32)
+    largest = np.abs(wide).max(1)
+    scale = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
+    wide /= scale[:, None]
+    return np.rint(wide, out=wide).astype(np.int8), scale
+
+
+class Quantised:
+    """Other tensors, the kernels of Dream's linear layers as int8, each with its scales under "...weight_scale".
+
+    Raises ValueError, when it is read, for a kernel that is not finite.
+    """
+
+    def __init__(self, tensors: Tensors):
+        self.tensors, self.specs = tensors, {}
+        self._scales: dict[str, np.ndarray] = {}
+        for key, spec in tensors.specs.items():
+            kernel = KERNEL.fullmatch(key) and len(spec.shape) == 2
+            self.specs[key] = Spec(np.dtype(np.int8), spec.shape) if kernel else spec
+            if kernel:
+                self.specs[f"{key}_scale"] = Spec(np.dtype(np.float32), spec.shape[:1])
+
+    def pieces(self, key: str) -> Iterator[np.ndarray]:
+        kernel = key.removesuffix("_scale")
+        if not KERNEL.fullmatch(kernel):
+            yield from self.tensors.pieces(key)
+        elif key == kernel:
+            yield from self._kernel(key)
+        else:
+            # Whoever has read the kernel has its scales already.
+            if kernel not in self._scales:
+                for _ in self._kernel(kernel):
+                    pass
+            yield self._scales[kernel]
+
+    def _kernel(self, key: str) -> Iterator[np.ndarray]:
+        found = []
+        for piece in self.tensors.pieces(key):
+            values, scale = quantised(piece)
+            if not np.isfinite(scale).all():
+                raise ValueError(f"{key} holds numbers that are not finite, which int8 cannot; download it again.")
+            found.append(scale)
+            yield values
+        self._scales[key] = np.concatenate(found)
