@@ -91,10 +91,12 @@ def main(argv: list[str] | None = None) -> int:
         if flags.debug:
             traceback.print_exc()
         first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr)
+        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr, flush=True)
+        hosts.leave_soon(1)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+        hosts.leave_soon(130)
         return 130
     if summary["finished"] and jax.process_index() == 0:
         print(report(summary, flags.workdir))

@@ -51,7 +51,7 @@ class Supervisor:
         self.child, self.peers, self.flags = child, peers, flags
         self.poll = min(1.0, flags.silence / 20) * max(1.0, len(peers.others) / 16)
         self.signals, self.passed = 0, 0
-        self.ran, self.furthest, self.fruitless = False, -1, 0
+        self.met, self.ran, self.furthest, self.fruitless = False, False, -1, 0
 
     def run(self) -> int:
         """Until the run is done, stopped or given up; the exit status."""
@@ -86,8 +86,10 @@ class Supervisor:
                 self._tell_of([peer for peer in missing if peer.process not in told], told)
                 if time.monotonic() - since > self.flags.wait:
                     names = ", ".join(peer.name for peer in missing)
-                    return self._over(f"waited {self.flags.wait:g} s in vain for host {names}", 1)
+                    hint = "" if self.met else ": does the same command run there, in a --workdir that all hosts share?"
+                    return self._over(f"waited {self.flags.wait:g} s in vain for host {names}{hint}", 1)
             elif begin is None:
+                self.met = True
                 if self.ran and (code := self._judge()) is not None:
                     return code
                 begin = time.monotonic() + self._pause()
@@ -191,7 +193,12 @@ class Supervisor:
 
     def _heed(self) -> int | None:
         """The exit status of a host that is over: without it the others cannot go on."""
+        mine = self.peers.mine
         for peer in self.peers.others:
+            if peer.alive and peer.sign.processes != mine.processes:
+                return self._over(
+                    f"was told of {mine.processes} processes, host {peer.name} of {peer.sign.processes}", 2
+                )
             if peer.alive and peer.sign.state == OVER:
                 return self._over(f"ends, as host {peer.name} {peer.sign.why}", peer.sign.code)
         return None
@@ -199,7 +206,7 @@ class Supervisor:
     def _over(self, why: str, code: int) -> int:
         self.child.kill()
         self.peers.say(state=OVER, why=why, code=code)
-        self._print(f"Host {self.peers.mine.process} {why}{'' if why.endswith('.') else '.'}")
+        self._print(f"Host {self.peers.mine.process} {why}{'' if why[-1] in '.?' else '.'}")
         return code
 
     def _newest(self) -> int:
@@ -212,7 +219,8 @@ class Supervisor:
 
     @staticmethod
     def _print(line: str) -> None:
-        print(f"Supervisor: {line}", file=sys.stderr, flush=True)
+        # A progress bar, whose line has no end, may stand there.
+        print(f"\nSupervisor: {line}", file=sys.stderr, flush=True)
 
 
 def supervise(argv: Sequence[str] | None = None) -> int:

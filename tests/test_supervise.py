@@ -182,8 +182,16 @@ def test_a_host_that_never_comes_is_named(several):
     several.start(0, 2, "3", wait=3.0, silence=1.0)
     assert several.finish() == [1]
     first, last = several.lines()
-    assert first == "Host 1 has not come yet; waiting 3 s for it at most." and "waited 3 s in vain for host 1" in last
+    assert first == "Host 1 has not come yet; waiting 3 s for it at most."
+    assert "waited 3 s in vain for host 1: does the same command run there, in a --workdir that all hosts share?" in last
     assert several.starts(0) == 0
+
+
+def test_counts_of_processes_that_differ_are_named(several):
+    several.start(0, 2, "3")
+    several.start(1, 3, "3")
+    assert several.finish() == [2, 2] and several.starts(0) == several.starts(1) == 0
+    assert any("Host 0 was told of 2 processes, host 1 (" in line and ") of 3." in line for line in several.lines())
 
 
 def test_files_of_an_earlier_job_are_no_hosts(several):
