@@ -112,7 +112,8 @@ def layouts(mesh) -> tuple[VocabSharding | None, Callable, Callable]:
     if mesh is None:
         return None, _same, _same
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
-    return VocabSharding(mesh) if mesh.size > 1 else None, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh)
+    over_devices = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
+    return over_devices, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh)
 
 
 def _same(x):

@@ -1,6 +1,7 @@
 """The mesh and the one place where logical axes meet mesh axes.
 
-A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor.
+A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor. The
+axis sequence cuts no parameter: it cuts the positions of activations, for inputs too long for one device.
 The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
 """
 import collections
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 RULES = {
@@ -30,14 +31,14 @@ RULES = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """Mesh of all devices with axes (data, fsdp, tensor); one size may be -1.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, *, sequence: int = 1) -> Mesh:
+    """Mesh of all devices with the axes of `AXES`; one size may be -1.
 
     Raises:
       ValueError: the sizes don't multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, sequence, tensor]
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"config.mesh ({named}): sizes are positive, and at most one is -1 (all devices left).")
@@ -48,7 +49,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             "set one of them to -1 to take what is left."
         )
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -71,8 +72,9 @@ def row_shards(mesh: Mesh | None) -> int:
 
 
 def rows_over(mesh: Mesh):
-    """x -> x with its rows over the batch axes and the rest whole: for activations inside a compiled function."""
-    layout = batch_sharding(mesh)
+    """x [B L D] -> x with rows over the batch axes, positions over the sequence axis and D whole: for activations inside a
+    compiled function."""
+    layout = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "sequence"))
     return lambda x: jax.lax.with_sharding_constraint(x, layout)
 
 
@@ -109,8 +111,8 @@ def check_hosts(mesh: Mesh) -> None:
     if max(map(len, owners)) > 1 or len(set(shares.values())) > 1:
         raise ValueError(
             f"config.mesh ({', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}) does not fit "
-            f"{len(shares)} hosts: data x fsdp must give each host the same number of rows, and the tensor axis must "
-            "stay within one host; choose a config.mesh.tensor that divides the number of devices of one host."
+            f"{len(shares)} hosts: data x fsdp must give each host the same number of rows, and the sequence and tensor "
+            "axes must stay within one host; choose sizes whose product divides the number of devices of one host."
         )
 
 

@@ -24,10 +24,11 @@ LOWEST = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class VocabSharding:
-    """Where rows and vocabulary live on a mesh; axes of size 1 cost nothing."""
+    """Where rows, their positions and the vocabulary live on a mesh; axes of size 1 cost nothing."""
     mesh: Mesh
     batch_axes: tuple[str, ...] = ("data", "fsdp")
     vocab_axis: str = "tensor"
+    sequence_axis: str | None = None
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weight", "bias"],
@@ -53,7 +54,8 @@ class Head:
 class Columns:
     """The static side of a head: which columns exist, the width of a window, and the mesh axes in use.
 
-    rows: mesh axes over which the batch is split; shards: devices over which the vocabulary is; mapped: either is used.
+    rows: mesh axes over which the batch is split; places: those over which positions are; shards: devices over which the
+    vocabulary is; mapped: any is used.
     """
     size: int
     vocab_size: int
@@ -61,11 +63,13 @@ class Columns:
     chunk: int | None
     sharding: VocabSharding | None
     rows: tuple[str, ...]
+    places: tuple[str, ...]
     shards: int
 
     @property
     def mapped(self) -> bool:
-        return self.sharding is not None and (self.shards > 1 or _mesh_size(self.sharding, self.rows) > 1)
+        over = (*self.rows, *self.places)
+        return self.sharding is not None and (self.shards > 1 or _mesh_size(self.sharding, over) > 1)
 
     @property
     def dense(self) -> bool:
@@ -88,7 +92,8 @@ class Columns:
         return min(local, _up(math.ceil(local / math.ceil(local / widest)), LANES))
 
     def sum_rows(self, x: Any) -> Any:
-        return lax.psum(x, self.rows) if self.mapped and self.rows else x
+        over = (*self.rows, *self.places)
+        return lax.psum(x, over) if self.mapped and over else x
 
     def sum_shards(self, x: Any) -> Any:
         return lax.psum(x, self.sharding.vocab_axis) if self.shards > 1 else x
@@ -107,12 +112,12 @@ class Columns:
         return lax.axis_index(self.sharding.vocab_axis).astype(jnp.int32) * local if self.shards > 1 else 0
 
     def over_devices(self, body: Callable, args: tuple, kinds: str, out_kinds: str) -> Any:
-        """body(*args) on every device's part; one letter an argument or result: r(ows), v(ocabulary on axis 0),
-        g (rows, and vocabulary on axis 2), a(ll, the same on every device)."""
+        """body(*args) on every device's part; one letter an argument or result: r(ows and positions), k(eys, rows only),
+        v(ocabulary on axis 0), g (rows, positions, and vocabulary on axis 2), a(ll, the same on every device)."""
         if not self.mapped:
             return body(*args)
-        rows, vocab = self.rows or None, self.sharding.vocab_axis
-        spec = {"r": P(rows), "v": P(vocab), "g": P(rows, None, vocab), "a": P()}
+        rows, places, vocab = self.rows or None, self.places or None, self.sharding.vocab_axis
+        spec = {"r": P(rows, places), "k": P(rows), "v": P(vocab), "g": P(rows, places, vocab), "a": P()}
         outs = tuple(spec[kind] for kind in out_kinds)
         # Replication is argued in the callers (explicit sums), not checked: loop carries start out unvarying.
         return jax.shard_map(body, mesh=self.sharding.mesh, in_specs=tuple(spec[kind] for kind in kinds),
@@ -131,9 +136,10 @@ def columns(hidden: jax.Array, head: Head) -> Columns:
                          f"{head.vocab_size} and {None if bias is None else bias.shape}")
     if head.chunk is not None and head.chunk < 1:
         raise ValueError(f"Head.chunk must be a positive width or None, got {head.chunk}")
-    rows, shards = (), 1
+    rows, places, shards = (), (), 1
     if sharding is not None:
-        missing = {*sharding.batch_axes, sharding.vocab_axis} - set(sharding.mesh.axis_names)
+        named = {*sharding.batch_axes, sharding.vocab_axis, sharding.sequence_axis} - {None}
+        missing = named - set(sharding.mesh.axis_names)
         if missing:
             raise ValueError(f"the mesh has axes {sharding.mesh.axis_names}, VocabSharding names {sorted(missing)}")
         shards = sharding.mesh.shape[sharding.vocab_axis]
@@ -143,8 +149,10 @@ def columns(hidden: jax.Array, head: Head) -> Columns:
         # Rows that do not divide (a batch of one on a large mesh) are computed by every device instead.
         if hidden.shape[0] % _mesh_size(sharding, sharding.batch_axes) == 0:
             rows = tuple(sharding.batch_axes)
+        if sharding.sequence_axis and hidden.shape[1] % sharding.mesh.shape[sharding.sequence_axis] == 0:
+            places = (sharding.sequence_axis,)
     skipped = head.mask_token_id if head.suppress_mask else -1
-    return Columns(size, head.vocab_size, skipped, head.chunk, sharding, rows, shards)
+    return Columns(size, head.vocab_size, skipped, head.chunk, sharding, rows, places, shards)
 
 
 def _up(n: int, unit: int) -> int:

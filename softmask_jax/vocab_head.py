@@ -67,10 +67,10 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
         bias, tilt = (None if x is None else jnp.pad(x, (0, extra)) for x in (bias, tilt))
     kind = None if draw is None else _Kind(keys is not None, draw.nucleus_p)
 
-    def body(hidden, weight, bias, tilt, keys, gumbel, wanted, temperature, heat):
+    def body(hidden, weight, bias, tilt, keys, gumbel, wanted, places, temperature, heat):
         rows, length = hidden.shape[:2]
         over = partial(_swept, cols, k, kind, weight, bias, tilt, temperature, heat)
-        rows_of, places = (x.reshape(-1) for x in jnp.indices((rows, length)))
+        rows_of, places = jnp.indices((rows, length))[0].reshape(-1), places.reshape(-1)
 
         def at(chosen):
             """The results at chosen positions [P] of the flattened rows: leaves [P ...]."""
@@ -83,8 +83,9 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
         return tuple(x.reshape(rows, length, *x.shape[1:]) for x in out)
 
     scales = (jnp.asarray(x, wide(hidden)) for x in (temperature, heat))
-    args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, tilt, keys, gumbel, wanted, *scales))
-    found = cols.over_devices(body, args, "rvvvrgraa", "rrrr" if draw is None else "rrrrrrr")
+    places = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
+    args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, tilt, keys, gumbel, wanted, places, *scales))
+    found = cols.over_devices(body, args, "rvvvkgrraa", "rrrr" if draw is None else "rrrrrrr")
     return Sweep(*found, *(() if draw is not None else (None,) * 3))
 
 

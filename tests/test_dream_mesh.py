@@ -50,10 +50,12 @@ def alone():
     return jax.jit(functools.partial(gradients, model))(jax.tree.map(jnp.asarray, batch()), state(model))
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1), pytest.param((2, 2, 1), marks=pytest.mark.full),
-                                   pytest.param((1, 2, 2), marks=pytest.mark.full)])  # fmt: skip
+# data, fsdp, tensor, sequence
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 1), *(pytest.param(sizes, marks=pytest.mark.full) for sizes in (
+    (2, 2, 1, 1), (1, 2, 2, 1), (1, 1, 1, 4), (1, 2, 1, 2), (1, 1, 2, 2)
+))])  # fmt: skip
 def test_losses_and_gradients_are_the_same_on_every_mesh(sizes):
-    mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    mesh = sharding.make_mesh(*sizes[:3], devices=jax.devices()[: int(np.prod(sizes))], sequence=sizes[3])
     model = build(mesh)
     layout = jax.tree.map(lambda s: s.sharding, train_state.abstract(model, make(config.from_dict({}).optimizer, 10), mesh))
     placed = jax.device_put(state(model), layout)

@@ -12,8 +12,9 @@ from tests import golden_model
 
 def test_one_axis_may_take_the_devices_that_are_left():
     mesh = sharding.make_mesh(-1, 2, 2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
     assert sharding.batch_shards(mesh) == 4
+    assert sharding.batch_shards(sharding.make_mesh(-1, sequence=4)) == 2
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (2, 2, 1), (-1, -1, 1), (0, 1, 8), (-2, 1, 1)])
@@ -77,5 +78,5 @@ def test_hosts_with_equal_shares_of_a_batch_are_accepted(hosts):
 
 @pytest.mark.parametrize("hosts", [[[[0, 1]]], [[[0, 0]], [[0, 1]], [[1, 1]]], [[[0], [0], [1]]]])
 def test_hosts_that_would_hold_copies_of_the_same_rows_or_unequal_shares_are_refused(hosts):
-    with pytest.raises(ValueError, match="does not fit 2 hosts: .* choose a config.mesh.tensor that divides"):
+    with pytest.raises(ValueError, match="does not fit 2 hosts: .* whose product divides the number of devices of one host"):
         sharding.check_batch("config.eval.batch_size", 24, Hosts(hosts))

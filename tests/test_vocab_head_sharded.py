@@ -15,8 +15,9 @@ ODD = 502
 
 
 @cache
-def mesh(data, fsdp, tensor):
-    return jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+def mesh(data, fsdp, tensor, sequence=1):
+    axes = ("data", "fsdp", "tensor", "sequence")
+    return jax.make_mesh((data, fsdp, tensor, sequence), axes, axis_types=(AxisType.Auto,) * 4)
 
 
 def arrays(vpad, batch=B):
@@ -50,7 +51,8 @@ def everything(x, sharding, chunk, nucleus_p=0.9):
         found = [sweep(x["hidden"], model, k=4, temperature=1.3, draw=draw) for draw in draws]
         some = jnp.asarray(np.random.default_rng(3).random((batch, L)) < 0.5)
         tilted = Draw(keys=keys, bias=jnp.linspace(-2, 2, len(x["bias"])))
-        found.append(sweep(x["hidden"], model, k=4, draw=tilted, wanted=some))
+        wanted = sweep(x["hidden"], model, k=4, draw=tilted, wanted=some)
+        found.append(jax.tree.map(lambda x: jnp.where(some.reshape(some.shape + (1,) * (x.ndim - 2)), x, 0), wanted))
         return jax.value_and_grad(loss, has_aux=True)(x), frozen, found
     return run(x)
 
@@ -69,6 +71,14 @@ def assert_same(got, want):
 def test_a_mesh_gives_the_values_gradients_and_draws_of_one_device(shape, vpad, chunk):
     with jax.enable_x64(True):
         assert_same(everything(arrays(vpad), VocabSharding(mesh(*shape)), chunk), on_one_device(vpad))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 3), (2, 1, 1, 2)])
+def test_positions_over_a_mesh_change_nothing(shape):
+    """Three positions over three devices; two devices cannot share them and compute all."""
+    with jax.enable_x64(True):
+        spread = VocabSharding(mesh(*shape), sequence_axis="sequence")
+        assert_same(everything(arrays(VPAD), spread, 128), on_one_device(VPAD))
 
 
 def test_rows_that_do_not_divide_over_the_mesh_are_computed_all_the_same():

@@ -23,11 +23,13 @@ BLOCKS = (512, 256, 128)  # rows of q or k at a time: larger ones reuse more, an
 
 @dataclass(frozen=True)
 class Layout:
-    """Where activations lie: mesh axes that cut the rows, and the one that cuts the heads (None: no mesh axis)."""
+    """Where activations lie: mesh axes that cut the rows, the one that cuts the heads, and the one that cuts the positions
+    of queries (None: no mesh axis); keys and values are gathered over it."""
 
     mesh: Mesh
     rows: tuple[str, ...] = ()
     heads: str | None = None
+    sequence: str | None = None
 
     @property
     def platform(self) -> str:
@@ -35,13 +37,14 @@ class Layout:
         return self.mesh.devices.flat[0].platform
 
     def over_devices(self, attend: Callable, kv_heads: int) -> Callable:
-        """attend(q, k, v, segment_ids) on each device's own rows and heads."""
+        """attend(q, k, v, segments of q, of k) on each device's own rows, heads and queries."""
         parts = self.mesh.shape[self.heads] if self.heads else 1
         if kv_heads % parts:
             raise ValueError(f"attention='splash' needs the {kv_heads} key/value heads to be divisible by the mesh's "
                              f"{self.heads} = {parts}; choose a smaller one, or attention='xla'.")
-        whole, rows = P(self.rows or None, None, self.heads, None), P(self.rows or None, None)
-        specs = {"in_specs": (whole, whole, whole, rows), "out_specs": whole}
+        own, all_ = (P(self.rows or None, places, self.heads, None) for places in (self.sequence, None))
+        segments = P(self.rows or None, self.sequence), P(self.rows or None, None)
+        specs = {"in_specs": (own, all_, all_, *segments), "out_specs": own}
         # check_vma: the kernel's outputs do not say over which axes they vary.
         return jax.shard_map(attend, mesh=self.mesh, **specs, check_vma=False)
 
@@ -54,6 +57,9 @@ def fits(dtype, head_width: int, length: int) -> bool:
 def choose(name: str, dtype, head_width: int, length: int, layout: Layout | None) -> str:
     """As `layers.choose_attention`, with "splash", which `auto` takes on a TPU where it fits. ValueError elsewhere."""
     platform = jax.default_backend() if layout is None else layout.platform
+    if layout is not None and layout.sequence:
+        # Each device has its share of the queries.
+        length = length // layout.mesh.shape[layout.sequence]
     if name == "auto" and platform == "tpu" and fits(dtype, head_width, length):
         return "splash"
     if name != "splash":
@@ -69,29 +75,30 @@ def choose(name: str, dtype, head_width: int, length: int, layout: Layout | None
 def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, layout: Layout | None = None,
            interpret: bool = False) -> Array:
     """As `layers.attend`: q [B L K d], k, v [B L G d] -> [B L K d]; `interpret` runs the kernel on a CPU, for tests."""
-    local = partial(_attend, interpret=interpret)
+    local, both = partial(_attend, interpret=interpret), (segment_ids, segment_ids)
     if layout is None:
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, *both)
     if segment_ids is None:
-        return layout.over_devices(lambda q, k, v, _: local(q, k, v, None), k.shape[2])(q, k, v, q[:, :, 0, 0])
-    return layout.over_devices(local, k.shape[2])(q, k, v, segment_ids)
+        local, both = lambda q, k, v, *_: _attend(q, k, v, None, None, interpret=interpret), (q[:, :, 0, 0],) * 2
+    return layout.over_devices(local, k.shape[2])(q, k, v, *both)
 
 
-def _attend(q: Array, k: Array, v: Array, segment_ids: Array | None, *, interpret: bool) -> Array:
+def _attend(q: Array, k: Array, v: Array, q_segments: Array | None, k_segments: Array | None, *,
+            interpret: bool) -> Array:
     # Imported late: it is there on every machine, but only a TPU's program needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    length, heads, width = q.shape[1:]
-    block = next(size for size in BLOCKS if length % size == 0)
+    (length, heads, width), keys = q.shape[1:], k.shape[1]
+    own, seen = (next(size for size in BLOCKS if n % size == 0) for n in (length, keys))
     sizes = splash_attention.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-        block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+        block_q=own, block_kv=seen, block_kv_compute=seen, block_q_dkv=own, block_kv_dkv=seen,
+        block_kv_dkv_compute=seen, block_q_dq=own, block_kv_dq=seen,
     )  # fmt: skip
-    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads)
+    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, keys))] * heads)
     kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
-    if segment_ids is None:
+    if q_segments is None:
         mixed = jax.vmap(kernel)(q, k, v)
     else:
-        mixed = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(segment_ids, segment_ids))
+        mixed = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(q_segments, k_segments))
     return mixed.swapaxes(1, 2).astype(v.dtype)

@@ -92,7 +92,7 @@ def predict(hidden: jax.Array, head: Head, wanted: jax.Array, filters: Filters, 
 
     args = (hidden, head.weight, head.bias, bias, keys, gumbel, wanted, places)
     body = partial(_over_blocks, cols, filters, k, left_out)
-    out = cols.over_devices(body, jax.tree.map(lax.stop_gradient, args), "rvvargrr", "rrrrrr")
+    out = cols.over_devices(body, jax.tree.map(lax.stop_gradient, args), "rvvakgrr", "rrrrrr")
     return Predicted(*out[:2], *(out[2:5] if k else (None, None, None)), out[5])
 
 
