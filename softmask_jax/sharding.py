@@ -72,10 +72,14 @@ def row_shards(mesh: Mesh | None) -> int:
 
 
 def rows_over(mesh: Mesh):
-    """x [B L D] -> x with rows over the batch axes, positions over the sequence axis and D whole: for activations inside a
-    compiled function."""
-    layout = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "sequence"))
-    return lambda x: jax.lax.with_sharding_constraint(x, layout)
+    """x [B L D] -> x with rows over the batch axes, positions over the sequence axis (where L divides) and D whole: for
+    activations inside a compiled function."""
+
+    def laid_out(x):
+        places = "sequence" if x.shape[1] % mesh.shape["sequence"] == 0 else None
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, places)))
+
+    return laid_out
 
 
 def vocab_over_tensor(mesh: Mesh):
