@@ -6,6 +6,11 @@
 
 The last command writes a PEFT adapter with transparency_config.json beside it. The clipping of 0.875 is that of the
 gradient's mean over 8 micro-batches; the paper's 7.0 was that of their sum. `:binary` trains without soft-masking.
+`:int8` is for a single chip of 16 GB (TPU v5e): the base's kernels are int8, quantised as they are converted.
+
+    python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream_int8 --int8
+    python -m softmask_jax.main --config=configs/dream7b.py:int8 --workdir=runs/dream7b_int8
+
 `:smoke` runs the same code in seconds, on the model and the conversations of `python -m softmask_jax.tiny_dream`.
 """
 from ml_collections import ConfigDict
@@ -39,6 +44,8 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "binary":
         config.soft_mask.variant = "none"
+    elif variant == "int8":
+        config.model.update(base="models/dream_int8", base_dtype="int8")
     elif variant == "smoke":
         config.model.base = "runs/tiny_dream/model"
         config.data.update(paths="jsonl:runs/tiny_dream/chats.jsonl", buckets="256")
@@ -48,5 +55,5 @@ def get_config(variant: str = "") -> ConfigDict:
         config.eval.update(every=3)
         config.sample.update(every=3, count=1, steps=4, length=8)
     elif variant:
-        raise ValueError(f"configs/dream7b.py has no variant '{variant}'; it has 'binary' and 'smoke'.")
+        raise ValueError(f"configs/dream7b.py has no variant '{variant}'; it has 'binary', 'int8' and 'smoke'.")
     return config

@@ -37,6 +37,10 @@ def test_defaults_are_the_papers_169m_recipe():
         ({"data": {"validation_rule": "paths"}}, "belong together"),
         ({"data": {"validation_paths": "a.txt"}}, "belong together"),
         ({"train": {"budget": "iso_time"}}, "choose one of iso_update, iso_compute_paper, iso_flops"),
+        ({"model": {"base_dtype": "int4"}}, "choose one of float, int8"),
+        ({"model": {"base_dtype": "int8"}}, "base_dtype are for config.model.kind=dream"),
+        ({"model": {"kind": "dream", "base": "x", "base_dtype": "int8"}, "data": {"source": "chat", "paths": "x"}},
+         "cannot be trained: train an adapter"),
         ({"model": 3}, "must be a section"),
     ],
 )

@@ -222,6 +222,38 @@ def test_full_fine_tuning_starts_from_the_base_and_moves_all_of_it(workshop):
     np.testing.assert_allclose(np.asarray(now[near], np.float32), np.asarray(base[near], np.float32), atol=0.2)
 
 
+@pytest.fixture(scope="module")
+def small_base(workshop):
+    """The base with int8 kernels."""
+    assert convert([f"--src={workshop.folder / 'hf'}", f"--dst={workshop.folder / 'int8'}", "--int8", "--verify"]) == 0
+    return workshop.folder / "int8"
+
+
+def test_an_adapter_is_trained_on_an_int8_base_and_works_on_both(workshop, small_base, tuned):
+    settings = [f"model.base={small_base}", "model.base_dtype=int8"]
+    folder, summary = workshop.run("on-int8", *settings)
+    assert summary["finished"]
+    np.testing.assert_allclose(summary["validation"]["loss"], tuned[1]["validation"]["loss"], rtol=0.02)
+    ours, theirs = (arrays(run, 6, ("params", "ema", "optimizer")) for run in (folder, tuned[0]))
+    assert {name: value.dtype for name, value in ours.items()} == {name: value.dtype for name, value in theirs.items()}
+    adapter, back = workshop.folder / "on-int8-adapter", workshop.folder / "on-int8-ours"
+    assert convert([f"--src={folder}", f"--dst={adapter}", "--to=hf", "--verify"]) == 0
+    assert convert([f"--src={adapter}", f"--dst={back}"]) == 0
+    tokens = np.random.default_rng(0).integers(0, 250, (2, 24))
+    run, loaded = (softmask_jax.load(path, **more) for path, more in ((folder, {}), (back, {"base": str(small_base)})))
+    np.testing.assert_array_equal(run.logits(tokens), loaded.logits(tokens))
+    on_float = np.asarray(softmask_jax.load(folder, base=str(workshop.folder / "model")).logits(tokens))
+    np.testing.assert_allclose(on_float, run.logits(tokens), atol=0.1 * np.abs(on_float).max())
+    assert run.generate([[{"role": "user", "content": "What is 2 + 3?"}]], max_new_tokens=8, steps=4, alg="entropy").calls > 0
+
+
+def test_a_base_that_is_not_what_the_config_says_is_refused_both_ways(workshop, small_base):
+    with pytest.raises(ValueError, match="is int8, config.model.base_dtype float: give --config.model.base_dtype=int8"):
+        workshop.run("refused", f"model.base={small_base}")
+    with pytest.raises(ValueError, match="is float, config.model.base_dtype int8: .*convert with --int8 makes one"):
+        workshop.run("refused", "model.base_dtype=int8")
+
+
 @pytest.mark.parametrize("override, said", [
     ("model.base=nowhere", "no converted model in nowhere; python -m softmask_jax.convert --src=hf://Dream-org"),
     ("data.paths=jsonl:nothing-*.jsonl", "no file matches"),

@@ -28,12 +28,16 @@ def quantise(model: Model) -> Model:
 
 
 def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [out, in] -> int8 [out, in] and float32 scales [out]: rows = int8 * scale. A row of zeros has scale 1."""
+    """Rows [out, in] -> int8 [out, in] and float32 scales [out]: rows = int8 * scale. A row of zeros has scale 1.
+
+    The scale of a row that is not finite is not finite either.
+    """
     wide = rows.astype(np.float32)
     largest = np.abs(wide).max(1)
-    scale = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
-    wide /= scale[:, None]
-    return np.rint(wide, out=wide).astype(np.int8), scale
+    scale = np.where(largest == 0, np.float32(1), largest / np.float32(LARGEST))
+    with np.errstate(invalid="ignore"):
+        wide /= scale[:, None]
+        return np.rint(wide, out=wide).astype(np.int8), scale
 
 
 class Quantised:
