@@ -1,0 +1,149 @@
+"""Floating-point operations of a program's matrix products, from its jaxpr, and the closed form they are held against.
+
+XLA's own count takes a loop's body once. Here a scan is multiplied by its length, a kernel by its grid, what runs under
+`shard_map` by the devices of its mesh; of a condition the costlier branch is counted, and a `while` whose length nobody
+knows before it runs as often as `trips` says. A multiply-add counts as two; elementwise work is not counted.
+"""
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """flops: of all devices together. unknown: loops of unknown length that were met."""
+
+    flops: float = 0.0
+    unknown: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.flops + other.flops, self.unknown + other.unknown)
+
+    def times(self, n: float) -> "Count":
+        return Count(self.flops * n, self.unknown)
+
+
+def once(depth: int, holds_another: bool) -> float:
+    """Turns of a loop of unknown length: one."""
+    return 1
+
+
+def count(jaxpr: core.ClosedJaxpr | core.Jaxpr, trips: Callable[[int, bool], float] = once) -> Count:
+    """Of a jaxpr, such as `jax.stages.Traced.jaxpr`.
+
+    Args:
+      trips: (depth among loops of unknown length, whether there is another one inside) -> turns.
+    """
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), trips, 0)
+
+
+def _count(jaxpr, trips, depth: int) -> Count:
+    total = Count()
+    for eqn in jaxpr.eqns:
+        total += _equation(eqn, trips, depth)
+    return total
+
+
+def _equation(eqn, trips, depth: int) -> Count:
+    name = eqn.primitive.name
+    if name == "dot_general":
+        return Count(_dot(eqn))
+    if name == "conv_general_dilated":
+        raise NotImplementedError("a convolution: none of our models has one, so there is no formula for it")
+    inner = _inner(eqn)
+    if name == "cond":
+        return max((_count(branch, trips, depth) for branch in inner), key=lambda c: c.flops)
+    if name == "while":
+        body = eqn.params["body_jaxpr"].jaxpr
+        turns = trips(depth, _holds_while(body))
+        found = _count(body, trips, depth + 1).times(turns)
+        return Count(found.flops, found.unknown + 1)
+    total = Count()
+    for jaxpr in inner:
+        total += _count(jaxpr, trips, depth)
+    if name == "scan":
+        return total.times(eqn.params["length"])
+    if name == "pallas_call":
+        return total.times(math.prod(eqn.params["grid_mapping"].grid))
+    if name == "shard_map":
+        return total.times(eqn.params["mesh"].size)
+    return total
+
+
+def _inner(eqn) -> list:
+    """The jaxprs in an equation's parameters, but for a custom derivative's rules, which were applied or never will be."""
+    found = []
+    for value in eqn.params.values():
+        for one in value if isinstance(value, (tuple, list)) else [value]:
+            one = getattr(one, "jaxpr", one)
+            if isinstance(one, core.Jaxpr):
+                found.append(one)
+    return found
+
+
+def _holds_while(jaxpr) -> bool:
+    return any(eqn.primitive.name == "while" or any(map(_holds_while, _inner(eqn))) for eqn in jaxpr.eqns)
+
+
+def _dot(eqn) -> float:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """How often a training step runs each part, in forward passes: products with weights, attention, the head."""
+
+    weights: float
+    attention: float
+    head: float
+
+
+def passes(model, *, two_passes: bool, flash: bool = False) -> Passes:
+    """Of a training step.
+
+    Args:
+      model: the config's section. two_passes: the coin fell on soft-masking. flash: attention is a kernel that never
+        keeps its weights, and computes the scores again in both of its backward parts.
+
+    A backward pass is two products for each forward one, or one where a frozen base wants no gradient of its own;
+    attention's is always two, a flash kernel's 3.5 (7 products for 2). The head's logits are computed again, chunk by
+    chunk; `remat` "full" runs every layer's forward pass again.
+    """
+    frozen = model.adapter != "none"
+    first, again = float(two_passes), float(model.remat == "full")
+    attention_again = float(model.remat in ("full", "dots", "attention")) if not flash else again
+    return Passes(
+        weights=first + 1 + again + (1 if frozen else 2),
+        attention=first + 1 + attention_again + (3.5 if flash else 2),
+        head=first + 2 + (1 if frozen else 2),
+    )
+
+
+def closed_form(denoiser, tokens: int, length: int, how: Passes) -> float:
+    """FLOPs of one training step over so many tokens in rows of `length`, of all devices together."""
+    weights, attention, head = parts(denoiser, length)
+    return tokens * (how.weights * weights + how.attention * attention + how.head * head)
+
+
+def parts(denoiser, length: int) -> tuple[float, float, float]:
+    """FLOPs of one token's forward pass: products with weights, attention, the head."""
+    width = jax.eval_shape(lambda key: denoiser.embedding(denoiser.init(key)["backbone"]), jax.random.key(0)).shape[-1]
+    head = 2.0 * width * denoiser.vocab_size
+    bare = denoiser.flops_per_token(0)
+    return bare - head, denoiser.flops_per_token(length) - bare, head
+
+
+def model_flops(denoiser, model, tokens: int, length: int, *, two_passes: bool) -> float:
+    """What a step has to compute, whatever it computes again: the numerator of model-FLOPs utilisation.
+
+    Forward passes, and a backward one that costs twice as much, or with a frozen base once (attention's: twice).
+    """
+    frozen = model.adapter != "none"
+    ahead, back = 1.0 + two_passes, 1.0 if frozen else 2.0
+    return closed_form(denoiser, tokens, length, Passes(ahead + back, ahead + 2.0, ahead + back))

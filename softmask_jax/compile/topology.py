@@ -1,0 +1,101 @@
+"""TPU slices: what a chip has, and devices to compile for that are not there.
+
+The figures of a chip are Google's public specification (cloud.google.com/tpu/docs, "System architecture", one page a
+kind): memory, peak bfloat16 FLOP/s, memory bandwidth, and the bandwidth of a chip's links to its neighbours together.
+"""
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """hbm_gib: memory. flops: bfloat16 a second at most. hbm, ici: bytes a second, of the memory and of all links to
+    other chips in one direction. torus: dimensions of the network. accelerator: what N chips are called."""
+
+    hbm_gib: int
+    flops: float
+    hbm: float
+    ici: float
+    torus: int
+    accelerator: str
+
+
+CHIPS = {
+    "v4": Chip(32, 275e12, 1228e9, 300e9, 3, "v4-{cores}"),
+    "v5e": Chip(16, 197e12, 819e9, 200e9, 2, "v5litepod-{chips}"),
+    "v5p": Chip(95, 459e12, 2765e9, 600e9, 3, "v5p-{cores}"),
+    "v6e": Chip(32, 918e12, 1640e9, 448e9, 2, "v6e-{chips}"),
+}
+# Of so many chips, by the dimensions of the network.
+SHAPES = {
+    2: {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
+    3: {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice, such as `v5e:4x4`. Raises ValueError for a name that is none."""
+
+    name: str
+
+    def __post_init__(self):
+        if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+x\d+(x\d+)?", self.name) or not self.chips:
+            kinds = ", ".join(CHIPS)
+            raise ValueError(f"--topology={self.name} is no TPU slice; write one of {kinds} and its shape: v5e:4x4")
+
+    @property
+    def kind(self) -> str:
+        return self.name.split(":")[0]
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(int(size) for size in self.name.split(":")[1].split("x"))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one chip."""
+        return self.chip.hbm_gib * 2**30
+
+    def devices(self) -> Sequence:
+        """Devices to compile for; none of them is there. Raises RuntimeError without libtpu."""
+        # libtpu reads these when it is loaded: without them it looks for a real machine.
+        environment = {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": self.chip.accelerator.format(chips=self.chips, cores=2 * self.chips),
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "TPU_MIN_LOG_LEVEL": "3",
+            "TPU_STDERR_LOG_LEVEL": "3",
+        }
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        from jax.experimental import topologies
+
+        # A single chip is not a whole host of its kind.
+        shape = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+        try:
+            return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **shape).devices
+        except Exception as error:  # whatever the compiler's library says of itself
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(
+                f"The TPU compiler does not take {self.name} ({reason:.200}); it needs libtpu: "
+                "pip install 'softmask_jax[aot]'"
+            ) from error
+
+
+def slice_of(kind: str, chips: int) -> Topology:
+    """The slice of so many chips. Raises ValueError where the kind comes in no such number."""
+    if kind not in CHIPS:
+        raise ValueError(f"'{kind}' is no kind of TPU; choose one of {', '.join(CHIPS)}")
+    shapes = SHAPES[CHIPS[kind].torus]
+    if chips not in shapes:
+        raise ValueError(f"a slice of {chips} chips is none of {', '.join(map(str, shapes))}")
+    return Topology(f"{kind}:{shapes[chips]}")
