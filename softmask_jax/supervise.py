@@ -64,8 +64,12 @@ class Supervisor:
                 return code
 
     def note(self, *_) -> None:
-        """A signal to stop: handed on by `_watch`; a second one ends the process at once."""
+        """A signal to stop, handed on; a second one ends the process at once."""
         self.signals += 1
+        # Not at the next look: a scheduler sends it to the process too, which must not have one of them when it has
+        # saved and leaves.
+        if self.signals == 1 and self.child.terminate():
+            self.passed = 1
 
     def _meet(self) -> int | None:
         """Wait until all hosts are at the same attempt and theirs has ended; an exit status where that is the end."""

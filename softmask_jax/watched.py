@@ -73,10 +73,12 @@ class Watched:
         """'after step 7' and the like."""
         return f"after step {self.step}" if self.step >= 0 else "before its first step"
 
-    def terminate(self) -> None:
-        """Ask it to save and end."""
-        if self.ended() is None and self._process is not None:
+    def terminate(self) -> bool:
+        """Ask it to save and end; whether there was one to ask."""
+        runs = self._process is not None and self.ended() is None
+        if runs:
             self._process.send_signal(signal.SIGTERM)
+        return runs
 
     def kill(self) -> None:
         """End it and what it started, at once."""

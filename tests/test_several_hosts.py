@@ -154,15 +154,18 @@ def test_killed_and_stopped_processes_are_named_and_the_end_has_the_bits_of_an_u
     os.kill(child(supervisors[1]), signal.SIGKILL)
     until_step(workdir, 240, supervisors)
     os.kill(child(supervisors[0]), signal.SIGSTOP)
+    until_step(workdir, 320, supervisors)
+    os.kill(child(supervisors[0]), signal.SIGKILL)  # the coordinator of all
     printed = finish(supervisors)
     tiny_run.assert_identical(workdir, home / "undisturbed", 400)
     assert rows(workdir) == rows(home / "undisturbed")
     for text in printed:
         print(*(line for line in text.splitlines() if "step/s" not in line), sep="\n")
-        first, second = lost(text)
+        first, second, third = lost(text)
         assert first.startswith("Supervisor: Lost host 1 (") and ": its process was killed by SIGKILL after step " in first
         assert second.startswith("Supervisor: Lost host 0 (") and "stopped" in second and "host 1" not in second
         assert "Restart 1 of 3 in 0.2 s, from the last checkpoint." in second
+        assert third.startswith("Supervisor: Lost host 0 (") and "killed by SIGKILL" in third and "host 1" not in third
     assert "Continuing from step " in printed[0]
 
 
