@@ -134,7 +134,8 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     params = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)
     over_rows = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=over_rows)
-    traced = jax.jit(sampler).trace(params, _keys((rows,), over_rows), tokens)
+    # A sampler's own `trace` is an option, which jit would take over for its method.
+    traced = jax.jit(lambda *given: sampler(*given)).trace(params, _keys((rows,), over_rows), tokens)
     name = type(sampler).__name__
     calls = {"MDLMSampler": lambda: sampler.steps + 1, "DreamSampler": lambda: sampler.most_steps(length),
              "BlockSampler": lambda: sampler.most_calls(length)}[name]()
