@@ -118,7 +118,7 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
     calls = {
         cache: lambda part=BlockSampler(
             model, SoftMasking("topk", 1), sizes.prompt, sizes.block_length, cache, alg="maskgit_plus",
-            number=tokens_per_step, suppress_mask=True, history=False,
+            tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
         ): run(part, params, keys, tokens, None)
         for cache in ("none", "prefix", "dual")
     }  # fmt: skip

@@ -200,9 +200,9 @@ class Run(NamedTuple):
 
     def ended(self, carry: Carry, begin, end) -> Carry:
         """Finishes rows where nothing from `begin` on is to be filled before an end token; `end`: of the block."""
-        if not self.options.end_token_ids:
+        if not self.options.stop_at_end:
             return carry
-        stops = self.fillable & jnp.isin(carry.tokens, jnp.asarray(self.options.end_token_ids))
+        stops = self.fillable & jnp.isin(carry.tokens, jnp.asarray(self.options.constraints.end_token_ids))
         stop = jnp.argmax(stops, -1)
         behind = self.at > stop[:, None]
         waiting = self.masked(carry.tokens) & (self.at >= begin) & ~behind & ~(carry.stuck[:, None] & (self.at < end))

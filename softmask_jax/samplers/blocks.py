@@ -36,15 +36,15 @@ class BlockSampler:
     prompt_length: where the first block begins; masks before it stay. block_length: the last block may be shorter.
     cache: a name from `CACHES`; `none` computes every position at every call.
     alg: a name from `ALGORITHMS`. `confidence_threshold` commits every token of the block whose probability reaches
-      `threshold`, `confidence_factor` as many as `commit.Factor` allows, at least one. The others take `number` tokens
-      a call, surest first, or without it int(masks * (1 - s / t)) on a time grid of the block's own, of steps // blocks
-      steps.
+      `threshold`, `confidence_factor` as many as `commit.Factor` allows, at least one. The others take
+      `tokens_per_step` tokens a call, surest first, or without it int(masks * (1 - s / t)) on a time grid of the
+      block's own, of steps // blocks steps.
     full_call: whether the call at a block's start commits the block's first token only, as the reference, or by the
       same rule as the other steps, which needs fewer calls.
     temperature, top_p, top_k, alg_temp, eps, suppress_mask, history, trace: as `DreamSampler`.
-    constraints: see `Constraints`. end_token_ids: where everything before a generated one of these is known, or its
-      block is done, a row is finished: the masks behind it become this token, are not counted as filled, and cost
-      nothing.
+    constraints: see `Constraints`. stop_at_end: where everything before a generated end token of `constraints` is known,
+      or its block is done, a row is finished: the masks behind it become this token, are not counted as filled, and
+      cost nothing.
     compat: as the reference where it is in error: time grids rank by entropy whatever `alg` says, and the first
       position of a slice is predicted from its own hidden state instead of the one before it.
     A mask that is predicted to be the mask stays one: with a time grid it counts as committed, else the step passes it
@@ -60,7 +60,7 @@ class BlockSampler:
     alg: str = "confidence_threshold"
     threshold: float = 0.9
     factor: float = 1.0
-    number: int | None = None
+    tokens_per_step: int | None = None
     full_call: str = "first"
     temperature: float = 0.0
     top_p: float | None = None
@@ -68,8 +68,8 @@ class BlockSampler:
     alg_temp: float | None = None
     eps: float = 1e-3
     suppress_mask: bool = False
+    stop_at_end: bool = False
     constraints: Constraints = Constraints()
-    end_token_ids: tuple[int, ...] = ()
     compat: bool = False
     history: bool = True
     trace: bool = False
@@ -85,15 +85,17 @@ class BlockSampler:
             raise ValueError(f"prompt_length, where the first block begins, cannot be {self.prompt_length}.")
         if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
             raise ValueError(f"alg_temp must be finite and 0 or above, or None, not {self.alg_temp}.")
-        if self.number is not None and self.alg in COUNTING:
-            raise ValueError(f"alg '{self.alg}' decides itself how many tokens a step commits; leave number out.")
+        if self.stop_at_end and not self.constraints.end_token_ids:
+            raise ValueError("stop_at_end needs to know which tokens end a text: constraints.end_token_ids.")
+        if self.tokens_per_step is not None and self.alg in COUNTING:
+            raise ValueError(f"alg '{self.alg}' decides itself how many tokens a step commits; leave tokens_per_step out.")
         if self.steps < 1:
             raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
         _ = self.filters, self._rule(1)
 
     @property
     def filters(self) -> dream_draw.Filters:
-        grid = self.alg not in COUNTING and self.number is None
+        grid = self.alg not in COUNTING and self.tokens_per_step is None
         confidence = "entropy" if self.compat and grid else ALGORITHMS[self.alg]
         return dream_draw.Filters(self.temperature, self.top_p, self.top_k, confidence)
 
@@ -116,8 +118,8 @@ class BlockSampler:
             return commit.Threshold(self.threshold)
         if self.alg == "confidence_factor":
             return commit.Factor(self.factor)
-        if self.number is not None:
-            return commit.Number(self.number)
+        if self.tokens_per_step is not None:
+            return commit.Number(self.tokens_per_step)
         if self.steps < blocks:
             raise ValueError(f"{self.steps} steps are too few for {blocks} blocks: every block takes at least one.")
         return commit.Shares(self.steps // blocks, self.eps)
@@ -179,8 +181,5 @@ class BlockSampler:
                 raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {wanted}.")
         if keys is not None and keys.shape != tokens.shape[:1]:
             raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
-        size, mask = self.denoiser.vocab_size, self.denoiser.mask_token_id
-        if any(not 0 <= token < size or token == mask for token in self.end_token_ids):
-            raise ValueError(f"end_token_ids {self.end_token_ids} must be tokens that a text can end with.")
         answer = None if attention_mask is None else attention_mask[:, self.prompt_length :]
-        feeding.check_masks(tokens[:, self.prompt_length :], answer, mask)
+        feeding.check_masks(tokens[:, self.prompt_length :], answer, self.denoiser.mask_token_id)

@@ -30,13 +30,14 @@ class Constraints:
 
     def bias(self, head: Head) -> jax.Array | None:
         """[Vpad] float32, or None where nothing is constrained. ValueError for ids that do not exist, or all of them."""
-        named = set(self.forbidden) | set(self.end_token_ids if self.end_penalty else ())
-        wrong = sorted(i for i in named if not 0 <= i < head.vocab_size)
+        wrong = sorted(i for i in {*self.forbidden, *self.end_token_ids} if not 0 <= i < head.vocab_size)
         if wrong:
             raise ValueError(f"Token {wrong[0]} does not exist: there are {head.vocab_size}.")
+        if head.mask_token_id in self.end_token_ids:
+            raise ValueError(f"The mask ({head.mask_token_id}) cannot be what ends a text: end_token_ids.")
         if len(set(self.forbidden) | {head.mask_token_id}) >= head.vocab_size:
             raise ValueError("Every token is forbidden; leave some that an answer can be made of.")
-        if not named:
+        if not (self.forbidden or (self.end_token_ids and self.end_penalty)):
             return None
         bias = np.zeros(head.weight.shape[0], np.float32)
         bias[list(self.end_token_ids)] -= self.end_penalty

@@ -35,8 +35,8 @@ class Options:
     """Which sampler, and how it samples; ValueError for what makes no sense together. None is the sampler's own default.
 
     alg: "" is the model's own: mdlm, or entropy for Dream. steps: 128 for mdlm and remdm, else one a position that may be
-    filled; confidence_threshold and confidence_factor need none. block_length: decode blocks from left to right with a
-    `cache`, see `BlockSampler`. soft_mask: settings instead of the model's own, "none" for plain masks. forbidden: ids
+    filled; confidence_factor, tokens_per_step and confidence_threshold in blocks do not read it. block_length: decode
+    blocks from left to right with a `cache`, see `BlockSampler`. soft_mask: settings instead of the model's own, "none" for plain masks. forbidden: ids
     that are never drawn; end_penalty: nats off the logits of whatever ends a text. compat: as the reference where ours
     is better: mdlm and remdm reuse predictions when no token of the batch changed, blocks see `BlockSampler`.
     The rest: see `MDLMSampler`, the `transitions`, `DreamSampler`.
@@ -67,6 +67,8 @@ class Options:
     compat: bool = False
 
     def __post_init__(self):
+        # A list, as notebooks write it, could not be compiled for.
+        object.__setattr__(self, "forbidden", tuple(self.forbidden))
         if self.alg and self.alg not in ALGORITHMS:
             raise ValueError(f"alg is '{self.alg}'; choose one of {', '.join(ALGORITHMS)}.")
         if self.steps is not None and self.steps < 1:
@@ -102,6 +104,9 @@ class Options:
             reuse = "compat" if self.compat else "exact"
             return MDLMSampler(**common, steps=self.steps or MDLM_STEPS, transition=transition, reuse=reuse, **own)
         self._belongs(alg, given, _MDLM, "mdlm and remdm")
+        for name in ("threshold", "factor"):
+            self._belongs(alg, given, [name] * (alg != f"confidence_{name}"), f"confidence_{name}")
+        self._belongs(alg, given, ["alg_temp"] * (alg == "origin"), "other samplers")
         names = ("temperature", "top_p", "top_k", "alg_temp", "threshold", "factor", "suppress_mask")
         own = {"top_k": None} | {name: given[name] for name in names if name in given}
         if self.block_length is None:
@@ -114,17 +119,15 @@ class Options:
         if alg == "origin":
             raise ValueError("'origin' cannot decode in blocks; choose another alg, or leave block_length out.")
         own |= {name: given[name] for name in ("cache", "full_call") if name in given}
-        return BlockSampler(**common, **own, alg=alg, steps=self.steps or new_tokens, number=self.tokens_per_step,
-                            block_length=self.block_length, prompt_length=prompt_length, compat=self.compat,
-                            end_token_ids=tuple(end_token_ids) if self.stop_at_end else ())
+        return BlockSampler(**common, **own, alg=alg, steps=self.steps or new_tokens, compat=self.compat,
+                            block_length=self.block_length, prompt_length=prompt_length,
+                            stop_at_end=self.stop_at_end, tokens_per_step=self.tokens_per_step)
 
     @staticmethod
     def _belongs(alg: str, given: dict, names, family: str) -> None:
         wrong = [name for name in names if name in given]
         if wrong:
             raise ValueError(f"{wrong[0]} is an option of {family}; '{alg}' has none.")
-
-
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,20 +141,23 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     """Fill masks wherever they stand; what is given stays.
 
     Args:
-      model: its `denoiser`, `params`, `soft_mask`, `end_token_ids`, `default_alg` and `row_shards` are used.
+      model: its `denoiser`, `params`, `soft_mask`, `end_token_ids`, `default_alg`, `max_length` and `row_shards` are used.
       tokens: [B L] ids, the mask where text is wanted. attention_mask: [B L], 0 for padding.
       keys: [B] one typed key a row: with it a row's answer depends neither on the rows beside it nor on padding.
       prompt_length: where blocks begin; positions from there on are the default number of steps of Dream's algorithms.
       trace: keep every step, for `viewer`.
 
     Raises:
-      ValueError: ids that do not exist, nothing masked, options that make no sense.
+      ValueError: ids that do not exist, rows that are too long, nothing masked, options that make no sense.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.denoiser.vocab_size:
         raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}; found {tokens.min()}..{tokens.max()}.")
+    longest = tokens.shape[1] if attention_mask is None else int((np.asarray(attention_mask) != 0).sum(-1).max(initial=0))
+    if longest > model.max_length:
+        raise ValueError(f"A row has {longest:,} tokens, masks among them; this model takes {model.max_length:,}.")
     check_masks(tokens, attention_mask, model.denoiser.mask_token_id)
     sampler = options.sampler(
         model.denoiser, model.soft_mask, model.end_token_ids, new_tokens=tokens.shape[1] - prompt_length,

@@ -88,8 +88,8 @@ def count_of(sampler: BlockSampler, sure, index: int, blocks: int) -> int:
     if sampler.alg == "confidence_factor":
         fits = [n for n in range(1, len(sure) + 1) if (n + 1) * (1 - sure[n - 1]) < sampler.factor]
         return max([n for n in fits if fits[:n] == list(range(1, n + 1))], default=1)
-    if sampler.number:
-        return sampler.number
+    if sampler.tokens_per_step:
+        return sampler.tokens_per_step
     return int(np.float32(len(sure)) * unmask_shares(sampler.steps // blocks, sampler.eps)[index])
 
 
@@ -101,13 +101,13 @@ def decode(sampler: BlockSampler, scalars: dict, row, pads: int = 0, gumbel=None
     row, prompt = np.array(row[pads:]), sampler.prompt_length - pads
     length, size = len(row), sampler.block_length
     blocks = -(-(length - prompt) // size)
-    grid = sampler.alg in ("maskgit_plus", "topk_margin", "entropy") and not sampler.number
+    grid = sampler.alg in ("maskgit_plus", "topk_margin", "entropy") and not sampler.tokens_per_step
     most = sampler.steps // blocks if grid else size + 1
     fillable = (row == MASK) & (np.arange(length) >= prompt)
     total, history, positions, filled, logits = fillable.sum(), [], 0, 0, np.full((length, VOCAB), np.nan)
 
     def finished(begin) -> bool:
-        ends = np.flatnonzero(np.isin(row, sampler.end_token_ids) & fillable)
+        ends = np.flatnonzero(np.isin(row, sampler.constraints.end_token_ids if sampler.stop_at_end else ()) & fillable)
         if len(ends) and not (row[begin : ends[0]] == MASK).any():
             behind = (row == MASK) & fillable & (np.arange(length) > ends[0])
             row[behind] = row[ends[0]]

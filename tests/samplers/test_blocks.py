@@ -118,7 +118,7 @@ def compared(this: BlockSampler, seed: int = 0, mask_bias: float = 0.0):
         {"cache": "none", "alg": "confidence_factor", "factor": 1.7, "full_call": "rule", "soft_mask": SOFT},
         {"cache": "prefix", "alg": "confidence_threshold", "threshold": 0.15, "soft_mask": SOFT},
         {"cache": "prefix", "alg": "entropy", "soft_mask": SoftMasking("topk", 3, "linear"), "temperature": 0.5},
-        {"cache": "dual", "alg": "maskgit_plus", "number": 2, "temperature": 0.9, "alg_temp": 0.3,
+        {"cache": "dual", "alg": "maskgit_plus", "tokens_per_step": 2, "temperature": 0.9, "alg_temp": 0.3,
          "suppress_mask": True},
         {"cache": "dual", "alg": "topk_margin", "steps": 12, "full_call": "rule", "soft_mask": SOFT, "compat": True},
     )),
@@ -134,7 +134,7 @@ def test_rows_that_came_to_an_end_token_stop(cache):
     first = compared(free)
     # What the rows say in their first and second block ends them, in another order of tokens.
     ends = tuple(sorted({int(first.tokens[0, 5]), int(first.tokens[1, 7])} - {MASK}))
-    out = compared(dataclasses.replace(free, end_token_ids=ends))
+    out = compared(dataclasses.replace(free, stop_at_end=True, constraints=Constraints(end_token_ids=ends)))
     assert int(out.calls) <= int(first.calls) and int(out.row_calls[0]) < int(first.row_calls[0])
     behind = 1 + int(np.argmax(np.isin(out.tokens[0], ends) & (np.arange(14) > 2)))
     assert MASK not in np.asarray(out.tokens[0, behind:])
@@ -182,7 +182,7 @@ def test_rows_and_blocks_without_masks_cost_nothing():
     tokens = rows()
     tokens[0] = 7
     tokens[:2, 7:11] = 9
-    out = run(sampler(cache="dual", alg="maskgit_plus", number=4, suppress_mask=True, full_call="rule"), tokens)
+    out = run(sampler(cache="dual", alg="maskgit_plus", tokens_per_step=4, suppress_mask=True, full_call="rule"), tokens)
     np.testing.assert_array_equal(out.tokens[0], tokens[0])
     np.testing.assert_array_equal(out.row_calls, [0, 2, 2])
     assert int(out.calls) == 2  # the block in the middle is passed over
@@ -326,7 +326,7 @@ def test_a_scale_of_zero_is_binary_masking():
 
 @pytest.mark.parametrize("cache", ("dual", pytest.param("prefix", marks=pytest.mark.full)))
 def test_masks_carry_the_last_prediction_and_only_those_in_reach_are_predicted(cache):
-    this = sampler(cache=cache, alg="maskgit_plus", number=1, suppress_mask=True, soft_mask=SOFT, trace=True)
+    this = sampler(cache=cache, alg="maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=SOFT, trace=True)
     tokens = rows()[:1]
     out = run(this, tokens)
     trace, calls = out.trace, int(out.calls)
@@ -351,7 +351,7 @@ def test_masks_carry_the_last_prediction_and_only_those_in_reach_are_predicted(c
 
 
 def test_binary_masking_predicts_masks_of_the_block_alone():
-    out = run(sampler(cache="dual", alg="maskgit_plus", number=1, suppress_mask=True, trace=True), rows()[:1])
+    out = run(sampler(cache="dual", alg="maskgit_plus", tokens_per_step=1, suppress_mask=True, trace=True), rows()[:1])
     predicted = (np.asarray(out.trace.neg_entropy[: int(out.calls), 0]) != 0).sum(-1)
     np.testing.assert_array_equal(predicted, [1, 3, 2, 1, 1, 3, 2, 1, 1, 2, 1])
     assert not out.trace.weight.any()
@@ -415,10 +415,10 @@ def test_it_compiles_for_tpu_and_never_holds_the_attention_weights():
     ({"steps": 0}, "at least 1 step, not 0"), ({"prompt_length": -1}, "prompt_length"),
     ({"threshold": 1.1}, "threshold"),
     ({"alg": "confidence_factor", "factor": 0.0}, "factor must be above 0"),
-    ({"alg": "entropy", "number": 0}, "at least 1 token"),
+    ({"alg": "entropy", "tokens_per_step": 0}, "at least 1 token"),
     ({"alg": "entropy", "eps": 0.0}, "eps"), ({"alg": "entropy", "alg_temp": -1.0}, "alg_temp"),
-    ({"number": 1}, "leave number out"), ({"temperature": -1.0}, "temperature"), ({"top_p": 1.5}, "top_p"),
-    ({"top_k": 0}, "top_k"),
+    ({"tokens_per_step": 1}, "leave tokens_per_step out"), ({"temperature": -1.0}, "temperature"), ({"top_p": 1.5}, "top_p"),
+    ({"top_k": 0}, "top_k"), ({"stop_at_end": True}, "which tokens end a text"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
@@ -429,7 +429,8 @@ def test_options_that_make_no_sense_are_refused(options, says):
     ({"alg": "entropy", "steps": 2}, {}, "2 steps are too few for 3 blocks"),
     ({}, {"tokens": np.ones((2, 14), int)}, "Nothing to generate"),
     ({}, {"tokens": np.where(np.arange(14) < 3, MASK, 1)[None]}, "Nothing to generate"),
-    ({"end_token_ids": (MASK,)}, {}, "text can end with"), ({"end_token_ids": (VOCAB,)}, {}, "text can end with"),
+    ({"constraints": Constraints(end_token_ids=(MASK,))}, {}, "cannot be what ends a text"),
+    ({"constraints": Constraints(end_token_ids=(VOCAB,))}, {}, "does not exist"),
     ({}, {"tokens": rows()[0]}, r"tokens must be \[B L\]"),
     ({"prompt_length": 14}, {}, "first block begins at 14"),
     ({}, {"attention_mask": np.ones((3, 3))}, "attention_mask must be"),
