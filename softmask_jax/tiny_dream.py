@@ -10,7 +10,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -33,13 +33,13 @@ CONFIG = {
 STD = 0.05
 
 
-def make(out: Path, *, conversations: int = 160, seed: int = 0) -> None:
-    """Writes `out`/hf and `out`/chats.jsonl. Raises OSError."""
+def make(out: Path, *, conversations: int = 160, seed: int = 0, sizes: Mapping = CONFIG) -> None:
+    """Writes `out`/hf and `out`/chats.jsonl. sizes: entries of config.json other than CONFIG's. Raises OSError."""
     folder = out / "hf"
     folder.mkdir(parents=True, exist_ok=True)
     ids = _write_tokenizer(folder)
     vocab_size = len(ids)
-    config = CONFIG | {
+    config = CONFIG | dict(sizes) | {
         "vocab_size": vocab_size, "mask_token_id": ids["<|mask|>"], "bos_token_id": ids["<|beginoftext|>"],
         "eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
     }  # fmt: skip
@@ -49,7 +49,7 @@ def make(out: Path, *, conversations: int = 160, seed: int = 0) -> None:
         shape = [sizes[letter] for letter in entry.shape]
         for _, key in keys(entry, config["num_hidden_layers"]):
             value = np.ones(shape) if entry.path.endswith("scale") else random.normal(0.0, STD, shape)
-            tensors[key] = value.astype(ml_dtypes.bfloat16)
+            tensors[key] = value.astype(ml_dtypes.bfloat16 if config["torch_dtype"] == "bfloat16" else np.float32)
     write(folder, InMemory(tensors))
     write_atomically(out / "chats.jsonl", "".join(json.dumps(chat) + "\n" for chat in _chats(random, conversations)))
 
