@@ -71,7 +71,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
 
     def trunk(backbone: dict, x: jax.Array, **options):
         hidden, cache = run(backbone, x, **options)
-        return dream.shift(hidden, window_of(options.get("cache"))), cache
+        return dream.shift(hidden, window_of(options.get("cache")), options.get("segment_ids")), cache
 
     def embedding(backbone: dict) -> jax.Array:
         return whole_rows(dream.embedding(backbone))

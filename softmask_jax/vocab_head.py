@@ -38,13 +38,13 @@ class Sweep(NamedTuple):
 
 
 def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0, draw: Draw | None = None,
-          wanted: jax.Array | None = None) -> Sweep:
+          wanted: jax.Array | None = None, places: jax.Array | None = None) -> Sweep:
     """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position. No gradient flows.
 
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
     draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference adds 1e-10 inside the
     entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10. wanted: [B L] bool, the positions
-    whose results are needed: the others' are undefined, and no time is spent on them.
+    whose results are needed: the others' are undefined, no time is spent on them. places: [B L], of keyed noise; 0..L-1.
     ValueError if shapes do not fit, k exceeds the columns that exist, or the draw is malformed.
     """
     cols = columns(hidden, head)
@@ -83,7 +83,7 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
         return tuple(x.reshape(rows, length, *x.shape[1:]) for x in out)
 
     scales = (jnp.asarray(x, wide(hidden)) for x in (temperature, heat))
-    places = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
+    places = jnp.broadcast_to(jnp.arange(hidden.shape[1]) if places is None else places, hidden.shape[:2])
     args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, tilt, keys, gumbel, wanted, places, *scales))
     found = cols.over_devices(body, args, "rvvvkgrraa", "rrrr" if draw is None else "rrrrrrr")
     return Sweep(*found, *(() if draw is not None else (None,) * 3))

@@ -148,12 +148,17 @@ def embed(params: dict, tokens: Array) -> Array:
     return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
 
 
-def shift(hidden: Array, window: Window | None = None) -> Array:
+def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None = None) -> Array:
     """Hidden states [B L D] moved to where their predictions belong: i gets i - 1's, position 0 keeps its own.
+
+    segment_ids: [B L], 0 for padding: a row's first token behind padding keeps its own, as without that padding.
 
     Of a slice, the first position that is fresh gets `window.before` [B D], or without it keeps its own.
     """
     moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if segment_ids is not None:
+        padded = jnp.pad(segment_ids[:, :-1] == 0, ((0, 0), (1, 0)))
+        moved = jnp.where((padded & (segment_ids != 0))[..., None], hidden, moved)
     if window is None or (window.fresh is None and window.before is None):
         return moved
     own = jax.lax.dynamic_slice_in_dim(hidden, window.first, 1, 1)

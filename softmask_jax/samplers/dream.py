@@ -44,8 +44,11 @@ class Draws(NamedTuple):
 
 
 class _Carry(NamedTuple):
+    """stuck: [B] rows whose every prediction was the mask, see `DreamSampler`."""
+
     index: jax.Array
     tokens: jax.Array
+    stuck: jax.Array
     given: soft_masking.Feedback | None
     row_calls: jax.Array
     finite: jax.Array
@@ -64,7 +67,8 @@ class DreamSampler:
     of the surest first (`origin` has no use for it). steps: of Dream's time grid; `confidence_threshold` spreads its
     tokens over as many steps at least, or with None over none. threshold, factor: of the algorithms named after them;
     tokens_per_step: as many a step instead of the grid's share. suppress_mask: never predict the mask; by default, as in
-    the reference, a prediction may be the mask, and what is still one after the last step stays one. stop_at_end: a row
+    the reference, a prediction may be the mask, and what is still one after the last step stays one: on the grid it
+    counts as committed, else the step passes it over, and a row with nothing else is done. stop_at_end: a row
     is finished once an end token of `constraints` stands before its first mask; its other masks become that token.
     history, trace: keep every step. ValueError for options that make no sense.
     """
@@ -142,7 +146,7 @@ class DreamSampler:
         bias = self.constraints.bias(head)
 
         def step(carry: _Carry) -> _Carry:
-            masked = self._masked(carry.tokens, wanted)
+            masked = self._masked(carry, wanted)
             masks = masked.sum(-1)
             scale = jnp.where(carry.index > 0, self.soft_mask.scale(masks, at_start), 0.0)
             hidden = self._network(params, carry, scale, layout)
@@ -152,10 +156,13 @@ class DreamSampler:
                 hidden, head, masked, self.filters, k=self._read, places=places, gumbel=here.gumbel, bias=bias,
                 keys=row_keys if here.gumbel is None else None, suppress_mask=self.suppress_mask,
             )  # fmt: skip
-            chosen = self._chosen(masked, found.confidence, at_start, carry.index, row_keys, places, here)
+            grid = isinstance(self.rule, commit.Shares)
+            chance = masked if grid else masked & (found.drawn != self.denoiser.mask_token_id)
+            chosen = self._chosen(chance, found.confidence, at_start, masks, carry.index, row_keys, places, here)
             after = jnp.where(chosen, found.drawn, carry.tokens)
+            stuck = carry.stuck if grid else carry.stuck | ((masks > 0) & ~chosen.any(-1))
             return _Carry(
-                carry.index + 1, after, feedback.found(self.soft_mask, carry.given, found, hidden),
+                carry.index + 1, after, stuck, feedback.found(self.soft_mask, carry.given, found, hidden),
                 carry.row_calls + (masks > 0), carry.finite & found.finite.all(-1),
                 recorded(carry.history, carry.index, after),
                 feedback.traced(carry.trace, self.soft_mask, self.denoiser, params, carry.index, carry.tokens, carry.given,
@@ -164,12 +171,12 @@ class DreamSampler:
 
         rows = tokens.shape[:1]
         start = _Carry(
-            jnp.zeros((), jnp.int32), tokens, self._nothing_fed_back(params, tokens), jnp.zeros(rows, jnp.int32),
-            jnp.ones(rows, bool), jnp.zeros((most, *tokens.shape), jnp.int32) if self.history else None,
+            jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), self._nothing_fed_back(params, tokens),
+            jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool), jnp.zeros((most, *tokens.shape), jnp.int32) if self.history else None,
             feedback.empty_trace(most, tokens, self._read) if self.trace else None,
         )  # fmt: skip
         end = jax.lax.while_loop(
-            lambda carry: (carry.index < most) & self._masked(carry.tokens, wanted).any(), step, start
+            lambda carry: (carry.index < most) & self._masked(carry, wanted).any(), step, start
         )
         final = end.tokens
         if self.stop_at_end:
@@ -184,9 +191,10 @@ class DreamSampler:
         """How many candidates a step keeps."""
         return feedback.shown(self.soft_mask) if self.trace else self.soft_mask.reads
 
-    def _masked(self, tokens, wanted):
+    def _masked(self, carry: _Carry, wanted):
         """The masks [B L] that are still to be filled."""
-        masked = (tokens == self.denoiser.mask_token_id) & wanted
+        tokens = carry.tokens
+        masked = (tokens == self.denoiser.mask_token_id) & wanted & ~carry.stuck[:, None]
         if self.stop_at_end:
             stopped = ended(tokens, wanted, self.denoiser.mask_token_id, self.constraints.end_token_ids)[0]
             masked &= ~stopped[:, None]
@@ -203,18 +211,18 @@ class DreamSampler:
         x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
         return self.denoiser.trunk(params["backbone"], x, **layout)[0]
 
-    def _chosen(self, masked, confidence, at_start, step, row_keys, places, draws: Draws):
-        """Which masks [B L] this step unmasks."""
+    def _chosen(self, chance, confidence, at_start, masks, step, row_keys, places, draws: Draws):
+        """Which of `chance` [B L] this step commits; masks: [B] those that are left."""
         if self.alg == "origin":
             coins, share = draws.coins, jnp.asarray(commit.unmask_shares(self.steps, self.eps))[step]
-            return masked & ((_noise(jax.random.uniform, row_keys, _COIN, places) if coins is None else coins) < share)
-        masks, order = masked.sum(-1), confidence
+            return chance & ((_noise(jax.random.uniform, row_keys, _COIN, places) if coins is None else coins) < share)
+        order = confidence
         if self.alg_temp:
             # The largest of log-weight + Gumbel noise, in order, are draws without replacement.
             noise = _noise(_gumbel, row_keys, _ORDER, places) if draws.order is None else draws.order
             order = confidence / self.alg_temp + noise
-        sorted_first = -jnp.sort(-commit.known(masked, confidence), -1)
-        return commit.surest(masked, order, self.rule(sorted_first, masks, at_start, at_start - masks, step))
+        sorted_first = -jnp.sort(-commit.known(chance, confidence), -1)
+        return commit.surest(chance, order, self.rule(sorted_first, masks, at_start, at_start - masks, step))
 
     def _check(self, keys, tokens, attention_mask, draws):
         if tokens.ndim != 2:

@@ -80,16 +80,20 @@ class MDLMSampler:
         Args:
           keys: [B] one key per row: a row's text depends neither on the rows beside it nor on its padding.
           tokens: [B L] ids, the mask where text is wanted.
-          attention_mask: [B L] 1 for tokens and 0 for padding behind them, which is neither seen nor filled.
+          attention_mask: [B L] 1 for tokens and 0 for padding, which is neither seen nor filled; positions count from
+            the first token.
           gumbel: [steps B L V] recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
         """
-        self._check(tokens, attention_mask, gumbel)
+        self._check(keys, tokens, attention_mask, gumbel)
         tokens, steps, denoiser = jnp.asarray(tokens, jnp.int32), self.steps, self.denoiser
         attended = jnp.ones(tokens.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
         wanted = (tokens == denoiser.mask_token_id) & attended
-        layout = {} if attention_mask is None else {"segment_ids": attended.astype(jnp.int32)}
+        places = jnp.where(attended, jnp.cumsum(attended, -1) - 1, 1)
+        layout = {} if attention_mask is None else {"positions": places, "segment_ids": attended.astype(jnp.int32)}
         head = denoiser.head(params["backbone"])
-        bias = self.constraints.bias(head)
+        # Where a network may predict the mask, Dream's for one: here a mask is what the schedule leaves.
+        never = () if head.suppress_mask else (head.mask_token_id,)
+        bias = dataclasses.replace(self.constraints, forbidden=(*self.constraints.forbidden, *never)).bias(head)
         rates = self.transition(diffusion.sampling_times(steps, self.eps)[:-1], (1.0 - self.eps) / steps)
 
         def step(carry: _Carry, given):
@@ -98,10 +102,10 @@ class MDLMSampler:
             masked = wanted & (carry.tokens == denoiser.mask_token_id)
             row_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
             sweep = vocab_head.sweep(
-                carry.hidden, head, k=max(self.soft_mask.reads, self._shown, 1), wanted=masked,
+                carry.hidden, head, k=max(self.soft_mask.reads, self._shown, 1), wanted=masked, places=places,
                 draw=Draw(None if noise is not None else row_keys, noise, self.nucleus_p, self.temperature, bias),
             )  # fmt: skip
-            after, confidence = self._moved(carry, rates, sweep, masked, wanted & ~masked, row_keys, noise)
+            after, confidence = self._moved(carry, rates, sweep, masked, wanted & ~masked, row_keys, places, noise)
             return self._fed_back(carry, sweep, masked, after)._replace(
                 finite=carry.finite & _finite(sweep, masked), confidence=confidence,
                 known=self._reusable(carry, after),
@@ -154,7 +158,8 @@ class MDLMSampler:
             needed = jnp.ones_like(needed)
 
         def network():
-            x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, feedback.read(self.soft_mask, carry.given), scale)
+            given = feedback.read(self.soft_mask, carry.given)
+            x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
             return jnp.where(needed[:, None, None], self.denoiser.trunk(params["backbone"], x, **layout)[0], carry.hidden)
 
         called = needed.any()
@@ -162,12 +167,12 @@ class MDLMSampler:
         calls = carry.row_calls + needed.astype(jnp.int32)
         return carry._replace(hidden=hidden, row_calls=calls, scale=scale), called, (carry.given, scale)
 
-    def _moved(self, carry: _Carry, rates, sweep, masked, free, row_keys, noise):
+    def _moved(self, carry: _Carry, rates, sweep, masked, free, row_keys, places, noise):
         """(x_s, the confidence that its tokens were drawn with)."""
         if self.transition.by_confidence:
             rates = transitions.less_sure_first(rates, carry.confidence, free)
         if noise is None:
-            mask_noise, own_noise = (_gumbel(row_keys, stream, carry.tokens.shape[1]) for stream in (_MASK, _OWN))
+            mask_noise, own_noise = (_gumbel(row_keys, stream, places) for stream in (_MASK, _OWN))
         else:
             mask_noise = noise[..., self.denoiser.mask_token_id]
             own_noise = jnp.take_along_axis(noise, carry.tokens[..., None], -1)[..., 0]
@@ -197,13 +202,16 @@ class MDLMSampler:
         return feedback.traced(carry.trace, self.soft_mask, self.denoiser, params, index, carry.tokens, *before,
                                sweep.neg_entropy, masked, called=called)
 
-    def _check(self, tokens, attention_mask, gumbel):
+    def _check(self, keys, tokens, attention_mask, gumbel):
         if tokens.ndim != 2 or (attention_mask is not None and attention_mask.shape != tokens.shape):
             mask = None if attention_mask is None else attention_mask.shape
             raise ValueError(f"tokens must be [B L] and attention_mask alike, not {tokens.shape} and {mask}.")
         wanted = (self.steps, *tokens.shape, self.denoiser.vocab_size)
         if gumbel is not None and gumbel.shape != wanted:
             raise ValueError(f"Recorded noise must have the shape [steps B L V] = {wanted}, not {gumbel.shape}.")
+        if keys is None or keys.shape != tokens.shape[:1]:
+            given = None if keys is None else keys.shape
+            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {given}.")
         feedback.check_masks(tokens, attention_mask, self.denoiser.mask_token_id)
 
 
@@ -211,12 +219,12 @@ def _finite(sweep: vocab_head.Sweep, masked: jax.Array) -> jax.Array:
     return (jnp.isfinite(sweep.logsumexp + sweep.neg_entropy) | ~masked).all(-1)
 
 
-def _gumbel(row_keys: jax.Array, stream: np.uint32, length: int) -> jax.Array:
-    """[B L], a number for each place that depends on (row key, stream, place) alone."""
+def _gumbel(row_keys: jax.Array, stream: np.uint32, places: jax.Array) -> jax.Array:
+    """[B L], a number for each of places [B L] that depends on (row key, stream, place) alone."""
     def place(key, at):
         return jax.random.gumbel(jax.random.fold_in(key, at), mode="high")
 
-    return jax.vmap(lambda key: jax.vmap(place, (None, 0))(jax.random.fold_in(key, stream), jnp.arange(length)))(row_keys)
+    return jax.vmap(lambda key, at: jax.vmap(place, (None, 0))(jax.random.fold_in(key, stream), at))(row_keys, places)
 
 
 def recorded_gumbel(uniform: np.ndarray) -> np.ndarray:

@@ -115,6 +115,9 @@ def test_the_loss_of_shifted_logits_matches_the_reference(params, recorded):
 def test_a_shifted_position_gets_its_left_neighbours_state_and_the_first_keeps_its_own():
     h = jnp.arange(8.0).reshape(2, 4, 1)
     np.testing.assert_array_equal(dream.shift(h)[..., 0], [[0, 0, 1, 2], [4, 4, 5, 6]])
+    # The first behind padding, too; padding behind a row changes nothing.
+    segments = jnp.array([[0, 0, 1, 1], [1, 1, 1, 0]])
+    np.testing.assert_array_equal(dream.shift(h, segment_ids=segments)[..., 0], [[0, 0, 2, 2], [4, 4, 5, 6]])
 
 
 def test_the_sharded_checkpoint_is_the_same_model(params):

@@ -28,7 +28,7 @@ def model() -> denoiser.Denoiser:
 
     def shifted(backbone, x, **options):
         hidden, cache = trunk(backbone, x, **options)
-        return dream.shift(hidden), cache
+        return dream.shift(hidden, segment_ids=options.get("segment_ids")), cache
 
     def head(backbone):
         return Head(backbone["head"]["weight"], None, VOCAB, MASK, False)

@@ -1,4 +1,5 @@
 """Dream's sampler against recorded histories and a plain loop, and what every row may rely on."""
+import dataclasses
 import functools
 
 import jax
@@ -301,6 +302,29 @@ def test_parallel_decoding_takes_every_mask_that_is_sure_enough_and_one_at_least
 def suppressed(tokens) -> np.ndarray:
     y = np.asarray(logits(model().embed(params()["backbone"], jnp.asarray(tokens))))
     return np.where(np.arange(VOCAB) == MASK, -np.inf, y)
+
+
+@pytest.mark.parametrize("options", [{"alg": "confidence_threshold"}, {"alg": "maskgit_plus", "tokens_per_step": 2}],
+                         ids=lambda options: options["alg"])  # fmt: skip
+def test_masks_that_are_predicted_take_no_tokens_place_but_on_the_grid(options):
+    def head(backbone):
+        # The mask is predicted here and there, and more surely than any token.
+        likely = jnp.zeros(backbone["head"]["weight"].shape[0]).at[MASK].set(4.0)
+        return dataclasses.replace(model().head(backbone), bias=likely)
+
+    out = jax.jit(DreamSampler(dataclasses.replace(model(), head=head), **options, steps=None))(params(), None, unequal_rows())
+    at_start, left = ((tokens == MASK).sum(-1) for tokens in (unequal_rows(), np.asarray(out.tokens)))
+    np.testing.assert_array_equal(out.filled, at_start - left)
+    # Every call but the last one commits something; that one finds that nothing but masks is predicted.
+    assert 0 < left.sum() < at_start.sum() - 3 and np.all(np.asarray(out.row_calls) <= out.filled + (left > 0))
+
+
+def test_a_mask_that_begins_a_row_is_filled_the_same_behind_padding():
+    row = np.array([[MASK, 9, MASK, MASK, 17]])
+    fill = jax.jit(DreamSampler(model(), SOFT, steps=3, alg="entropy", suppress_mask=True, history=False))
+    alone = np.asarray(fill(params(), None, row).tokens)
+    padded = np.pad(row, ((0, 0), (4, 0)), constant_values=PAD)
+    np.testing.assert_array_equal(fill(params(), None, padded, (np.arange(9) >= 4)[None]).tokens[:, 4:], alone)
 
 
 def test_a_row_stops_at_an_end_token_with_nothing_masked_before_it():

@@ -1,4 +1,5 @@
 """MDLM's and ReMDM's samplers against recorded traces and a plain loop, and what every row may rely on."""
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ from softmask_jax import soft_masking
 from softmask_jax.samplers import Constraints, MDLMSampler, SoftMasking, recorded_gumbel, transitions
 from tests import golden_model
 from tests.golden import load, meta
+from tests.samplers import dream_denoiser
 
 TRACES = (
     "mdlm_dit/generate_mdlm.npz",
@@ -216,15 +218,28 @@ def test_re_masking_samplers_mask_tokens_again_but_never_given_ones():
 
 
 @pytest.mark.parametrize("options", [dict(), dict(transition=transitions.RemdmCap(0.4), variant="full")], ids=["mdlm", "cap"])
-def test_padding_behind_a_row_changes_nothing(options):
+def test_padding_behind_a_row_or_before_it_changes_nothing(options):
     keys, steps = free_run()[0][:2], 7 if options else 6
     run, length = sampler(steps=steps, **options), 20
-    real = jnp.broadcast_to(jnp.arange(LENGTH) < length, (2, LENGTH)).astype(jnp.int32)
-    padded = run(golden_model.params(), keys, masks(2), real)
     short = run(golden_model.params(), keys, masks(2)[:, :length])
-    np.testing.assert_array_equal(padded.tokens[:, :length], short.tokens)
-    assert np.all(padded.tokens[:, length:] == golden_model.MASK)
-    np.testing.assert_array_equal(padded.filled, [length] * 2)
+    for real in (jnp.arange(LENGTH) < length, jnp.arange(LENGTH) >= LENGTH - length):
+        padded = run(golden_model.params(), keys, masks(2), jnp.broadcast_to(real, (2, LENGTH)).astype(jnp.int32))
+        np.testing.assert_array_equal(padded.tokens[:, real], short.tokens)
+        assert np.all(padded.tokens[:, ~real] == golden_model.MASK)
+        np.testing.assert_array_equal(padded.filled, [length] * 2)
+
+
+def test_a_network_that_may_predict_the_mask_leaves_none():
+    dream, params = dream_denoiser.model(), dream_denoiser.params()
+
+    def head(backbone):
+        likely = jnp.zeros(backbone["head"]["weight"].shape[0]).at[dream.mask_token_id].set(8.0)
+        return dataclasses.replace(dream.head(backbone), bias=likely)
+
+    tokens = jnp.full((2, 12), dream.mask_token_id)
+    part = MDLMSampler(dataclasses.replace(dream, head=head), SoftMasking("topk", 3), steps=4)
+    out = jax.jit(part)(params, jax.random.split(jax.random.key(0), 2), tokens)
+    assert not np.any(out.tokens == dream.mask_token_id) and np.all(out.filled == 12)
 
 
 def test_forbidden_tokens_never_appear_and_a_penalty_makes_ends_rare():
@@ -283,6 +298,9 @@ def test_inputs_that_do_not_fit_are_refused():
         part(params, keys[:2], masks(2), None, jnp.zeros((5, 2, 32, 98)))
     with pytest.raises(ValueError, match="Nothing to generate"):
         part(params, keys[:1], jnp.zeros((1, 4), jnp.int32))
+    for wrong in (None, keys[:3]):
+        with pytest.raises(ValueError, match="one a row"):
+            part(params, wrong, masks(2))
     with pytest.raises(ValueError, match="attention_mask alike"):
         part(params, keys[:1], masks(1), jnp.ones((1, 4)))
     with pytest.raises(ValueError, match="Token 98 does not exist"):
