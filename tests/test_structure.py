@@ -20,9 +20,9 @@ FLOORS = (
     {"denoiser", "train_state", "checkpoint", "viewer", "generation", "generate_flags"},
     {"train_step", "convert", "dream_denoiser"},
     {"evaluation", "tracking", "dream_step"},
-    {"tasks", "dream_api"},
+    {"tasks", "dream_api", "tiny_dream"},
     {"train", "api"},
-    {"main", "compile", "benchmarks", "tiny_dream"},
+    {"main", "compile", "benchmarks"},
     {"supervise", "compare", "generate"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
