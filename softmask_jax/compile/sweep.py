@@ -65,6 +65,18 @@ class Units:
             self.made[unit] = (program, topology, config.model, compiled)
         return reading.of(*self.made[unit], micro=micro)
 
+    def repeated(self, unit: Unit, micro: int) -> Reading:
+        """The unit from the program of one micro-batch, for where the compiler fails on the loop over several: so many
+        times its work, and memory for the gradients that are added up."""
+        found = self.read(dataclasses.replace(unit, accumulates=False), 1)
+        if not found.fits:
+            return found
+        times = {name: getattr(found, name) * micro for name in ("rows", "tokens", "flops", "model_flops", "hbm")}
+        for name in ("payload", "wire", "count"):
+            times[name] = {kind: value * micro for kind, value in getattr(found, name).items()}
+        memory = found.memory | {"temporary": found.memory["temporary"] + found.kept["params"]}
+        return dataclasses.replace(found, micro=micro, memory=memory, **times)
+
     def estimate(self, unit: Unit) -> float | None:
         """Bytes of a chip, from programs of the same cut with other rows: what grows with rows grows evenly."""
         found = []
@@ -113,7 +125,14 @@ def _with_cut(units: Units, kind: str, chips: int, batch: int, fsdp: int) -> Rea
         too_large = rows > FIRST if expected is None else expected > FULL * size
         if too_large and number < len(choices) - 1:
             continue
-        found = spread(units.read(unit, each // rows), unit, chips)
+        try:
+            own = units.read(unit, each // rows)
+        except RuntimeError as error:  # libtpu 0.0.42 has internal errors on some loops
+            if not unit.accumulates or "INTERNAL" not in str(error):
+                raise
+            units.say(f"  the compiler fails on several micro-batches ({str(error):.80}); from one of them instead")
+            own = units.repeated(unit, each // rows)
+        found = spread(own, unit, chips)
         if found.fits:
             break
     return found

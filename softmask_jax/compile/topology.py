@@ -81,6 +81,8 @@ class Topology:
 
         # A single chip is not a whole host of its kind.
         shape = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+        if self.kind == "v4":
+            shape["chip_config_name"] = "megacore"  # a chip's two cores as one device, which newer kinds are by themselves
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **shape).devices
         except Exception as error:  # whatever the compiler's library says of itself
