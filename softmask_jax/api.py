@@ -93,7 +93,7 @@ class LanguageModel:
         Args:
           tokens: [B L] ids with `mask_token_id` where text is wanted; or None for `count` rows of `length` (the training
             length) masks.
-          steps: network calls at most, beside a last arg-max pass; 128 by default.
+          steps: see `samplers.Options`; of mdlm and remdm, 128 by default, network calls at most beside a last arg-max pass.
           draws: [steps B L V] recorded uniforms, to replay MDLM's random choices of a reference; otherwise `key` decides.
           trace: keep every step, for `viewer`.
           options: fields of `samplers.Options`: alg, nucleus_p, eta, soft_mask, forbidden, ...
@@ -102,7 +102,7 @@ class LanguageModel:
           Generated: tokens [B L] and what they cost; `decode` turns them into text.
         """
         if tokens is None:
-            tokens = np.full((count, length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
+            tokens = np.full((count, self.max_length if length is None else length), self.denoiser.mask_token_id, np.int32)
         tokens, options = self._checked(tokens), Options(steps=steps, **options)
         keys = row_keys(stream_key(key, Stream.SAMPLE, 0), jnp.arange(len(tokens)))
         if draws is None:

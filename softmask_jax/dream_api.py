@@ -81,7 +81,7 @@ class DreamModel:
           key: for whatever is drawn; None if nothing is.
           steps: `max_new_tokens` by default.
           soft_mask: settings, or a mapping with the keys of `transparency_config.json`; None is the model's own.
-          options: alg, temperature, top_p, top_k, alg_temp, eps, suppress_mask, history, attention_mask.
+          options: attention_mask, and fields of `DreamSampler`, whose defaults are the reference's: alg "origin", top_k 50.
 
         Returns:
           Generated: tokens [B P + max_new_tokens], history [steps B L], calls.
@@ -91,9 +91,9 @@ class DreamModel:
         if "attention_mask" not in options:
             options |= {"pad_multiple": PROMPT_MULTIPLE}
         return diffusion_generate(
-            self.denoiser, self.params, prompts, key, max_new_tokens=max_new_tokens, steps=steps or max_new_tokens,
-            pad_token_id=self.pad_token_id, soft_mask=self.soft_mask if soft_mask is None else soft_mask, draws=draws,
-            **options,
+            self.denoiser, self.params, prompts, key, max_new_tokens=max_new_tokens, max_length=self.max_length,
+            steps=max_new_tokens if steps is None else steps, pad_token_id=self.pad_token_id, draws=draws,
+            soft_mask=self.soft_mask if soft_mask is None else soft_mask, **options,
         )  # fmt: skip
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import softmask_jax
@@ -121,8 +122,10 @@ class Run:
                 raise ValueError("--trajectory needs the model's tokenizer; convert it again with the files of it.")
             encode = encoder(flags, model)
             patterns = prompts.every(self.rows, encode)
-            options = dataclasses.replace(self.options, forbidden=tuple(sorted(set(forbidden))))
-            grid = (options.alg or model.default_alg) in DREAMS and options.block_length is None
+            # With the algorithm's name, what it has no use for is refused before anything is compiled.
+            alg = self.options.alg or model.default_alg
+            options = dataclasses.replace(self.options, alg=alg, forbidden=tuple(sorted(set(forbidden))))
+            grid = alg in DREAMS and options.block_length is None
             counted = grid and options.steps is None
             shapes = [shape_of(pattern, model, encode.limit, counted=counted) for pattern in patterns]
             size = flags.batch_size or min(BATCH_SIZE, self.total)
@@ -131,8 +134,9 @@ class Run:
             if file:
                 file.settle({"step": model.step})
             programs = len({batch.shape for batch in batches})
-            say(f"Generating {count(self.total - len(self.found), 'answer')} in {count(len(batches), 'batch', 'es')}, "
-                f"with {count(programs, 'program')} to compile ...")  # fmt: skip
+            if batches:
+                say(f"Generating {count(self.total - len(self.found), 'answer')} in {count(len(batches), 'batch', 'es')}, "
+                    f"with {count(programs, 'program')} to compile ...")  # fmt: skip
             tokens = 0
             with stop.postponed(), tqdm(
                 total=self.total, initial=len(self.found), unit="row", disable=None, dynamic_ncols=True, leave=False
@@ -162,14 +166,20 @@ class Run:
         model, flags = generator.model, self.flags
         made = generator.fill([(0, 0)], [pattern], shape, trace=True)
         attended = lay_out([pattern], shape, model.padding, generator.pad)[1]
+        length, answer = len(pattern.tokens), self.found[0, 0]
+        first = 0 if model.padding == "right" else shape.length - length
+        same = generator.answer(pattern, np.asarray(made.tokens)[0, first : first + length])["tokens"] == answer["tokens"]
+        note = "" if same or "error" in answer else (
+            "Rounding differs with the number of rows: computed by itself, as here, this text is not quite the answer given."
+        )
         facts = {
             "model": f"{flags.checkpoint}, step {model.step:,}",
-            "sampler": f"{generator.options.alg or model.default_alg}, {int(made.steps):,} steps",
+            "sampler": f"{generator.options.alg}, {int(made.steps):,} steps",
             "network calls": int(made.row_calls[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}",
             "seed": flags.seed,
         }  # fmt: skip
         found = viewer.trajectory_page(
-            made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, attention_mask=attended
+            made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, note=note, attention_mask=attended
         )
         write_atomically(flags.trajectory, found, elsewhere="give another --trajectory")
         say(f"Page         {flags.trajectory}")

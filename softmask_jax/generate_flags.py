@@ -16,8 +16,8 @@ HELPS = {
     "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise "
     "schedule, remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for "
     "origin; confidence_threshold, confidence_factor: all that are sure enough (default: mdlm, or entropy for Dream)",
-    "steps": "denoising steps (default: 128 for mdlm and remdm, else one a token)",
-    "temperature": "of the draws; 0 takes the likeliest token (default: 1 for mdlm and remdm, else 0)",
+    "steps": "denoising steps (default: 128 for mdlm and remdm, else about one a token)",
+    "temperature": "of the draws; 0 takes the likeliest token, but for mdlm and remdm (default: 1 for these, else 0)",
     "top_p": "draw from the likeliest tokens that reach this probability",
     "top_k": "draw from this many of the likeliest tokens",
     "alg_temp": "above 0, positions are drawn by their confidence instead of taken in its order",
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--bos", action=argparse.BooleanOptionalAction, help="begin texts with BOS; by default where training did")
     add("--num_samples", type=_positive, default=1, help="answers to each prompt")
     add("--seed", type=int, default=0)
-    add("--batch_size", type=_positive, help="rows at a time; 8 by default")
+    add("--batch_size", type=_positive, help="rows at a time; by default 8, or all if they are fewer")
     add("--forbid", action="append", default=[], metavar="TOKEN", help="never write it: an id, or a text of one token")
     add("--stop", action="append", default=[], metavar="TEXT", help="cut answers there")
     add("--show_cost", action="store_true", help="print below each answer what it cost")
@@ -106,4 +106,8 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
 
 def options(flags: argparse.Namespace) -> Options:
     """The sampler's options, as far as the command line says. ValueError for such as make no sense."""
-    return Options(**option_flags.given(flags, Options))
+    found = Options(**option_flags.given(flags, Options))
+    counts = found.tokens_per_step is not None or found.alg == "confidence_factor"
+    if found.steps is not None and (counts or (found.alg == "confidence_threshold" and found.block_length is not None)):
+        raise ValueError("How many steps there are follows from how many tokens each fills; leave --steps out.")
+    return found

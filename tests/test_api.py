@@ -78,7 +78,7 @@ def test_generate_replays_recorded_uniforms(model):
 
 @pytest.mark.parametrize("options", [
     dict(alg="remdm_conf", nucleus_p=0.9), dict(alg="entropy", temperature=0.5, soft_mask="none"),
-    dict(alg="confidence_factor", factor=1.5, forbidden=(1, 2)), dict(compat=True),
+    dict(alg="confidence_factor", factor=1.5, forbidden=[1, 2]), dict(compat=True),
 ])  # fmt: skip
 def test_every_sampler_takes_a_model_of_running_text(model, options):
     out = model.generate(key=jax.random.key(5), count=2, length=12, steps=3 if "conf" not in str(options) else None, **options)
@@ -122,6 +122,8 @@ def test_an_answer_depends_on_its_own_key_alone(model):
         (lambda run, model: model.generate(key=jax.random.key(0), top_k=5), ValueError, "option of Dream's"),
         (lambda run, model: model.generate(key=jax.random.key(0), alg="remdm_conf", eta=0.1), ValueError, "has none"),
         (lambda run, model: model.generate(key=None, cache="dual"), ValueError, "give block_length too"),
+        (lambda run, model: model.generate(key=None, alg="entropy", threshold=0.5), ValueError, "option of confidence_threshold"),
+        (lambda run, model: model.generate(key=jax.random.key(0), length=17), ValueError, "has 17 tokens, .* takes 16"),
         (lambda run, model: model.generate(key=None, alg="origin", block_length=4), ValueError, "cannot decode in blocks"),
     ],
 )

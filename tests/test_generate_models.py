@@ -125,6 +125,11 @@ def test_a_prompt_longer_than_the_model_is_one_line(command, dream, capsys):
     assert command(dream, "--prompt=" + "a" * 2041, "--max_new_tokens=8", "--steps=2") == 1
     errors = capsys.readouterr().err
     assert "2,041 tokens and 8 new ones are too long for the 2,048 positions" in errors and errors.count("\n") == 1
+    model = LOADED[str(dream)]
+    with pytest.raises(ValueError, match="2049 positions; 2048 are allowed"):
+        model.generate([[97] * 2041], max_new_tokens=8, steps=2)
+    with pytest.raises(ValueError, match="at least 1 step, not 0"):
+        model.generate([[97]], max_new_tokens=8, steps=0)
 
 
 def test_forbidden_tokens_are_never_written(command, dream, tmp_path):
@@ -163,7 +168,19 @@ def test_a_page_shows_the_first_answer(command, mdlm, dream, tmp_path):
     assert command(dream, "--prompt=a", "--max_new_tokens=4", "--steps=2", "--alg=entropy", "--trajectory=dream.html") == 0
     for name in ("page.html", "dream.html"):
         page = (tmp_path / name).read_text()
-        assert "network calls" in page and "<script" in page
+        assert "network calls" in page and "<script" in page and "Rounding differs" not in page
+
+
+def test_a_page_of_answers_that_are_there_is_made_without_others_and_tells_where_they_differ(command, mdlm, capsys, tmp_path):
+    words = ["--prompt=mask", "--steps=4", "--out=out.jsonl"]
+    assert command(mdlm, *words) == 0
+    row, = rows_of(tmp_path / "out.jsonl")
+    # As if the answer had been rounded otherwise in a larger batch.
+    write(tmp_path / "out.jsonl", [row | {"seconds": 1.0, "tokens": [(token + 1) % 256 for token in row["tokens"]]}])
+    capsys.readouterr()
+    assert command(mdlm, *words, "--trajectory=page.html") == 0
+    assert "Generating" not in capsys.readouterr().err
+    assert "Rounding differs" in (tmp_path / "page.html").read_text()
 
 
 def test_a_model_of_nan_is_one_line_and_its_rows_say_so(command, mdlm, capsys, tmp_path):
@@ -178,6 +195,9 @@ def test_a_model_of_nan_is_one_line_and_its_rows_say_so(command, mdlm, capsys, t
     (["--steps=0"], "step"),
     (["--alg=magic"], "magic"),
     (["--alg=entropy", "--temperature=-1"], "temperature"),
+    (["--tokens_per_step=2", "--steps=4"], "leave --steps out"),
+    (["--alg=confidence_threshold", "--block_length=8", "--steps=4"], "leave --steps out"),
+    (["--threshold=0.5"], "threshold is an option of confidence_threshold; 'entropy' has none"),
 ])
 def test_options_that_make_no_sense_are_one_line(command, dream, capsys, words, said):
     assert command(dream, "--prompt=a", "--max_new_tokens=4", *words) == 1
