@@ -68,7 +68,7 @@ TEXT = """HloModule by_hand, is_scheduled=true
 
 %cheap (c0: f32[2]) -> f32[2] {
   ROOT %c0 = f32[2]{0} parameter(0)
-}
+}, execution_thread="sparsecore"
 
 %dear (d0: f32[2]) -> f32[2] {
   %d0 = f32[2]{0} parameter(0)

@@ -11,6 +11,7 @@ import re
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?(%\S+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?(%\S+) \(.*\{$")
+_END = re.compile(r"\}(, execution_thread=.*)?$")
 _BYTES = {"pred": 1, "token": 0}
 
 
@@ -181,7 +182,7 @@ def parse(text: str) -> Module:
             if found:
                 name, body = found[2], {}
                 entry = name if found[1] else entry
-        elif line.rstrip() == "}":  # attributes of a kernel may run over lines, and one may begin with a bracket
+        elif _END.match(line):  # attributes of a kernel may run over lines, and one may begin with brackets
             computations[name], name = Computation(name, body), None
         else:
             found = _INSTRUCTION.match(line)

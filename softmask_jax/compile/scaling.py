@@ -72,15 +72,20 @@ def remarks(points: list[Reading]) -> str:
     return "\n".join(lines) + "\n"
 
 
-BEYOND = """## What breaks first beyond 256 chips, and what to do
+BEYOND = """## What holds a chip back already
+
+The 169M model is bound by memory on every slice: its attention, with heads of 64, runs without a flash kernel and writes
+L x L weights to HBM. Dream's heads of 128 take the splash kernel; with a row a chip it is gathering the base that costs.
+
+## What breaks first beyond 256 chips, and what to do
 
 1. **The 169M model runs out of rows.** 512 rows on 256 chips are two rows a chip. At 1,024 chips there is less than one,
    and the gradient's all-reduce is the same size however little a chip computes. More chips than rows do not help a model
    of this size: use a larger batch (and learn its learning rate), or run several seeds beside each other.
-2. **The embedding's gradient is sent too often.** The compiler reduces the table's gradient over the data axis once for
-   every place that reads the table (the token and each of the k fed-back ones), in every micro-batch. With few rows a chip
-   that is most of what is sent. To do: add up gradients of micro-batches on each chip and reduce once a step (a
-   `shard_map` over data around the accumulation), and one scatter for all k + 1 gathers.
+2. **The embedding's gradient is sent too often.** The 169M model's table is read in several places (the token, and those fed
+   back to masks), and the compiler reduces the gradient of three of them over the data axis on their own, in every
+   micro-batch: 154 MB each. With few rows a chip that is most of what is sent. To do: add up gradients of micro-batches on
+   each chip and reduce once a step (a `shard_map` over data around the accumulation), and one scatter for all places.
 3. **Dream gathers its base in every pass.** With fsdp each chip receives all 15 GB of the frozen base up to four times a
    step, for one row of work. More rows a chip hide it (two rows halve it for each token); a tensor axis of 4 within a host
    gathers a quarter; an int8 base halves it. Beyond 16 chips only the data axis grows here, so a chip's part of
