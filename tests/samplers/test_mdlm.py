@@ -13,11 +13,13 @@ from tests import golden_model
 from tests.golden import load, meta
 from tests.samplers import dream_denoiser
 
-TRACES = (
+QUICK = (
     "mdlm_dit/generate_mdlm.npz",
+    "mdlm_dit/generate_remdm_cap.npz",
+)
+MORE = (
     "mdlm_dit/generate_mdlm_48steps_bs1.npz",
     "mdlm_dit/generate_mdlm_nucleus.npz",
-    "mdlm_dit/generate_remdm_cap.npz",
     "mdlm_dit/generate_remdm_loop.npz",
 )
 LENGTH = 32
@@ -41,7 +43,7 @@ def recorded_transition(sampling: dict):
     return transitions.Mdlm()
 
 
-@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in MORE)])
 def test_tokens_and_network_calls_match_the_recorded_trace(name):
     z, about = load(name), meta(name)
     run = sampler(steps=about["steps"], nucleus_p=about["sampling"]["p_nucleus"], eps=about["eps"], reuse="compat",
@@ -84,6 +86,7 @@ def test_given_tokens_are_kept():
     assert np.all(np.asarray(out.tokens)[:, ::3] == 5)
 
 
+@pytest.mark.full
 def test_the_share_of_masks_left_follows_the_time_grid():
     steps, rows = 6, 64
     keys = jax.random.split(jax.random.key(1), rows)
@@ -92,6 +95,7 @@ def test_the_share_of_masks_left_follows_the_time_grid():
     np.testing.assert_allclose(left, np.linspace(1, 0, steps + 1), atol=0.05)
 
 
+@pytest.mark.full
 def test_exact_reuse_saves_calls_only_without_soft_masking_and_changes_nothing():
     keys = jax.random.split(jax.random.key(7), 1)
     params = golden_model.params()
@@ -103,6 +107,7 @@ def test_exact_reuse_saves_calls_only_without_soft_masking_and_changes_nothing()
     assert int(exact.calls) < int(soft.calls) == unfilled
 
 
+@pytest.mark.full
 def test_soft_masking_changes_what_is_sampled():
     keys, soft = free_run()
     binary = sampler("none", steps=6)(golden_model.params(), keys, masks(4))
@@ -196,7 +201,10 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("options", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("options", [
+    pytest.param(options, id=name, marks=() if name in ("rescale, full", "conf, topk") else pytest.mark.full)
+    for name, options in LOOPS.items()
+])  # fmt: skip
 def test_the_compiled_loop_is_the_plain_loop(options):
     steps, rows = 7, 2
     rng = np.random.default_rng(5)
@@ -217,7 +225,9 @@ def test_re_masking_samplers_mask_tokens_again_but_never_given_ones():
     assert np.all(seen[:, :, :8] == np.arange(8)) and not np.any(seen[-1] == golden_model.MASK)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(transition=transitions.RemdmCap(0.4), variant="full")], ids=["mdlm", "cap"])
+@pytest.mark.parametrize("options", [
+    dict(), pytest.param(dict(transition=transitions.RemdmCap(0.4), variant="full"), marks=pytest.mark.full)
+], ids=["mdlm", "cap"])  # fmt: skip
 def test_padding_behind_a_row_or_before_it_changes_nothing(options):
     keys, steps = free_run()[0][:2], 7 if options else 6
     run, length = sampler(steps=steps, **options), 20
@@ -229,6 +239,7 @@ def test_padding_behind_a_row_or_before_it_changes_nothing(options):
         np.testing.assert_array_equal(padded.filled, [length] * 2)
 
 
+@pytest.mark.full
 def test_a_network_that_may_predict_the_mask_leaves_none():
     dream, params = dream_denoiser.model(), dream_denoiser.params()
 
@@ -242,6 +253,7 @@ def test_a_network_that_may_predict_the_mask_leaves_none():
     assert not np.any(out.tokens == dream.mask_token_id) and np.all(out.filled == 12)
 
 
+@pytest.mark.full
 def test_forbidden_tokens_never_appear_and_a_penalty_makes_ends_rare():
     keys = jax.random.split(jax.random.key(3), 16)
     params = golden_model.params()
