@@ -172,7 +172,7 @@ def dense(vocab: int, rows: int = 4, length: int = 128):
     given = jax.ShapeDtypeStruct((rows, length, 16), jnp.float32), jax.ShapeDtypeStruct((vocab, 16), jnp.float32)
     module = hlo.parse(jax.jit(jax.grad(loss, (0, 1))).lower(*given).compile().as_text())
     mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1})
-    return module, types.SimpleNamespace(mesh=mesh, rows=rows, micro=1, length=length, vocab_sizes=(vocab - 5, vocab))
+    return module, types.SimpleNamespace(mesh=mesh, rows=rows, micro=1, length=length, vocab_sizes=(vocab - 5, vocab), width=16)
 
 
 def test_logits_of_every_position_are_named_with_their_size_and_place():
@@ -187,3 +187,9 @@ def test_logits_of_fewer_positions_or_of_a_small_vocabulary_are_no_reason_to_war
     program.rows = 8  # as if a chunk of half the positions
     assert not reading.whole_logits(module, program)
     assert not reading.whole_logits(*dense(1024))
+
+
+def test_a_table_of_embeddings_is_no_array_of_logits():
+    module, program = dense(32_768)
+    program.rows, program.length, program.width = 1, 8, 16  # 16 numbers a token: more than there are positions
+    assert not [line for line in reading.whole_logits(module, program) if "[32768,16]" in line]

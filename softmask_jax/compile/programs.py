@@ -27,7 +27,7 @@ class Program:
 
     kind: train | generate. traced: a `jax.stages.Traced`. parts: what a chip keeps, name -> tree of shapes with
     shardings. rows: of a global batch, or that are generated together. micro: gradients that are added up.
-    vocab_sizes: of the vocabulary, as it is and padded. said: a line about all of it. Of a sampler: new_tokens of a row;
+    vocab_sizes: of the vocabulary, as it is and padded; width: D of its tables. said: a line about all of it. Of a sampler: new_tokens of a row;
     calls, the most network calls; blocks, of a `BlockSampler`.
     """
 
@@ -40,7 +40,8 @@ class Program:
     length: int
     micro: int
     said: str
-    vocab_sizes: tuple[int, ...]
+    vocab_sizes: tuple[int, int]
+    width: int
     two_passes: bool = False
     new_tokens: int = 0
     calls: int = 0
@@ -105,7 +106,7 @@ def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, 
              "batch": batch}
     said = f"{model.num_params:,} parameters, {rows} rows of {length} tokens in {micro} micro-batches, {_said(mesh)}"
     soft = config.soft_mask.variant != "none" and config.soft_mask.p_sm > 0
-    return Program("train", traced, parts, model, mesh, rows, length, micro, said, vocab_sizes(model), two_passes=soft)
+    return Program("train", traced, parts, model, mesh, rows, length, micro, said, *vocabulary(model), two_passes=soft)
 
 
 def generation(config, devices, options: Options = Options(), *, rows: int = 0, length: int = 0,
@@ -142,14 +143,14 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     said = (f"{name}, {model.num_params:,} parameters, {rows} rows of {length} tokens, at most {calls} network calls, "
             f"{_said(mesh)}")
     return Program("generate", traced, {"params": params, "batch": tokens}, model, mesh, rows, length, 1, said,
-                   vocab_sizes(model), new_tokens=length - prompt_length, calls=calls,
+                   *vocabulary(model), new_tokens=length - prompt_length, calls=calls,
                    blocks=sampler.blocks(length) if name == "BlockSampler" else 0)
 
 
-def vocab_sizes(model) -> tuple[int, int]:
-    """Tokens, and rows of the table that holds them."""
+def vocabulary(model) -> tuple[tuple[int, int], int]:
+    """Tokens and rows of the table that holds them; its width."""
     table = jax.eval_shape(lambda key: model.embedding(model.init(key)["backbone"]), jax.random.key(0))
-    return model.vocab_size, table.shape[0]
+    return (model.vocab_size, table.shape[0]), table.shape[1]
 
 
 def bytes_per_chip(tree) -> int:

@@ -148,7 +148,7 @@ def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     """Arrays that hold a number for every token of the vocabulary at every position that a chip computes, by name.
 
     That is: a dimension is the vocabulary (padded or not, whole or cut by an axis of the mesh), and there are as many
-    elements as a micro-batch has positions on a chip times the vocabulary, or the tensor axis's share of it; and not less than `SMALL_LOGITS` bytes.
+    elements as a micro-batch has positions on a chip (and not a table [V D]) times the vocabulary, or the tensor axis's share of it; and not less than `SMALL_LOGITS` bytes.
     """
     shards, cuts = sharding.batch_shards(program.mesh), {1, *program.mesh.shape.values()}
     positions = max(1, program.rows // program.micro // shards) * program.length
@@ -161,7 +161,8 @@ def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     for computation in module.computations.values():
         for i in computation.instructions.values() if computation.name not in fused else ():
             for array in i.arrays if i.opcode not in traffic.FREE else ():
-                if array.nbytes >= SMALL_LOGITS and array.size >= fewest and sizes & set(array.dims):
+                whole = [v for v in sizes & set(array.dims) if array.size // v != program.width or positions == program.width]
+                if array.nbytes >= SMALL_LOGITS and array.size >= fewest and whole:
                     dims = ",".join(map(str, array.dims))
                     found[i.op_name or i.name] = f"{array.dtype}[{dims}], {array.nbytes / 2**20:,.1f} MiB"
     return tuple(f"{what}: {where}" for where, what in found.items())

@@ -16,7 +16,7 @@ MODELS = (
 
 HEAD = """# On paper: 1 to 256 chips
 
-Made by `python -m softmask_jax.compile --scaling --out=launch/SCALING.md` (extra `[aot]`); do not edit. **Nothing here
+Made by `python -m softmask_jax.compile --scaling --kinds={kinds} --out=launch/SCALING.md` (extra `[aot]`); do not edit. **Nothing here
 was run on a TPU.** Memory is what the TPU compiler plans for the real training step, two passes with soft-masking; what is
 sent and moved is counted in its optimised programs, loops multiplied; operations are counted in the traced programs. Times
 are a roofline over the makers' public figures, with these assumptions: {assumed}. No latency is counted, neither of
@@ -33,7 +33,7 @@ def document(kinds: list[str], chips: list[int], *, models=MODELS, sizes: dict |
     """The whole file. sizes, vocab_size: of other models than the real ones, for tests."""
     from softmask_jax import config as schema
 
-    parts = [HEAD.format(assumed=ASSUMED)]
+    parts = [HEAD.format(assumed=ASSUMED, kinds=",".join(kinds))]
     for title, path, what in models:
         config = schema.load(str(ROOT / path))
         points = sweeps.sweep(config, kinds, chips, [config.train.global_batch_size], sizes=sizes, cache=cache,
