@@ -171,15 +171,8 @@ class BlockSampler:
                              "positions.")
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise ValueError(f"attention_mask must be {tokens.shape} [B L] as the tokens, not {attention_mask.shape}.")
-        draws, shape = draws or Draws(), (self.most_calls(tokens.shape[1]), *tokens.shape)
-        needed = {"gumbel": self.temperature > 0, "order": bool(self.alg_temp)}
-        for name, wanted in (("gumbel", (*shape, self.denoiser.vocab_size)), ("order", shape)):
-            given = getattr(draws, name)
-            if given is not None and given.shape != wanted:
-                raise ValueError(f"draws.{name} must have the shape {wanted}, not {given.shape}.")
-            if given is None and needed[name] and keys is None:
-                raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {wanted}.")
-        if keys is not None and keys.shape != tokens.shape[:1]:
-            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
+        needed = {name for name, on in (("gumbel", self.temperature > 0), ("order", self.alg_temp)) if on}
+        most = self.most_calls(tokens.shape[1])
+        (draws or Draws()).check(keys, most, tokens, self.denoiser.vocab_size, needed)
         answer = None if attention_mask is None else attention_mask[:, self.prompt_length :]
         feeding.check_masks(tokens[:, self.prompt_length :], answer, self.denoiser.mask_token_id)

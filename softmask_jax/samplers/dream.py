@@ -42,6 +42,19 @@ class Draws(NamedTuple):
     def at(self, step: jax.Array) -> "Draws":
         return Draws(*(None if x is None else x[step] for x in self))
 
+    def check(self, keys: jax.Array | None, steps: int, tokens: jax.Array, vocab_size: int, needed: set[str]) -> None:
+        """ValueError unless shapes fit `steps` steps of tokens [B L], and keys [B] or numbers are there for what is
+        `needed`."""
+        shape = (steps, *tokens.shape)
+        for name, wanted in zip(self._fields, (shape, (*shape, vocab_size), shape)):
+            given = getattr(self, name)
+            if given is not None and given.shape != wanted:
+                raise ValueError(f"draws.{name} must have the shape {wanted}, not {given.shape}.")
+            if given is None and name in needed and keys is None:
+                raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {wanted}.")
+        if keys is not None and keys.shape != tokens.shape[:1]:
+            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
+
 
 class _Carry(NamedTuple):
     """stuck: [B] rows whose every prediction was the mask, see `DreamSampler`."""
@@ -229,18 +242,10 @@ class DreamSampler:
             raise ValueError(f"tokens must be [B L], not {tokens.shape}.")
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise ValueError(f"attention_mask must be {tokens.shape} [B L] as the tokens, not {attention_mask.shape}.")
-        draws = draws or Draws()
-        needed = {"coins": self.alg == "origin", "gumbel": self.temperature > 0,
-                  "order": self.alg != "origin" and bool(self.alg_temp)}  # fmt: skip
-        shape = (self.most_steps(tokens.shape[1]), *tokens.shape)
-        for name, wanted in zip(Draws._fields, (shape, (*shape, self.denoiser.vocab_size), shape)):
-            given = getattr(draws, name)
-            if given is not None and given.shape != wanted:
-                raise ValueError(f"draws.{name} must have the shape {wanted}, not {given.shape}.")
-            if given is None and needed[name] and keys is None:
-                raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {wanted}.")
-        if keys is not None and keys.shape != tokens.shape[:1]:
-            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
+        needed = {"coins"} if self.alg == "origin" else {"order"} if self.alg_temp else set()
+        needed |= {"gumbel"} if self.temperature > 0 else set()
+        most = self.most_steps(tokens.shape[1])
+        (draws or Draws()).check(keys, most, tokens, self.denoiser.vocab_size, needed)
         feedback.check_masks(tokens, attention_mask, self.denoiser.mask_token_id)
 
 
