@@ -1,6 +1,26 @@
-"""Eight fake CPU devices for every test; set before JAX is imported."""
+"""Eight fake CPU devices for every test, set before JAX is imported; and compiled programs that do not pile up."""
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+import gc  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+# Linux gives a process 65,530 by default, and every compiled program takes some: one too many is a segmentation fault.
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Programs that a module compiled are forgotten after it, once they are many; shared ones are compiled again."""
+    yield
+    if "jax" not in sys.modules or not Path("/proc/self/maps").exists():
+        return
+    if Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
