@@ -190,7 +190,7 @@ def test_a_run_killed_before_its_summary_is_written_has_its_page_and_ends_again(
     with RunFolder(path) as folder:
         trainer = object.__new__(train.Trainer)
         trainer.config, trainer.folder, trainer.tracker = config.from_dict(folder.read_config()), folder, mock.Mock()
-        trainer.task = mock.Mock(info={"train_tokens": 77_777})
+        trainer.task, trainer.heart = mock.Mock(info={"train_tokens": 77_777}), mock.Mock()
         trainer.task.validate.return_value = crafted_run.scores(1.0, 0.1)
         monkeypatch.setattr(trainer, "_sample", lambda *_: ["a sample"], raising=False)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
