@@ -59,8 +59,15 @@ def from_dict(values: typing.Mapping) -> Config:
     Raises:
       ValueError: an unknown section or key (the nearest known one is named), a wrong type or an impossible value.
     """
+    config = complete(values, Config)
+    config_rules.check(flatten(config.to_dict()))
+    return config
+
+
+def complete(values: typing.Mapping, schema: type):
+    """A (partial) nested mapping as `schema`, a dataclass of dataclasses; names and types are checked, see `from_dict`."""
     sections = {}
-    known = {f.name: f.type for f in dataclasses.fields(Config)}
+    known = {f.name: f.default for f in dataclasses.fields(schema)}
     for section, entries in dict(values).items():
         if section not in known:
             raise ValueError(f"config: there is no section '{section}'{_nearest(section, known)}.")
@@ -70,12 +77,10 @@ def from_dict(values: typing.Mapping) -> Config:
         for key, value in dict(entries).items():
             if key not in fields:
                 raise ValueError(f"config.{section} has no key '{key}'{_nearest(key, fields)}.")
-        sections[section] = known[section](
-            **{key: _typed(f"{section}.{key}", value, fields[key]) for key, value in dict(entries).items()}
+        sections[section] = dataclasses.replace(
+            known[section], **{key: _typed(f"{section}.{key}", value, fields[key]) for key, value in dict(entries).items()}
         )
-    config = Config(**sections)
-    config_rules.check(flatten(config.to_dict()))
-    return config
+    return schema(**sections)
 
 
 def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
@@ -88,14 +93,24 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
     Raises:
       FileNotFoundError, ValueError: with what to do.
     """
+    return from_dict(read(spec, overrides, Config))
+
+
+def read(spec: str, overrides: typing.Sequence[str], schema: type) -> dict:
+    """What a config file and overrides say, as nested dicts that are not checked yet; see `load`."""
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
     values = _run(path, variant)
-    texts = {name for name, value in flatten(Config().to_dict()).items() if isinstance(value, str)}
+    override(values, overrides, path, schema)
+    return values
+
+
+def override(values: dict, overrides: typing.Sequence[str], path: str, schema: type) -> None:
+    """Write overrides `section.key=value` into the nested `values` of the file `path`."""
+    texts = {name for name, value in flatten(dataclasses.asdict(schema())).items() if isinstance(value, str)}
     command_line.apply(values, overrides, path, texts)
-    return from_dict(values)
 
 
 def _run(path: str, variant: str) -> dict:
@@ -129,11 +144,12 @@ def flatten(config: typing.Mapping, prefix: str = "") -> dict[str, typing.Any]:
 
 def _typed(name: str, value, kind):
     """`value` as `kind`; an int where a float is wanted is fine, anything else of another type is not."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
+    if int in kinds and isinstance(value, float) and value.is_integer() and float not in kinds:
         value = int(value)
-    allowed = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+    allowed = tuple(typing.get_origin(one) or one for one in kinds)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         wanted = " or ".join(k.__name__ for k in allowed)
         raise ValueError(f"config.{name} must be {wanted}, but {value!r} is {type(value).__name__}.")

@@ -42,6 +42,8 @@ class Estimate:
     def of_mean(cls, values, **more) -> "Estimate":
         """Of independent values [n]: their mean, and the normal interval (none for a single one)."""
         values = np.asarray(values, np.float64)
+        if not len(values):
+            raise ValueError("There is nothing to take the mean of.")
         mean = float(values.mean())
         if len(values) < 2:
             return cls(mean, count=len(values), **more)
@@ -58,13 +60,15 @@ class Estimate:
 class Result:
     """estimates: the task's numbers by name, the most important first. cost: what making them cost, such as "calls"
     (network calls a text) and "seconds" (a text); it may differ between machines, the estimates may not. details: JSON
-    values, such as curves. notes: sentences that a reader of the numbers needs.
+    values, such as curves. notes: sentences that a reader of the numbers needs. complete: False if the same command can
+    come further another time, such as with leave to run what a model wrote.
     """
 
     estimates: Mapping[str, Estimate]
     cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    complete: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
