@@ -21,9 +21,9 @@ import jax
 import softmask_jax
 from softmask_jax import checkpoint_io, compare_page, data, run_log, sharding
 from softmask_jax.api import LanguageModel
-from softmask_jax.benchmarks.report import table
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import check_writable, write_atomically, write_json
+from softmask_jax.markdown import table
 
 LEAST_TOKENS = 100_000
 EQUAL_WITHIN = 0.02

@@ -23,11 +23,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.benchmarks.report import table
 from softmask_jax.convert import dream, safetensors_files
 from softmask_jax.convert.key_tables import Spec, keys
 from softmask_jax.convert.tensors import PIECE_BYTES
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.markdown import table
 
 SEVEN_BILLION = {
     "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,

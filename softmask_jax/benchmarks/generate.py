@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import denoiser, dream_denoiser, objective
-from softmask_jax.benchmarks.report import alternate, device_name, table
+from softmask_jax.benchmarks.report import alternate, device_name
 from softmask_jax.config import Model, SoftMask
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
 from softmask_jax.samplers.options import run
 

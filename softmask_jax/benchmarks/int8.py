@@ -20,13 +20,13 @@ import numpy as np
 import softmask_jax
 from softmask_jax import dream_denoiser, dream_objective, dream_step, sharding, tasks, tiny_dream, train
 from softmask_jax import config as config_schema
-from softmask_jax.benchmarks.report import table
 from softmask_jax.config_sections import Model, SoftMask
 from softmask_jax.convert import converted
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data.buckets import bucket_validation_batches
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import check_writable, write_atomically, write_json
+from softmask_jax.markdown import table
 
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "torch_dtype": "float32"}
 CONVERSATIONS = 4000

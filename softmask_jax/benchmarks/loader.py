@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from softmask_jax import config, data, denoiser, optimizer, sharding, train_state, train_step
-from softmask_jax.benchmarks.report import alternate, table
+from softmask_jax.benchmarks.report import alternate
 from softmask_jax.data.shard_writer import RecordFile
 from softmask_jax.data.shards import Shard, ShardStream
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.markdown import table
 
 VOCAB_SIZE = 50_258
 READ = 16  # batches a turn

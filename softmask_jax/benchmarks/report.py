@@ -1,8 +1,8 @@
-"""Alternating timings, and Markdown tables of them."""
+"""Alternating timings, and on what they were taken."""
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -44,13 +44,6 @@ def device_name() -> str:
     """What a table was measured on."""
     device = jax.devices()[0]
     return f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths)) + " |" for line in lines)
 
 
 def mebibytes(size: int) -> str:

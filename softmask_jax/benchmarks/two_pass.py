@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step, vocab_head
-from softmask_jax.benchmarks.report import alternate, device_name, mebibytes, table
+from softmask_jax.benchmarks.report import alternate, device_name, mebibytes
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.markdown import table
 
 LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
 SCORED = 3  # k of the sweep

@@ -7,7 +7,8 @@ import pytest
 
 from softmask_jax import vocab_head
 from softmask_jax.benchmarks import two_pass
-from softmask_jax.benchmarks.report import Spread, alternate, table
+from softmask_jax.benchmarks.report import Spread, alternate
+from softmask_jax.markdown import table
 from softmask_jax.vocab_head import Head
 
 TOY = ["--hidden_size=16", "--num_blocks=2", "--num_heads=2", "--seq_len=16", "--batch=4", "--vocab_size=64",
