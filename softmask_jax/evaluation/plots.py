@@ -26,6 +26,14 @@ def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
     return {key: models for key, models in found.items() if any(len(points) > 1 for points in models.values())}
 
 
+def check() -> None:
+    """ImportError, one line, where nothing can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ImportError("Plots need matplotlib: pip install 'softmask_jax[eval]', or --config.run.plots=False.") from None
+
+
 def write(report: Mapping, folder: Path) -> list[Path]:
     """Draw each of `curves` into `folder`/<task>_<number>.png and .svg. ImportError without matplotlib."""
     found = curves(report)
