@@ -43,37 +43,49 @@ def write(report: Mapping, folder: Path) -> list[Path]:
     units = {(row["task"], name): one["unit"] for row in report["results"] for name, one in row["estimates"].items()}
     written = []
     for (task, name), models in found.items():
-        figure = draw(f"{task}: {name}", name + (f", {units[task, name]}" if units[task, name] else ""), models)
-        for kind in ("png", "svg"):
+        label = name + (f", {units[task, name]}" if units[task, name] else "")
+        for kind, content in pictures(f"{task}: {name}", label, models).items():
             path = folder / f"{task}_{name.replace('/', '_')}.{kind}"
-            content = io.BytesIO()
-            # Without a date the same numbers are the same file.
-            figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-            write_atomically(path, [content.getvalue()], elsewhere="give another --out")
+            write_atomically(path, [content], elsewhere="give another --out")
             written.append(path)
     return written
 
 
+def pictures(title: str, label: str, models: Mapping[str, list[dict]]) -> dict[str, bytes]:
+    """{"png", "svg"} of one number; the same points are the same bytes."""
+    import matplotlib
+
+    found = {}
+    # Text stays text, and ids are not random.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
+        figure = draw(title, label, models)
+        for kind in ("png", "svg"):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+            found[kind] = content.getvalue()
+    return found
+
+
 def draw(title: str, label: str, models: Mapping[str, list[dict]]):
     """A `matplotlib.figure.Figure`: a panel for each of `COSTS`, a line with intervals for each model."""
-    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
-    # Text stays text in SVG, and ids in it are not random.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
-        figure = Figure(SIZE, layout="constrained")
-        figure.suptitle(title)
-        panels = figure.subplots(1, len(COSTS), sharey=True)
-        for panel, (cost, said) in zip(panels, COSTS.items()):
-            for model, points in models.items():
-                x, y = ([point[key] for point in points] for key in (cost, "value"))
-                ends = [(point["value"] if point[key] is None else point[key] for point in points) for key in ("low", "high")]
-                spread = [[abs(end - value) for end, value in zip(side, y)] for side in ends]
-                panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=model)
-            panel.set_xscale("log", base=2)
-            panel.set_xlabel(said)
-            panel.grid(alpha=0.3)
-            panel.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-        panels[0].set_ylabel(label)
-        panels[0].legend(frameon=False)
+    figure = Figure(SIZE, layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(COSTS), sharey=True)
+    for panel, (cost, said) in zip(panels, COSTS.items()):
+        for model, points in models.items():
+            x, y = ([point[key] for point in points] for key in (cost, "value"))
+            spread = [
+                [abs((point["value"] if point[end] is None else point[end]) - point["value"]) for point in points]
+                for end in ("low", "high")
+            ]
+            panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=model)
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel(said)
+        panel.grid(alpha=0.3)
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panels[0].set_ylabel(label)
+    panels[0].legend(frameon=False)
     return figure
