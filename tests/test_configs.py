@@ -9,8 +9,8 @@ from softmask_jax.data import DataConfig
 from softmask_jax.data.prepare import prepare
 from tests.tiny_run import home  # noqa: F401
 
-# What fine-tunes Dream is run by test_dream_run.py.
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith("dream"))
+# What fine-tunes Dream is run by test_dream_run.py, what evaluates by evaluation/.
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith(("dream", "eval")))
 SETTINGS = ["train.compilation_cache={folder}/compiled", "data.cache_dir={folder}/tokens"]
 
 

@@ -89,7 +89,8 @@ def test_pytorch_is_never_imported():
 def test_a_config_imports_only_ml_collections_and_opens_with_its_command(path):
     assert {name.split(".")[0] for name in imported(path)} == {"ml_collections"}
     docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert f"python -m softmask_jax.main --config=configs/{path.name}" in docstring
+    command = "evaluate" if path.name.startswith("eval_") else "main"
+    assert f"python -m softmask_jax.{command} --config=configs/{path.name}" in docstring
 
 
 def test_every_golden_file_is_named_by_a_test():

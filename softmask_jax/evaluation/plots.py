@@ -7,7 +7,7 @@ from pathlib import Path
 from softmask_jax.files import write_atomically
 
 COSTS = {"calls": "network calls a text", "seconds": "seconds a text"}
-SIZE, DPI = (9.0, 3.6), 150
+SIZE, DPI = (9.0, 4.0), 150
 
 
 def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
@@ -87,5 +87,5 @@ def draw(title: str, label: str, models: Mapping[str, list[dict]]):
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panels[0].set_ylabel(label)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
