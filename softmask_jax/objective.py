@@ -44,7 +44,8 @@ def corrupt(spec: Nelbo, tokens, rows, n: int, root_key, step, *, mask_token_id:
     """Draw t and x_t; a row's noise depends on (root_key, step, row) alone, so it is the same on any mesh.
 
     Args:
-      tokens: [B L] ids. rows: [B] index of each row within the global batch of `n` rows.
+      tokens: [B L] ids. rows: [B] index of each row within the global batch of `n` rows. n: the number of strata, an
+        int or [B].
       strata: [B] which of the n strata of t each row draws from; its index by default, which is right where rows come
         in random order.
     """
@@ -61,9 +62,14 @@ def pass_1(denoiser, spec: Nelbo, params, tokens, *, dropout_keys=None) -> soft_
     """What a plain pass over `tokens` [B L] tells the next one: one sweep, cut from the gradient."""
     backbone = params["backbone"]
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, tokens), dropout_keys=dropout_keys)
+    return feedback_of(denoiser, spec, params, hidden)
+
+
+def feedback_of(denoiser, spec: Nelbo, params, hidden) -> soft_masking.Feedback:
+    """What a pass that ended in `hidden` [B L D] tells the next one; see `pass_1`."""
     full = spec.variant == "full"
     temperature = soft_masking.effective(params["soft_mask"]).temperature if full else 1.0
-    sweep = vocab_head.sweep(hidden, denoiser.head(backbone), k=spec.k, temperature=temperature)
+    sweep = vocab_head.sweep(hidden, denoiser.head(params["backbone"]), k=spec.k, temperature=temperature)
     return jax.lax.stop_gradient(
         soft_masking.Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, hidden if full else None)
     )
@@ -112,3 +118,33 @@ def nelbo_per_row(denoiser, spec: Nelbo, params, noisy: Corrupted, *, two_pass: 
     if two_pass and spec.variant != "none":
         given = pass_1(denoiser, spec, params, noisy.noisy)
     return token_nll(denoiser, spec, params, noisy, given).sum(-1) * noisy.weight
+
+
+def nll_by_passes(denoiser, spec: Nelbo, params, noisy, targets) -> dict[str, jax.Array]:
+    """-log p(targets) [B L] float32, at every position: "one_pass" over noisy [B L], and "two_pass" with soft-masking.
+
+    What `token_nll` finds, for both at the price of two passes. No dropout.
+    """
+    backbone, head = params["backbone"], denoiser.head(params["backbone"])
+    hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy))
+    found = {"one_pass": vocab_head.cross_entropy(hidden, head, targets)}
+    if spec.variant != "none":
+        x = soft_embed(denoiser, spec, params, noisy, feedback_of(denoiser, spec, params, hidden))
+        found["two_pass"] = vocab_head.cross_entropy(denoiser.trunk(backbone, x)[0], head, targets)
+    return found
+
+
+class RowScores(NamedTuple):
+    """masked: tokens that are masked, [B] int32. cross_entropy: by pass, their unweighted sums [B] float32, nats; times
+    the weight of the row they are its NELBO."""
+
+    masked: jax.Array
+    cross_entropy: dict[str, jax.Array]
+
+
+def row_scores(denoiser, spec: Nelbo, params, noisy: Corrupted) -> RowScores:
+    """Rows under one pass and, with soft-masking, under two on the same masks. No dropout."""
+    masked = noisy.noisy == denoiser.mask_token_id
+    found = nll_by_passes(denoiser, spec, params, noisy.noisy, noisy.tokens)
+    sums = {name: jnp.where(masked, nll, 0.0).sum(-1) for name, nll in found.items()}
+    return RowScores(masked.sum(-1, dtype=jnp.int32), sums)

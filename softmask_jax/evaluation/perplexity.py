@@ -64,11 +64,8 @@ class Perplexity:
             self.spec, batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id,
             strata=strata,
         )  # fmt: skip
-        passes = {"one_pass": False} if self.spec.variant == "none" else {"one_pass": False, "two_pass": True}
-        rows = {
-            name: objective.nelbo_per_row(self.denoiser, self.spec, params, noisy, two_pass=two)
-            for name, two in passes.items()
-        }
+        scores = objective.row_scores(self.denoiser, self.spec, params, noisy)
+        rows = {name: sums * noisy.weight for name, sums in scores.cross_entropy.items()}
         return rows, batch["valid"]
 
     def __call__(self, params: dict, batches: Iterable[dict], n: int, seed: int) -> dict[str, Nats]:
