@@ -1,0 +1,79 @@
+"""MAUVE (Pillutla et al., arXiv 2102.01454; JMLR 2023) of features that are there, by `mauve-text`.
+
+The library normalises, reduces and clusters the features of both sides together, and compares the two histograms over
+the clusters. With features given it needs faiss and scikit-learn, no PyTorch.
+"""
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Mauve:
+    """value, star (with smoothed histograms) in (0, 1], higher is nearer; frontier_integral, lower is nearer; the number
+    of clusters."""
+
+    value: float
+    star: float
+    frontier_integral: float
+    buckets: int
+
+
+def check_installed() -> None:
+    """ImportError, one line, without the library."""
+    missing = [name for name in ("mauve", "faiss", "sklearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"MAUVE needs mauve-text ({', '.join(missing)} missing): pip install 'softmask_jax[eval]', or leave it out with "
+            "config.generative.references=none."
+        )
+
+
+def mauve(references: np.ndarray, samples: np.ndarray, *, scaling: float = 5.0, seed: int = 25, buckets: int = 0) -> Mauve:
+    """Of features [N D] and [M D], the library's own defaults.
+
+    Args:
+      scaling: c in exp(-c KL). seed: of the clustering. buckets: clusters, 0 is a tenth of the smaller side, at least 2.
+
+    Raises:
+      ValueError: more clusters than features. ImportError: see `check_installed`.
+    """
+    check_installed()
+    if buckets > len(references) + len(samples):
+        raise ValueError(
+            f"config.generative.mauve_buckets is {buckets}, more than the {len(references)} + {len(samples)} texts."
+        )
+    with _quiet():
+        import mauve as library
+
+        # P are the references, as in the soft-masking and ReMDM references: the clustering depends on the order.
+        out = library.compute_mauve(
+            p_features=references, q_features=samples, num_buckets=buckets or "auto", mauve_scaling_factor=scaling,
+            seed=seed, verbose=False,
+        )  # fmt: skip
+    return Mauve(float(out.mauve), float(out.mauve_star), float(out.frontier_integral), int(out.num_buckets))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the clustering writes from C++: it asks for 39 texts a cluster, the library's own choice is 20."""
+    sys.stdout.flush(), sys.stderr.flush()
+    kept, nowhere = {number: os.dup(number) for number in (1, 2)}, os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in kept:
+            os.dup2(nowhere, number)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for number, own in kept.items():
+            os.dup2(own, number)
+            os.close(own)
+        os.close(nowhere)
