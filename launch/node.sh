@@ -1,0 +1,227 @@
+#!/usr/bin/env bash
+# What the launchers run on a host, in the project's folder there; by hand it does the same.
+#   bash launch/node.sh setup    [--extras=tpu,chat] [--nfs=ADDRESS:/SHARE | --disk] [--mount=/shared]
+#   bash launch/node.sh check    --name=NAME           exit status 0 where it is set up and NAME does not run
+#   bash launch/node.sh start    --name=NAME --workdir=DIR [--label=HOST] -- FLAGS OF softmask_jax.supervise
+#   bash launch/node.sh attend   --name=NAME --workdir=DIR -- FLAGS    the same in the foreground
+#   bash launch/node.sh follow   --name=NAME           the log until the run ends
+#   bash launch/node.sh status   --name=NAME           softmask_jax STATUS CODE STEP FINISHED
+#   bash launch/node.sh finished --workdir=DIR         exit status 0 where the run in that folder made all its steps
+#   bash launch/node.sh stop     --name=NAME [--wait=600]   SIGTERM: all hosts save and end
+#   bash launch/node.sh run      -- COMMAND            with the project's Python and the secrets
+# STATUS is running, ended (CODE is its exit status), lost (no trace of its end) or absent. Logs are in DIR/logs/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+here="$HOME/.softmask_jax"
+
+die() {
+  echo "Error: $(uname -n): $*" >&2
+  exit 1
+}
+
+name="" workdir="" label="" extras="" nfs="" disk="" mount=/shared wait=600 words=()
+action="${1:-}"
+if [ $# -gt 0 ]; then shift; fi
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --)
+      shift
+      words=("$@")
+      break
+      ;;
+    --disk) disk=yes ;;
+    --name=* | --workdir=* | --label=* | --extras=* | --nfs=* | --mount=* | --wait=*)
+      key="${1%%=*}"
+      printf -v "${key#--}" '%s' "${1#*=}"
+      ;;
+    *) die "launch/node.sh knows no '$1'" ;;
+  esac
+  shift
+done
+if [ "${workdir:0:1}" = "~" ]; then workdir="$HOME${workdir:1}"; fi
+state="$here/${name:-none}"
+
+# The Python of the system where it is new enough; otherwise one of its own by uv.
+find_python() {
+  local python
+  for python in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+    if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      PYTHON="$(command -v "$python")"
+      return
+    fi
+  done
+  echo "No Python 3.11 or later here: installing one with uv ..."
+  python3 -m pip install --quiet --user uv || die "neither Python 3.11 nor pip: install one of them"
+  python3 -m uv python install --quiet 3.12 || die "uv could not install Python 3.12"
+  PYTHON="$(python3 -m uv python find 3.12)"
+}
+
+mount_nfs() {
+  if ! command -v mount.nfs > /dev/null; then
+    { sudo apt-get update -qq && sudo apt-get install -y -qq nfs-common > /dev/null; } || die "could not install nfs-common"
+  fi
+  # Hosts tell each other news by new files: what was not there a second ago must not be taken for absent.
+  sudo mount -t nfs -o hard,noatime,lookupcache=positive "$nfs" "$mount" ||
+    die "could not mount $nfs: is it in this network and zone?"
+}
+
+# The one disk that is neither mounted nor divided; it gets a file system only where it has none.
+mount_disk() {
+  local device found=() kind=0
+  for device in $(lsblk -dnpo NAME,TYPE | awk '$2 == "disk" { print $1 }'); do
+    if [ "$(lsblk -nro NAME,MOUNTPOINT "$device" | wc -w)" = 1 ]; then found+=("$device"); fi
+  done
+  [ "${#found[@]}" = 1 ] || die "expected one free disk, found ${#found[@]}: ${found[*]}"
+  sudo blkid "${found[0]}" > /dev/null || kind=$?
+  if [ "$kind" = 2 ]; then
+    sudo mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0,discard "${found[0]}" || die "mkfs failed"
+  fi
+  sudo mount -o discard,noatime "${found[0]}" "$mount" || die "could not mount ${found[0]}"
+}
+
+setup() {
+  # shellcheck source=launch/venv.sh
+  source launch/venv.sh
+  if [ -n "$nfs$disk" ] && ! mountpoint -q "$mount"; then
+    sudo mkdir -p "$mount"
+    if [ -n "$nfs" ]; then mount_nfs; else mount_disk; fi
+    sudo chmod a+rwx "$mount"
+  fi
+  if [[ ",$extras," == *,auto,* ]]; then
+    extras=",$extras,"
+    extras="${extras/,auto,/,$(accelerator),}"
+    extras="$(tr -s , <<< "$extras")"
+    extras="${extras#,}" extras="${extras%,}"
+  fi
+  find_python
+  export PYTHON
+  make_venv .venv "$extras" || die "the installation failed"
+  echo "Ready: $(uname -n)"
+}
+
+load_secrets() {
+  if [ -r "$here/secrets" ]; then
+    set -a
+    # shellcheck disable=SC1091
+    source "$here/secrets"
+    set +a
+  fi
+}
+
+alive() { [ -e "$state/pid" ] && tr '\0' ' ' < "/proc/$(cat "$state/pid")/cmdline" 2> /dev/null | grep -q softmask_jax.supervise; }
+
+# Whether the run made all the steps that its config asks for.
+finished() {
+  .venv/bin/python - "$workdir" 2> /dev/null << 'PYTHON'
+import json, pathlib, sys
+from softmask_jax import config
+folder = pathlib.Path(sys.argv[1])
+done = json.loads((folder / "summary.json").read_text())
+sys.exit(done["step"] < config.from_dict(json.loads((folder / "config.json").read_text())).updates)
+PYTHON
+}
+
+# In the foreground. A run that was stopped and saved ends with 75, "try again", so that whoever restarts what failed
+# does not take it for a finished one.
+attend() {
+  local child code=0
+  load_secrets
+  .venv/bin/python -m softmask_jax.supervise "${words[@]}" &
+  child=$!
+  trap 'kill -TERM "$child" 2> /dev/null || true' TERM
+  echo "$child" > "$state/.pid" && mv "$state/.pid" "$state/pid"
+  # A signal ends `wait`, not the process.
+  while kill -0 "$child" 2> /dev/null; do wait "$child" && code=0 || code=$?; done
+  echo "$code" > "$state/.rc" && mv "$state/.rc" "$state/rc"
+  if [ "$code" = 0 ] && ! finished; then exit 75; fi
+  exit "$code"
+}
+
+check() {
+  [ -n "$name" ] || die "$action needs --name"
+  [ -x .venv/bin/python ] || die "not set up: no .venv in $PWD"
+  if alive; then die "$name runs here already (process $(cat "$state/pid"))"; fi
+}
+
+prepare() {
+  check
+  [ -n "$workdir" ] || die "$action needs --workdir"
+  mkdir -p "$state"
+  rm -f "$state/pid" "$state/rc"
+  printf '%s\n' "$workdir" > "$state/workdir"
+}
+
+start() {
+  local log i
+  prepare
+  mkdir -p "$workdir/logs" || die "$workdir cannot be written: is the shared folder mounted?"
+  log="$workdir/logs/${label:-$(uname -n)}.log"
+  printf '%s\n' "$log" > "$state/log"
+  printf '\n== %s: %s on %s\n' "$(date -u +%FT%TZ)" "$name" "$(uname -n)" >> "$log"
+  nohup setsid bash launch/node.sh attend_detached --name="$name" --workdir="$workdir" -- "${words[@]}" \
+    >> "$log" 2>&1 < /dev/null &
+  for ((i = 0; i < 100; i++)); do
+    if [ -e "$state/pid" ]; then
+      echo "Started on $(uname -n); its log is $log"
+      return
+    fi
+    sleep 0.1
+  done
+  die "$name did not start; its log is $log"
+}
+
+follow() {
+  local log
+  log="$(cat "$state/log" 2> /dev/null)" || die "no run $name here"
+  if alive; then tail -n 50 -F --pid="$(cat "$state/pid")" "$log" 2> /dev/null; else tail -n 50 "$log"; fi
+}
+
+status() {
+  local said=absent code=- step=-1 entry done=no
+  workdir="$(cat "$state/workdir" 2> /dev/null || true)"
+  if [ -e "$state/rc" ]; then
+    said=ended code="$(cat "$state/rc")"
+  elif alive; then
+    said=running
+  elif [ -e "$state/pid" ]; then
+    said=lost
+  fi
+  for entry in "$workdir"/checkpoints/*/; do
+    entry="$(basename "$entry")"
+    if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
+  done
+  if [ "$said $code" = "ended 0" ] && finished; then done=yes; fi
+  echo "softmask_jax $said $code $step $done"
+}
+
+stop() {
+  local i
+  if ! alive; then
+    echo "$name does not run on $(uname -n)"
+    return
+  fi
+  kill -TERM "$(cat "$state/pid")"
+  for ((i = 0; i < wait; i++)); do
+    if ! alive; then
+      echo "$name ended on $(uname -n)"
+      return
+    fi
+    sleep 1
+  done
+  die "$name does not end within $wait s"
+}
+
+case "$action" in
+  setup | check | start | follow | status | stop | finished) "$action" ;;
+  attend)
+    prepare
+    attend
+    ;;
+  attend_detached) attend ;;
+  run)
+    load_secrets
+    export PATH="$PWD/.venv/bin:$PATH"
+    exec "${words[@]}"
+    ;;
+  *) die "launch/node.sh knows no '$action'; its first lines say what it knows" ;;
+esac
