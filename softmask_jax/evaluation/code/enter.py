@@ -1,0 +1,205 @@
+"""Go into the sandbox, or set limits alone, and become the interpreter that runs one program.
+
+A program of its own, of the standard library alone: `enter.py SPEC`, where SPEC is JSON by `sandbox`. File "report" takes
+"error: ..." if that fails. Processes: this one, which waits; within the namespaces the first one, at whose end the kernel
+kills whatever is in them; and the program. Each dies with the one before.
+"""
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+
+NEW_MOUNT, NEW_CGROUP, NEW_UTS, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
+READ_ONLY, NO_SETUID, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+DEATH_SIGNAL, NO_NEW_PRIVILEGES, SECCOMP, FILTER = 1, 38, 22, 2
+MOUNT_SETATTR, HERE, WHOLE_TREE, DETACH = 442, -100, 0x8000, 2
+# Who a program is, within; nobody without, where root starts it: the limit on threads does not hold for root.
+USER, NOBODY = 1, 65534
+REPORT = 3
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def called(name: str, *arguments) -> int:
+    """A function of the C library. OSError with its name if it fails."""
+    plain = [argument.encode() if isinstance(argument, str) else argument for argument in arguments]
+    value = getattr(libc, name)(*plain)
+    if value < 0:
+        number = ctypes.get_errno()
+        shown = " ".join(argument for argument in arguments if isinstance(argument, str))
+        raise OSError(number, f"{name} {shown}".strip() + f": {os.strerror(number)}")
+    return value
+
+
+def die_with_parent() -> None:
+    called("prctl", DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
+def enter_namespaces() -> None:
+    """Every kind of namespace; this process is root of a user namespace, and its next child the first process in it."""
+    me, root = os.getpid(), os.geteuid() == 0
+    maps = {"uid_map": os.geteuid(), "gid_map": os.getegid()}
+    ready, go = os.pipe()
+    # Only from without can a user be mapped who is not oneself.
+    helper = os.fork() if root else 0
+    if root and not helper:
+        os.close(go)
+        os.read(ready, 1)
+        try:
+            for name in maps:
+                write(f"/proc/{me}/{name}", f"0 0 1\n{USER} {NOBODY} 1\n")
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    called("unshare", NEW_USER | NEW_MOUNT | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS | NEW_CGROUP)
+    os.close(go)
+    os.close(ready)
+    if root:
+        if os.waitpid(helper, 0)[1]:
+            raise OSError("the user namespace's map was refused")
+    else:
+        write("/proc/self/setgroups", "deny")
+        for name, own in maps.items():
+            write(f"/proc/self/{name}", f"{USER} {own} 1\n")
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def build_root(spec: dict) -> None:
+    """An almost empty file system as the only one: what is bound, read-only, and /work in memory."""
+    called("mount", "none", "/", None, RECURSIVE | PRIVATE, None)
+    called("mount", "tmpfs", "/tmp", "tmpfs", NO_SETUID | NO_DEVICES, "size=1m,mode=755")
+    os.mkdir("/tmp/old")
+    called("syscall", PIVOT_ROOT[os.uname().machine], "/tmp", "/tmp/old")
+    os.chdir("/")
+    for source, target in spec["binds"]:
+        bind(source, target, locked=True)
+    for name in ("null", "zero", "random", "urandom"):
+        bind(f"/dev/{name}", f"/dev/{name}", locked=False)
+    os.mkdir("/work")
+    size = f"size={spec['disk']}m,nr_inodes=1k,mode=1777"
+    called("mount", "tmpfs", "/work", "tmpfs", NO_SETUID | NO_DEVICES, size)
+    if not os.path.lexists("/tmp"):
+        os.symlink("/work", "/tmp")
+    called("umount2", "/old", DETACH)
+    os.rmdir("/old")
+    called("mount", "none", "/", None, REMOUNT | BIND | READ_ONLY | NO_SETUID | NO_DEVICES, None)
+
+
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+def bind(source: str, target: str, locked: bool) -> None:
+    """Let what is at `source` of the old root appear at `target`; locked: read-only, with whatever is mounted in it."""
+    old = "/old" + source
+    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    if os.path.isdir(old):
+        os.makedirs(target, mode=0o755, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    called("mount", old, target, None, BIND | RECURSIVE, None)
+    if locked:
+        attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SETUID | NO_DEVICES, 0, 0, 0)
+        called("syscall", MOUNT_SETATTR, HERE, target, WHOLE_TREE, attributes, ctypes.sizeof(attributes))
+
+
+def set_limits(limits: dict) -> None:
+    """Of resource.setrlimit, by name; none above what holds already."""
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def set_filter(text: str) -> None:
+    """Refuse system calls, by a filter in hexadecimal digits; for good, as nothing can gain privileges from here on."""
+    lines = bytes.fromhex(text)
+    code = ctypes.create_string_buffer(lines, len(lines))
+
+    class Filter(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_void_p)]
+
+    called("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    found = Filter(len(lines) // 8, ctypes.cast(code, ctypes.c_void_p))
+    called("prctl", SECCOMP, FILTER, ctypes.byref(found), 0, 0)
+
+
+def become_program(spec: dict) -> None:
+    os.set_inheritable(REPORT, True)
+    os.closerange(REPORT + 1, 1 << 16)
+    if spec["isolated"] and os.getuid() != USER:
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+    os.chdir(spec["work"])
+    os.umask(0o022)
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and number in signal.valid_signals():
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    set_limits(spec["limits"])
+    # Without a sandbox it is one thing more where it can be had.
+    with contextlib.suppress(*() if spec["isolated"] else (OSError,)):
+        set_filter(spec["filter"])
+    os.execve(spec["python"], ["python", *spec["arguments"]], spec["environment"])
+
+
+def status(pid: int) -> int:
+    """How a child ended, as an exit status; 128 and the signal's number if it was killed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def first_process(spec: dict, alive: int) -> None:
+    """Of the namespaces. alive: a pipe that ends with the process outside."""
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if select.select([alive], [], [], 0)[0]:
+        os._exit(1)
+    build_root(spec)
+    program = os.fork()
+    if not program:
+        become_program(spec)
+    os.closerange(0, REPORT + 1)
+    os._exit(status(program))
+
+
+def main(spec: dict) -> None:
+    die_with_parent()
+    if os.getppid() != spec["parent"]:
+        return
+    if spec["report"] != REPORT:
+        os.dup2(spec["report"], REPORT)
+        os.close(spec["report"])
+    # The first to go when memory is short.
+    write("/proc/self/oom_score_adj", "1000")
+    if not spec["isolated"]:
+        become_program(spec)
+    enter_namespaces()
+    alive, held = os.pipe()
+    first = os.fork()
+    if not first:
+        os.close(held)
+        first_process(spec, alive)
+    # So that the pipes end with the program.
+    os.closerange(0, REPORT + 1)
+    os._exit(status(first))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    try:
+        main(given)
+    except BaseException as error:
+        os.write(REPORT, f"error: {error}".encode())
+        os._exit(1)
