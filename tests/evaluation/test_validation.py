@@ -141,7 +141,8 @@ def test_a_finished_record_is_read_and_not_made_again(soft, folder, models):
 def test_batches_and_devices_change_no_draw_and_no_number(soft, folder, models):
     wanted = columns(soft[0])
     spread = softmask_jax.load(folder / "soft", mesh=validated.mesh(8))
-    for name, model, more in (("threes", models["soft"], {"batch_size": 3}), ("eight", spread, {"devices": 8, "batch_size": 9})):
+    threes, eight = (models["soft"], {"batch_size": 3}), (spread, {"devices": 8, "batch_size": 9})
+    for name, (model, more) in {"threes": threes, "eight": eight}.items():
         made = work(folder / name, folder / "soft", model, **more)
         Validation().run(made)
         found = columns(made)
@@ -157,13 +158,14 @@ def test_compat_is_the_references_protocol_recomputed_by_hand(folder, models, wi
     made = work(folder / "compat", folder / "soft", model, compat=True, batch_size=6)
     result = Validation().run(made)
     key, total = jax.random.key(validated.SEED), 0.0
-    row_key = lambda stream, row: jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, stream), 0), row)  # noqa: E731
+    streams = [jax.random.fold_in(jax.random.fold_in(key, number), 0) for number in (0, 1)]
     for start in range(0, len(windows), 6):
         batch = windows[start : start + 6]
         for row, tokens in enumerate(batch):
-            r = float(jax.random.uniform(row_key(0, start + row)))
+            r = float(jax.random.uniform(jax.random.fold_in(streams[0], start + row)))
             t = (1 - T_EPS) * (r + row) / len(batch) + T_EPS
-            masked = np.asarray(jax.random.uniform(row_key(1, start + row), (16,))) < (1 - NOISE_EPS) * t
+            u = jax.random.uniform(jax.random.fold_in(streams[1], start + row), (16,))
+            masked = np.asarray(u) < (1 - NOISE_EPS) * t
             total -= log_p[tokens[masked]].sum() / t
     nelbo = total / windows.size
     assert result.estimates["nelbo"].value == pytest.approx(nelbo, rel=1e-4)

@@ -57,7 +57,8 @@ def test_another_text_is_cut_as_training_cuts_with_all_of_its_documents(tmp_path
 
 
 def test_options_behind_a_bar_say_how_a_text_is_read(tmp_path, model):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"story": "do n't stop , go . " + letter}) + "\n" for letter in "abc"))
+    rows = [json.dumps({"story": "do n't stop , go . " + letter}) + "\n" for letter in "abc"]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
     plain, undone = (
         other_text("rows", sources(f"rows=jsonl:{tmp_path}/rows.jsonl|text_key=story{more}")["rows"], model)
         for more in ("", " | detokenizer=lm1b")
@@ -116,12 +117,14 @@ def test_a_converted_model_has_no_split_of_its_own(tmp_path, folder, model):
 def test_a_model_without_a_split_is_measured_on_the_others_with_a_note(tmp_path, folder, model, monkeypatch):
     monkeypatch.setattr(validation_texts.converted, "is_converted", lambda path: True)
     where = write(tmp_path / "songs", "la la la la la la " * 20)
-    result = Validation().run(work(tmp_path / "noted", folder / "run", model, texts=f"songs={where}", draws=1, max_windows=9))
+    given = {"texts": f"songs={where}", "draws": 1, "max_windows": 9}
+    result = Validation().run(work(tmp_path / "noted", folder / "run", model, **given))
     assert list(result.estimates)[0] == "songs/perplexity" and "is a converted model" in result.notes[0]
 
 
 @pytest.mark.parametrize("texts, message", [
-    (("short",), "the t split has 6 tokens, less than one window"), (("", " \n"), "t holds no document with text .2 read, 0 bad"),
+    (("short",), "the t split has 6 tokens, less than one window"),
+    (("", " \n"), "t holds no document with text .2 read, 0 bad"),
 ])  # fmt: skip
 def test_texts_too_small_to_measure_say_so(tmp_path, model, texts, message):
     with pytest.raises(ValueError, match=message):
