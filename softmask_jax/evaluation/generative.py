@@ -1,0 +1,160 @@
+"""The task "generative": how good the texts are that a model writes from masks alone.
+
+Generative perplexity by a causal model (GPT-2-large in the paper), the entropy of a text's own tokens in nats, which shows
+repetition that perplexity rewards, and MAUVE against texts by people. As the soft-masking reference measures them
+(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`): texts are decoded with their `<|endoftext|>`, and tokenized
+again by the scorer, at most 1,024 tokens of each. One difference: the reference's version of `transformers` took out
+spaces before punctuation when it decoded; here texts stay as they are.
+"""
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from softmask_jax.data.cache import cache_folder
+from softmask_jax.evaluation import mauve_score, references, samples, scores
+from softmask_jax.evaluation.samples import Samples
+from softmask_jax.evaluation.scorer import Scorer, open_files
+from softmask_jax.evaluation.scores import Scores
+from softmask_jax.evaluation.settings import Settings, budgets
+from softmask_jax.evaluation.task import Estimate, Result, Work
+
+# What the paper's numbers are of.
+PAPER_COUNT, PAPER_LENGTH = 5_000, 1_024
+GPT2_LARGE = (1_280, 36)
+# MAUVE by clusterings from so many seeds, the settings' own first.
+SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Generative:
+    """See `task.Task`."""
+
+    name = "generative"
+    sections = ("samples", "sampler", "generative")
+    sweeps = True
+
+    def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
+        wanted, given = settings.samples, settings.generative
+        positive = {
+            "samples.count": wanted.count, "samples.batch_size": wanted.batch_size, "generative.batch_size": given.batch_size
+        }  # fmt: skip
+        for name, value in positive.items():
+            if value < 1:
+                raise ValueError(f"config.{name} is {value}; it must be at least 1.")
+        for name, value in {"samples.length": wanted.length, "generative.mauve_buckets": given.mauve_buckets}.items():
+            if value < 0:
+                raise ValueError(f"config.{name} is {value}; give 0 for the usual one, or a positive number.")
+        if not given.mauve_scaling > 0:
+            raise ValueError(f"config.generative.mauve_scaling is {given.mauve_scaling}; it must be above 0.")
+        for budget in budgets(settings.run.budgets):
+            samples.budgeted(settings.sampler, wanted.length or PAPER_LENGTH, budget)
+        if given.references != references.NONE:
+            mauve_score.check_installed()
+        if given.mauve_buckets > 2 * wanted.count:
+            raise ValueError(
+                f"config.generative.mauve_buckets is {given.mauve_buckets}, more than twice config.samples.count."
+            )
+        references.source_of(given)
+        checkpoint, _ = open_files(given.scorer, given.compute_dtype)
+        if not 2 <= given.max_length <= checkpoint.config.max_positions:
+            raise ValueError(
+                f"config.generative.max_length is {given.max_length}; the scorer takes 2 to "
+                f"{checkpoint.config.max_positions} tokens."
+            )
+
+    def run(self, work: Work) -> Result:
+        """Write, score, compare; each goes on where it was stopped.
+
+        Scores of references lie in the cache of tokens, where all models and budgets share them.
+
+        Raises:
+          ValueError: a model that cannot write, references that are not here, numbers that are not finite. Stopped.
+        """
+        samples.check_model(work.model)
+        given, seed = work.settings.generative, work.settings.run.seed
+        # Opened first: hours of sampling should not end in a missing file.
+        text = references.open_text(work)
+        written = samples.write(work)
+        work.check_stop()
+        scorer = Scorer(given.scorer, work.mesh, given.compute_dtype)
+        options = {"max_length": given.max_length, "batch_size": given.batch_size, "check_stop": work.check_stop}
+        found = scores.score(scorer, written.texts, work.folder, **options)
+        estimates = {
+            "generative_perplexity": found.perplexity(), "entropy": Estimate.of_mean(written.entropies, unit="nats")
+        }  # fmt: skip
+        details, notes = _details(found, scorer), list(_notes(written, found, scorer))
+        if text is not None:
+            tokenizer = work.model.tokenizer
+            count, length = written.tokens.shape
+            theirs, tokens = references.decoded(text, tokenizer, count=count, length=length, seed=seed)
+            cache = cache_folder(work.model.config.data.cache_dir)
+            people = scores.score(scorer, theirs, cache, **options)
+            estimates["mauve"], details["mauve"] = _mauve(work, found, people)
+            details["references"] = {
+                "count": len(theirs), "entropy": float(samples.entropies(tokens).mean()),
+                "generative_perplexity": people.perplexity().value,
+            }  # fmt: skip
+            notes += _notes_on_references(len(theirs), count, text.notes)
+        estimates["tokens_per_call"] = scores.ratio(written.filled, written.calls, better="higher")
+        cost = {"calls": float(written.calls.mean()), "seconds": float(np.median(written.seconds))}
+        return Result(estimates, cost, details, tuple(notes))
+
+    def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
+        """Nothing: drawn with the same keys or not, texts of two models have nothing in common that is to be paired."""
+        return {}
+
+
+def _details(found: Scores, scorer: Scorer) -> dict:
+    return {
+        "scored_tokens_per_text": float(found.counted.mean()),
+        "scorer": {
+            "hidden_size": scorer.config.hidden_size, "num_layers": scorer.config.num_layers,
+            "vocab_size": scorer.config.vocab_size, "fingerprint": scorer.fingerprint,
+        },
+    }  # fmt: skip
+
+
+def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]:
+    """MAUVE and what is beside it: of clusterings that begin elsewhere, how far its value hangs on them.
+
+    No interval: texts that are drawn again, as a bootstrap does, share clusters with themselves and look further from the
+    references than they are, and each draw takes a clustering of its own.
+    """
+    given, mine, theirs = work.settings.generative, ours.features[ours.written], people.features[people.written]
+    options = {"scaling": given.mauve_scaling, "buckets": given.mauve_buckets}
+    texts = {name: hashlib.sha256(side.tobytes()).hexdigest() for name, side in (("samples", mine), ("references", theirs))}
+    with work.records("mauve", options | texts | {"seed": given.mauve_seed}, SEEDS) as file:
+        for index in range(SEEDS):
+            if (index, 0) not in file.rows:
+                work.check_stop()
+                seed = given.mauve_seed + index
+                found = mauve_score.mauve(theirs, mine, seed=seed, **options)
+                file.add([{"index": index, "seed": seed, **dataclasses.asdict(found)}])
+        rows = [file.rows[index, 0] for index in range(SEEDS)]
+    details = {name: rows[0][name] for name in ("star", "frontier_integral", "buckets")}
+    details["by_seed"] = {str(row["seed"]): row["value"] for row in rows}
+    return Estimate(rows[0]["value"], count=len(mine), better="higher"), details
+
+
+def _notes(written: Samples, found: Scores, scorer: Scorer):
+    count, length = written.tokens.shape
+    if (count, length) != (PAPER_COUNT, PAPER_LENGTH):
+        yield (
+            f"{count:,} samples of {length:,} tokens; the paper's numbers are of {PAPER_COUNT:,} of {PAPER_LENGTH:,} and "
+            "cannot be compared with these."
+        )
+    if (scorer.config.hidden_size, scorer.config.num_layers) != GPT2_LARGE:
+        yield (
+            f"The scorer has {scorer.config.num_layers} layers of width {scorer.config.hidden_size}; the paper's is "
+            "GPT-2-large, 36 of 1,280."
+        )
+    if empty := int((~found.written).sum()):
+        yield f"{empty:,} samples are empty texts: they count for entropy alone."
+
+
+def _notes_on_references(count: int, wanted: int, notes: tuple[str, ...]):
+    if count < wanted:
+        yield f"MAUVE is against {count:,} references, all there are, fewer than the {wanted:,} samples."
+    yield from notes
