@@ -98,7 +98,8 @@ class Likelihood:
         by_length: dict[int, list[int]] = {}
         for index, span in enumerate(spans):
             if len(span.tokens) > self.model.max_length:
-                raise ValueError(f"A text of {len(span.tokens):,} tokens is longer than the model's {self.model.max_length:,}.")
+                longest = f"{self.model.max_length:,} positions"
+                raise ValueError(f"A text of {len(span.tokens):,} tokens is longer than the model's {longest}.")
             rounded = math.ceil(len(span.tokens) / MULTIPLE) * MULTIPLE
             by_length.setdefault(min(rounded, self.model.max_length), []).append(index)
         for length in sorted(by_length, reverse=True):

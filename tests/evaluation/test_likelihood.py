@@ -175,7 +175,7 @@ def test_padding_changes_nothing(model):
 
 
 def test_what_has_no_likelihood_is_one_line(model):
-    with pytest.raises(ValueError, match="17 tokens is longer than the model's 16"):
+    with pytest.raises(ValueError, match="17 tokens is longer than the model's 16 positions"):
         list(Likelihood(model)([span(CONTEXT, [1] * 14)]))
     broken = softmask_jax.LanguageModel(
         model.config, model.tokenizer, model.denoiser, jax.tree.map(lambda x: x * np.nan, model.params), 8
