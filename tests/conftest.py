@@ -1,4 +1,5 @@
-"""Eight fake CPU devices for every test, set before JAX is imported; and compiled programs that do not pile up."""
+"""Eight fake CPU devices for every test, set before JAX is imported; which process runs what; and compiled programs that do
+not pile up."""
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +14,14 @@ import pytest  # noqa: E402
 
 # Linux gives a process 65,530 by default, and every compiled program takes some: one too many is a segmentation fault.
 MOST_MAPS = 20_000
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A module's tests run in one process, where they share what was compiled and made for them."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(scope="module", autouse=True)
