@@ -159,11 +159,11 @@ check_secrets() {
 # follow: the log of the first host until the run is finished; with --watch, whatever ends it before is followed by a new
 # start, until --restarts in a row came to no newer checkpoint. Uses of its caller:
 #   show_log     prints the log while the run goes on; returns when it ended or the connection is lost
-#   look         sets place (up | gone | unknown), status (running | ended | lost | absent | unknown), code, step, finished
+#   look         sets place (up | gone | deleted | unknown), status (running | ended | lost | absent | unknown), code, step, finished
 # What brings machines and run back is the action resume.
 # Status: 0 finished; 3 the machines are gone; otherwise the run's own, or 1.
 follow() {
-  local furthest=-1 fruitless=0 silent=0 why
+  local furthest=-1 fruitless=0 silent=0 tried="" why
   if dry; then
     show_log
     return
@@ -171,18 +171,24 @@ follow() {
   look
   while true; do
     if [ "${step:--1}" -gt "$furthest" ]; then furthest="$step" fruitless=0; fi
-    if [ "$place" = up ] && [ "$status" = running ]; then show_log || true; fi
-    look
     if [ "$place" = up ] && [ "$status" = running ]; then
-      silent=0
+      show_log || true
+      look
+    fi
+    if [ "$place" = up ] && [ "$status" = running ]; then
+      silent=0 tried=""
       sleep "${opt[poll]}"
       continue
     elif [ "$place" = unknown ] || { [ "$place" = up ] && [ "$status" = unknown ]; }; then
       silent=$((silent + 1))
       [ "$silent" -le 5 ] || die 1 "${opt[name]} does not answer; nothing was changed. Try follow again later."
       sleep "${opt[poll]}"
+      look
       continue
-    elif [ "$place" = gone ]; then
+    elif [ "$place" = deleted ] && [ -z "$tried" ]; then
+      say "${opt[name]} was deleted; there is nothing to follow."
+      return 3
+    elif [ "$place" != up ]; then
       why="The machines of ${opt[name]} are gone${reason:+ ($reason)}" code=3
     elif [ "$status" = ended ] && [ "$finished" = yes ]; then
       say "Finished at step $step."
@@ -210,6 +216,7 @@ follow() {
     fi
     say "$why. Restart $fruitless of ${opt[restarts]}, from the last checkpoint."
     as resume || say "That did not bring it back."
+    tried=yes
     look
   done
 }

@@ -147,7 +147,7 @@ prepare() {
   check
   [ -n "$workdir" ] || die "$action needs --workdir"
   mkdir -p "$state"
-  rm -f "$state/pid" "$state/rc"
+  rm -f "$state/pid" "$state/rc" "$state/stopped"
   printf '%s\n' "$workdir" > "$state/workdir"
 }
 
@@ -190,7 +190,10 @@ status() {
     entry="$(basename "$entry")"
     if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
   done
-  if [ "$said $code" = "ended 0" ] && finished; then done=yes; fi
+  if [ "$said $code" = "ended 0" ]; then
+    # Stopped by hand counts as an interruption, which nobody restarts.
+    if finished; then done=yes; elif [ -e "$state/stopped" ]; then code=130; fi
+  fi
   echo "softmask_jax $said $code $step $done"
 }
 
@@ -200,6 +203,7 @@ stop() {
     echo "$name does not run on $(uname -n)"
     return
   fi
+  touch "$state/stopped"
   kill -TERM "$(cat "$state/pid")"
   for ((i = 0; i < wait; i++)); do
     if ! alive; then

@@ -208,6 +208,8 @@ look() {
       read_status "$(on 0 "$(node status --name="${opt[name]}")" 2> /dev/null || true)"
       ;;
     UNKNOWN) place=unknown ;;
+    # Not by a preemption: somebody wanted it away.
+    NONE | DELETING) place=deleted reason="$state" ;;
     *) place=gone reason="$state" ;;
   esac
 }
