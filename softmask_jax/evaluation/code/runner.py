@@ -8,7 +8,6 @@ one that is written to from cheating them. What does not pass by itself: ending 
 open files, replacing builtins or modules. The word is in no variable of any frame or module, nor among what the garbage
 collector lists; only a search of the memory finds it.
 """
-import collections
 import gc
 import itertools
 import json
@@ -33,11 +32,14 @@ def steps():
     tests = compile(given["tests"], "tests.py", "exec", dont_inherit=True)
     program = compile(given["program"], "program.py", "exec", dont_inherit=True)
     calls = [(exec, program, vars(module)), (exec, tests, vars(module))]
-    calls += [(os.write, REPORT, given["word"].encode()), (os._exit, 0)]
+    calls.append((os.write, REPORT, given["word"].encode()))
     found = itertools.starmap(operator.call, calls)
     gc.collect()
     gc.freeze()
     return found
 
 
-collections.deque(steps(), maxlen=0)
+# To the first call that returns something, the last one. Of functions that go through a whole iterator this one takes it
+# without a tuple of arguments, which would be listed.
+if any(steps()):
+    os._exit(0)
