@@ -28,7 +28,8 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
     """
     centre, scale = mean + Z * Z / (2 * count), 1 + Z * Z / count
     half = Z * math.sqrt(max(mean * (1 - mean), 0.0) / count + (Z / (2 * count)) ** 2)
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+    # Its ends at 0 and at 1 are these, but for rounding.
+    return 0.0 if mean == 0 else (centre - half) / scale, 1.0 if mean == 1 else (centre + half) / scale
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -1,0 +1,60 @@
+"""Programs out of answers: the block of code, its longest readable part, and what the function needs of it."""
+import pytest
+
+from softmask_jax.evaluation.code.extraction import cleaned, program
+from softmask_jax.evaluation.code.problems import Problem
+
+PROBLEM = Problem("Test/0", 'import math\n\ndef area(r):\n    """Of a circle."""\n', "check(area)", "area")
+
+
+def test_an_answer_in_a_chat_is_the_body_or_a_whole_block():
+    body = "    return math.pi * r * r\n```\nThis is right because ..."
+    whole = "Sure:\n```python\nimport math\n\ndef area(r):\n    return math.pi * r ** 2\n```\nand so on"
+    assert "math.pi * r * r" in program("humaneval", PROBLEM, body, chat=True)
+    found = program("humaneval", PROBLEM, whole, chat=True)
+    assert "math.pi * r ** 2" in found and "Sure" not in found
+
+
+def test_prose_behind_the_code_is_left_out():
+    text = "    return math.pi * r * r\n\nThis function, as you see, is right.\nIt's done."
+    found = program("humaneval", PROBLEM, text, chat=True)
+    scope: dict = {}
+    exec(found, scope)
+    assert scope["area"](1) == pytest.approx(3.14159, abs=1e-4)
+
+
+def test_only_what_is_needed_is_kept():
+    text = (
+        "from os import path\nSIZE = 3\nOTHER = 4\ndef helper(x):\n    return x * SIZE\ndef unused():\n    return 1\n"
+        "def silent():\n    pass\nclass Box:\n    pass\nprint(area(1))\ndef area(r):\n    return helper(r) + len([Box])\n"
+    )
+    found = cleaned(text, {"area"})
+    assert all(word in found for word in ("from os import path", "SIZE = 3", "def helper", "class Box", "def area"))
+    assert not any(word in found for word in ("OTHER", "unused", "silent", "print"))
+
+
+def test_of_two_definitions_the_later_one_counts():
+    assert cleaned("def f():\n    return 1\ndef f():\n    return 2\n", {"f"}) == "def f():\n    return 2"
+
+
+def test_the_longest_part_that_is_a_program_is_taken_and_the_first_of_equals():
+    assert cleaned("x = = 1\nf = 1\ny = 2\n) (\nf = 3\n", {"f", "y"}) == "f = 1\ny = 2"
+    assert cleaned("f = 1\n)\nf = 2\n", {"f"}) == "f = 1"
+
+
+def test_what_the_tests_call_is_kept_but_not_as_the_reference_has_it():
+    problem = Problem("Test/1", "", "assert decode(encode('a')) == 'a'", "decode")
+    text = "def encode(s):\n    return s\ndef decode(s):\n    return s\n"
+    assert "encode" in program("humaneval", problem, text, chat=True)
+    assert "encode" not in program("humaneval", problem, text, chat=True, compat=True)
+
+
+@pytest.mark.parametrize("text", ["", "\0", "(" * 5_000, "x = '", "-" * 50_000 + "1", "\ud800", "[" * 90 + "]" * 90 + "\n" * 300])
+def test_no_answer_is_too_odd(text):
+    for chat in (True, False):
+        assert isinstance(program("humaneval", PROBLEM, text, chat), str)
+
+
+def test_without_a_chat_and_for_mbpp_the_text_is_the_program():
+    assert program("humaneval", PROBLEM, "    return 1", chat=False) == PROBLEM.prompt + "    return 1"
+    assert program("mbpp", PROBLEM, "x = 1\n", chat=True) == "x = 1\n"

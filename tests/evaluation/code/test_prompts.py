@@ -1,0 +1,74 @@
+"""What a model is asked: word for word, last tokens first, whatever its length."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from softmask_jax.data import ByteTokenizer
+from softmask_jax.data.chat_template import ChatTemplate
+from softmask_jax.evaluation.code import prompts
+from softmask_jax.evaluation.code.problems import Problem
+from tests.fake_model import MASK
+
+HEAD = Problem("HumanEval/0", 'def f(x):\n    """Do."""\n', "", "f")
+TEXT = Problem("11", "Write f.", "", shown=("assert f(1)", "assert f(2)", "assert f(3)"))
+
+
+def model(max_length=2_048, padding="left"):
+    return SimpleNamespace(
+        tokenizer=ByteTokenizer(), template=ChatTemplate(), mask_token_id=MASK, max_length=max_length, padding=padding
+    )
+
+
+def asked(task, problem, chat, padding="left"):
+    pattern = prompts.Asker(model(padding=padding), 8, 1_024)(prompts.row(task, problem, chat))
+    assert (pattern.tokens[pattern.answer :] == MASK).all() and len(pattern.tokens) == pattern.answer + 8
+    return pattern.tokens[: pattern.answer]
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+
+
+def test_humaneval_in_a_chat_has_the_answer_begun_with_the_functions_head():
+    assert ByteTokenizer().decode(asked("humaneval", HEAD, chat=True)) == (
+        SYSTEM + "Write a solution to the following problem and make sure that it passes the tests:\n```"
+        'def f(x):\n    """Do."""\n<|im_end|>\n<|im_start|>assistant\nHere is the completed function:\n```python\n'
+        'def f(x):\n    """Do."""\n\n'
+    )
+    assert prompts.stops("humaneval_plus", True) == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+def test_mbpp_in_a_chat_shows_three_assertions_and_opens_a_block():
+    assert ByteTokenizer().decode(asked("mbpp_plus", TEXT, chat=True)) == (
+        SYSTEM + "You are an expert Python programmer, and here is your task: Write f. Your code should pass these tests:"
+        "\n\nassert f(1)\nassert f(2)\nassert f(3)<|im_end|>\n<|im_start|>assistant\nHere is the completed function:\n"
+        "```python\n"
+    )
+    assert prompts.stops("mbpp", True) == ("```",)
+
+
+def test_without_a_chat_the_text_itself_is_continued():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(asked("humaneval", HEAD, chat=False)) == HEAD.prompt
+    window = asked("humaneval", HEAD, chat=False, padding="right")
+    assert window[0] == tokenizer.bos_id and tokenizer.decode(window[1:]) == HEAD.prompt
+    assert tokenizer.decode(asked("mbpp", TEXT, chat=False)).endswith("assert f(3)\n[BEGIN]\n")
+    assert prompts.stops("mbpp", False) == ("[DONE]",)
+
+
+@pytest.mark.parametrize(
+    "max_length, new_tokens, prompt_tokens, length, answer",
+    [(2_048, 768, 1_024, 1_792, 1_024), (2_048, 768, 100, 868, 100), (128, 768, 1_024, 128, 64), (1_024, 768, 1_024, 1_024, 512)],
+)
+def test_long_prompts_lose_their_beginning_and_short_models_keep_half_for_the_answer(
+    max_length, new_tokens, prompt_tokens, length, answer
+):
+    problem = Problem("a", "".join(map(chr, np.random.default_rng(0).integers(97, 123, 5_000))), "")
+    pattern = prompts.Asker(model(max_length), new_tokens, prompt_tokens)(prompts.row("humaneval", problem, False))
+    assert (len(pattern.tokens), pattern.answer) == (length, answer)
+    assert ByteTokenizer().decode(pattern.tokens[:answer]) == problem.prompt[-answer:]
+
+
+def test_a_short_prompt_leaves_its_room_to_the_answer():
+    pattern = prompts.Asker(model(128), 768, 1_024)(prompts.row("humaneval", HEAD, False))
+    assert len(pattern.tokens) == 128 and pattern.answer == len(HEAD.prompt)
