@@ -163,7 +163,7 @@ check_secrets() {
 # What brings machines and run back is the action resume.
 # Status: 0 finished; 3 the machines are gone; otherwise the run's own, or 1.
 follow() {
-  local furthest=-1 fruitless=0 silent=0 tried="" why
+  local furthest=-1 fruitless=0 silent=0 tried="" shown="" why
   if dry; then
     show_log
     return
@@ -174,7 +174,10 @@ follow() {
     if [ "$place" = up ] && [ "$status" = running ]; then
       show_log || true
       look
+    elif [ "$place" = up ] && [ "$status" = ended ] && [ -z "$shown" ]; then
+      show_log || true # its end, at least
     fi
+    shown=yes
     if [ "$place" = up ] && [ "$status" = running ]; then
       silent=0 tried=""
       sleep "${opt[poll]}"

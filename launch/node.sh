@@ -108,7 +108,11 @@ load_secrets() {
   fi
 }
 
-alive() { [ -e "$state/pid" ] && tr '\0' ' ' < "/proc/$(cat "$state/pid")/cmdline" 2> /dev/null | grep -q softmask_jax.supervise; }
+# is FILE TEXT: whether the process whose number is in the file is there and has the text in its command.
+is() { [ -e "$state/$1" ] && { tr '\0' ' ' < "/proc/$(cat "$state/$1")/cmdline"; } 2> /dev/null | grep -q "$2"; }
+
+# A run that has ended counts as alive until its exit status is written.
+alive() { is pid softmask_jax.supervise || { [ ! -e "$state/rc" ] && is attendant "node.sh attend"; }; }
 
 # Whether the run made all the steps that its config asks for.
 finished() {
@@ -126,6 +130,7 @@ PYTHON
 attend() {
   local child code=0
   load_secrets
+  echo "$$" > "$state/attendant"
   .venv/bin/python -m softmask_jax.supervise "${words[@]}" &
   child=$!
   trap 'kill -TERM "$child" 2> /dev/null || true' TERM
@@ -147,7 +152,7 @@ prepare() {
   check
   [ -n "$workdir" ] || die "$action needs --workdir"
   mkdir -p "$state"
-  rm -f "$state/pid" "$state/rc" "$state/stopped"
+  rm -f "$state"/{pid,attendant,rc,stopped}
   printf '%s\n' "$workdir" > "$state/workdir"
 }
 
@@ -198,15 +203,16 @@ status() {
 }
 
 stop() {
-  local i
+  local i pid
   if ! alive; then
     echo "$name does not run on $(uname -n)"
     return
   fi
   touch "$state/stopped"
-  kill -TERM "$(cat "$state/pid")"
+  pid="$(cat "$state/pid")"
+  kill -TERM "$pid" 2> /dev/null || true
   for ((i = 0; i < wait; i++)); do
-    if ! alive; then
+    if ! alive || [ "$(cat "$state/pid")" != "$pid" ]; then
       echo "$name ended on $(uname -n)"
       return
     fi
