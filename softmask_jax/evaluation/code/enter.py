@@ -1,12 +1,12 @@
 """Go into the sandbox, or set limits alone, and become the interpreter that runs one program.
 
-A program of its own, of the standard library alone: `enter.py SPEC`, where SPEC is JSON by `sandbox`. File "report" takes
-"error: ..." if that fails. Processes: this one, which waits; within the namespaces the first one, at whose end the kernel
+A program of its own, of the standard library alone and little of that, as it starts for every program anew: `enter.py
+SPEC`, where SPEC is what `running` says, marshalled, in hexadecimal digits. The file that it calls report takes "error:
+..." if that fails. Processes: this one, which waits; within the namespaces the first one, at whose end the kernel
 kills whatever is in them; and the program. Each dies with the one before.
 """
-import contextlib
 import ctypes
-import json
+import marshal
 import os
 import resource
 import select
@@ -147,9 +147,12 @@ def become_program(spec: dict) -> None:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     set_limits(spec["limits"])
-    # Without a sandbox it is one thing more where it can be had.
-    with contextlib.suppress(*() if spec["isolated"] else (OSError,)):
+    try:
         set_filter(spec["filter"])
+    except OSError:
+        # Without a sandbox it is one thing more, where it can be had.
+        if spec["isolated"]:
+            raise
     os.execve(spec["python"], ["python", *spec["arguments"]], spec["environment"])
 
 
@@ -197,7 +200,7 @@ def main(spec: dict) -> None:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+    given = marshal.loads(bytes.fromhex(sys.argv[1]))
     try:
         main(given)
     except BaseException as error:

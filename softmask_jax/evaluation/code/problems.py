@@ -25,7 +25,7 @@ HUB = {
     HUMANEVAL: "hf:openai/openai_humaneval:test", HUMANEVAL + PLUS: "hf:evalplus/humanevalplus:test",
     MBPP: "hf:google-research-datasets/mbpp/full:test", MBPP + PLUS: "hf:evalplus/mbppplus:test",
 }  # fmt: skip
-# Problems of the base sets that are shown to a model; the assertions of MBPP that its prompt has.
+# The assertions of MBPP that a prompt has.
 SHOWN = 3
 
 
@@ -53,9 +53,13 @@ def location(task: str, given: str) -> str:
 
     Raises ValueError for a task that has to be given some.
     """
-    entries = listed(given)
-    named = {key.strip(): value.strip() for key, _, value in (entry.partition("=") for entry in entries) if key.strip() in TASKS}
-    rest = [entry for entry in entries if entry.partition("=")[0].strip() not in TASKS]
+    named, rest = {}, []
+    for entry in listed(given):
+        key, _, value = map(str.strip, entry.partition("="))
+        if key in TASKS:
+            named[key] = value
+        else:
+            rest.append(entry)
     if len(rest) > 1:
         raise ValueError(f"config.code.problems has {len(rest)} files for every task; name their tasks: {task}={rest[0]}.")
     found = named.get(task) or (rest[0] if rest else "")
@@ -107,9 +111,8 @@ def _humaneval(row: Mapping, plus: bool) -> Problem:
         raise ValueError(f"entry_point is {entry!r:.60}, which is no function's name.")
     prompt, tests = _text(row, "prompt"), _text(row, "test")
     solution = row.get("canonical_solution") or ""
-    return Problem(
-        _id(row), prompt, f"{tests}\n\ncheck({entry})\n", entry, prompt + solution if solution else ""
-    )  # fmt: skip
+    solution = prompt + solution if solution else ""
+    return Problem(_id(row), prompt, f"{tests}\n\ncheck({entry})\n", entry, solution)
 
 
 def _mbpp(row: Mapping, plus: bool) -> Problem:

@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 import importlib.util
-import json
+import marshal
 import math
 import os
 import secrets
@@ -82,20 +82,22 @@ class Running:
         source = os.memfd_create("program")
         try:
             with open(source, "wb", closefd=False) as file:
-                file.write(json.dumps(given).encode())
+                file.write(marshal.dumps(given))
             os.lseek(source, 0, os.SEEK_SET)
             spec = _spec(limits, isolated, report_end, self._work)
+            command = [spec["python"], "-s", "-S", "-B", "-P", str(ENTER), marshal.dumps(spec).hex()]
             self._process = subprocess.Popen(
-                [spec["python"], "-s", "-S", "-B", "-P", str(ENTER), json.dumps(spec)], stdin=source, stdout=output_end,
-                stderr=output_end, pass_fds=(report_end,), env=ENVIRONMENT, cwd="/", start_new_session=True,
+                command, stdin=source, stdout=output_end, stderr=output_end, pass_fds=(report_end,), env=ENVIRONMENT,
+                cwd="/", start_new_session=True,
             )  # fmt: skip
         finally:
             for file in (report_end, output_end, source):
                 os.close(file)
         self._ended = os.pidfd_open(self._process.pid)
         self._files = {report: "report", output: "output"}
+        for file in self._files:
+            os.set_blocking(file, False)
         for file in (*self._files, self._ended):
-            os.set_blocking(file, False) if file in self._files else None
             selector.register(file, selectors.EVENT_READ, place)
 
     def read(self, file: int) -> None:

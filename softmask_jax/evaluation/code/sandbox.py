@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from softmask_jax.evaluation.code.running import PASSED, Limits, Program, Running, Verdict
+from softmask_jax.evaluation.code.running import Limits, Program, Running, Verdict
 
 
 @functools.cache

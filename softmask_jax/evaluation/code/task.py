@@ -41,8 +41,8 @@ class CodeTask:
     sweeps: bool = True
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """ValueError, OSError or ImportError for settings and problems that cannot be used; RuntimeError if programs are
-        to run and there is no sandbox."""
+        """ValueError, OSError or ImportError for settings and problems that cannot be used, or if programs are to run and
+        there is no sandbox."""
         code = settings.code
         for name, least in {"limit": 0, "samples": 1, "max_new_tokens": 0, "steps": 0, "prompt_tokens": 1,
                             "batch_size": 1, "memory": LEAST_MEMORY, "workers": 0}.items():  # fmt: skip
@@ -164,11 +164,11 @@ class CodeTask:
 
 
 def leave_to_run(allow_unsafe_code: bool) -> bool:
-    """Whether programs run in a sandbox. RuntimeError if none can be had, and running without is not allowed."""
+    """Whether programs run in a sandbox. OSError if none can be had, and running without is not allowed."""
     if not (reason := sandbox.available()):
         return True
     if not allow_unsafe_code:
-        raise RuntimeError(
+        raise OSError(
             f"There is no sandbox here for programs that a model wrote ({reason}), and none is run without: use a machine "
             "with Linux user namespaces, or accept what such programs could do with --allow_unsafe_code."
         )

@@ -49,7 +49,7 @@ def test_what_the_tests_call_is_kept_but_not_as_the_reference_has_it():
     assert "encode" not in program("humaneval", problem, text, chat=True, compat=True)
 
 
-@pytest.mark.parametrize("text", ["", "\0", "(" * 5_000, "x = '", "-" * 50_000 + "1", "\ud800", "[" * 90 + "]" * 90 + "\n" * 300])
+@pytest.mark.parametrize("text", ["", "\0", "(" * 5_000, "x = '", "-" * 50_000 + "1", "\ud800", "[" * 90 + "]" * 90])
 def test_no_answer_is_too_odd(text):
     for chat in (True, False):
         assert isinstance(program("humaneval", PROBLEM, text, chat), str)

@@ -132,7 +132,7 @@ import sys
 from softmask_jax.evaluation.code import sandbox
 from softmask_jax.evaluation.code.running import Limits, Program
 box = sandbox.Sandbox(Limits(600.0), isolated=sys.argv[1] == "True")
-list(box.run([Program("import os, signal; signal.pthread_sigmask(0, range(1, 65)); os.write(1, b'x')\\nwhile True: pass")] * 2, 2))
+list(box.run([Program("import os, signal; signal.pthread_sigmask(0, range(1, 65))\\nwhile True: pass")] * 2, 2))
 """
 
 
@@ -147,6 +147,13 @@ def test_a_parent_that_dies_leaves_no_program_behind(isolated, number):
     parent.send_signal(number)
     parent.wait()
     assert gone(started)
+
+
+def test_a_sandbox_that_cannot_be_made_is_an_error_and_no_verdict(monkeypatch):
+    monkeypatch.setattr(running, "_binds", lambda: [("/there/is/no/such", "/x")])
+    with pytest.raises(RuntimeError, match="could not be started.*No such file"):
+        list(sandbox.Sandbox(LIMITS).run([Program("x = 1")]))
+    assert "No such file" in sandbox.available.__wrapped__()
 
 
 def test_closing_the_iterator_ends_what_still_runs():

@@ -58,7 +58,8 @@ def test_without_a_chat_the_text_itself_is_continued():
 
 @pytest.mark.parametrize(
     "max_length, new_tokens, prompt_tokens, length, answer",
-    [(2_048, 768, 1_024, 1_792, 1_024), (2_048, 768, 100, 868, 100), (128, 768, 1_024, 128, 64), (1_024, 768, 1_024, 1_024, 512)],
+    [(2_048, 768, 1_024, 1_792, 1_024), (2_048, 768, 100, 868, 100), (128, 768, 1_024, 128, 64),
+     (1_024, 768, 1_024, 1_024, 512)],
 )
 def test_long_prompts_lose_their_beginning_and_short_models_keep_half_for_the_answer(
     max_length, new_tokens, prompt_tokens, length, answer
