@@ -138,8 +138,9 @@ list(box.run([Program("import os, signal; signal.pthread_sigmask(0, range(1, 65)
 
 @pytest.mark.parametrize("isolated", [True, False])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_parent_that_dies_leaves_no_program_behind(isolated, number):
-    parent = subprocess.Popen([sys.executable, "-c", RUN, str(isolated)], cwd=ROOT, stderr=subprocess.DEVNULL)
+def test_a_parent_that_dies_leaves_no_program_behind(tmp_path, isolated, number):
+    command, where = [sys.executable, "-c", RUN, str(isolated)], os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=where)
     wanted, until = 6 if isolated else 2, time.monotonic() + 60
     while len(started := descendants() - {parent.pid}) < wanted and time.monotonic() < until:
         time.sleep(0.02)
