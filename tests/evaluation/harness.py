@@ -54,6 +54,8 @@ def by_name():
         patch.setattr(lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False))
         for name, value in QUICK_COMPILES.items():
             jax.config.update(name, value)
+        # Its handler keeps the standard error of the first test that ran it.
+        patch.setenv("LMEVAL_LOG_LEVEL", "CRITICAL")
         yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -1,6 +1,7 @@
 """lm-evaluation-harness by its own command line, on local tasks."""
 import math
 import sys
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -120,3 +121,6 @@ def test_rows_at_a_time_are_the_arguments_before_the_harness_s(mdlm):
     for own, size, expected in (({}, "auto", 8), ({}, 3, 3), ({"batch_size": 5}, 3, 5)):
         model = SoftmaskLM.create_from_arg_obj({"checkpoint": "mdlm", **own}, {"batch_size": size, "device": None})
         assert model.arguments.model.batch_size == expected
+    model = SoftmaskLM.create_from_arg_string("checkpoint=mdlm,steps=1/2,batch_size=5", {"batch_size": 3})
+    given = model.arguments
+    assert (given.share, given.model.batch_size) == (Fraction(1, 2), 5)

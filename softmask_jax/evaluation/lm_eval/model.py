@@ -11,7 +11,7 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
 import softmask_jax
@@ -48,7 +48,7 @@ class SoftmaskLM(TemplateLM):
     What these say of answers goes before what a task or --gen_kwargs says: its temperature, say, is a task's 0 only where
     --model_args has none. A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is
     greedy if the model writes it, token by token, the surest first, by arg-max (LLaDA's rule, arXiv 2502.09992), with
-    soft-masking's feedback in between.
+    soft-masking's feedback in between. Importing this module is enough for `lm_eval.simple_evaluate` to know the model.
 
     Raises ValueError, OSError or ImportError, each one line, for a model that cannot be loaded or used so.
     """
@@ -79,6 +79,10 @@ class SoftmaskLM(TemplateLM):
         if str(more.get("batch_size", "")).startswith("auto"):
             del more["batch_size"]
         return cls(**{**more, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping | None = None):
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def eot_token_id(self) -> int:
