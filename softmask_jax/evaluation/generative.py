@@ -7,18 +7,19 @@ again by the scorer, at most 1,024 tokens of each. One difference: the reference
 spaces before punctuation when it decoded; here texts stay as they are.
 """
 import dataclasses
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from softmask_jax.data.cache import cache_folder
+from softmask_jax.data.cache import ENVIRONMENT_VARIABLE, cache_folder
 from softmask_jax.evaluation import mauve_score, references, samples, scores
 from softmask_jax.evaluation.samples import Samples
 from softmask_jax.evaluation.scorer import Scorer, open_files
 from softmask_jax.evaluation.scores import Scores
 from softmask_jax.evaluation.settings import Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Work
+from softmask_jax.evaluation.validation_texts import Text
 
 # What the paper's numbers are of.
 PAPER_COUNT, PAPER_LENGTH = 5_000, 1_024
@@ -73,31 +74,22 @@ class Generative:
           ValueError: a model that cannot write, references that are not here, numbers that are not finite. Stopped.
         """
         samples.check_model(work.model)
-        given, seed = work.settings.generative, work.settings.run.seed
+        given = work.settings.generative
         # Opened first: hours of sampling should not end in a missing file.
         text = references.open_text(work)
         written = samples.write(work)
         work.check_stop()
         scorer = Scorer(given.scorer, work.mesh, given.compute_dtype)
-        options = {"max_length": given.max_length, "batch_size": given.batch_size, "check_stop": work.check_stop}
-        found = scores.score(scorer, written.texts, work.folder, **options)
+        found = _scored(work, scorer, written.texts, work.folder)
         estimates = {
             "generative_perplexity": found.perplexity(), "entropy": Estimate.of_mean(written.entropies, unit="nats")
         }  # fmt: skip
         details, notes = _details(found, scorer), list(_notes(written, found, scorer))
         if text is not None:
-            tokenizer = work.model.tokenizer
-            count, length = written.tokens.shape
-            theirs, tokens = references.decoded(text, tokenizer, count=count, length=length, seed=seed)
-            cache = cache_folder(work.model.config.data.cache_dir)
-            people = scores.score(scorer, theirs, cache, **options)
-            estimates["mauve"], details["mauve"] = _mauve(work, found, people)
-            details["references"] = {
-                "count": len(theirs), "entropy": float(samples.entropies(tokens).mean()),
-                "generative_perplexity": people.perplexity().value,
-            }  # fmt: skip
-            notes += _notes_on_references(len(theirs), count, text.notes)
+            estimates["mauve"], more, said = _against_people(work, scorer, written, found, text)
+            details, notes = details | more, notes + said
         estimates["tokens_per_call"] = scores.ratio(written.filled, written.calls, better="higher")
+        # The median: batches that were compiled for are left out, once there are more than two.
         cost = {"calls": float(written.calls.mean()), "seconds": float(np.median(written.seconds))}
         return Result(estimates, cost, details, tuple(notes))
 
@@ -116,6 +108,30 @@ def _details(found: Scores, scorer: Scorer) -> dict:
     }  # fmt: skip
 
 
+def _scored(work: Work, scorer: Scorer, texts: list[str], folder: Path, **more) -> Scores:
+    given = work.settings.generative
+    return scores.score(
+        scorer, texts, folder, max_length=given.max_length, batch_size=given.batch_size, check_stop=work.check_stop, **more
+    )
+
+
+def _against_people(work: Work, scorer: Scorer, written: Samples, found: Scores, text: Text):
+    """MAUVE, details and notes of as many windows of a text as there are samples."""
+    model, (count, length) = work.model, written.tokens.shape
+    texts, tokens = references.decoded(text, model.tokenizer, count=count, length=length, seed=work.settings.run.seed)
+    elsewhere = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
+    people = _scored(work, scorer, texts, cache_folder(model.config.data.cache_dir), elsewhere=elsewhere)
+    mauve, details = _mauve(work, found, people)
+    notes = list(text.notes)
+    if len(texts) < count:
+        notes.insert(0, f"MAUVE is against {len(texts):,} references, all there are, fewer than the {count:,} samples.")
+    about = {
+        "count": len(texts), "entropy": float(samples.entropies(tokens).mean()),
+        "generative_perplexity": people.perplexity().value,
+    }  # fmt: skip
+    return mauve, {"mauve": details, "references": about}, notes
+
+
 def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]:
     """MAUVE and what is beside it: of clusterings that begin elsewhere, how far its value hangs on them.
 
@@ -124,8 +140,8 @@ def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]
     """
     given, mine, theirs = work.settings.generative, ours.features[ours.written], people.features[people.written]
     options = {"scaling": given.mauve_scaling, "buckets": given.mauve_buckets}
-    texts = {name: hashlib.sha256(side.tobytes()).hexdigest() for name, side in (("samples", mine), ("references", theirs))}
-    with work.records("mauve", options | texts | {"seed": given.mauve_seed}, SEEDS) as file:
+    decisive = options | {"seed": given.mauve_seed, "samples": ours.key, "references": people.key}
+    with work.records("mauve", decisive, SEEDS) as file:
         for index in range(SEEDS):
             if (index, 0) not in file.rows:
                 work.check_stop()
@@ -138,7 +154,7 @@ def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]
     return Estimate(rows[0]["value"], count=len(mine), better="higher"), details
 
 
-def _notes(written: Samples, found: Scores, scorer: Scorer):
+def _notes(written: Samples, found: Scores, scorer: Scorer) -> Iterator[str]:
     count, length = written.tokens.shape
     if (count, length) != (PAPER_COUNT, PAPER_LENGTH):
         yield (
@@ -152,9 +168,3 @@ def _notes(written: Samples, found: Scores, scorer: Scorer):
         )
     if empty := int((~found.written).sum()):
         yield f"{empty:,} samples are empty texts: they count for entropy alone."
-
-
-def _notes_on_references(count: int, wanted: int, notes: tuple[str, ...]):
-    if count < wanted:
-        yield f"MAUVE is against {count:,} references, all there are, fewer than the {wanted:,} samples."
-    yield from notes

@@ -81,7 +81,7 @@ class Scorer:
         self.fingerprint = f"{weights}-{self.tokenizer.fingerprint()}-{compute_dtype}"
         # Whole everywhere: the largest GPT-2 has 6 GB in float32.
         self._params = jax.device_put(params, sharding.replicated(mesh))
-        self._run = jax.jit(functools.partial(_score, self.config, mesh), out_shardings=sharding.replicated(mesh))
+        self._run = compiled(self.config, mesh)
 
     def retokenized(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
         """int32 [n] of each text, n at most max_length: the first tokens, an EOS where it says `<|endoftext|>`.
@@ -105,6 +105,13 @@ class Scorer:
         batch = (jax.device_put(np.asarray(x, np.int32), layout) for x in (tokens, lengths))
         nll, features = self._run(self._params, *batch)
         return np.asarray(nll), np.asarray(features)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(config: gpt2.GPT2Config, mesh: jax.sharding.Mesh):
+    """What a scorer calls: (params, tokens [B L], lengths [B]). Every host reads every row's result; weights may come and
+    go, the programs stay."""
+    return jax.jit(functools.partial(_score, config, mesh), out_shardings=sharding.replicated(mesh))
 
 
 def _score(config: gpt2.GPT2Config, mesh, params: dict, tokens: jax.Array, lengths: jax.Array):

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax import sharding
-from softmask_jax.data.cache import content_key, write_cached
+from softmask_jax.data.cache import content_key
 from softmask_jax.evaluation.scorer import Scorer
 from softmask_jax.evaluation.task import Estimate
+from softmask_jax.files import explained, write_atomically
 from softmask_jax.generation import Batch, Shape, plan
 
 log = logging.getLogger("softmask_jax")
@@ -33,12 +34,13 @@ MULTIPLE = 128
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """Of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T], as the scorer sees them; features
-    [T D] float32, zeros for a text without any token, which has none."""
+    [T D] float32, zeros for a text without any token, which has none; key: a hash of texts, scorer and settings."""
 
     nll: np.ndarray
     counted: np.ndarray
     tokens: np.ndarray
     features: np.ndarray
+    key: str
 
     @property
     def written(self) -> np.ndarray:
@@ -73,20 +75,21 @@ def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
-          check_stop: Callable[[], None] = lambda: None) -> Scores:
+          check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
     """Scores of texts, those that are in `folder` and the missing ones, which are written there.
 
     They lie in a folder below it, named after a hash of texts, scorer and settings. A text's scores depend neither on the
     texts beside it nor on padding.
 
     Raises:
-      ValueError: numbers that are not finite. OSError: the folder cannot be written. Whatever check_stop raises, between
-      two batches.
+      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` says what to do. Whatever
+      check_stop raises, between two batches.
     """
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
     size = -(-batch_size // shards) * shards
-    folder = folder / f"scores-{_key(scorer, rows, max_length, size)}"
+    key = _key(scorer, rows, max_length, size)
+    folder = folder / f"scores-{key}"
     written = [row for row, ids in enumerate(rows) if len(ids)]
     shapes = [Shape(min(-(-len(rows[row]) // MULTIPLE) * MULTIPLE, max_length), 0, True) for row in written]
     found = {
@@ -103,11 +106,13 @@ def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int
             part = _scored(scorer, batch, members, rows)
             content = io.BytesIO()
             np.savez(content, **part)
-            write_cached(path, [content.getvalue()])
+            with explained(path.parent, elsewhere):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, [content.getvalue()], elsewhere=elsewhere)
             log.info("%s of %s batches of texts scored", f"{number + 1:,}", f"{len(batches):,}")
         for name, values in found.items():
             values[members] = part[name]
-    return Scores(tokens=np.array([len(ids) for ids in rows]), **found)
+    return Scores(tokens=np.array([len(ids) for ids in rows]), key=key, **found)
 
 
 def _key(scorer: Scorer, rows: Sequence[np.ndarray], max_length: int, size: int) -> str:

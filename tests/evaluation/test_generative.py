@@ -52,7 +52,8 @@ def rows(folder, soft):
 
 
 def surprise(folder, texts):
-    """Nats of each token that counts, of all texts, and each text's last state: text by text, from all logits, the tokens by a tokenizer that knows the end of text."""
+    """Nats of each token that counts, of all texts, and each text's last state: from all logits in float64, text by
+    text, the tokens by a tokenizer that knows the end of text."""
     checkpoint = Checkpoint(folder / "scorer")
     params, network = checkpoint.read()[0], jax.jit(functools.partial(gpt2.hidden, checkpoint.config))
     vocabulary = json.loads((folder / "scorer" / "vocab.json").read_text())
