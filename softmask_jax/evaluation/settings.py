@@ -11,16 +11,15 @@ from softmask_jax.samplers import Options
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """checkpoints: folders of runs or converted models, `name=folder` or `folder`; the first is the baseline. weights,
-    step, base: of `softmask_jax.load`, for all of them (base: only for adapters and Dream runs). soft_mask: "own", or
-    "none" to turn soft-masking off.
+    """checkpoints: folders of runs or converted models, `name=folder` or `folder`, `#none` behind it turns soft-masking
+    off; the first is the baseline. weights, step, base: of `softmask_jax.load`, for all of them (base: only for adapters
+    and Dream runs).
     """
 
     checkpoints: str = ""
     weights: str = "ema"
     step: int | None = None
     base: str = ""
-    soft_mask: str = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Samples:
 class Generative:
     """scorer: a folder with a causal model of GPT-2's family (config.json, *.safetensors, tokenizer files), the paper's
     is GPT-2-large. max_length: texts are retokenized to at most so many of its tokens. batch_size: texts at a time.
-    references: as many validation windows as there are samples, "" is the run's own split, else a source as in
-    perplexity.texts. mauve_scaling, mauve_seed, mauve_buckets: mauve-text's; 0 buckets is its own choice.
+    references: as many windows of human text as there are samples, "" is the run's own validation split, "none" leaves
+    MAUVE out, else a source as in perplexity.texts. mauve_scaling, mauve_seed, mauve_buckets: mauve-text's; 0 buckets is its own choice.
     """
 
     scorer: str = ""
