@@ -7,7 +7,6 @@
 The harness's own command line follows, whatever it can do; --model softmask_jax goes without saying. --debug shows the
 traceback of an error.
 """
-import os
 import sys
 import traceback
 from collections.abc import Sequence
