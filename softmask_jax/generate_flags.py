@@ -41,7 +41,8 @@ HELPS = {
 }
 
 
-def _soft_mask(text: str):
+def soft_mask(text: str):
+    """"none" or `SoftMasking` of "variant:k:schedule". argparse.ArgumentTypeError for another text."""
     if text == "none":
         return "none"
     variant, _, rest = text.partition(":")
@@ -92,7 +93,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--trajectory", default="", metavar="PAGE", help="write a page that shows the first answer step by step")
     add("--debug", action="store_true", help="show the traceback of an error")
     group = parser.add_argument_group("the sampler's options")
-    option_flags.add(group, Options, helps=HELPS, readers={"soft_mask": _soft_mask})
+    option_flags.add(group, Options, helps=HELPS, readers={"soft_mask": soft_mask})
     flags = parser.parse_args(argv)
     flags.out, flags.trajectory = map(os.path.expanduser, (flags.out, flags.trajectory))
     if flags.system and not flags.chat:

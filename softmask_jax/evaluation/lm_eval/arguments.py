@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--steps", type=_steps, default=argparse.SUPPRESS, metavar="INT",
                        help="denoising steps, or a share of the default such as 1/4 (default: 128 for mdlm and remdm, else "
                        "one a new token)")  # fmt: skip
-    option_flags.add(group, Options, helps=OPTION_HELPS, readers={"soft_mask": generate_flags._soft_mask})
+    option_flags.add(group, Options, helps=OPTION_HELPS, readers={"soft_mask": generate_flags.soft_mask})
     option_flags.add(found.add_argument_group("several devices"), Mesh, helps=MESH_HELPS)
     return found
 
