@@ -36,11 +36,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """draws: masks of each window, their t stratified over the draws. batch_size: windows at a time. max_windows: only
-    the first so many, 0 is all. bins: of t, for the cross-entropy by t. compat: the reference's protocol, one draw of t a
-    window, stratified within batches. texts: other texts for zero-shot perplexity, `name=source:paths` with the sources of
-    config.data (`files:texts/**/*.txt`, `jsonl:ptb.jsonl`, `stdlib:`); the run's own validation split comes first unless
-    own is False.
+    """draws: masks of each window, their t stratified over draws and windows. batch_size: windows at a time. max_windows:
+    that many, evenly spaced, 0 is all. bins: of t, for the cross-entropy by t. compat: the reference's protocol, one draw
+    of t a window, stratified within batches. texts: other texts for zero-shot perplexity, `name=source:paths` with the
+    sources of config.data (`files:texts/**/*.txt`, `jsonl:ptb.jsonl`, `stdlib:`) and options behind a bar
+    (`lm1b=jsonl:a.jsonl|text_key=story|detokenizer=lm1b`); the run's own validation split comes first unless own is False.
     """
 
     draws: int = 4
