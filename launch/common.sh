@@ -78,7 +78,7 @@ parse() {
     [[ "${opt[$key]-0}" =~ ^[0-9]+$ ]] || die 2 "--$key=${opt[$key]} is not a whole number"
   done
   if [[ "${opt[*]}${args[*]-}" == *$'\n'* ]]; then die 2 "a line break in an argument"; fi
-  trap 'say "Interrupted here only: nothing that runs or waits for ${opt[name]} elsewhere was ended or deleted."; exit 130' INT TERM
+  trap 'say "Interrupted here only: what runs or waits for ${opt[name]} elsewhere was not touched."; exit 130' INT TERM
 }
 
 # This script once more, as another action with the same options: a failure in it does not end this one.
@@ -128,7 +128,8 @@ unpacking() {
   local to
   to="$(quote "${opt[dir]}")"
   if [ -n "${opt[repo]:-}" ]; then
-    echo "git init -q $to && git -C $to fetch -q --depth 1 $(quote "${opt[repo]}" "${opt[ref]:-HEAD}") && git -C $to checkout -q -f FETCH_HEAD"
+    echo "git init -q $to && cd $to && git fetch -q --depth 1 $(quote "${opt[repo]}" "${opt[ref]:-HEAD}") &&" \
+      "git checkout -q -f FETCH_HEAD && cd \"\$HOME\""
   else
     # A module that is gone must be gone on every host, or they would not run the same code.
     echo "mkdir -p $to && rm -rf $to/softmask_jax $to/configs $to/launch && tar xzf $1 -C $to"
@@ -159,7 +160,8 @@ check_secrets() {
 # follow: the log of the first host until the run is finished; with --watch, whatever ends it before is followed by a new
 # start, until --restarts in a row came to no newer checkpoint. Uses of its caller:
 #   show_log     prints the log while the run goes on; returns when it ended or the connection is lost
-#   look         sets place (up | gone | deleted | unknown), status (running | ended | lost | absent | unknown), code, step, finished
+#   look         sets place (up | gone | deleted | unknown), status (running | ended | lost | absent | unknown), code, step,
+#                finished
 # What brings machines and run back is the action resume.
 # Status: 0 finished; 3 the machines are gone; otherwise the run's own, or 1.
 follow() {

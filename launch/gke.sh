@@ -32,7 +32,8 @@ cd "$(dirname "$0")/.."
 source launch/common.sh
 
 actions="create setup start follow resume delete"
-options="name project zone type cluster slices reservation filestore mount config workdir base image extras secret poll restarts"
+options="name project zone type cluster slices reservation filestore mount config workdir base image extras secret"
+options+=" poll restarts"
 switches="spot with-cluster dry-run"
 opt=([mount]=/shared [slices]=1 [base]="python:3.12" [extras]="tpu,chat,hf,hub" [poll]=30 [restarts]=10)
 parse "$@"
@@ -55,15 +56,18 @@ create() {
   need_xpk
   run xpk cluster create "${place_flags[@]}" --tpu-type="${opt[type]}" --num-slices="${opt[slices]}" \
     "${capacity[@]:---on-demand}" ${share:+--enable-gcpfilestore-csi-driver} ||
-    die 1 "xpk did not make the cluster ${opt[cluster]} and said why above (quota?). A part of it may stand and cost: delete --with-cluster."
+    die 1 "xpk did not make the cluster ${opt[cluster]} and said why above (quota?)." \
+      "A part of it may stand and cost: delete --with-cluster."
   if [ -z "$share" ]; then
     say "Note: without --filestore pods have no folder that outlives them."
     return
   fi
   [[ "$share" == */* ]] || share+=/share
-  run xpk storage attach "${share%%/*}" "${place_flags[@]}" --type=gcpfilestore --instance="${share%%/*}" --vol="${share#*/}" \
-    --mount-point="${opt[mount]}" --access-mode=ReadWriteMany --readonly=false --auto-mount=true ||
-    die 1 "the file share was not attached. The cluster ${opt[cluster]} stands and costs: create again, or delete --with-cluster."
+  run xpk storage attach "${share%%/*}" "${place_flags[@]}" --type=gcpfilestore \
+    --instance="${share%%/*}" --vol="${share#*/}" --mount-point="${opt[mount]}" \
+    --access-mode=ReadWriteMany --readonly=false --auto-mount=true ||
+    die 1 "the file share was not attached. The cluster ${opt[cluster]} stands and costs: create again, or" \
+      "delete --with-cluster."
 }
 
 start() {
@@ -105,7 +109,8 @@ follow() {
   context="gke_${opt[project]}_${opt[zone]%-*}_${opt[cluster]}"
   logs=(kubectl --context="$context" logs --follow --tail=50 --max-log-requests=64
     --selector="xpk.google.com/workload=${opt[name]},batch.kubernetes.io/job-completion-index=0")
-  jobset=(kubectl --context="$context" get jobset "${opt[name]}" --output='jsonpath={.status.conditions[?(@.status=="True")].type}')
+  jobset=(kubectl --context="$context" get jobset "${opt[name]}"
+    --output='jsonpath={.status.conditions[?(@.status=="True")].type}')
   if dry; then
     run "${logs[@]}"
     echo "# every ${opt[poll]} s until it says Completed or Failed:"
@@ -155,7 +160,8 @@ delete() {
   need_xpk
   if [ -n "${opt[with-cluster]:-}" ]; then
     # Its workloads go with it.
-    run xpk cluster delete "${place_flags[@]}" --force || die 1 "the cluster ${opt[cluster]} was not deleted and may still cost."
+    run xpk cluster delete "${place_flags[@]}" --force ||
+      die 1 "the cluster ${opt[cluster]} was not deleted and may still cost."
   else
     remove
     say "The cluster ${opt[cluster]} stands and costs; delete --with-cluster ends it."

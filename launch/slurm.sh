@@ -46,7 +46,11 @@ for key in partition account time sbatch; do
 done
 
 job() {
-  local tasks=$((opt[nodes] * opt[gpus])) secrets="\$HOME/.softmask_jax/secrets" line
+  local tasks=$((opt[nodes] * opt[gpus])) secrets="\$HOME/.softmask_jax/secrets" log line more=()
+  log="$(quote "${opt[workdir]}/logs/${opt[name]}-%t.log")"
+  if [ -n "${opt[partition]:-}" ]; then more+=(--partition="${opt[partition]}"); fi
+  if [ -n "${opt[account]:-}" ]; then more+=(--account="${opt[account]}"); fi
+  if [ -n "${opt[sbatch]:-}" ]; then more+=("${opt[sbatch]}"); fi
   cat << SCRIPT
 #!/usr/bin/env bash
 #SBATCH --job-name=${opt[name]}
@@ -59,9 +63,7 @@ job() {
 #SBATCH --signal=B:USR1@120
 #SBATCH --export=NONE
 SCRIPT
-  for line in ${opt[partition]:+--partition="${opt[partition]}"} ${opt[account]:+--account="${opt[account]}"} ${opt[sbatch]:-}; do
-    echo "#SBATCH $line"
-  done
+  for line in "${more[@]}"; do echo "#SBATCH $line"; done
   cat << SCRIPT
 # $tasks processes, one a GPU. Written by launch/slurm.sh.
 cd $(quote "$PWD") || exit 1
@@ -70,7 +72,7 @@ again=""
 # srun hands a signal on to all processes: they save and end.
 trap 'again=yes; kill -TERM "\$run"' USR1
 trap 'kill -TERM "\$run"' TERM
-srun --export=ALL --wait=0 --kill-on-bad-exit=0 --open-mode=append --output=$(quote "${opt[workdir]}/logs/${opt[name]}-%t.log") \\
+srun --export=ALL --wait=0 --kill-on-bad-exit=0 --open-mode=append --output=$log \\
   .venv/bin/python -m softmask_jax.supervise \\
   $(quote --config="${opt[config]}" --workdir="${opt[workdir]}" "${args[@]}") &
 run=\$!
@@ -133,7 +135,8 @@ follow() {
     return
   fi
   need squeue "Run this on a login node of the cluster."
-  id="$(cat "${opt[workdir]}/launch/${opt[name]}.job" 2> /dev/null)" || die 1 "there is no job of ${opt[name]}; start comes first"
+  id="$(cat "${opt[workdir]}/launch/${opt[name]}.job" 2> /dev/null)" ||
+    die 1 "there is no job of ${opt[name]}; start comes first"
   mkdir -p "${opt[workdir]}/logs" && touch "$log"
   tail -n 50 -F "$log" 2> /dev/null &
   tail=$!
@@ -151,7 +154,8 @@ follow() {
   if bash launch/node.sh finished --workdir="${opt[workdir]}"; then
     say "Finished."
   else
-    die 1 "job $id is over and the run is not finished${state:+ ($state)}. The log says why; resume goes on from the last checkpoint."
+    die 1 "job $id is over and the run is not finished${state:+ ($state)}. The log says why; resume goes on from the last" \
+      "checkpoint."
   fi
 }
 

@@ -56,7 +56,7 @@ runtime() {
   esac
 }
 
-queued() { run gcloud compute tpus queued-resources "$1" "${opt[name]}" "${place_flags[@]}" --quiet "${@:2}"; }
+queued() { run gcloud compute tpus queued-resources "$1" "${opt[name]}" "${place_flags[@]}" "${@:2}" --quiet; }
 
 # state: the queued resource's, NONE where there is none, UNKNOWN where nobody says; sets state and reason.
 state() {
@@ -87,7 +87,8 @@ ask() {
   elif ! said="$(queued create "${flags[@]}" 2>&1)"; then
     say "$said"
     if grep -q -i -E 'quota|RESOURCE_EXHAUSTED' <<< "$said"; then
-      die 1 "no quota for ${opt[type]}${opt[spot]:+ (spot)} in ${opt[zone]}; nothing was created. Ask for it under IAM, Quotas, or try another zone."
+      die 1 "no quota for ${opt[type]}${opt[spot]:+ (spot)} in ${opt[zone]}; nothing was created." \
+        "Ask for it under IAM, Quotas, or try another zone."
     fi
     die 1 "the TPU was not created; gcloud said why above."
   fi
@@ -133,19 +134,20 @@ create() {
 
 # on WORKERS COMMAND: on all hosts or one; what it prints.
 on() {
-  run gcloud compute tpus tpu-vm ssh "${opt[name]}" "${place_flags[@]}" --quiet --worker="$1" --command="$2" \
-    --ssh-flag="-o ConnectTimeout=20" --ssh-flag="-o ServerAliveInterval=15" --ssh-flag="-o ServerAliveCountMax=4" < /dev/null
+  run gcloud compute tpus tpu-vm ssh "${opt[name]}" "${place_flags[@]}" --worker="$1" --command="$2" \
+    --ssh-flag="-o ConnectTimeout=20" --ssh-flag="-o ServerAliveInterval=15" --ssh-flag="-o ServerAliveCountMax=4" \
+    --quiet < /dev/null
 }
 
-copy() { run gcloud compute tpus tpu-vm scp "${place_flags[@]}" --quiet "$@"; }
+copy() { run gcloud compute tpus tpu-vm scp "$@" "${place_flags[@]}" --quiet; }
 
 # on_all WHAT COMMAND: everywhere; where it fails on some, they are named and this script ends.
 on_all() {
   local count addresses worker bad=()
   if on all "$2"; then return; fi
   # gcloud names no host that does not answer; so each is asked on its own.
-  addresses="$(gcloud compute tpus tpu-vm describe "${opt[name]}" "${place_flags[@]}" --quiet \
-    --format='value(networkEndpoints[].ipAddress)' 2> /dev/null || true)"
+  addresses="$(gcloud compute tpus tpu-vm describe "${opt[name]}" "${place_flags[@]}" \
+    --format='value(networkEndpoints[].ipAddress)' --quiet 2> /dev/null || true)"
   count=$(tr ';,' '  ' <<< "$addresses" | wc -w)
   for ((worker = 0; worker < count; worker++)); do
     if ! on "$worker" "$2" > /dev/null 2>&1; then bad+=("$worker"); fi
@@ -190,7 +192,8 @@ setup() {
 
 start() {
   required config workdir
-  on_all "A look before the start" "$(node check --name="${opt[name]}")" "Nothing was started. Is it set up, and not running?"
+  on_all "A look before the start" "$(node check --name="${opt[name]}")" \
+    "Nothing was started. Is it set up, and not running?"
   if ! on all "$(node start --name="${opt[name]}" --workdir="${opt[workdir]}" -- \
     --config="${opt[config]}" --workdir="${opt[workdir]}" "${args[@]}")"; then
     on all "$(node stop --name="${opt[name]}" --wait=60)" > /dev/null 2>&1 || true
@@ -245,7 +248,7 @@ resume() {
 
 fetch() {
   required from to
-  copy --recurse "${opt[name]}:${opt[from]}" "${opt[to]}"
+  copy "${opt[name]}:${opt[from]}" "${opt[to]}" --recurse
 }
 
 delete() {
@@ -259,7 +262,9 @@ delete() {
   # A signal on one host saves on all. What does not answer is deleted all the same.
   if dry || [ "$state" = ACTIVE ]; then on 0 "$(node stop --name="${opt[name]}")" || true; fi
   queued delete --force || die 1 "${opt[name]} was not deleted and may still cost; try again, or use the console."
-  dry || say "Deleted ${opt[name]}. ${opt[disk]:+Disk ${opt[disk]} stays and costs. }${opt[nfs]:+The file share ${opt[nfs]} stays and costs.}"
+  if dry; then return; fi
+  say "Deleted ${opt[name]}.${opt[disk]:+ Disk ${opt[disk]} stays and costs.}" \
+    "${opt[nfs]:+The file share ${opt[nfs]} stays and costs.}"
 }
 
 case "$action" in

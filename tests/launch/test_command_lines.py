@@ -1,10 +1,14 @@
 """What all launchers have in common: help, refusals, dry runs, quoting, secrets."""
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 
 import pytest
 
-from tests.launch.world import ROOT, World
+from tests.launch.world import PROGRAMS, ROOT, World
 
 RUN = ["--config=configs/dream7b.py", "--workdir=/shared/runs/dream"]
 PLACE = {
@@ -107,7 +111,7 @@ def test_a_dry_run_prints_commands_that_a_shell_reads_and_runs_none(script, acti
     assert commands or "Nothing to" in done.stderr
     if (script, action) != ("slurm.sh", "start"):  # which shows the job's script too
         programs = {shlex.split(line)[0] for line in commands}
-        assert programs <= {"gcloud", "xpk", "kubectl", "ssh", "scp", "sbatch", "squeue", "scancel", "git", "mkdir", "tar", "tail", "bash"}
+        assert programs <= {*PROGRAMS, "git", "mkdir", "tar", "tail", "bash"}
 
 
 @pytest.mark.parametrize("script, action", ACTIONS)
@@ -154,3 +158,28 @@ def test_a_path_reaches_the_host_as_one_word_whatever_is_in_it(script, nasty, wo
             inner += [outer[-1]] if outer[0] == "ssh" else []
             found += [word for command in inner for word in shlex.split(command)] or outer
     assert f"--workdir={nasty}" in found and f"--x={nasty}" in found
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs the Google Cloud CLI, which checks without a network")
+def test_gcloud_s_own_check_takes_every_command(world):
+    more = ["--dry-run", "--secret=HF_TOKEN", "--network=a", "--subnetwork=b", "--disk=d"]
+    lines = set()
+    for script, action in ACTIONS:
+        if script == "tpu.sh":
+            for kind in ("--spot", "--reserved"):
+                lines |= set(world.run(script, *words(script, action, *more, kind), HF_TOKEN="x").stdout.splitlines())
+    page = (ROOT / "launch" / "README.md").read_text().replace(')"\n', "\n")
+    page = page.replace('"$PROJECT"', "p").replace('"$ZONE"', "z")
+    lines |= set(re.findall(r"(?:^|\$\()(gcloud (?!auth|config).*)$", page, re.M))
+    commands = sorted(line for line in lines if line.startswith("gcloud "))
+    assert len(commands) > 20
+    (world.folder / "commands.json").write_text(json.dumps([{"command_string": line} for line in commands]))
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={world.folder}/commands.json"], text=True,
+        capture_output=True, env=os.environ | {"CLOUDSDK_CONFIG": str(world.folder), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == len(commands)
+    assert not [(one["command_string"], one["error_message"]) for one in found if not one["success"]]

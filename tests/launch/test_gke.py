@@ -17,8 +17,10 @@ def test_create_makes_a_cluster_and_attaches_the_share(world):
     done = world.run("gke.sh", "create", *PLACE, "--spot", "--filestore=softmask/models")
     assert done.returncode == 0, done.stderr
     cluster, storage = world.calls("xpk")
-    assert cluster["words"] == ["cluster", "create", "--cluster=owt", "--project=my-project", "--zone=us-west4-a",
-                                "--tpu-type=v5litepod-16", "--num-slices=1", "--spot", "--enable-gcpfilestore-csi-driver"]  # fmt: skip
+    assert cluster["words"] == [
+        "cluster", "create", "--cluster=owt", "--project=my-project", "--zone=us-west4-a", "--tpu-type=v5litepod-16",
+        "--num-slices=1", "--spot", "--enable-gcpfilestore-csi-driver",
+    ]  # fmt: skip
     assert storage["words"][:3] == ["storage", "attach", "softmask"]
     assert (value(storage, "--vol"), value(storage, "--mount-point")) == ("models", "/shared")
 
@@ -28,7 +30,8 @@ def test_without_xpk_one_line_says_how_to_get_it(tmp_path):
     for action in ("create", "start", "resume", "delete"):
         done = world.run("gke.sh", action, *PLACE, *RUN)
         assert done.returncode == 1
-        assert done.stderr == "Error: xpk: command not found. Install it: pip install xpk (it needs gcloud, kubectl and docker too).\n"
+        assert done.stderr.startswith("Error: xpk: command not found. Install it: pip install xpk")
+        assert len(done.stderr.splitlines()) == 1
     assert not world.calls()
 
 
@@ -64,7 +67,8 @@ def test_start_submits_the_code_and_the_words_of_the_training(world):
 def test_what_goes_into_the_image_is_what_git_knows_and_no_more(world):
     # xpk, here: a list of what it was given.
     (world.bin / "xpk").write_text(
-        '#!/bin/sh\nfor word; do case "$word" in --script-dir=*) cd "${word#*=}" && find . -maxdepth 2 && exit ;; esac; done\n'
+        '#!/bin/sh\nfor word; do\n'
+        'case "$word" in --script-dir=*) cd "${word#*=}" && find . -maxdepth 2 && exit ;; esac\ndone\n'
     )
     done = world.run("gke.sh", "start", *PLACE, *RUN)
     files = set(done.stdout.split())
@@ -86,7 +90,8 @@ def test_a_workload_that_is_refused_tells_of_the_cluster_that_stands(world):
 
 
 def test_follow_shows_the_first_pod_until_the_workload_is_finished(world):
-    world.answer("kubectl", JOBSET, {"out": ""}, {"out": "StartupPolicyCompleted"}, {"out": "StartupPolicyCompleted Completed"})
+    conditions = ("", "StartupPolicyCompleted", "StartupPolicyCompleted Completed")
+    world.answer("kubectl", JOBSET, *({"out": text} for text in conditions))
     world.answer("kubectl", "logs", {"code": 1}, {"out": "step 5\n"})
     done = world.run("gke.sh", "follow", *PLACE)
     assert done.returncode == 0 and "Finished." in done.stderr and "step 5" in done.stdout

@@ -28,7 +28,8 @@ class Node:
 
     def start(self, plan, *words, **more):
         toy_project.plan(self.workdir, plan, **more)
-        return self("start", "--name=r", f"--workdir={self.workdir}", "--label=host-0", "--", f"--workdir={self.workdir}", *words)
+        where = f"--workdir={self.workdir}"
+        return self("start", "--name=r", where, "--label=host-0", "--", where, *words)
 
     def status(self, *wanted):
         """Once it is one of those that are waited for."""
@@ -149,7 +150,8 @@ def mounting(node, *words):
     """Setup with stubs for what needs root, and nothing installed."""
     for program in ("sudo", "mountpoint", "lsblk", "blkid", "mount.nfs"):
         node.world.add(program)
-    (node.project / "launch" / "venv.sh").write_text('make_venv() { echo "installed $*"; }\naccelerator() { echo cuda12; }\n')
+    venv = 'make_venv() { echo "installed $*"; }\naccelerator() { echo cuda12; }\n'
+    (node.project / "launch" / "venv.sh").write_text(venv)
     node.world.answer("mountpoint", "", {"code": 1})
     return node("setup", *words)
 
@@ -191,3 +193,19 @@ def test_setup_names_the_host_and_the_share_that_cannot_be_mounted(node):
     done = mounting(node, "--nfs=10.0.0.2:/share")
     assert done.returncode == 1
     assert f"Error: {os.uname().nodename}: could not mount 10.0.0.2:/share" in done.stderr
+
+
+def test_where_python_is_too_old_setup_installs_one_with_uv(node):
+    for version in ("", ".11", ".12", ".13", ".14"):
+        node.world.add(f"python3{version}")
+        node.world.answer(f"python3{version}", "^-c", {"code": 1})
+    node.world.answer("python3", "uv python find", {"out": "/opt/python3.12\n"})
+    (node.project / "launch" / "venv.sh").write_text('make_venv() { echo "installed with $PYTHON"; }\n')
+    done = node("setup", "--extras=tpu")
+    assert done.returncode == 0 and "installed with /opt/python3.12" in done.stdout
+    asked = [" ".join(call["words"]) for call in node.world.calls("python3", "^-m")]
+    assert asked == ["-m pip install --quiet --user uv", "-m uv python install --quiet 3.12", "-m uv python find 3.12"]
+    node.world.answer("python3", "pip", {"code": 1})
+    node.world.rules.insert(0, node.world.rules.pop())
+    done = node("setup", "--extras=tpu")
+    assert done.returncode == 1 and "neither Python 3.11 nor pip" in done.stderr

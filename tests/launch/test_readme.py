@@ -95,11 +95,13 @@ def test_costs_are_steps_times_seconds_times_chips_and_agree_with_the_scaling_pa
     rows = config.load(str(ROOT / "configs" / "dream7b.py"), ()).updates * 8
     assert f"{rows:,} rows" in PAGE and len(table) == 4
     for line in table:
-        slice_, weights, batch, memory, steps, seconds, hours, chip_hours = [cell.strip() for cell in line.strip("|").split("|")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        slice_, weights, batch, memory, steps, seconds, hours, chip_hours = cells
         sides = [int(side) for side in slice_.partition(":")[2].split("x")]
         count, steps = sides[0] * sides[1], int(steps.replace(",", ""))
         assert steps * int(batch) == rows
-        for second, hour, chip_hour in zip(*(map(float, cell.split(" to ")) for cell in (seconds, hours, chip_hours)), strict=True):
+        ranges = [map(float, cell.split(" to ")) for cell in (seconds, hours, chip_hours)]
+        for second, hour, chip_hour in zip(*ranges, strict=True):
             assert second * steps / 3600 == pytest.approx(hour, rel=0.03)
             assert second * steps / 3600 * count == pytest.approx(chip_hour, rel=0.01)
         known = re.search(rf"^\| {slice_} \|(.*)$", scaling, re.M)

@@ -1,5 +1,6 @@
 """launch/ssh.sh with hosts that are folders of this machine, reached by an ssh that runs the command there."""
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_a_secret_travels_by_standard_input_into_a_file_for_its_owner_alone(clus
         venv = cluster.folder / host / "softmask_jax" / "launch" / "venv.sh"
         venv.write_text("make_venv() { true; }\naccelerator() { true; }\n")
     secret = "hf_it's; a $(secret)"
-    done = cluster.reachable().go("setup", "--secret=HF_TOKEN", "--repo=https://example.org/x", HF_TOKEN=secret)
+    done = cluster.reachable().go("setup", "--secret=HF_TOKEN", "--repo=/nowhere/x.git", HF_TOKEN=secret)
     assert done.returncode == 1 and "Bringing the code failed" in done.stderr  # there is no such repository
     assert secret not in cluster.everything()
     for host in ("alpha", "beta"):
@@ -118,6 +119,22 @@ def test_a_secret_travels_by_standard_input_into_a_file_for_its_owner_alone(clus
         assert path.stat().st_mode & 0o777 == 0o600
         shell = f". {path}; printf %s \"$HF_TOKEN\""
         assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout == secret
+
+
+def test_the_code_may_come_from_a_repository_and_is_renewed_by_another_setup(cluster):
+    repo = toy_project.make(cluster.folder / "a repository")
+    (repo / "launch" / "venv.sh").write_text("make_venv() { true; }\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repo)]
+    for host in ("alpha", "beta"):
+        shutil.rmtree(cluster.folder / host / "softmask_jax")
+    for number in (1, 2):
+        (repo / "launch" / "version").write_text(str(number))
+        for words in (["init", "-q"], ["add", "launch", "toy.py"], ["commit", "-q", "-m", "x"]):
+            subprocess.run([*git, *words], check=True)
+        done = cluster.reachable().go("setup", f"--repo={repo}", "--extras=chat", PYTHON=sys.executable)
+        assert done.returncode == 0 and done.stderr.count("Ready:") == 2, done.stderr
+        for host in ("alpha", "beta"):
+            assert (cluster.folder / host / "softmask_jax" / "launch" / "version").read_text() == str(number)
 
 
 def test_hosts_may_stand_in_a_file(cluster):
