@@ -24,6 +24,7 @@ FLOORS = (
     {"train", "api"},
     {"main", "compile", "benchmarks"},
     {"supervise", "compare", "generate", "evaluate", "plan"},
+    {"notebook"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

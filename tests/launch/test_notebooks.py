@@ -1,0 +1,182 @@
+"""The Colab notebooks: what is in their files, and what each leaves when a kernel runs it from top to bottom at toy size."""
+import ast
+import html
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient import NotebookClient
+from safetensors.numpy import load_file
+
+from softmask_jax import run_log
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "launch" / "colab"
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+MOST_LINES = 15
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+class TestFile:
+    def test_it_is_valid_has_no_outputs_and_opens_in_the_right_runtime(self, path):
+        text = path.read_text("utf-8")
+        book = nbformat.reads(text, as_version=nbformat.NO_CONVERT)
+        nbformat.validate(book)
+        assert (book.nbformat, book.nbformat_minor) == (4, 5)
+        assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"  # as Jupyter writes it
+        assert book.metadata.kernelspec.name == "python3"
+        runtime = book.metadata.get("accelerator"), book.metadata.colab.get("gpuType")
+        assert runtime == (("TPU", "V5E1") if "dream" in path.stem else (None, None))
+        ids = [cell.id for cell in book.cells]
+        assert len(set(ids)) == len(ids) and all(re.fullmatch("[a-z-]+", id_) for id_ in ids)
+        code = [cell for cell in book.cells if cell.cell_type == "code"]
+        assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+
+    def test_it_opens_with_what_it_needs_and_costs_and_what_was_run(self, path):
+        first = nbformat.read(path, as_version=4).cells[0]
+        assert first.cell_type == "markdown" and first.source.startswith("# ")
+        for what in ("runtime", "memory", "downloads", "minutes", "compute units"):
+            assert re.search(rf"^\| {what}[^|]* \| .+ \|$", first.source, re.MULTILINE), what
+        assert "What was run:" in first.source and "Not yet:" in first.source
+
+    def test_its_cells_are_short_parse_and_are_explained(self, path):
+        cells = nbformat.read(path, as_version=4).cells
+        for before, cell in zip(cells, cells[1:]):
+            if cell.cell_type == "code":
+                ast.parse(TransformerManager().transform_cell(cell.source))
+                lines = cell.source.splitlines()
+                assert len(lines) <= MOST_LINES and max(map(len, lines)) <= 125, cell.id
+                assert before.cell_type == "markdown" or cell.id in ("install", "loss"), cell.id
+
+    def test_its_paths_are_the_projects_and_what_it_names_exists(self, path):
+        source = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        assert not re.findall(r"(?<![\w.:/{}])/(?!content/drive)[a-z]+/", source)
+        named = set(re.findall(r"(?:configs|launch|\.assets)/[\w./]+\.\w+", source))
+        assert named and all((ROOT / name).exists() for name in named), named
+        assert all((FOLDER / name).exists() for name in re.findall(r"\d_\w+\.ipynb", source))
+
+
+class Kernels(AsyncKernelManager):
+    """Of this very interpreter, whatever kernels the user has installed."""
+
+    @property
+    def kernel_spec(self):
+        words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=words, display_name="Python 3", language="python")
+
+
+class Executed:
+    """A notebook that was run in a copy of the project's `configs` and `.assets` in `folder`."""
+
+    def __init__(self, name: str, folder: Path, monkeypatch):
+        monkeypatch.setenv("SOFTMASK_JAX_SMOKE", "1")
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+        beside = folder / "launch" / "colab"
+        beside.mkdir(parents=True)
+        for part in ("configs", ".assets"):
+            shutil.copytree(ROOT / part, folder / part)
+        self.runs, self.book = folder / "runs", nbformat.read(FOLDER / name, as_version=4)
+        # A socket's path must be short, and pytest's folders are not.
+        with tempfile.TemporaryDirectory() as sockets:
+            kernels = Kernels(transport="ipc", ip=f"{sockets}/kernel")
+            NotebookClient(self.book, km=kernels, timeout=300, resources={"metadata": {"path": str(beside)}}).execute()
+
+    def output(self, cell_id: str, mime: str) -> str:
+        """The last output of a cell that has this form."""
+        (cell,) = (cell for cell in self.book.cells if cell.id == cell_id)
+        return [out.data[mime] for out in cell.outputs if mime in out.get("data", {})][-1]
+
+    def printed(self, cell_id: str) -> str:
+        (cell,) = (cell for cell in self.book.cells if cell.id == cell_id)
+        return "".join(out.text for out in cell.outputs if out.output_type == "stream")
+
+    def page(self, cell_id: str) -> str:
+        """The page that a cell shows, taken out of its frame."""
+        (source,) = re.findall('srcdoc="([^"]*)"', self.output(cell_id, "text/html"))
+        return html.unescape(source)
+
+    def steps_and_losses(self, run: str, kind: str = "validation", name: str = "loss"):
+        return run_log.read(self.runs / run).column(kind, name)
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    return lambda name: Executed(name, tmp_path, monkeypatch)
+
+
+def assert_four_ways(source: str, steps: int, answers: int = 1) -> list[str]:
+    """Checks the table of a page; returns its texts."""
+    wanted = [f"{name} masks, {count} steps" for count in (steps, steps // 4) for name in ("plain", "soft")]
+    cost = r'<span class="pale">([\d.]+) calls, [\d.]+ tokens a call, [\d.]+ s an answer</span>'
+    heads = re.findall(rf'<th scope="col">([^<]*)<br>{cost}', source)
+    assert [name for name, _ in heads] == wanted
+    calls = [float(count) for _, count in heads]
+    assert calls[0] > 3 * calls[2] > 0 and calls[1] > 3 * calls[3] > 0 and max(calls) <= steps + 1
+    texts = re.findall(r"<td><pre>\n(.*?)</pre></td>", source, re.DOTALL)
+    assert len(texts) == 4 * answers
+    return texts
+
+
+@pytest.mark.full
+def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
+    done = execute("1_train_small.ipynb")
+    pictures = done.output("picture", "image/svg+xml"), (ROOT / ".assets" / "soft_masking.svg").read_text()
+    words, wanted = (re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in pictures)
+    assert words == wanted and "mask" in words
+    steps, losses = done.steps_and_losses("notebook_small", "train")
+    assert steps[-1] == 36 and losses[-4:].mean() < losses[:2].mean() - 1
+    _, nelbos = done.steps_and_losses("notebook_small", name="two_pass/nelbo")
+    assert len(nelbos) == 4 and nelbos[-1] < nelbos[0]
+    watched = done.page("train")
+    assert "Step 36 of 36" in watched and "Mean \u03bb" in watched and "Validation perplexity" in watched
+    assert done.page("report") == (done.runs / "notebook_small" / "report.html").read_text("utf-8")
+    played = done.page("trajectory")
+    assert played == (done.runs / "notebook_small" / "trajectory.html").read_text("utf-8")
+    assert 'id="trace"' in played and ", the largest on this page" in played  # lambda is above 0
+    assert_four_ways(done.page("compare"), 8)
+
+
+@pytest.mark.full
+def test_dream_answers_in_four_ways_in_the_notebook(execute):
+    done = execute("2_generate_with_dream.ipynb")
+    assert "models/tiny_dream: bfloat16 kernels" in done.printed("convert")
+    assert "variant='topk', k=1" in done.printed("load")
+    texts = assert_four_ways(done.page("compare"), 16)
+    assert texts[0] != texts[1] and texts[0] != texts[2]
+    assert done.page("compare") == (done.runs / "dream_side_by_side.html").read_text("utf-8")
+    played = done.page("trajectory")
+    assert played == (done.runs / "dream_trajectory.html").read_text("utf-8")
+    assert "entropy, 4 steps" in played and ", the largest on this page" in played
+
+
+@pytest.mark.full
+def test_dream_learns_in_the_notebook_and_its_adapter_is_exported_and_chats(execute):
+    done = execute("3_finetune_dream.ipynb")
+    assert "models/tiny_dream_int8: int8 kernels" in done.printed("convert")
+    work = done.runs / "notebook_dream"
+    steps, losses = done.steps_and_losses("notebook_dream/run")
+    assert list(steps) == [10, 20, 30, 40] and losses[-1] < losses[0] - 0.1
+    assert f"{losses[0]:.4f} after 10 steps, {losses[-1]:.4f} after 40" in done.printed("loss")
+    assert done.page("loss") == (work / "run" / "report.html").read_text("utf-8")
+    assert "Step 40 of 40" in done.page("train")
+    tensors = load_file(work / "adapter" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 4 * 3 and all(abs(value).max() > 0 for value in tensors.values())
+    assert json.loads((work / "adapter" / "adapter_config.json").read_text())["use_dora"] is True
+    transparency = json.loads((work / "adapter" / "transparency_config.json").read_text())
+    assert transparency["transparency_alg"] == "mixinputs_with_topk" and transparency["transparency_scale"] != 0.2
+    assert "transparency_config.json" in done.printed("export")
+    assert re.search(r"\[\d+ new tokens, 8 network calls, 2\.00 tokens a call", done.printed("chat"))
+    assert done.page("chat") == (work / "chat.html").read_text("utf-8") and "entropy, 8 steps" in done.page("chat")
