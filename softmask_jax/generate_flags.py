@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--length", type=_positive, help="of a text, for models of fixed length; the training length by default")
     add("--bos", action=argparse.BooleanOptionalAction, help="begin texts with BOS; by default where training did")
     add("--num_samples", type=_positive, default=1, help="answers to each prompt")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of everything that is drawn")
     add("--batch_size", type=_positive, help="rows at a time; by default 8, or all if they are fewer")
     add("--forbid", action="append", default=[], metavar="TOKEN", help="never write it: an id, or a text of one token")
     add("--stop", action="append", default=[], metavar="TEXT", help="cut answers there")

@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--folder", required=True, help="where there is room for the model, three times")
-    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--layers", type=int, default=28, help="of the Dream; 28 are 7B")
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
     place = Path(flags.folder) / "softmask_jax_convert"

@@ -239,8 +239,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens_per_step", type=int, default=8, help="of decoding in blocks")
     parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
     parser.add_argument("--json", default="", help="write the figures here too")
+    group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
     for field in dataclasses.fields(Sizes):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+        group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")
     flags = parser.parse_args(argv)
     if min(flags.rounds, flags.steps, flags.tokens_per_step) < 1:
         parser.error("--rounds, --steps and --tokens_per_step must be positive")

@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--folder", required=True, help="for the models and runs")
     parser.add_argument("--steps", type=int, default=600, help="of training the model")
-    parser.add_argument("--adapter_steps", type=int, default=150)
+    parser.add_argument("--adapter_steps", type=int, default=150, help="of training an adapter on either base")
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
     try:

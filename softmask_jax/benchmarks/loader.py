@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=100_000_000, help="made-up tokens")
     parser.add_argument("--batch", type=int, default=512, help="windows a batch of the loader")
     parser.add_argument("--step_batch", type=int, default=1, help="windows a train step")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of reading while memory is watched")
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)

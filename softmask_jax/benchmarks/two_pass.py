@@ -235,8 +235,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--remat", default="none,full", help=f"policies, of {', '.join(LIMITS)}")
     parser.add_argument("--vocab_sizes", default="50258,152064", help="for the vocabulary's operations")
     parser.add_argument("--json", default="", help="write the figures here too")
+    group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
     for field in dataclasses.fields(Sizes):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+        group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")
     flags = parser.parse_args(argv)
     flags.remat = [name for name in flags.remat.split(",") if name]
     if unknown := sorted(set(flags.remat) - set(LIMITS)):

@@ -1,0 +1,98 @@
+"""Help of every command, and what a newcomer's likeliest mistakes are answered."""
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "softmask_jax"
+# Not commands of the user: they are what a sandboxed process runs.
+INTERNAL = {"softmask_jax.evaluation.code.enter"}
+COMMANDS = sorted(
+    {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for path in PACKAGE.rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
+    } - INTERNAL
+)  # fmt: skip
+
+
+def help_of(command: str, capsys) -> str:
+    module = importlib.import_module(command)
+    module = importlib.import_module(f"{command}.__main__") if hasattr(module, "__path__") else module
+    with pytest.raises(SystemExit) as exit:
+        (module.supervise if command.endswith(".supervise") else module.main)(["--help"])
+    assert not exit.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_a_text_for_every_flag(command, capsys):
+    said = help_of(command, capsys)
+    # The usage lines hold the name too, but for "usage:".
+    assert re.search(rf"^    python -m {re.escape(command)} ", said, re.M), "no example"
+    # What lm-evaluation-harness says of itself comes last.
+    for flag, text in flags("usage:".join(said.split("usage:")[:2])):
+        assert text, f"{command} says nothing of {flag}"
+
+
+def flags(said: str) -> list[tuple[str, str]]:
+    """(flag, its help) of argparse's page."""
+    page = said[said.index("options:") if "options:" in said else 0 :]
+    found = []
+    for part in re.split(r"^  (?=-)", page, flags=re.M)[1:]:
+        lines = part.split("\n\n")[0].splitlines()
+        # Flag and help stand on one line two spaces apart, or below each other.
+        first, _, text = re.sub(r"\s{2,}", "\t", lines[0]).partition("\t")
+        found.append((first, (text + " ".join(lines[1:])).strip()))
+    return found
+
+
+# What is typed, and what has to stand in the one line of answer.
+MISTAKES = {
+    "a config that is not there": ("main --config=configs/dream.py --workdir={tmp}/run", "Config files there: configs/"),
+    "a key that is misspelt": (
+        "main --config=configs/stdlib.py --workdir={tmp}/run --config.train.step=5", "the nearest is 'steps'"),
+    "a variant that there is not": ("main --config=configs/stdlib.py:tiny --workdir={tmp}/run", "smoke"),
+    "text that is not there": (
+        "main --config=configs/stdlib.py --workdir={tmp}/run --config.data.source=files --config.data.paths={tmp}/*.txt",
+        "{tmp}/*.txt"),
+    "a mesh for more chips than there are": (
+        "main --config=configs/stdlib.py:smoke --workdir={tmp}/run --config.mesh.data=3", "does not fit 1 device"),
+    "Dream before it was converted": ("main --config=configs/dream7b.py --workdir={tmp}/run", "softmask_jax.convert"),
+    "generating from a folder that is no run": ("generate --checkpoint={tmp} --prompt=a", "--workdir of a training run"),
+    "a sampler that is misspelt": ("generate --checkpoint={tmp} --prompt=a --alg=remdm", "remdm_cap"),
+    "evaluating a task that there is not": ("evaluate --checkpoint={tmp} --tasks=ppl --out={tmp}/out", "perplexity"),
+    "converting a folder without weights": ("convert --src={tmp} --dst={tmp}/model", "{tmp}"),
+    "a workdir that cannot be written": (
+        "main --config=configs/stdlib.py:smoke --workdir=/proc/run", "Give a --workdir that can be written"),
+    "a slice of TPUs that there is not": ("compile --config=configs/stdlib.py --topology=v5e-16", "v5e:4x4"),
+    "a report of nothing": ("report {tmp}/nowhere", "{tmp}/nowhere"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What every mistake is answered, all of them tried at once: {name: (status, stderr, folder)}."""
+    started = {}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    for i, (name, (line, _)) in enumerate(MISTAKES.items()):
+        folder = tmp_path_factory.mktemp(f"mistake{i}")
+        command = [sys.executable, "-m", f"softmask_jax.{line.format(tmp=folder).split(' ')[0]}"]
+        command += line.format(tmp=folder).split(" ")[1:]
+        child = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started[name] = child, folder
+    return {name: (child.communicate(timeout=300)[1], child.returncode, folder) for name, (child, folder) in started.items()}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_newcomers_mistake_is_answered_in_one_line_that_helps(answers, name):
+    said, status, folder = answers[name]
+    lines = [line for line in said.splitlines() if not line.startswith("usage:")]
+    assert status in (1, 2) and "Traceback" not in said
+    errors = [line for line in lines if "rror" in line]
+    assert len(errors) == 1 and MISTAKES[name][1].format(tmp=folder) in errors[0], said
