@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from safetensors.numpy import load_file
 
-from softmask_jax import run_log
+from softmask_jax import config, run_log
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "launch" / "colab"
@@ -65,6 +65,19 @@ class TestFile:
         assert all((FOLDER / name).exists() for name in re.findall(r"\d_\w+\.ipynb", source))
 
 
+@pytest.mark.parametrize("int8", [True, False])
+def test_the_settings_of_fine_tuning_at_full_size_are_a_run(int8):
+    book = nbformat.read(FOLDER / "3_finetune_dream.ipynb", as_version=4)
+    names = {"SMOKE": False, "INT8": int8, "BASE": "models/dream"}
+    exec(*(cell.source for cell in book.cells if cell.id == "settings"), names)
+    found = config.load(names["CONFIG"], [word.removeprefix("--config.") for word in names["WORDS"]])
+    assert found.model.base == "models/dream" and found.model.base_dtype == ("int8" if int8 else "float")
+    assert (found.model.adapter, found.soft_mask.variant, found.data.buckets) == ("dora", "topk", "640")
+    train, _, validation = found.data.paths.partition(" | ")
+    assert train.endswith(":train") and validation.endswith(":test")
+    assert found.updates % found.eval.every == 0 and found.eval.every % found.checkpoint.every == 0
+
+
 class Kernels(AsyncKernelManager):
     """Of this very interpreter, whatever kernels the user has installed."""
 
@@ -84,11 +97,13 @@ class Executed:
         monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
         monkeypatch.delenv("XLA_FLAGS", raising=False)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         beside = folder / "launch" / "colab"
-        beside.mkdir(parents=True)
+        beside.mkdir(parents=True, exist_ok=True)
         for part in ("configs", ".assets"):
-            shutil.copytree(ROOT / part, folder / part)
-        self.runs, self.book = folder / "runs", nbformat.read(FOLDER / name, as_version=4)
+            shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
+        self.folder, self.runs, self.book = folder, folder / "runs", nbformat.read(FOLDER / name, as_version=4)
         # A socket's path must be short, and pytest's folders are not.
         with tempfile.TemporaryDirectory() as sockets:
             kernels = Kernels(transport="ipc", ip=f"{sockets}/kernel")
@@ -163,7 +178,7 @@ def test_dream_answers_in_four_ways_in_the_notebook(execute):
 
 
 @pytest.mark.full
-def test_dream_learns_in_the_notebook_and_its_adapter_is_exported_and_chats(execute):
+def test_dream_learns_in_the_notebook_survives_a_disconnection_is_exported_and_chats(execute):
     done = execute("3_finetune_dream.ipynb")
     assert "models/tiny_dream_int8: int8 kernels" in done.printed("convert")
     work = done.runs / "notebook_dream"
@@ -180,3 +195,13 @@ def test_dream_learns_in_the_notebook_and_its_adapter_is_exported_and_chats(exec
     assert "transparency_config.json" in done.printed("export")
     assert re.search(r"\[\d+ new tokens, 8 network calls, 2\.00 tokens a call", done.printed("chat"))
     assert done.page("chat") == (work / "chat.html").read_text("utf-8") and "entropy, 8 steps" in done.page("chat")
+
+    # The machine is gone in the middle of it, its folder on Drive is not.
+    for lost in (done.folder / "models", done.runs / "tiny_dream", work / "run" / "checkpoints" / "40", work / "adapter"):
+        shutil.rmtree(lost)
+    (work / "run" / "summary.json").unlink()
+    again = execute("3_finetune_dream.ipynb")
+    assert "Continuing from step 20." in again.printed("train")
+    assert again.steps_and_losses("notebook_dream/run")[1].tolist() == losses.tolist()
+    for name, value in load_file(work / "adapter" / "adapter_model.safetensors").items():
+        assert value.tobytes() == tensors[name].tobytes(), name
