@@ -1,7 +1,7 @@
 """The system calls that a program in the sandbox may not make, as a filter for Linux's seccomp.
 
 Refused is what makes processes (threads are allowed), reaches a network (namespaces do not hold everything: vsock),
-keeps memory that no limit counts (shared segments, memory files, message queues), looks into other processes, and parts
+keeps memory that no limit counts (shared segments, memory files, message queues, wide buffers of sockets), looks into other processes, and parts
 of the kernel that were attacked often and that no solution of a problem needs. Everything else is left to the namespaces
 and limits around it. Numbers are those of the kernel's tables for x86-64 and of its generic one for 64-bit Arm.
 """
@@ -16,8 +16,8 @@ _COMMON = {
     "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "memfd_secret": 447,
 }  # fmt: skip
 _X86_64 = _COMMON | {
-    "clone": 56, "fork": 57, "vfork": 58, "socket": 41, "socketpair": 53, "shmget": 29, "semget": 64, "msgget": 68,
-    "ptrace": 101, "syslog": 103, "personality": 135, "vhangup": 153, "modify_ldt": 154, "pivot_root": 155,
+    "clone": 56, "fork": 57, "vfork": 58, "socket": 41, "socketpair": 53, "setsockopt": 54, "shmget": 29, "semget": 64,
+    "msgget": 68, "ptrace": 101, "syslog": 103, "personality": 135, "vhangup": 153, "modify_ldt": 154, "pivot_root": 155,
     "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165, "umount2": 166, "swapon": 167,
     "swapoff": 168, "reboot": 169, "sethostname": 170, "setdomainname": 171, "iopl": 172, "ioperm": 173,
     "init_module": 175, "delete_module": 176, "quotactl": 179, "lookup_dcookie": 212, "clock_settime": 227, "mbind": 237,
@@ -27,7 +27,8 @@ _X86_64 = _COMMON | {
     "kcmp": 312, "finit_module": 313, "memfd_create": 319, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
 }  # fmt: skip
 _AARCH64 = _COMMON | {
-    "clone": 220, "socket": 198, "socketpair": 199, "shmget": 194, "semget": 190, "msgget": 186, "ptrace": 117,
+    "clone": 220, "socket": 198, "socketpair": 199, "setsockopt": 208, "shmget": 194, "semget": 190, "msgget": 186,
+    "ptrace": 117,
     "syslog": 116, "personality": 92, "vhangup": 58, "pivot_root": 41, "adjtimex": 171, "chroot": 51, "acct": 89,
     "settimeofday": 170, "mount": 40, "umount2": 39, "swapon": 224, "swapoff": 225, "reboot": 142, "sethostname": 161,
     "setdomainname": 162, "init_module": 105, "delete_module": 106, "quotactl": 60, "lookup_dcookie": 18,

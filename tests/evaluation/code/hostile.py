@@ -85,6 +85,18 @@ for call in (shared, lambda: mmap.mmap(-1, 1 << 30)):
 for number in (29, 64, 68) if os.uname().machine == "x86_64" else (194, 190, 186):
     if not refused_number(number, 0, 1 << 20, 0o1600): reached.append(number)
 """, NOWHERE),
+    "memory in buffers of sockets": ("""
+held, sent = [], 0
+def take():
+    global sent
+    while True:
+        held.extend(socket.socketpair())
+        with contextlib.suppress(OSError): held[-1].setsockopt(1, socket.SO_SNDBUF, 1 << 30)
+        held[-1].setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True: sent += held[-1].send(bytes(1 << 16))
+if tried(take) or sent > 64 << 20: reached.append(sent)
+""", NOWHERE),
     "a number that does not fit": ("x = 1 << (1 << 40)", "failed:MemoryError"),
     "a full disk": ("""
 def fill():
