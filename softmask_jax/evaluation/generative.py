@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.answers import count as counted
 from softmask_jax.data.cache import ENVIRONMENT_VARIABLE, cache_folder
 from softmask_jax.evaluation import mauve_score, references, samples, scores
+from softmask_jax.evaluation.models import checkpoints
 from softmask_jax.evaluation.samples import Samples
 from softmask_jax.evaluation.scorer import Scorer, open_files
 from softmask_jax.evaluation.scores import Scores
 from softmask_jax.evaluation.settings import Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Work
+from softmask_jax.evaluation.validation_dream import is_dream
 from softmask_jax.evaluation.validation_texts import Text
 
 # What the paper's numbers are of.
@@ -26,6 +29,10 @@ PAPER_COUNT, PAPER_LENGTH = 5_000, 1_024
 GPT2_LARGE = (1_280, 36)
 # MAUVE by clusterings from so many seeds, the settings' own first.
 SEEDS = 3
+NO_INTERVAL = (
+    "MAUVE has no interval: texts that are drawn again, as for a bootstrap, look further from the references than they are. "
+    "What it is by other clusterings stands in results.json (details.mauve.by_seed)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,12 @@ class Generative:
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
         wanted, given = settings.samples, settings.generative
+        for one in checkpoints(settings.models):
+            if is_dream(one.path):
+                raise ValueError(
+                    f"generative: {one.path} is a Dream, which was trained to answer and cannot write from masks alone; "
+                    "evaluate an MDLM, or leave the task out."
+                )
         positive = {
             "samples.count": wanted.count, "samples.batch_size": wanted.batch_size, "generative.batch_size": given.batch_size
         }  # fmt: skip
@@ -88,7 +101,7 @@ class Generative:
         if text is not None:
             estimates["mauve"], more, said = _against_people(work, scorer, written, found, text)
             details, notes = details | more, notes + said
-        estimates["tokens_per_call"] = scores.ratio(written.filled, written.calls, better="higher")
+        estimates["tokens_per_call"] = Estimate.of_ratio(written.filled, written.calls, better="higher")
         # The median: batches that were compiled for are left out, once there are more than two.
         cost = {"calls": float(written.calls.mean()), "seconds": float(np.median(written.seconds))}
         return Result(estimates, cost, details, tuple(notes))
@@ -122,7 +135,7 @@ def _against_people(work: Work, scorer: Scorer, written: Samples, found: Scores,
     elsewhere = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
     people = _scored(work, scorer, texts, cache_folder(model.config.data.cache_dir), elsewhere=elsewhere)
     mauve, details = _mauve(work, found, people)
-    notes = list(text.notes)
+    notes = [NO_INTERVAL, *text.notes]
     if len(texts) < count:
         notes.insert(0, f"MAUVE is against {len(texts):,} references, all there are, fewer than the {count:,} samples.")
     about = {
@@ -135,8 +148,7 @@ def _against_people(work: Work, scorer: Scorer, written: Samples, found: Scores,
 def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]:
     """MAUVE and what is beside it: of clusterings that begin elsewhere, how far its value hangs on them.
 
-    No interval: texts that are drawn again, as a bootstrap does, share clusters with themselves and look further from the
-    references than they are, and each draw takes a clustering of its own.
+    See NO_INTERVAL: drawn again, texts share clusters with themselves, and each draw takes a clustering of its own.
     """
     given, mine, theirs = work.settings.generative, ours.features[ours.written], people.features[people.written]
     options = {"scaling": given.mauve_scaling, "buckets": given.mauve_buckets}
@@ -163,8 +175,8 @@ def _notes(written: Samples, found: Scores, scorer: Scorer) -> Iterator[str]:
         )
     if (scorer.config.hidden_size, scorer.config.num_layers) != GPT2_LARGE:
         yield (
-            f"The scorer has {scorer.config.num_layers} layers of width {scorer.config.hidden_size}; the paper's is "
-            "GPT-2-large, 36 of 1,280."
+            f"The scorer has {counted(scorer.config.num_layers, 'layer')} of width {scorer.config.hidden_size}; the paper's "
+            "is GPT-2-large, 36 of 1,280."
         )
     if empty := int((~found.written).sum()):
         yield f"{empty:,} samples are empty texts: they count for entropy alone."

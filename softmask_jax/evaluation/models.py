@@ -81,10 +81,10 @@ class Loader:
                 mesh=self._mesh,
             )  # fmt: skip
             if step is None:
-                path = self._out / checkpoint.name / PIN
+                path, now = self._out / checkpoint.name / PIN, weights(checkpoint.path, model.step)
                 with explained(path, ELSEWHERE):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(path, {"asked": given.step, "step": model.step, "weights": weights(checkpoint.path, model.step)})
+                    write_json(path, {"asked": given.step, "step": model.step, "weights": now})
             self._last = checkpoint, without_soft_masking(model) if checkpoint.plain else model
         return self._last[1]
 

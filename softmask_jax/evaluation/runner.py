@@ -123,7 +123,8 @@ class Evaluation:
         started = time.monotonic()
         result = piece.task.run(work)
         step = self._load.step(piece.checkpoint)
-        _write(path, {"settings": decisive, "step": work.model.step if step is None else step, "result": dataclasses.asdict(result)})
+        step = work.model.step if step is None else step
+        _write(path, {"settings": decisive, "step": step, "result": dataclasses.asdict(result)})
         log.info("%s: %s (%.1f s)", piece.said, tables.line(result), time.monotonic() - started)
         # What is reported has been through the file, whether it is new or not.
         return _result(_stored(path)["result"])
@@ -142,9 +143,9 @@ class Evaluation:
         return found
 
     def _report(self, results: Mapping[Piece, Result], differences: list[dict]) -> dict:
+        steps = {piece.checkpoint: _stored(self.out / piece.folder / "result.json")["step"] for piece in results}
         models = {
-            one.name: {"path": str(one.path), "soft_masking": "off" if one.plain else "as trained",
-                       "step": _stored(self.out / next(p.folder for p in results if p.checkpoint == one) / "result.json")["step"]}
+            one.name: {"path": str(one.path), "soft_masking": "off" if one.plain else "as trained", "step": steps[one]}
             for one in self.checkpoints
         }  # fmt: skip
         rows = [

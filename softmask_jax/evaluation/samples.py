@@ -49,24 +49,24 @@ def entropies(tokens: np.ndarray) -> np.ndarray:
     return np.array(found) + 0.0
 
 
-def budgeted(options: Options, length: int, budget: Fraction) -> Options:
-    """The sampler with a share of its steps, at least one. ValueError if it does not count steps."""
+def counts_steps(options: Options) -> bool:
+    """Whether a sampler makes the number of steps that it is told."""
+    return options.tokens_per_step is None and options.alg not in WITHOUT_STEPS
+
+
+def budgeted(options: Options, length: int, budget: Fraction, section: str = "sampler") -> Options:
+    """The sampler with a share of its steps, at least one. ValueError if it does not count steps; section: of its config."""
     if budget == 1:
         return options
-    if options.tokens_per_step is not None or options.alg in WITHOUT_STEPS:
+    if not counts_steps(options):
         said = f"alg={options.alg}" if options.tokens_per_step is None else "tokens_per_step"
-        raise ValueError(f"config.sampler.{said} decides how many steps there are; leave config.run.budgets at 1.")
+        raise ValueError(f"config.{section}.{said} decides how many steps there are; leave config.run.budgets at 1.")
     own = MDLM_STEPS if not options.alg or options.alg in TRANSITIONS else length
     return dataclasses.replace(options, steps=max(1, round((options.steps or own) * budget)))
 
 
 def check_model(model) -> None:
-    """ValueError for a model that cannot write without a prompt, or whose ids are no text."""
-    if model.default_alg not in TRANSITIONS:
-        raise ValueError(
-            "generative: a Dream model was trained to answer and cannot write from masks alone; evaluate an MDLM, or leave "
-            "the task out."
-        )
+    """ValueError for a model whose ids are no text."""
     if isinstance(model.tokenizer, Ids):
         raise ValueError(
             "generative: this model was converted without a tokenizer, so that what it writes is no text; convert it again "
@@ -83,6 +83,8 @@ def write(work: Work) -> Samples:
     """
     model, given, seed = work.model, work.settings.samples, work.settings.run.seed
     length, size = given.length or model.max_length, given.batch_size
+    if length > model.max_length:
+        raise ValueError(f"config.samples.length is {length:,}; {work.name} takes {model.max_length:,} positions at most.")
     options = budgeted(work.settings.sampler, length, work.budget)
     decisive = {"length": length, "seed": seed, "batch_size": size, "step": model.step}
     decisive |= {f"sampler.{name}": value for name, value in dataclasses.asdict(options).items()}
@@ -95,7 +97,7 @@ def write(work: Work) -> Samples:
             work.check_stop()
             # A batch is always full: the rows too many are repeats.
             padded = [numbers[i % len(numbers)] for i in range(size)]
-            rows = _batch(model, masks, padded, options, seed)[: len(numbers)]
+            rows = _batch(work, masks, padded, options)[: len(numbers)]
             file.add([row for row in rows if (row["index"], 0) not in file.rows])
             log.info("%s: %s of %s samples written", work.name, f"{len(file.rows):,}", f"{given.count:,}")
         rows = [file.rows[number, 0] for number in range(given.count)]
@@ -105,13 +107,16 @@ def write(work: Work) -> Samples:
     )  # fmt: skip
 
 
-def _batch(model, masks: np.ndarray, numbers: list[int], options: Options, seed: int) -> list[dict]:
-    started = time.monotonic()
+def _batch(work: Work, masks: np.ndarray, numbers: list[int], options: Options) -> list[dict]:
+    model, seed, started = work.model, work.settings.run.seed, time.monotonic()
     keys = jnp.stack([row_key(seed, (number, 0)) for number in numbers])
     out = jax.block_until_ready(model.fill(masks, None, keys=keys, options=options))
     tokens, calls, filled = (np.asarray(x) for x in (out.tokens, out.row_calls, out.filled))
     if not (finite := np.asarray(out.finite)).all():
-        raise ValueError(f"Sample {numbers[int(np.argmin(finite))]}: the model's logits are NaN or infinite.")
+        raise ValueError(
+            f"{work.path}: the logits of sample {numbers[int(np.argmin(finite))]} are NaN or infinite at step {model.step}; "
+            "the weights are damaged, or the training diverged: give another --config.models.step."
+        )
     seconds = round((time.monotonic() - started) / len(set(numbers)), 4)
     return [
         {"index": number, "sample": 0, "text": model.tokenizer.decode(row), "tokens": row.tolist(),

@@ -51,21 +51,7 @@ class Scores:
         """exp of nats per counted token; ValueError if no token counts."""
         if not self.counted.any():
             raise ValueError("Generative perplexity: no text has two tokens, so there is nothing to score.")
-        return ratio(self.nll, self.counted).mapped(math.exp, unit="", better="lower")
-
-
-def ratio(sums: np.ndarray, counts: np.ndarray, **more) -> Estimate:
-    """sum(sums) / sum(counts) over independent rows [N], with the interval of the delta method for a ratio.
-
-    Rows are what is independent, not tokens: a row's deviation is sums - ratio * counts.
-    """
-    sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
-    value, rows = float(sums.sum() / counts.sum()), len(sums)
-    if rows < 2:
-        return Estimate(value, count=rows, **more)
-    deviations = sums - value * counts
-    half = 1.96 * math.sqrt(rows / (rows - 1) * float(np.square(deviations).sum())) / float(counts.sum())
-    return Estimate(value, value - half, value + half, rows, **more)
+        return Estimate.of_ratio(self.nll, self.counted).mapped(math.exp, unit="", better="lower")
 
 
 def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:

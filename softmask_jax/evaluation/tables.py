@@ -10,8 +10,10 @@ SHOWN = 2
 
 
 def number(value: float | str | None) -> str:
-    """Four significant digits; "" for None. NaN and infinities are as JSON has them here: text."""
-    return (value or "") if value is None or isinstance(value, str) else chart_axes.number(value)
+    """Four significant digits, whole numbers whole; "" for None. NaN and infinities are as JSON has them here: text."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else chart_axes.number(value)
 
 
 def estimate(found: Mapping) -> str:
@@ -41,7 +43,10 @@ def markdown(report: Mapping) -> str:
         ]
         header = ("task", "budget", "models", "what", "difference", "in favour of")
         parts += ["## Paired differences", "On the same draws.", table(header, rows)]
-    models = [(name, one["path"], f"{one['step']:,}", one["soft_masking"]) for name, one in report["models"].items()]
+    models = [
+        (name, one["path"].replace("|", r"\|"), f"{one['step']:,}", one["soft_masking"])
+        for name, one in report["models"].items()
+    ]
     parts += ["## Models", table(("model", "folder", "step", "soft-masking"), models)]
     used = [(name, str(value)) for name, value in report["versions"].items() if value is not None]
     parts += ["## Versions", table(("what", "version"), used)]

@@ -50,6 +50,20 @@ class Estimate:
         half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
         return cls(mean, mean - half, mean + half, len(values), **more)
 
+    @classmethod
+    def of_ratio(cls, sums, counts, **more) -> "Estimate":
+        """sum(sums) / sum(counts) over independent rows [N], with the interval of the delta method for a ratio.
+
+        Rows are what is independent, not what they count: a row's deviation is sums - ratio * counts.
+        """
+        sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+        value, rows = float(sums.sum() / counts.sum()), len(sums)
+        if rows < 2:
+            return cls(value, count=rows, **more)
+        deviations = sums - value * counts
+        half = 1.96 * math.sqrt(rows / (rows - 1) * float(np.square(deviations).sum())) / float(counts.sum())
+        return cls(value, value - half, value + half, rows, **more)
+
     def mapped(self, function: Callable[[float], float], **more) -> "Estimate":
         """Of a rising function of the number, such as exp."""
         ends = (None if end is None else function(end) for end in (self.low, self.high))

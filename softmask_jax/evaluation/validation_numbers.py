@@ -79,17 +79,7 @@ def cross_entropy_by_t(found: Columns, bins: int) -> list[Mapping]:
         row = {"t": [number / bins, (number + 1) / bins], "rows": int(here.sum()), "masked": int(tokens.sum())}
         for name in found.passes:
             nats = np.where(here, found.values[f"{name}_cross_entropy"], 0.0).sum(1)
-            row[name] = _ratio(nats, tokens)
+            ratio = Estimate.of_ratio(nats[tokens > 0], tokens[tokens > 0])
+            row[name] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
         made.append(row)
     return made
-
-
-def _ratio(sums: np.ndarray, tokens: np.ndarray) -> dict[str, float | None]:
-    """Nats per token over the windows [W] that have some, with the interval of a ratio estimate."""
-    sums, tokens = sums[tokens > 0], tokens[tokens > 0]
-    value, count = float(sums.sum() / tokens.sum()), len(tokens)
-    if count < 2:
-        return {"value": value, "low": None, "high": None}
-    residuals = sums - value * tokens
-    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(tokens.sum())
-    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}

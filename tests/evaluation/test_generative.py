@@ -181,7 +181,12 @@ def test_a_converted_model_needs_references_named(folder, models, tmp_path):
 
 def test_readers_are_told_that_numbers_are_not_the_papers(soft):
     assert any("12 samples of 16 tokens" in note for note in soft.notes)
-    assert any("GPT-2-large" in note for note in soft.notes)
+    assert any("1 layer of width 16" in note and "GPT-2-large" in note for note in soft.notes)
+
+
+def test_a_number_without_an_interval_says_why(soft):
+    without = [name for name, one in soft.estimates.items() if one.low is None]
+    assert without == ["mauve"] and any("MAUVE has no interval" in note for note in soft.notes)
 
 
 def test_nothing_is_paired(folder, models):
@@ -219,6 +224,12 @@ def test_bad_settings_are_one_line_before_a_model_is_loaded(folder, change, said
     with pytest.raises(ValueError, match=said) as error:
         check(settings(folder / "soft", folder / "scorer", **change))
     assert "\n" not in str(error.value)
+
+
+def test_a_dream_is_refused_before_a_model_is_loaded(folder, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"kind": "dream"}}))
+    with pytest.raises(ValueError, match="is a Dream, .* leave the task out"):
+        check(settings(tmp_path, folder / "scorer"))
 
 
 def test_a_missing_scorer_says_what_to_download(folder):

@@ -149,7 +149,7 @@ def test_differences_are_paired_and_favour_someone_only_where_zero_is_left_out(p
 def test_tables_show_numbers_with_intervals_units_costs_and_notes(place):
     text = tables.markdown(evaluate(place, Counting(), run={"budgets": "1; 1/2"}))
     row = next(line for line in text.splitlines() if line.startswith("| soft") and "1/2" in line)
-    assert "mean, nats" in text and "[" in row and "32.00" in row and "- A note." in text
+    assert "mean, nats" in text and "[" in row and "| 32 " in row and "- A note." in text
     assert "| 1      | soft - binary |" in text
 
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from softmask_jax.evaluation import scorer as scorers
 from softmask_jax.evaluation.scorer import Scorer, open_files
-from softmask_jax.evaluation.scores import Scores, counts, ratio, score
+from softmask_jax.evaluation.scores import Scores, counts, score
+from softmask_jax.evaluation.task import Estimate
 from softmask_jax.evaluation.task import Stopped
 from tests import tiny_gpt2
 from tests.evaluation import scored
@@ -188,10 +189,10 @@ def test_the_interval_of_a_ratio_covers_it_at_its_rate():
     for _ in range(400):
         lengths = random.integers(5, 60, 80)
         sums = lengths * 3.0 + random.normal(0, 5, 80) * np.sqrt(lengths)
-        found = ratio(sums, lengths)
+        found = Estimate.of_ratio(sums, lengths)
         covered += found.low <= 3.0 <= found.high
     assert 0.92 < covered / 400 < 0.98
-    assert ratio([6.0], [2]).low is None and ratio([6.0], [2]).value == 3.0
+    assert Estimate.of_ratio([6.0], [2]) == Estimate(3.0, count=1)
 
 
 def test_retokenized_texts_are_those_of_a_tokenizer_that_knows_the_end(tmp_path):

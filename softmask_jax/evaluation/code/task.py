@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
+from fractions import Fraction
 
 import numpy as np
 from tqdm import tqdm
@@ -19,10 +20,12 @@ from softmask_jax.evaluation.code import prompts as wording
 from softmask_jax.evaluation.code.pass_at_k import difference, estimate, pass_at_k
 from softmask_jax.evaluation.code.problems import HUMANEVAL, Problem
 from softmask_jax.evaluation.code.running import FAILED, PASSED, Limits, Program
-from softmask_jax.evaluation.settings import Code, Settings, listed
+from softmask_jax.evaluation.samples import budgeted, counts_steps
+from softmask_jax.evaluation.settings import Code, Settings, budgets, listed
 from softmask_jax.evaluation.task import Estimate, Result, Work
 from softmask_jax.files import plain
 from softmask_jax.generation import Generator, plan, shape_of
+from softmask_jax.samplers import Options
 
 NEW_TOKENS = {HUMANEVAL: 768, problems.MBPP: 512}
 # Less, and no interpreter with NumPy can begin.
@@ -51,6 +54,8 @@ class CodeTask:
         if not 0 < code.timeout < 3_600:
             raise ValueError(f"config.code.timeout is {code.timeout} seconds; give more than 0, and less than an hour.")
         wanted(code)
+        for budget in budgets(settings.run.budgets):
+            self._sampler(settings, budget)
         self._problems(code)
         if allow_code:
             leave_to_run(allow_unsafe_code)
@@ -62,7 +67,8 @@ class CodeTask:
         given = self._problems(code)
         answers = self._answers(work, given)
         summary = summarize(answers.values())
-        cost = {"calls": summary["calls"], "seconds": summary["seconds"] / len(answers)}
+        # The median: batches that were compiled for are left out, once there are many.
+        cost = {"calls": summary["calls"], "seconds": float(np.median([row["seconds"] for row in answers.values()]))}
         shares = {name: summary[name] for name in ("empty", "ended", "new_tokens", "tokens_per_call")}
         notes = [_lengths(answers)] if summary["errors"] == 0 else [
             f"{count(summary['errors'], 'answer')} of {len(answers):,} could not be made, the model's logits were NaN or "
@@ -100,13 +106,20 @@ class CodeTask:
     def _problems(self, code: Code) -> list[Problem]:
         return problems.load(self.name, code.problems, limit=code.limit, compat=code.compat)
 
+    def _sampler(self, settings: Settings, budget: Fraction) -> Options:
+        """With as many steps as the task has by default, or a share of them. ValueError for a share of a sampler's that
+        counts none."""
+        code, options = settings.code, settings.code_sampler
+        new_tokens = _new_tokens(self.name, code)
+        steps = code.steps or options.steps or (new_tokens if counts_steps(options) else None)
+        return budgeted(dataclasses.replace(options, steps=steps), new_tokens, budget, "code_sampler")
+
     def _answers(self, work: Work, given: list[Problem]) -> dict:
         """Every answer, by (problem, sample); those that are not there are generated."""
-        code, options = work.settings.code, work.settings.code_sampler
-        new_tokens = code.max_new_tokens or NEW_TOKENS[problems.family(self.name)]
-        steps = max(round((code.steps or options.steps or new_tokens) * work.budget), 1)
+        code, new_tokens = work.settings.code, _new_tokens(self.name, work.settings.code)
+        options = self._sampler(work.settings, work.budget)
         decisive = {
-            "problems": problems.fingerprint(given), "samples": code.samples, "chat": code.chat, "steps": steps,
+            "problems": problems.fingerprint(given), "samples": code.samples, "chat": code.chat,
             "max_new_tokens": new_tokens, "prompt_tokens": code.prompt_tokens, "batch_size": code.batch_size,
             "sampler": plain(dataclasses.asdict(options)), "seed": work.settings.run.seed,
         }  # fmt: skip
@@ -120,7 +133,7 @@ class CodeTask:
                 raise ValueError(f"{work.name} has no {absent}, so it cannot be asked for programs.")
             asked = [wording.row(self.name, problem, chat) for problem in given]
             patterns = prompts.every(asked, wording.Asker(model, new_tokens, code.prompt_tokens))
-            options = dataclasses.replace(options, alg=options.alg or model.default_alg, steps=steps)
+            options = dataclasses.replace(options, alg=options.alg or model.default_alg)
             generator = Generator(model, options, work.settings.run.seed, wording.stops(self.name, chat))
             shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
             batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows)
@@ -161,6 +174,10 @@ class CodeTask:
     @staticmethod
     def _bar(pieces, total: int, title: str) -> tqdm:
         return tqdm(pieces, title, total, disable=None, dynamic_ncols=True, leave=False)
+
+
+def _new_tokens(task: str, code: Code) -> int:
+    return code.max_new_tokens or NEW_TOKENS[problems.family(task)]
 
 
 def leave_to_run(allow_unsafe_code: bool) -> bool:

@@ -7,14 +7,13 @@ from fractions import Fraction
 from softmask_jax import generate_flags, option_flags
 from softmask_jax.config_sections import Mesh
 from softmask_jax.data.records import nearest
+from softmask_jax.evaluation.samples import counts_steps
 from softmask_jax.samplers import Options
 from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
 from softmask_jax.samplers.options import MDLM_STEPS
 
 # Given to every model by the harness, of no use to ours: JAX knows the devices.
 FOREIGN = ("device", "trust_remote_code", "max_batch_size")
-# These make as many steps as their rule needs.
-UNCOUNTED = ("confidence_threshold", "confidence_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Arguments:
         steps = self.options.steps
         if self.share is not None:
             steps = max(1, int(self.share * default))
-        elif steps is None and alg in DREAMS and alg not in UNCOUNTED and self.options.tokens_per_step is None:
+        elif steps is None and alg in DREAMS and counts_steps(dataclasses.replace(self.options, alg=alg)):
             steps = default
         return dataclasses.replace(self.options, alg=alg, steps=steps)
 

@@ -11,6 +11,7 @@ from softmask_jax.evaluation.code import problems, sandbox
 from softmask_jax.evaluation.code.task import CodeTask
 from softmask_jax.evaluation.settings import Code, Settings
 from softmask_jax.evaluation.task import Stopped
+from softmask_jax.samplers import Options
 from tests.evaluation.code.works import HUMANEVAL_ROW, MBPP_ROW, PLUS_ROW, Writer, work, write_rows
 
 RIGHT, WRONG = "    return 2 * x\n", "    return x\n"
@@ -193,6 +194,18 @@ def test_the_budget_is_a_share_of_the_steps(tmp_path):
         steps.append(model.options[0].steps)
     assert steps == [768, 384, 192]
     assert os.listdir(tmp_path / "1") and model.options[0].alg == "entropy"
+
+
+@pytest.mark.parametrize("sampler", [Options(alg="confidence_threshold"), Options(alg="entropy", tokens_per_step=2)])
+def test_a_sampler_that_counts_no_steps_is_told_none_and_has_no_budgets(tmp_path, sampler):
+    model, task = Writer([RIGHT]), CodeTask("humaneval")
+    with work(tmp_path / "w", model, allow_code=False, **humaneval(tmp_path)) as unit:
+        unit = dataclasses.replace(unit, settings=dataclasses.replace(unit.settings, code_sampler=sampler))
+        task.run(unit)
+        assert model.options[0].steps is None
+        run = dataclasses.replace(unit.settings.run, budgets="1; 1/2")
+        with pytest.raises(ValueError, match="config.code_sampler.*leave config.run.budgets at 1"):
+            task.check(dataclasses.replace(unit.settings, run=run), allow_code=False, allow_unsafe_code=False)
 
 
 def test_a_model_without_a_template_cannot_be_made_to_chat(tmp_path):
