@@ -89,11 +89,12 @@ def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         settings, flags.out, tasks.chosen(settings.run.tasks), softmask_jax.load, allow_code=flags.allow_code,
         allow_unsafe_code=flags.allow_unsafe_code,
     )  # fmt: skip
-    if settings.run.plots and len(evaluation.budgets) > 1:
+    drawn = settings.run.plots and len(evaluation.budgets) > 1 and any(task.sweeps for task in evaluation.tasks)
+    if drawn:
         plots.check()
     found = evaluation()
     print(tables.markdown(found))
-    if settings.run.plots and len(evaluation.budgets) > 1:
+    if drawn:
         for path in plots.write(found, evaluation.out / "plots"):
             print(f"Plot     {path}")
     print(f"Numbers  {evaluation.out / 'results.json'}")

@@ -1,5 +1,6 @@
 """The record of a validation: a row for each window and draw, kept as it is made; and its columns, read back."""
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from softmask_jax.answers import AnswerFile, Key, key_of
 from softmask_jax.evaluation.task import Work
 
+log = logging.getLogger("softmask_jax")
 PASSES = ("one_pass", "two_pass")
 # Rows are synced to the disk so often, whatever a batch takes: a kill costs no more work than that.
 SYNC_SECONDS = 2.0
@@ -94,13 +96,18 @@ def columns(rows: Iterable[Mapping], draws: int) -> Columns:
 
 
 def stored(folder: Path, name: str) -> tuple[dict, Columns] | None:
-    """Settings and columns of a complete record; None if there is none."""
+    """Settings and columns of a complete record; None if there is none, or with a warning if it is damaged."""
     path = folder / f"{name}.jsonl"
     try:
         settings = json.loads(path.with_name(path.name + ".settings.json").read_text("utf-8"))
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError):
+        missing = settings["windows"] * settings["draws"] - len({key_of(row) for row in rows})
+    except FileNotFoundError:
         return None
-    if not rows or len({key_of(row) for row in rows}) != settings["windows"] * settings["draws"]:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        missing = str(error)
+    if missing:
+        log.warning("%s is damaged (%s): no difference to another model is paired with it", path,
+                    missing if isinstance(missing, str) else f"rows not there: {missing:,}")
         return None
     return settings, columns(rows, settings["draws"])

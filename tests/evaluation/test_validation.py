@@ -1,6 +1,7 @@
 """The task "perplexity": exact for models with a known answer, the same whatever is killed, batched or sharded."""
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -195,6 +196,17 @@ def test_records_of_other_draws_or_unfinished_ones_are_not_compared(soft, folder
         Validation().run(begun)
     assert Validation().compare(begun, soft[0]) == {}
     assert Validation().compare(work(folder / "nothing", folder / "soft", models["soft"]), soft[0]) == {}
+
+
+def test_a_record_that_was_damaged_later_is_not_compared_and_is_named(soft, folder, models, caplog):
+    made = work(folder / "damaged", folder / "soft", models["soft"])
+    shutil.copytree(soft[0].folder, made.folder, dirs_exist_ok=True)
+    record = made.folder / "validation.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    for damage, said in ((lines[:-1], "rows not there: 1"), (["garbage\n", *lines[1:]], "Expecting value")):
+        record.write_text("".join(damage))
+        assert Validation().compare(made, soft[0]) == {}
+        assert f"{record} is damaged ({said}" in caplog.text
 
 
 def test_other_settings_do_not_continue_a_record(soft, folder, models):
