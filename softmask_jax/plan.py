@@ -128,12 +128,17 @@ def measured(path: str) -> tuple[tuple, str]:
     Each row of the log is many steps, and has the share of them that made two passes.
 
     Raises:
-      ValueError: too few rows, or ones that all have the same share.
+      ValueError: a run on conversations, whose rows have no one length; too few rows, or ones that all have the same share.
     """
     from softmask_jax import config as schema
 
     log = run_log.read(path)
     config = schema.from_dict(log.config)
+    if config.model.kind == "dream":
+        raise ValueError(
+            f"{path} was trained on conversations of any length, so its log does not say what a step took; give --seconds "
+            "and --two_pass_seconds."
+        )
     tokens = config.train.global_batch_size * config.data.seq_len
     (timed, speed), (counted_at, shares) = (log.column("train", name) for name in ("tokens_per_second", "two_pass_share"))
     _, at, also = np.intersect1d(timed, counted_at, return_indices=True)
@@ -211,6 +216,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error("--seconds must be positive, and --two_pass_seconds not below it")
     if flags.chips < 1:
         parser.error("--chips must be at least 1")
+    if min(flags.length, flags.vocab_size) < 0:
+        parser.error("--length and --vocab_size are 0, for the usual ones, or positive")
     return flags, overrides
 
 

@@ -55,6 +55,10 @@ def test_seconds_of_both_kinds_of_steps_come_out_of_a_log_with_pauses(tmp_path):
     ((plain, _), (both, _)), said = plan.measured(str(folder))
     assert plain == pytest.approx(0.5, rel=0.03) and both == pytest.approx(0.7, rel=0.03)
     assert "40 rows" in said
+    settings = config.load("configs/dream7b.py").to_dict()
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="conversations of any length.*give --seconds"):
+        plan.measured(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(words, said, tmp_path, capsy
     [
         (["--seconds=1"], "go together"), (["--seconds=2", "--two_pass_seconds=1"], "not below it"),
         (["--run=a", "--topology=v5e:1x1"], "one of --topology"), (["--chips=0"], "at least 1"),
+        (["--length=-5"], "--length and --vocab_size"),
     ],
 )  # fmt: skip
 def test_flags_that_make_no_sense_are_refused(words, said, capsys):
@@ -100,6 +105,7 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path, capsys
 @pytest.mark.full
 @pytest.mark.xdist_group("tpu")
 def test_seconds_come_from_the_program_that_is_compiled_for_a_tpu(tmp_path, capsys):
+    pytest.importorskip("libtpu")
     out = tmp_path / "plan.json"
     words = [f"--config.{key}" for key in [*SMALL, "train.global_batch_size=8"]] + ["--vocab_size=100", f"--json={out}"]
     assert plan.main(["--config=configs/mdlm_owt.py", "--topology=v5e:1x1", *words]) == 0
