@@ -128,7 +128,9 @@ def test_without_the_sandbox_limits_still_hold(outside):
 
 
 RUN = """
-import sys
+import signal, sys
+# A shell's background job inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from softmask_jax.evaluation.code import sandbox
 from softmask_jax.evaluation.code.running import Limits, Program
 box = sandbox.Sandbox(Limits(600.0), isolated=sys.argv[1] == "True")
@@ -146,7 +148,7 @@ def test_a_parent_that_dies_leaves_no_program_behind(tmp_path, isolated, number)
         time.sleep(0.02)
     assert len(started) >= wanted
     parent.send_signal(number)
-    parent.wait()
+    parent.wait(60)
     assert gone(started)
 
 
