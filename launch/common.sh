@@ -3,6 +3,8 @@
 # They set: options (that take a value), switches, actions; and get: action, the array opt, args (what follows --).
 
 declare -A opt=()
+# The script itself, from wherever it was called; its options that name files here are seen from there.
+self="$PWD/launch/${0##*/}" caller="${OLDPWD:-$PWD}" nested="" folder=""
 action="" args=() place=unknown status=unknown code=1 step=-1 finished=no reason=""
 
 say() { printf '%s\n' "$*" >&2; }
@@ -15,7 +17,7 @@ die() {
 }
 
 # The comment at the head of a script is its help.
-usage() { sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$0"; }
+usage() { sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$self"; }
 
 # Words as a POSIX shell reads them again, one by one.
 quote() {
@@ -46,11 +48,13 @@ parse() {
       --*)
         key="${1#--}"
         key="${key%%=*}"
-        if [[ " ${switches:?} " == *" $key "* ]]; then
+        if [[ "$key" == *' '* ]]; then
+          die 2 "there is no option --$key; ${0##*/} --help lists them"
+        elif [[ " ${switches:?} " == *" $key "* ]]; then
           [ "$1" = "--$key" ] || die 2 "--$key takes no value"
           value=yes
         elif [[ " ${options:?} " != *" $key "* ]]; then
-          die 2 "there is no option --$key; $(basename "$0") --help lists them"
+          die 2 "there is no option --$key; ${0##*/} --help lists them"
         elif [ "$1" != "--$key" ]; then
           value="${1#*=}"
         elif [ $# -gt 1 ]; then
@@ -59,7 +63,10 @@ parse() {
         else
           die 2 "--$key needs a value"
         fi
-        if [ "$key" = secret ] && [ -n "${opt[secret]:-}" ]; then value="${opt[secret]} $value"; fi
+        if [ "$key" = secret ] || [ "$key" = sbatch ]; then
+          [[ "$value" != *[[:space:]]* ]] || die 2 "--$key takes one word; give it again for more"
+          value="${opt[$key]:-}${opt[$key]:+ }$value"
+        fi
         opt[$key]="$value"
         ;;
       *)
@@ -75,25 +82,44 @@ parse() {
   [[ "${opt[name]}" =~ ^[a-z][a-z0-9-]{0,38}[a-z0-9]$ ]] ||
     die 2 "--name='${opt[name]}': it is needed, 2 to 40 of a-z, 0-9 and -, a letter first"
   for key in wait poll restarts nodes gpus slices port; do
-    [[ "${opt[$key]-0}" =~ ^[0-9]+$ ]] || die 2 "--$key=${opt[$key]} is not a whole number"
+    [[ "${opt[$key]-0}" =~ ^[0-9]{1,9}$ ]] || die 2 "--$key=${opt[$key]} is not a whole number"
+    if [ -n "${opt[$key]:-}" ]; then opt[$key]=$((10#${opt[$key]})); fi
+  done
+  for key in nodes gpus slices; do
+    [ "${opt[$key]:-1}" -gt 0 ] || die 2 "--$key=0: at least one is needed"
+  done
+  for key in hosts-file to; do
+    if [[ "${opt[$key]:-/}" != /* && "$caller" != "$PWD" ]]; then opt[$key]="$caller/${opt[$key]}"; fi
   done
   if [[ "${opt[*]}${args[*]-}" == *$'\n'* ]]; then die 2 "a line break in an argument"; fi
-  trap 'say "Interrupted here only: what runs or waits for ${opt[name]} elsewhere was not touched."; exit 130' INT TERM
+  trap interrupted INT TERM
+}
+
+interrupted() {
+  if [ -n "$nested" ]; then exit 130; fi # the inner one has said it
+  case "$action" in
+    create | follow) say "Interrupted here only: what runs or waits for ${opt[name]} elsewhere was not touched." ;;
+    *) say "Interrupted: '$action' of ${opt[name]} may be half done elsewhere; give it again to complete it." ;;
+  esac
+  exit 130
 }
 
 # This script once more, as another action with the same options: a failure in it does not end this one.
 as() {
-  local key value words=()
+  local key value ended=0 words=()
   for key in "${!opt[@]}"; do
     if [[ " $switches " == *" $key "* ]]; then
       words+=("--$key")
     elif [ "$key" = secret ]; then
       for value in ${opt[secret]}; do words+=(--secret="$value"); done
-    elif [ -n "${opt[$key]}" ]; then
+    else
       words+=("--$key=${opt[$key]}")
     fi
   done
-  bash "$0" "$1" "${words[@]}" -- "${args[@]}"
+  nested=yes
+  bash "$self" "$1" "${words[@]}" -- "${args[@]}" || ended=$?
+  nested=""
+  return "$ended"
 }
 
 # required NAMES: those options must have been given.
@@ -109,6 +135,17 @@ run() { if dry; then printf '%s\n' "$(quote "$@")"; else "$@"; fi; }
 
 # need PROGRAM HOW: end with one line where a program is not there.
 need() { dry || command -v "$1" > /dev/null || die 1 "$1: command not found. $2"; }
+
+# scratch: sets folder, a new one that is gone at the end of this script. In a dry run only its name and a command.
+scratch() {
+  if dry; then
+    folder="${TMPDIR:-/tmp}/softmask_jax-${opt[name]}"
+    run mkdir -m 700 "$folder"
+    return
+  fi
+  folder="$(mktemp -d 2> /dev/null)" || die 1 "no temporary folder can be made; set TMPDIR to a folder that can be written."
+  trap 'rm -rf "$folder"' EXIT
+}
 
 # pack FILE: what hosts need of the working tree, tracked and new files, nothing that git ignores.
 pack() {
@@ -144,6 +181,10 @@ node() { echo "cd $(quote "${opt[dir]}") && bash launch/node.sh $(quote "$@")"; 
 secrets_to() {
   local name
   check_secrets
+  if dry; then
+    echo "# $(quote "$1"), of mode 600, then holds the values of ${opt[secret]}"
+    return
+  fi
   (umask 077 && : > "$1")
   for name in ${opt[secret]}; do printf '%s=%s\n' "$name" "$(quote "${!name}")" >> "$1"; done
 }
@@ -160,6 +201,7 @@ check_secrets() {
 # follow: the log of the first host until the run is finished; with --watch, whatever ends it before is followed by a new
 # start, until --restarts in a row came to no newer checkpoint. Uses of its caller:
 #   show_log     prints the log while the run goes on; returns when it ended or the connection is lost
+#   ask_status   the commands by which look finds out (only printed, in a dry run)
 #   look         sets place (up | gone | deleted | unknown), status (running | ended | lost | absent | unknown), code, step,
 #                finished
 # What brings machines and run back is the action resume.
@@ -167,7 +209,13 @@ check_secrets() {
 follow() {
   local furthest=-1 fruitless=0 silent=0 tried="" shown="" why
   if dry; then
+    echo "# every ${opt[poll]} s until the run has ended:"
+    ask_status
     show_log
+    if [ -n "${opt[watch]:-}" ]; then
+      echo "# whatever ends it before is followed by a resume:"
+      as resume
+    fi
     return
   fi
   look
@@ -220,7 +268,7 @@ follow() {
       return "$code"
     fi
     say "$why. Restart $fruitless of ${opt[restarts]}, from the last checkpoint."
-    as resume || say "That did not bring it back."
+    if as resume; then shown=""; else say "That did not bring it back."; fi
     tried=yes
     look
   done

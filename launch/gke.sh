@@ -71,13 +71,11 @@ create() {
 }
 
 start() {
-  local folder command flags=() name
+  local command flags=() names=()
   required type config workdir
   need_xpk
   check_secrets
-  folder="$(mktemp -d)"
-  # shellcheck disable=SC2064
-  trap "rm -rf '$folder'" EXIT
+  scratch
   # `exec`: the pod's SIGTERM must reach the training, which saves.
   command="exec bash launch/node.sh attend $(quote --name="${opt[name]}" --workdir="${opt[workdir]}" -- \
     --config="${opt[config]}" --workdir="${opt[workdir]}" "${args[@]}")"
@@ -93,7 +91,12 @@ start() {
   fi
   if [ -n "${opt[secret]:-}" ]; then
     # A name alone: xpk looks up the value.
-    for name in ${opt[secret]}; do echo "$name"; done > "$folder/env"
+    read -r -a names <<< "${opt[secret]}"
+    if dry; then
+      echo "$(quote printf '%s\n' "${names[@]}") > $(quote "$folder/env")"
+    else
+      printf '%s\n' "${names[@]}" > "$folder/env"
+    fi
     flags+=(--env-file="$folder/env")
   fi
   # 1: a supervisor gave up, perhaps because another pod was lost. 75: stopped and saved, not finished.
@@ -164,7 +167,7 @@ delete() {
       die 1 "the cluster ${opt[cluster]} was not deleted and may still cost."
   else
     remove
-    say "The cluster ${opt[cluster]} stands and costs; delete --with-cluster ends it."
+    dry || say "The cluster ${opt[cluster]} stands and costs; delete --with-cluster ends it."
   fi
 }
 

@@ -14,7 +14,7 @@
 # goes on. A run that is finished does not.
 #
 # Job:       --nodes=1   --gpus=8 (of a node; one process each)   --partition=P   --account=A   --time=1-00:00:00
-#            --sbatch=FLAG (one more #SBATCH line, such as --sbatch=--constraint=a100)
+#            --sbatch=FLAG (one more #SBATCH line, such as --sbatch=--constraint=a100; again for more)
 # Training:  --config=FILE[:VARIANT]   --workdir=DIR; all else after --
 # Setup:     --extras=cuda12,chat,hf,hub (a login node may have no GPU, so the CUDA version is not guessed)
 # Secrets:   --secret=HF_TOKEN (again for more): a variable set here, written to ~/.softmask_jax/secrets, mode 600; the
@@ -42,7 +42,9 @@ if [ "$action" = create ]; then
   exit 0
 fi
 for key in partition account time sbatch; do
-  [[ "${opt[$key]:-x}" =~ ^[A-Za-z0-9_.,:=@+/-]+$ ]] || die 2 "--$key=${opt[$key]}: a character that #SBATCH does not take"
+  given="${opt[$key]:-x}"
+  if [ "$key" = sbatch ]; then given="${given// /}"; fi
+  [[ "$given" =~ ^[A-Za-z0-9_.,:=@+/-]+$ ]] || die 2 "--$key=${opt[$key]}: a character that #SBATCH does not take"
 done
 
 job() {
@@ -50,7 +52,7 @@ job() {
   log="$(quote "${opt[workdir]}/logs/${opt[name]}-%t.log")"
   if [ -n "${opt[partition]:-}" ]; then more+=(--partition="${opt[partition]}"); fi
   if [ -n "${opt[account]:-}" ]; then more+=(--account="${opt[account]}"); fi
-  if [ -n "${opt[sbatch]:-}" ]; then more+=("${opt[sbatch]}"); fi
+  for line in ${opt[sbatch]:-}; do more+=("$line"); done
   cat << SCRIPT
 #!/usr/bin/env bash
 #SBATCH --job-name=${opt[name]}
@@ -85,17 +87,19 @@ exit "\$code"
 SCRIPT
 }
 
-# The number of the job of this name in the queue, "" for none.
-queued() { squeue --noheader --me --name="${opt[name]}" --format=%i | head -n 1; }
+# The numbers of jobs of this name in the queue.
+queued() { run squeue --noheader --me --name="${opt[name]}" --format=%i; }
 
 submit() {
   local id command=(sbatch --parsable --output="${opt[workdir]}/logs/${opt[name]}.sbatch.log" "$script")
   if dry; then
+    queued
     run "${command[@]}"
     return
   fi
   need sbatch "Run this on a login node of the cluster."
   id="$(queued)" || die 1 "squeue failed; nothing was submitted."
+  id="${id%%$'\n'*}"
   [ -z "$id" ] || die 1 "${opt[name]} is in the queue already (job $id); follow shows it, delete cancels it."
   id="$("${command[@]}")" ||
     die 1 "sbatch refused the job and said why above; nothing was submitted. The script is $script"
@@ -111,8 +115,11 @@ start() {
   [[ "${opt[workdir]}" != *%* ]] || die 2 "--workdir with a % in it, which SLURM takes for a pattern"
   check_secrets
   if dry; then
-    echo "# $script:"
+    run mkdir -p "${opt[workdir]}/launch" "${opt[workdir]}/logs"
+    if [ -n "${opt[secret]:-}" ]; then secrets_to ~/.softmask_jax/secrets; fi
+    printf "cat > %s << 'SCRIPT'\n" "$(quote "$script")"
     job
+    echo SCRIPT
   else
     [ -x .venv/bin/python ] || die 1 "not set up: no .venv in $PWD; setup comes first"
     mkdir -p "${opt[workdir]}/launch" "${opt[workdir]}/logs" ~/.softmask_jax
@@ -128,10 +135,12 @@ resume() {
 }
 
 follow() {
-  local id state said="" log="${opt[workdir]}/logs/${opt[name]}-0.log"
+  local id state said="" silent=0 log="${opt[workdir]}/logs/${opt[name]}-0.log"
   if dry; then
-    run squeue --noheader --me --name="${opt[name]}" --format=%T
     run tail -n 50 -F "$log"
+    echo "# meanwhile every ${opt[poll]} s, until the job is over:"
+    run squeue --noheader --me --name="${opt[name]}" --format=%T
+    run bash launch/node.sh finished --workdir="${opt[workdir]}"
     return
   fi
   need squeue "Run this on a login node of the cluster."
@@ -142,8 +151,17 @@ follow() {
   tail=$!
   trap 'kill "$tail" 2> /dev/null || true' EXIT
   while true; do
-    # A job that is over is unknown to squeue after a while.
-    state="$(squeue --noheader --job="$id" --format=%T 2> /dev/null | head -n 1 || true)"
+    # A job that is over is unknown to squeue after a while. A controller that is busy knows nothing at all.
+    if state="$(squeue --noheader --job="$id" --format=%T 2>&1)"; then
+      state="$(tail -n 1 <<< "$state")" silent=0
+    elif grep -q -i 'invalid job' <<< "$state"; then
+      state=""
+    else
+      silent=$((silent + 1))
+      [ "$silent" -le 5 ] || die 1 "squeue does not answer ($(tail -n 1 <<< "$state")); the job was not touched. Follow it later."
+      sleep "${opt[poll]}"
+      continue
+    fi
     if [ "$state" != "$said" ]; then say "Job $id: ${state:-not in the queue}"; fi
     said="$state"
     case "$state" in

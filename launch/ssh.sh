@@ -53,6 +53,7 @@ fi
 for host in "${hosts[@]}"; do
   [[ "$host" =~ ^[A-Za-z0-9_][A-Za-z0-9_.@-]*$ ]] || die 2 "'$host' is no host's name"
 done
+[ -z "$(printf '%s\n' "${hosts[@]}" | sort | uniq -d)" ] || die 2 "a host is named twice"
 
 on() { run ssh "${ssh_flags[@]}" "$1" "$2"; }
 on_first() { on "${hosts[0]}" "$1" < /dev/null; }
@@ -83,15 +84,13 @@ on_all() {
 }
 
 setup() {
-  local folder mounts=()
+  local mounts=()
   check_secrets
   if [ -n "${opt[nfs]:-}" ]; then mounts+=(--nfs="${opt[nfs]}" --mount="${opt[mount]}"); fi
   on_all "Reaching the hosts" true "Nothing was done."
-  folder="$(mktemp -d)"
-  # shellcheck disable=SC2064
-  trap "rm -rf '$folder'" EXIT
+  scratch
   if [ -n "${opt[secret]:-}" ]; then
-    if ! dry; then secrets_to "$folder/secrets"; fi
+    secrets_to "$folder/secrets"
     on_all "Bringing the secrets" "umask 077 && mkdir -p .softmask_jax && cat > .softmask_jax/secrets" "" "$folder/secrets"
   fi
   if [ -n "${opt[repo]:-}" ]; then
@@ -101,7 +100,7 @@ setup() {
     on_all "Bringing the code" "$(unpacking -)" "setup again." "$folder/code.tgz"
   fi
   on_all "Setup" "$(node setup --extras="${opt[extras]}" "${mounts[@]}")" "setup again."
-  rm -rf "$folder"
+  run rm -rf "$folder"
 }
 
 start() {
@@ -126,16 +125,20 @@ start() {
   fi
 }
 
+ask_status() { on_first "$(node status --name="${opt[name]}")"; }
+
 show_log() { on_first "$(node follow --name="${opt[name]}")"; }
 
 look() {
   place=up
-  read_status "$(on_first "$(node status --name="${opt[name]}")" 2> /dev/null || true)"
+  read_status "$(ask_status 2> /dev/null || true)"
 }
 
 resume() {
   required config workdir
-  if ! dry; then
+  if dry; then
+    ask_status
+  else
     look
     if [ "$status" = running ]; then
       say "${opt[name]} runs already; follow shows it."

@@ -43,6 +43,7 @@ parse "$@"
 required project zone
 need gcloud "Install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
 if [ -n "${opt[spot]:-}" ] && [ -n "${opt[reserved]:-}" ]; then die 2 "--spot or --reserved, not both"; fi
+if [ -n "${opt[nfs]:-}" ] && [ -n "${opt[disk]:-}" ]; then die 2 "--nfs or --disk, not both: they are mounted in one place"; fi
 place_flags=(--project="${opt[project]}" --zone="${opt[zone]}")
 
 # The software that Google asks for on each kind of TPU.
@@ -58,11 +59,13 @@ runtime() {
 
 queued() { run gcloud compute tpus queued-resources "$1" "${opt[name]}" "${place_flags[@]}" "${@:2}" --quiet; }
 
+describe() { queued describe --format='value(state.state)'; }
+
 # state: the queued resource's, NONE where there is none, UNKNOWN where nobody says; sets state and reason.
 state() {
   local said
   reason=""
-  if said="$(queued describe --format='value(state.state)' 2>&1)"; then
+  if said="$(describe 2>&1)"; then
     state="$(tail -n 1 <<< "$said")"
   elif grep -q -i 'not.found' <<< "$said"; then
     state=NONE
@@ -102,7 +105,7 @@ create() {
   if dry; then
     ask
     echo "# every ${opt[poll]} s until it says ACTIVE, for ${opt[wait]} s at most:"
-    queued describe --format='value(state.state)'
+    describe
     return
   fi
   state
@@ -165,17 +168,15 @@ shared_folder() {
 }
 
 setup() {
-  local folder mounts=()
+  local mounts=()
   required type
   shared_folder
   check_secrets
   if [ -n "${opt[nfs]:-}" ]; then mounts+=(--nfs="${opt[nfs]}" --mount="${opt[mount]}"); fi
   if [ -n "${opt[disk]:-}" ]; then mounts+=(--disk --mount="${opt[mount]}"); fi
-  folder="$(mktemp -d)"
-  # shellcheck disable=SC2064
-  trap "rm -rf '$folder'" EXIT
+  scratch
   if [ -n "${opt[secret]:-}" ]; then
-    if ! dry; then secrets_to "$folder/secrets"; fi
+    secrets_to "$folder/secrets"
     copy "$folder/secrets" "${opt[name]}:softmask_jax-secrets" --worker=all || die 1 "the secrets could not be copied."
     on_all "Bringing the secrets" \
       "chmod 600 softmask_jax-secrets && mkdir -p .softmask_jax && mv softmask_jax-secrets .softmask_jax/secrets" ""
@@ -187,7 +188,7 @@ setup() {
   fi
   on_all "Setup" "$(unpacking softmask_jax-code.tgz) && $(node setup --extras="${opt[extras]}" "${mounts[@]}")" \
     "The TPU is there and costs: setup again, or delete."
-  rm -rf "$folder"
+  run rm -rf "$folder"
 }
 
 start() {
@@ -199,6 +200,11 @@ start() {
     on all "$(node stop --name="${opt[name]}" --wait=60)" > /dev/null 2>&1 || true
     die 1 "the run did not start on all hosts, and was stopped on the others."
   fi
+}
+
+ask_status() {
+  describe
+  on 0 "$(node status --name="${opt[name]}")"
 }
 
 show_log() { on 0 "$(node follow --name="${opt[name]}")"; }
@@ -220,7 +226,9 @@ look() {
 # Away with a request whose TPU is gone; then all anew. On a TPU that is there the run is only started.
 resume() {
   required config workdir type
+  check_secrets
   if dry; then
+    ask_status
     echo "# where the TPU is gone (SUSPENDED, FAILED), first its remains:"
     queued delete --force
   else
@@ -252,7 +260,9 @@ fetch() {
 }
 
 delete() {
-  if ! dry; then
+  if dry; then
+    describe
+  else
     state
     if [ "$state" = NONE ]; then
       say "There is no ${opt[name]} in ${opt[zone]}; nothing to delete."
@@ -273,7 +283,10 @@ case "$action" in
     on 0 "$(node run -- "${args[@]}")"
     ;;
   follow)
-    if [ -n "${opt[watch]:-}" ]; then required config workdir type; fi
+    if [ -n "${opt[watch]:-}" ]; then
+      required config workdir type
+      check_secrets
+    fi
     follow
     ;;
   *) "$action" ;;

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,9 @@ def test_the_help_names_every_action_and_every_option_and_shows_an_example(scrip
         (["start", "--name=x;touch pwned"], "--name='x;touch pwned'"),
         (["start", "--name=$(touch pwned)"], "--name='$(touch pwned)'"),
         (["start", "--name=ok", "--poll=soon"], "--poll=soon"),
+        (["start", "--name=ok", "--poll="], "--poll= is not"),
+        (["start", "--secret config=x"], "no option --secret config"),
+        (["start", "--name=ok", "--secret=A B"], "--secret takes one word"),
         (["start", "--name=ok", "--config=a\nb"], "line break"),
     ],
 )
@@ -87,12 +91,17 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_run(script, 
         ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--type=v5litepod-16"], "--nfs"),
         ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--type=b200-8", "--dry-run"], "--runtime"),
         ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--spot", "--reserved"], "not both"),
+        ("tpu.sh", ["setup", "--name=ab", "--project=p", "--zone=z", "--nfs=a:/b", "--disk=d"], "not both"),
+        ("tpu.sh", ["follow", "--watch", "--secret=NO_SUCH", *PLACE["tpu.sh"], *RUN], "NO_SUCH: this variable is not set"),
+        ("gke.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--slices=0"], "--slices=0"),
         ("ssh.sh", ["setup", "--name=ab"], "--hosts"),
+        ("ssh.sh", ["setup", "--name=ab", "--hosts=a,b,a"], "named twice"),
         ("ssh.sh", ["setup", "--name=ab", "--hosts=a;b"], "no host's name"),
         ("ssh.sh", ["setup", "--name=ab", "--hosts=-oProxyCommand=x"], "no host's name"),
         ("ssh.sh", ["setup", "--name=ab", "--hosts-file=/nowhere"], "cannot be read"),
         ("slurm.sh", ["start", "--name=ab"], "needs --workdir"),
         ("slurm.sh", ["start", "--name=ab", "--workdir=w", "--partition=a b"], "--partition=a b"),
+        ("slurm.sh", ["start", "--name=ab", "--workdir=w", "--gpus=0"], "--gpus=0"),
         ("gke.sh", ["start", "--name=ab", "--project=p", "--zone=z"], "needs --type"),
     ],
 )
@@ -104,14 +113,51 @@ def test_what_an_action_lacks_is_named(script, action, part, world):
 
 @pytest.mark.parametrize("script, action", ACTIONS)
 def test_a_dry_run_prints_commands_that_a_shell_reads_and_runs_none(script, action, world):
-    done = world.run(script, *words(script, action, "--dry-run"))
+    done = world.run(script, *words(script, action, "--dry-run"), TMPDIR="/nowhere")
     assert done.returncode == 0, done.stderr
     assert not world.calls()
     commands = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert commands or "Nothing to" in done.stderr
     if (script, action) != ("slurm.sh", "start"):  # which shows the job's script too
         programs = {shlex.split(line)[0] for line in commands}
-        assert programs <= {*PROGRAMS, "git", "mkdir", "tar", "tail", "bash"}
+        assert programs <= {*PROGRAMS, "git", "mkdir", "tar", "tail", "bash", "rm"}
+
+
+@pytest.mark.parametrize("script, action", [("tpu.sh", "setup"), ("ssh.sh", "setup"), ("ssh.sh", "start"), ("gke.sh", "start")])
+def test_what_a_dry_run_prints_does_the_same_when_it_is_pasted_into_a_shell(script, action, tmp_path):
+    asked = []
+    for kind in ("real", "pasted"):
+        (tmp_path / kind).mkdir()
+        world = World(tmp_path / kind)
+        if kind == "pasted":
+            (tmp_path / "lines").write_text("set -e\n" + done.stdout)
+            assert world.run(tmp_path / "lines", HF_TOKEN="x").returncode == 0
+        else:
+            assert world.run(script, *words(script, action)).returncode == 0
+            done = world.run(script, *words(script, action, "--dry-run"), TMPDIR=str(tmp_path))
+        calls = (" ".join([call["program"], *call["words"]]) for call in world.calls())
+        asked.append(sorted(re.sub(r"/\S*/(tmp\.|softmask_jax-)\w+/", "FOLDER/", call) for call in calls))
+    assert asked[0] == asked[1] and asked[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_may_be_called_from_any_folder(script, world):
+    done = world.run(Path(script), "--help", cwd=ROOT / "launch")
+    assert done.returncode == 0 and "Example:" in done.stdout
+
+
+def test_files_that_an_option_names_are_those_of_the_caller_s_folder(world):
+    (world.folder / "hosts").write_text("node7\n")
+    script, place = ROOT / "launch" / "ssh.sh", ["--name=ab", "--hosts-file=hosts"]
+    done = world.run(script, "fetch", *place, "--from=/a", "--to=here", cwd=world.folder)
+    (call,) = world.calls("scp")
+    assert done.returncode == 0 and call["words"][-2:] == ["node7:/a", f"{world.folder}/here"]
+
+
+@pytest.mark.parametrize("given, minutes", [("0900", "900"), ("08", "8")])
+def test_a_number_may_begin_with_zeros(given, minutes, world):
+    done = world.run("tpu.sh", "create", *PLACE["tpu.sh"], f"--wait={given}", "--dry-run")
+    assert done.returncode == 0 and f"for {minutes} s at most" in done.stdout
 
 
 @pytest.mark.parametrize("script, action", ACTIONS)

@@ -150,6 +150,33 @@ def test_follow_waits_for_the_job_and_says_whether_the_run_is_finished(login):
     assert done.stderr.splitlines() == ["Job 4711: PENDING", "Job 4711: RUNNING", "Job 4711: COMPLETED", "Finished."]
 
 
+def test_a_controller_that_is_busy_is_asked_again_and_no_job_is_taken_for_over(login):
+    submitted(login)
+    toy_project.plan(login.workdir, "finish")
+    job(login)
+    busy = {"err": "slurm_load_jobs error: Socket timed out on send/recv operation\n", "code": 1}
+    gone = {"err": "slurm_load_jobs error: Invalid job id specified\n", "code": 1}
+    login.answer("squeue", "--job=4711", {"out": "RUNNING\n"}, busy, busy, {"out": "RUNNING\n"}, gone)
+    done = login.go("follow")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["Job 4711: RUNNING", "Job 4711: not in the queue", "Finished."]
+    login.rules[-1]["answers"] = [busy]
+    done = login.go("follow")
+    assert done.returncode == 1 and "squeue does not answer (slurm_load_jobs error: Socket timed out" in done.stderr
+
+
+def test_the_lines_of_a_dry_run_pasted_into_a_shell_write_the_same_script_and_submit_it(login):
+    more = ["--config=c", "--sbatch=--constraint=a100", "--sbatch=--mem=0", "--", "--note=it's a $(word)"]
+    done = login.go("start", "--dry-run", *more)
+    assert not login.workdir.exists() and not login.calls()
+    (login.folder / "lines").write_text(done.stdout)
+    assert login.run(login.folder / "lines", cwd=login.project).returncode == 0
+    pasted, calls = login.script.read_text(), login.calls("sbatch")
+    assert "#SBATCH --constraint=a100\n#SBATCH --mem=0\n" in pasted
+    assert login.go("start", *more).returncode == 0
+    assert login.script.read_text() == pasted and login.calls("sbatch") == 2 * calls
+
+
 def test_follow_tells_of_a_job_that_is_over_before_the_run_is_finished(login):
     submitted(login)
     login.answer("squeue", "--job=4711", {"out": "NODE_FAIL\n"})

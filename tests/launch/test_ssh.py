@@ -37,7 +37,9 @@ def cluster(tmp_path):
 
 
 def given(cluster, host):
-    text = (cluster.workdir / "logs" / f"host-{host}.log").read_text()
+    log, deadline = cluster.workdir / "logs" / f"host-{host}.log", time.monotonic() + 60
+    while "given " not in (text := log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return json.loads(text.rsplit("given ", 1)[1].splitlines()[0].rpartition(" token")[0])
 
 

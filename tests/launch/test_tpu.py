@@ -183,8 +183,14 @@ def test_ctrl_c_while_a_secret_is_copied_leaves_no_file_of_it_here(world):
         time.sleep(0.05)
     assert [path.read_text() for path in folder.rglob("secrets")] == ["HF_TOKEN=hf_secret\n"]
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and not list(folder.iterdir())
+    assert err.splitlines()[-1] == "Interrupted: 'setup' of dream may be half done elsewhere; give it again to complete it."
+
+
+def test_without_a_temporary_folder_one_line_says_so_and_nothing_is_copied(world):
+    done = world.run("tpu.sh", "setup", *PLACE, TMPDIR="/nowhere")
+    assert done.returncode == 1 and done.stderr.startswith("Error: no temporary folder") and not world.calls()
 
 
 def test_fetch_copies_a_folder_from_the_first_host(world):

@@ -1,8 +1,13 @@
 """launch/tpu.sh follows a run: to its end, through preemptions, until restarts bring nothing."""
+import os
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
 from tests.launch.cloud import PLACE, RUN, STATE, says, status, steps
-from tests.launch.world import World, value
+from tests.launch.world import ROOT, World, value
 
 
 @pytest.fixture
@@ -65,6 +70,30 @@ def test_a_watch_restarts_a_run_on_machines_that_are_there_without_a_new_setup(w
     done = world.run("tpu.sh", "follow", *PLACE, *RUN, "--watch")
     assert done.returncode == 0, done.stderr
     assert steps(world) == ["follow", "stop", "start", "follow"]
+
+
+def test_a_watch_brings_a_run_back_from_whatever_folder_it_was_called(world):
+    world.answer("gcloud", STATE, *says("ACTIVE"))
+    world.answer("gcloud", "node.sh status", status("ended 1 9 no"), status("ended 1 9 no"), status("ended 0 20 yes"))
+    words = ["follow", *PLACE, *RUN, "--watch", "--extras="]
+    done = world.run(Path("..") / "launch" / "tpu.sh", *words, cwd=ROOT / "tests")
+    assert done.returncode == 0 and "Finished at step 20" in done.stderr, done.stderr
+    assert steps(world) == ["follow", "stop", "start", "follow"]
+
+
+def test_ctrl_c_while_a_watch_sets_up_anew_is_told_once(world):
+    world.answer("gcloud", STATE, *says("SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"))
+    world.answer("gcloud", "node.sh setup", {"sleep": 60})
+    process = world.start("tpu.sh", "follow", *PLACE, *RUN, "--watch", "--extras=")
+    deadline = time.monotonic() + 60
+    while not world.calls("gcloud", "node.sh setup") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (setup,) = world.calls("gcloud", "node.sh setup")
+    assert "setup --extras= --nfs" in value(setup, "--command")  # what was given empty stays so
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    told = [line for line in err.splitlines() if "Interrupted" in line]
+    assert process.returncode == 130 and len(told) == 1 and "'resume' of dream may be half done" in told[0]
 
 
 def test_a_watch_gives_up_after_restarts_that_came_no_further(world):

@@ -44,6 +44,7 @@ class World:
         return kept | {"PATH": path, "HOME": str(home)} | more
 
     def start(self, script: str | Path, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
+        """A script of launch/ by its name, or by a path as `cwd` sees it."""
         path = script if isinstance(script, Path) else ROOT / "launch" / script
         return subprocess.Popen(
             ["bash", str(path), *words], cwd=cwd, env=self.environment(**environment), text=True, start_new_session=True,
