@@ -1,5 +1,6 @@
 """README.md: every command is one that there is, the ways in are walked at toy size, and what it says in Python runs."""
 import argparse
+import fnmatch
 import importlib
 import os
 import re
@@ -91,10 +92,12 @@ def test_links_lead_to_files():
 
 
 def test_the_map_names_every_module():
-    named = set(re.findall(r"[\w*]+(?=\.py|\b)", PAGE[PAGE.index("## Map") : PAGE.index("## Add a sampler")]))
-    for path in (ROOT / "softmask_jax").glob("*.py"):
-        name = path.stem
-        assert name.startswith("__") or any(re.fullmatch(one.replace("*", r"\w*"), name) for one in named), name
+    named = re.findall(r"`([^`|]+)`", PAGE[PAGE.index("## Map") : PAGE.index("## Add a sampler")])
+    modules = {one.rpartition("/")[2] for one in named}
+    for path in [*(ROOT / "softmask_jax").glob("*.py"), *(ROOT / "softmask_jax" / "data").glob("*.py")]:
+        assert path.stem.startswith("__") or any(fnmatch.fnmatch(path.name, one) for one in modules), path
+    for path in (ROOT / "softmask_jax").iterdir():
+        assert not (path / "__init__.py").exists() or any(one.startswith(f"{path.name}/") for one in named), path
 
 
 @pytest.fixture(scope="module")
