@@ -53,6 +53,13 @@ def test_every_command_of_the_page_runs(world):
     assert "hf_secret" not in world.everything()
 
 
+def test_links_lead_to_files_and_every_notebook_is_linked():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link]
+    assert links and not [link for link in links if not (ROOT / "launch" / link).exists()]
+    notebooks = {f"colab/{path.name}" for path in (ROOT / "launch" / "colab").glob("*.ipynb")}
+    assert len(notebooks) == 3 and notebooks <= set(links)
+
+
 def test_every_line_of_a_block_is_a_command_or_sets_a_variable():
     for line in "".join(BLOCKS).splitlines():
         first = shlex.split(line)[0]
