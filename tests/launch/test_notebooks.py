@@ -17,7 +17,8 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from safetensors.numpy import load_file
 
-from softmask_jax import config, run_log
+from softmask_jax import config, notebook, run_log
+from tests import crafted_run
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "launch" / "colab"
@@ -76,6 +77,14 @@ def test_the_settings_of_fine_tuning_at_full_size_are_a_run(int8):
     train, _, validation = found.data.paths.partition(" | ")
     assert train.endswith(":train") and validation.endswith(":test")
     assert found.updates % found.eval.every == 0 and found.eval.every % found.checkpoint.every == 0
+
+
+def test_a_training_that_was_stopped_before_its_first_validation_is_told_of_and_reported(tmp_path, capsys):
+    book = nbformat.read(FOLDER / "3_finetune_dream.ipynb", as_version=4)
+    run = crafted_run.write(tmp_path / "run", steps=40, finished=False)
+    exec(*(cell.source for cell in book.cells if cell.id == "loss"), {"RUN": str(run), "notebook": notebook})
+    assert "No validation loss yet" in capsys.readouterr().out
+    assert "has not been validated yet" in (run / "report.html").read_text("utf-8")
 
 
 class Kernels(AsyncKernelManager):
