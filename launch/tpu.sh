@@ -70,8 +70,21 @@ state() {
   elif grep -q -i 'not.found' <<< "$said"; then
     state=NONE
   else
-    state=UNKNOWN reason="$(tail -n 1 <<< "$said")"
+    state=UNKNOWN reason="$(grep -m 1 ERROR <<< "$said" || tail -n 1 <<< "$said")"
   fi
+}
+
+# state, but where nobody says it, gcloud's reason is shown and it is asked again, five times at most.
+known_state() {
+  local silent=0
+  state
+  while [ "$state" = UNKNOWN ]; do
+    silent=$((silent + 1))
+    [ "$silent" -le 5 ] || die 1 "what there is of ${opt[name]} cannot be asked; gcloud said why above."
+    say "$reason"
+    sleep "${opt[poll]}"
+    state
+  done
 }
 
 ask() {
@@ -108,10 +121,10 @@ create() {
     describe
     return
   fi
-  state
+  known_state
   if [ "$state" = NONE ]; then
     ask
-    state
+    known_state
   fi
   while true; do
     if [ "$state" != "$told" ]; then
@@ -131,7 +144,7 @@ create() {
       die 1 "no TPU within ${opt[wait]} s ($state). The request stands in the queue: create waits on, delete withdraws it."
     fi
     sleep "${opt[poll]}"
-    state
+    known_state
   done
 }
 

@@ -72,6 +72,22 @@ def test_a_spot_tpu_that_is_never_granted_ends_the_wait_and_the_request_is_named
     assert done.returncode == 1 and steps(world) == ["create"]
 
 
+def test_without_a_login_gcloud_s_reason_is_shown_at_once_and_nothing_is_waited_for(world):
+    refusal = "ERROR: (gcloud.x) You do not currently have an active account selected.\nPlease run:\n\nto use.\n"
+    world.answer("gcloud", STATE, {"err": refusal, "code": 1})
+    done = world.run("tpu.sh", "create", *PLACE)
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and "active account" in said[0] and "cannot be asked" in said[-1]
+    assert steps(world) == [] and len(world.calls()) == 6
+
+
+def test_a_moment_of_silence_while_waiting_is_no_end(world):
+    silence = {"err": "ERROR: connection reset\n", "code": 1}
+    world.answer("gcloud", STATE, silence, *says("NONE", "ACCEPTED"), silence, silence, *says("ACTIVE"))
+    done = world.run("tpu.sh", "create", *PLACE)
+    assert done.returncode == 0 and steps(world) == ["create"] and "connection reset" in done.stderr
+
+
 def test_a_request_that_failed_says_why_and_that_it_still_stands(world):
     world.answer("gcloud", STATE, *says("NONE", "PROVISIONING", "FAILED"))
     world.answer("gcloud", "failedData", {"out": "no capacity of this kind\n"})
