@@ -27,7 +27,7 @@
 #   bash launch/gke.sh follow "${gke[@]}"
 #   bash launch/gke.sh delete "${gke[@]}" --with-cluster
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 

@@ -11,7 +11,7 @@
 #   bash launch/node.sh run      -- COMMAND            with the project's Python and the secrets
 # STATUS is running, ended (CODE is its exit status), lost (no trace of its end) or absent. Logs are in DIR/logs/.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 here="$HOME/.softmask_jax"
 
 die() {

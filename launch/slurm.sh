@@ -28,7 +28,7 @@
 #   bash launch/slurm.sh start  "${job[@]}" --config=configs/mdlm_owt.py --nodes=2 --gpus=8 --partition=gpu
 #   bash launch/slurm.sh follow "${job[@]}"
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 

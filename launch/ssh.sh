@@ -26,7 +26,7 @@
 #   bash launch/ssh.sh start  "${nodes[@]}" --config=configs/mdlm_owt.py --workdir=/shared/runs/owt
 #   bash launch/ssh.sh follow "${nodes[@]}"
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 

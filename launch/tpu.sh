@@ -30,7 +30,7 @@
 #   bash launch/tpu.sh follow "${tpu[@]}" --config=configs/dream7b.py --workdir=/shared/runs/dream --watch -- --restarts=5
 #   bash launch/tpu.sh delete "${tpu[@]}"
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 

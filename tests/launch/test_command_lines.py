@@ -142,8 +142,10 @@ def test_what_a_dry_run_prints_does_the_same_when_it_is_pasted_into_a_shell(scri
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_may_be_called_from_any_folder(script, world):
-    done = world.run(Path(script), "--help", cwd=ROOT / "launch")
-    assert done.returncode == 0 and "Example:" in done.stdout
+    (world.folder / "launch").mkdir()
+    for path, cwd in ((Path(script), ROOT / "launch"), (Path("launch") / script, ROOT)):
+        done = world.run(path, "--help", cwd=cwd, CDPATH=str(world.folder))
+        assert done.returncode == 0 and "Example:" in done.stdout
 
 
 def test_files_that_an_option_names_are_those_of_the_caller_s_folder(world):
@@ -209,12 +211,14 @@ def test_a_path_reaches_the_host_as_one_word_whatever_is_in_it(script, nasty, wo
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs the Google Cloud CLI, which checks without a network")
 def test_gcloud_s_own_check_takes_every_command(world):
-    more = ["--dry-run", "--secret=HF_TOKEN", "--network=a", "--subnetwork=b", "--disk=d"]
+    more = ["--dry-run", "--secret=HF_TOKEN", "--network=a", "--subnetwork=b"]
     lines = set()
     for script, action in ACTIONS:
         if script == "tpu.sh":
-            for kind in ("--spot", "--reserved"):
-                lines |= set(world.run(script, *words(script, action, *more, kind), HF_TOKEN="x").stdout.splitlines())
+            for kind in (["--spot"], ["--reserved"], ["--nfs=", "--disk=d", "--type=v5litepod-8"]):
+                done = world.run(script, *words(script, action, *more, *kind), HF_TOKEN="x")
+                assert done.returncode == 0, done.stderr
+                lines |= set(done.stdout.splitlines())
     page = (ROOT / "launch" / "README.md").read_text().replace(')"\n', "\n")
     page = page.replace('"$PROJECT"', "p").replace('"$ZONE"', "z")
     lines |= set(re.findall(r"(?:^|\$\()(gcloud (?!auth|config).*)$", page, re.M))
