@@ -49,4 +49,5 @@ case "${1:-}" in
     ;;
   *) make_venv $venv test ;;
 esac
-exec $venv/bin/python -m pytest -q -n "${SOFTMASK_JAX_TEST_WORKERS:-2}" --dist=loadgroup "${tier[@]}" "$@"
+# A file's tests share what was compiled and made for them, so one process runs them all.
+exec $venv/bin/python -m pytest -q -n "${SOFTMASK_JAX_TEST_WORKERS:-2}" --dist=loadfile --no-loadscope-reorder "${tier[@]}" "$@"

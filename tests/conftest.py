@@ -1,5 +1,5 @@
-"""Eight fake CPU devices for every test, set before JAX is imported; which process runs what; and compiled programs that do
-not pile up."""
+"""Eight fake CPU devices for every test, set before JAX is imported; the longest first; and compiled programs that do not
+pile up."""
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,12 +21,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 MOST_MAPS = 20_000
 
 
-@pytest.hookimpl(tryfirst=True)
+# What takes longest, in this order, comes first, so that no process is left alone with it at the end.
+LONGEST = (
+    "test_several_hosts", "test_compile_sweep", "test_dream_memory", "test_readme", "test_kills", "test_compile",
+    "test_dream_run", "test_notebooks", "test_evaluate", "test_generate_models", "test_tpu_compile", "test_scorer_tpu",
+    "test_ssh", "test_int8", "test_train", "test_configs", "test_hostile", "test_models", "test_prepare",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """A module's tests run in one process, where they share what was compiled and made for them."""
-    for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,6 @@ from softmask_jax import config, sharding, train
 from softmask_jax.samplers import Options
 from tests import tiny_run
 
-pytestmark = pytest.mark.xdist_group("api")
 
 
 @pytest.fixture(scope="module")

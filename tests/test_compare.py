@@ -13,7 +13,6 @@ from softmask_jax.run_folder import RunFolder
 from softmask_jax.files import write_json
 from tests import crafted_run, tiny_run
 
-pytestmark = pytest.mark.xdist_group("compare")
 
 
 def write_run(path: Path, texts: Path, steps: int, seed: int, **changed) -> None:

@@ -86,7 +86,6 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:1x1"])
 def test_a_small_model_fits_a_slice_and_one_chip(topology, tmp_path):
     done = run(*SMALL, f"--topology={topology}", f"--json={tmp_path / 'found.json'}", cache=tmp_path)
@@ -102,14 +101,12 @@ def test_a_small_model_fits_a_slice_and_one_chip(topology, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 def test_more_chips_than_rows_get_a_row_each(tmp_path):
     done = run(*SMALL, "--topology=v5e:4x4", cache=tmp_path)
     assert done.returncode == 0 and "16 rows of 32 tokens in 1 micro-batches, mesh data=16" in done.stdout
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize("sampler", [["--generate"], ["--generate=entropy"],
                                      ["--generate=confidence_threshold", "--block_length=8"]])
 def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, tmp_path):
@@ -119,7 +116,6 @@ def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, tmp
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 def test_the_two_pass_step_of_dream_7b_fits_the_smallest_chips(tmp_path):
     done = run("--config=configs/dream7b.py", "--topology=v5e:4x4", f"--json={tmp_path / 'found.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr

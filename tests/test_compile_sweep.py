@@ -7,7 +7,7 @@ from softmask_jax import config as schema
 from softmask_jax.compile import programs, reading, scaling, sweep
 from softmask_jax.compile.topology import Topology
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("tpu")]
+pytestmark = pytest.mark.full
 
 V = 258
 # Large enough that arrays live in HBM and gradients are worth sending.

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("tpu")]
+pytestmark = pytest.mark.full
 
 # The two-pass step of a small Dream for one chip: a line of Python for each figure that is asserted.
 SMALL = r"""

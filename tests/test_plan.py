@@ -103,7 +103,6 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path, capsys
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 def test_seconds_come_from_the_program_that_is_compiled_for_a_tpu(tmp_path, capsys):
     pytest.importorskip("libtpu")
     out = tmp_path / "plan.json"

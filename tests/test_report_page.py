@@ -8,7 +8,7 @@ from softmask_jax import compare_page, page, report, run_log
 from tests import browsing, crafted_run
 from tests.browsing import browser, changed, dumped, script_hash  # noqa: F401 (browser is a fixture)
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("report_page")]
+pytestmark = pytest.mark.full
 WIDTHS = (375, 1280)
 
 # What only a browser knows becomes attributes of <html>.

@@ -15,7 +15,7 @@ import pytest
 from tests import tiny_run
 from tests.tiny_run import assert_rows_are_unique, rows
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300

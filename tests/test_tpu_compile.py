@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("tpu")]
+pytestmark = pytest.mark.full
 
 # libtpu reads these when it is loaded: without them it looks for a real machine.
 ENVIRONMENT = {

@@ -9,7 +9,7 @@ from tests import browsing
 from tests.browsing import browser, changed, dumped  # noqa: F401 (browser is a fixture)
 from tests.crafted_trace import K, LENGTH, MASK, STEPS, WORDS, WordTokenizer, generated
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("report_page")]
+pytestmark = pytest.mark.full
 WIDTHS = (375, 1280)
 GIVEN = 4
 

@@ -15,7 +15,6 @@ from tests.fake_wandb import wandb as wandb  # the fixture
 from tests.tiny_run import STEPS, Crash, rows
 from tests.tiny_run import home as home  # the fixture
 
-pytestmark = pytest.mark.xdist_group("wandb_rows")
 PROJECT = {"train__wandb": "toys", "sample__every": 3, "sample__count": 1}
 
 

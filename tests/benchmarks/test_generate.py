@@ -5,7 +5,6 @@ import pytest
 
 from softmask_jax.benchmarks import generate
 
-pytestmark = pytest.mark.xdist_group("benchmark_generate")
 TOY = ["--mdlm_width=16", "--mdlm_blocks=1", "--mdlm_heads=2", "--mdlm_vocabulary=600", "--dream_width=16",
        "--dream_layers=1", "--dream_heads=2", "--dream_kv_heads=1", "--dream_mlp=32", "--dream_vocabulary=700",
        "--length=24", "--prompt=8", "--block_length=8", "--small=16", "--rounds=2", "--steps=3"]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from softmask_jax.benchmarks import int8
 from tests.tiny_run import QUICK_COMPILES
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("benchmark_int8")]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from tests.evaluation import generated, validated
 from tests.evaluation.generated import SEED, settings, work
 
 pytest.importorskip("mauve")
-pytestmark = pytest.mark.xdist_group("generative")
 END = 256 + len(tiny_gpt2.MERGES)
 
 

@@ -15,7 +15,6 @@ from tests.evaluation import generated, validated
 from tests.evaluation.generated import work
 from tests.fake_model import FakeModel
 
-pytestmark = pytest.mark.xdist_group("generative")
 
 
 @pytest.fixture(scope="module")

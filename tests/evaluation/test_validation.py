@@ -18,7 +18,6 @@ from tests.evaluation.validated import columns, predicting, work
 from tests.test_compare import write_run
 from tests.test_objective import CASES, golden_model, noisy_batch, recorded
 
-pytestmark = pytest.mark.xdist_group("validation")
 T_EPS = NOISE_EPS = 1e-3
 
 

@@ -16,7 +16,6 @@ from softmask_jax.tasks.dream import Dream
 from tests.evaluation import validated
 from tests.evaluation.validated import columns, work
 
-pytestmark = pytest.mark.xdist_group("validation_dream")
 STEP = 6
 
 

@@ -16,7 +16,6 @@ from tests.evaluation.validated import columns, work
 from tests.golden import FOLDER
 from tests.test_compare import write_run
 
-pytestmark = pytest.mark.xdist_group("validation")
 EOS = 256
 
 

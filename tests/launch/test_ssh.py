@@ -146,7 +146,6 @@ def test_hosts_may_stand_in_a_file(cluster):
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("hosts")
 def test_two_hosts_are_set_up_and_train_for_real(tmp_path):
     """The code is packed, unpacked in each home, and trains as two processes that find each other."""
     world, workdir = World(tmp_path), tmp_path / "shared" / "run"

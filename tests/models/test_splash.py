@@ -91,7 +91,6 @@ def devices():
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 @pytest.mark.parametrize("fsdp, tensor", [(4, 1)])
 def test_an_adapters_gradient_compiles_for_tpu_without_the_attention_weights(fsdp, tensor):
     length, heads, width, depth = 768, 8, 1024, 4

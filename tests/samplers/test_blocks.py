@@ -387,7 +387,6 @@ def test_on_a_mesh_the_tokens_are_the_same():
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("tpu")
 def test_it_compiles_for_tpu_and_never_holds_the_attention_weights():
     mesh = sharding.make_mesh(2, 1, 2, devices=test_splash.devices())
     sizes = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,

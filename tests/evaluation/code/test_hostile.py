@@ -142,9 +142,10 @@ list(box.run([Program("import os, signal; signal.pthread_sigmask(0, range(1, 65)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_parent_that_dies_leaves_no_program_behind(tmp_path, isolated, number):
     command, where = [sys.executable, "-c", RUN, str(isolated)], os.environ | {"TMPDIR": str(tmp_path)}
+    others = descendants()
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=where)
     wanted, until = 6 if isolated else 2, time.monotonic() + 60
-    while len(started := descendants() - {parent.pid}) < wanted and time.monotonic() < until:
+    while len(started := descendants() - others - {parent.pid}) < wanted and time.monotonic() < until:
         time.sleep(0.02)
     assert len(started) >= wanted
     parent.send_signal(number)
@@ -160,8 +161,9 @@ def test_a_sandbox_that_cannot_be_made_is_an_error_and_no_verdict(monkeypatch):
 
 
 def test_closing_the_iterator_ends_what_still_runs():
+    others = descendants()
     verdicts = sandbox.Sandbox(Limits(600.0)).run([Program("while True: pass"), Program("x = 1")], 2)
     assert next(verdicts)[1].passed
-    started = descendants()
+    started = descendants() - others
     verdicts.close()
     assert started and gone(started)
