@@ -4,7 +4,7 @@
 # An NVIDIA GPU or a TPU is found and used; SOFTMASK_JAX_EXTRA=cpu, cuda12, cuda13 or tpu decides otherwise.
 # Run again, it continues, or says that it is done. Arguments are passed on.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
 extra="${SOFTMASK_JAX_EXTRA:-$(accelerator)}"

@@ -4,7 +4,7 @@
 #     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU, pages in a browser
 #     --oldest  the core tier with exactly the lowest versions that setup.cfg allows
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
 

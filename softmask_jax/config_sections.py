@@ -189,7 +189,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """`checkpoint`: a run's folder to start from; `weights`: raw | ema (the better start)."""
+    """`checkpoint`: the folder of a run, or of a converted model, to start from; `weights`: raw | ema (the better start)."""
 
     checkpoint: str = ""
     weights: str = "ema"

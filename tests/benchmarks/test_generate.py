@@ -26,7 +26,8 @@ def test_both_samplers_are_timed_with_as_many_network_calls_either_way(run):
     assert [(row["model"], row["vocab_size"], row["k"]) for row in rows] == [("MDLM", 600, 3), ("Dream", 700, 1)]
     for row in rows:
         assert row["calls"]["plain"] == row["calls"]["soft"] >= 3
-        assert row["ratio"] == row["soft"]["median"] / row["plain"]["median"]
+        low, high = row["ratio_quartiles"]
+        assert 0 < low <= row["ratio"] <= high
 
 
 def test_every_cache_fills_as_many_tokens_and_computes_fewer_positions(run):
