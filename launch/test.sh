@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests. The core tier by default; arguments after the tier go to pytest.
-#   bash launch/test.sh [--full | --oldest] [PYTEST ARGUMENTS]
+#   bash launch/test.sh [--full | --soak | --oldest] [PYTEST ARGUMENTS]
 #     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU, pages in a browser
+#     --soak    what takes too long for CI: more kills, more prompts, the 7B in bfloat16
 #     --oldest  the core tier with exactly the lowest versions that setup.cfg allows
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."
@@ -22,11 +23,12 @@ ensure_browser() {
   echo "No Chromium or Chrome for the tests of the report pages; on Debian, as root: apt-get install chromium" >&2
 }
 
-venv=.venv tier=(-m "not full")
+venv=.venv tier=(-m "not full and not soak")
 case "${1:-}" in
-  --full)
+  --full | --soak)
+    tier=(-m "not soak")
+    if [ "$1" = --soak ]; then tier=(-m soak); fi
     shift
-    tier=()
     make_venv $venv test
     # The TPU compiler stays out of site-packages, where every start of JAX would look for a TPU.
     if [ ! -e $venv/aot/.complete ]; then

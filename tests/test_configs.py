@@ -11,6 +11,8 @@ from tests.tiny_run import home  # noqa: F401
 
 # What fine-tunes Dream is run by test_dream_run.py, what evaluates by evaluation/.
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith(("dream", "eval")))
+# In the core tier.
+QUICK = ("mdlm_owt", "mdlm_owt_continued", "stdlib")
 SETTINGS = ["train.compilation_cache={folder}/compiled", "data.cache_dir={folder}/tokens"]
 
 
@@ -26,7 +28,9 @@ def base(home):  # noqa: F811
     return smoke(home, "mdlm_owt", "mdlm_owt")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in CONFIGS]
+)
 def test_a_smoke_run_trains_validates_samples_saves_and_reports(home, base, name):  # noqa: F811
     start = [f"init.checkpoint={home.folder / 'mdlm_owt'}"] if name == "mdlm_owt_continued" else []
     summary = base if name == "mdlm_owt" else smoke(home, name, name, *start)
@@ -94,6 +98,7 @@ def test_a_continued_recipe_without_its_checkpoint_says_so(home):  # noqa: F811
         smoke(home, "mdlm_owt_continued", "no-checkpoint")
 
 
+@pytest.mark.full
 def test_a_run_from_shards_is_the_run_from_text_and_may_take_it_over(home, base):  # noqa: F811
     prepare(
         DataConfig(source="stdlib", tokenizer="bytes", max_documents=40), str(home.folder / "shards"), workers=1

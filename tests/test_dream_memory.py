@@ -65,7 +65,7 @@ def figure(said: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("kernels, variant, topology, gib", [
-    ("bfloat16", "", "v6e:1x1", 16.5),
+    pytest.param("bfloat16", "", "v6e:1x1", 16.5, marks=pytest.mark.soak),
     ("int8", ":int8", "v5e:1x1", 11.0),
 ])  # fmt: skip
 def test_the_two_pass_step_of_dream_7b_at_length_2048_fits_one_chip(kernels, variant, topology, gib):

@@ -51,6 +51,7 @@ def alone():
 
 
 # data, fsdp, tensor, sequence
+@pytest.mark.full
 @pytest.mark.parametrize("sizes", [(1, 4, 1, 1), *(pytest.param(sizes, marks=pytest.mark.full) for sizes in (
     (2, 2, 1, 1), (1, 2, 2, 1), (1, 1, 1, 4), (1, 2, 1, 2), (1, 1, 2, 2)
 ))])  # fmt: skip

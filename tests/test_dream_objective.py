@@ -196,6 +196,7 @@ def close(ours, theirs, tolerance=2e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1e-3, float(np.abs(b).max())), rtol=0)
 
 
+@pytest.mark.full
 def test_the_size_of_the_bucket_changes_neither_loss_nor_gradient():
     close(gradient_in(128, True), gradient_in(256, True))
 

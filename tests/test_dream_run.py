@@ -111,7 +111,8 @@ def test_a_stopped_run_continues_to_the_same_bits(workshop, tuned):
 
 
 @pytest.mark.full
-def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop):
+@pytest.mark.parametrize("moments", [1, pytest.param(4, marks=pytest.mark.soak)])
+def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop, moments):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -123,27 +124,28 @@ def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop
         ]  # fmt: skip
 
     quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command("unkilled"), check=True, **quiet)
+    subprocess.run(command(f"unkilled{moments}"), check=True, **quiet)
     started = time.monotonic()
-    shutil.rmtree(workshop.folder / "unkilled")
-    subprocess.run(command("unkilled"), check=True, **quiet)
+    shutil.rmtree(workshop.folder / f"unkilled{moments}")
+    subprocess.run(command(f"unkilled{moments}"), check=True, **quiet)
     seconds, killed, random = time.monotonic() - started, 0, np.random.default_rng()
-    while killed < 3:
-        process = subprocess.Popen(command("killed"), **quiet)
+    while killed < moments:
+        process = subprocess.Popen(command(f"killed{moments}"), **quiet)
         try:
             assert process.wait(random.uniform(0.3, 0.9) * seconds) == 0
-            shutil.rmtree(workshop.folder / "killed")  # it was faster: again from the start
+            shutil.rmtree(workshop.folder / f"killed{moments}")  # it was faster: again from the start
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-    subprocess.run(command("killed"), check=True, **quiet)
-    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in ("killed", "unkilled"))
+    subprocess.run(command(f"killed{moments}"), check=True, **quiet)
+    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in (f"killed{moments}", f"unkilled{moments}"))
     assert ours.keys() == theirs.keys() and all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
     said = [json.loads((workshop.folder / name / "summary.json").read_text()) for name in ("killed", "unkilled")]
     assert said[0]["validation"] == said[1]["validation"]
 
 
+@pytest.mark.full
 def test_how_rows_are_grouped_into_micro_batches_changes_nothing_but_rounding(workshop, tuned):
     _, summary = workshop.run("together", "train.micro_batches=1", "sample.count=0", "sample.every=0")
     np.testing.assert_allclose(summary["validation"]["loss"], tuned[1]["validation"]["loss"], rtol=1e-3)
@@ -207,6 +209,7 @@ def test_logits_are_those_of_the_model_and_shifted_ones_stand_a_place_later(work
     np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.full
 def test_full_fine_tuning_starts_from_the_base_and_moves_all_of_it(workshop):
     folder, summary = workshop.run(
         "full", "model.adapter=none", "train.steps=3", "sample.count=0", "sample.every=0",
@@ -229,6 +232,7 @@ def small_base(workshop):
     return workshop.folder / "int8"
 
 
+@pytest.mark.full
 def test_an_adapter_is_trained_on_an_int8_base_and_works_on_both(workshop, small_base, tuned):
     settings = [f"model.base={small_base}", "model.base_dtype=int8"]
     folder, summary = workshop.run("on-int8", *settings)

@@ -53,6 +53,7 @@ def numbers(found: dict) -> list:
     return [(row["model"], row["task"], row["budget"], row["estimates"]) for row in found["results"]] + found["differences"]
 
 
+@pytest.mark.full
 def test_one_command_measures_everything_for_both_models_at_every_budget(folder, sandboxed, capsys):
     assert evaluate.main(words(folder, "--budgets=1; 1/2", "--allow_code")) == 0
     said, found = capsys.readouterr().out, results(folder, "out")

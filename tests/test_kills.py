@@ -186,15 +186,16 @@ def killed_run(home: Home, name: str, moments: random.Random) -> int:
     return kills
 
 
-def test_runs_killed_at_20_random_moments_end_as_if_undisturbed(home):
+@pytest.mark.parametrize("moments, runs", [(6, 2), pytest.param(20, RUNS, marks=pytest.mark.soak)])
+def test_runs_killed_at_random_moments_end_as_if_undisturbed(home, moments, runs):
     """From start-up through steps and saves to the final validation; two runs at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        kills = list(pool.map(lambda seed: killed_run(home, f"random-{seed}", random.Random(seed)), range(RUNS)))
-        for seed in range(RUNS, 3 * RUNS):
-            if sum(kills) >= 20:
+        kills = list(pool.map(lambda seed: killed_run(home, f"random-{moments}-{seed}", random.Random(seed)), range(runs)))
+        for seed in range(runs, 3 * runs):
+            if sum(kills) >= moments:
                 break
-            kills.append(killed_run(home, f"random-{seed}", random.Random(seed)))
-    assert sum(kills) >= 20
+            kills.append(killed_run(home, f"random-{moments}-{seed}", random.Random(seed)))
+    assert sum(kills) >= moments
 
 
 def test_a_run_killed_at_every_named_point_of_a_save_ends_as_if_undisturbed(home):

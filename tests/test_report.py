@@ -165,6 +165,7 @@ def test_many_and_long_samples_are_cut_and_counted(tmp_path):
     assert "(cut)" in source and len(source) < 400_000
 
 
+@pytest.mark.full
 def test_a_run_of_200_000_rows_is_a_small_page_in_seconds(tmp_path):
     path = crafted_run.write(tmp_path / "run", finished=False, train__steps=4_000_000)
     row, lines = crafted_run.train_row(1, True), []

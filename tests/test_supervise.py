@@ -216,6 +216,7 @@ def test_a_supervisor_that_vanishes_is_named_and_its_successor_lets_all_go_on(se
     assert several.finish() == [0, 0] and several.starts(0) == 2
 
 
+@pytest.mark.full
 def test_a_supervisor_that_is_replaced_at_once_is_named(several):
     several.start(0, 2, "9:hang,3", stall=60, silence=30.0)
     process = subprocess.Popen([sys.executable, "-c", VANISHING, str(several.folder), str(ROOT)])

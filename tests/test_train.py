@@ -31,7 +31,7 @@ def test_two_undisturbed_runs_are_identical(home, undisturbed):
     assert rows(again) == rows(undisturbed)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 7, 8])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.full) for step in (1, 6, 7, 8))])
 def test_a_run_stopped_at_any_step_continues_bit_identically(home, undisturbed, step, capsys):
     run, summary = home.run(f"stopped-{step}", stop_at=step)
     assert summary == {"finished": False, "step": step} and f"saved at step {step}" in capsys.readouterr().out
@@ -47,6 +47,7 @@ def test_a_run_stopped_at_any_step_continues_bit_identically(home, undisturbed, 
         assert rows(run, kind) == rows(undisturbed, kind)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps", [[3], [5], [2, 6, 8]])
 def test_a_run_that_crashed_logs_and_ends_as_if_undisturbed(home, undisturbed, steps):
     name = f"crashed-{len(steps)}-{steps[0]}"
@@ -70,6 +71,7 @@ def test_a_crash_while_the_run_is_finished_repeats_only_that(home, undisturbed, 
     assert rows(run) == rows(undisturbed)
 
 
+@pytest.mark.full
 def test_a_run_continues_on_another_mesh_with_the_same_losses(home, undisturbed):
     """One device, then eight as 2 x 2 x 2, then one again."""
     home.run("moved", stop_at=4)
@@ -138,6 +140,7 @@ def test_validation_and_samples_come_on_the_way_and_at_the_end(home):
     assert rows(again) == rows(run)
 
 
+@pytest.mark.full
 def test_a_binary_run_has_one_pass_and_no_soft_masking_in_its_metrics(binary):
     for row in rows(binary, timed=True):
         assert not [name for name in row if "lambda" in name or "soft_mask" in name or "top_k" in name or "sm_" in name]
@@ -299,6 +302,7 @@ def test_a_start_from_nothing_or_from_another_model_is_refused(home, undisturbed
         home.run("refused", init__checkpoint=str(run))
 
 
+@pytest.mark.full
 def test_closed_soft_masking_is_warned_of_once_and_only_while_closed(home, capsys):
     home.run("closed", stop_at=6, soft_mask__init_scale=0.0)
     said = capsys.readouterr().out

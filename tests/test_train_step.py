@@ -92,6 +92,7 @@ def check(params, z, prefix):
         np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=2e-6, err_msg=prefix + name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("coin", [False, True])
 def test_accumulated_micro_batches_equal_the_large_batch(coin):
     key = jax.random.key(5)
@@ -184,6 +185,7 @@ def test_dropout_is_on_in_training_only_when_its_rate_is_positive():
 FEW, MANY = [(2, 2, 2)], [(1, 1, 1, 8), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 4, 1)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sizes", FEW + [pytest.param(sizes, marks=pytest.mark.full) for sizes in MANY])
 def test_losses_and_updates_are_the_same_on_every_mesh(sizes):
     devices = jax.devices()[: int(np.prod(sizes))]

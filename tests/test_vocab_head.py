@@ -329,7 +329,7 @@ def test_recorded_noise_is_replayed_exactly(chunk, nucleus_p):
 RARE = 1000
 
 
-@pytest.mark.full
+@pytest.mark.soak
 def test_a_thousand_tokens_of_probability_1e_6_are_each_drawn_about_as_often_as_they_should():
     """Four million draws; noise from plain float32 uniforms would miss the rare tokens by several per cent."""
     vocab_size, rows, length = RARE + 24, 64, 65536
@@ -384,6 +384,7 @@ def test_a_bias_changes_what_is_drawn_and_nothing_else(nucleus_p):
         np.testing.assert_array_equal(getattr(tilted, name), getattr(plain, name))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):

@@ -91,6 +91,7 @@ def test_a_new_run_that_cannot_reach_wandb_is_refused_and_a_continued_one_warned
     assert len(said) == 1 and "goes on without it" in said[0]
 
 
+@pytest.mark.full
 def test_a_run_that_crashed_stopped_and_continued_has_every_row_once(home, wandb, capsys):
     """And W&B hears how each part ended."""
     with pytest.raises(Crash):

@@ -21,6 +21,7 @@ def run(tmp_path_factory):
     return "\n".join(printed), json.loads(path.read_text())
 
 
+@pytest.mark.full
 def test_both_samplers_are_timed_with_as_many_network_calls_either_way(run):
     rows = run[1]["soft_masking"]
     assert [(row["model"], row["vocab_size"], row["k"]) for row in rows] == [("MDLM", 600, 3), ("Dream", 700, 1)]
@@ -30,6 +31,7 @@ def test_both_samplers_are_timed_with_as_many_network_calls_either_way(run):
         assert 0 < low <= row["ratio"] <= high
 
 
+@pytest.mark.full
 def test_every_cache_fills_as_many_tokens_and_computes_fewer_positions(run):
     none, prefix, dual = run[1]["caches"]
     assert none["filled"] == prefix["filled"] == dual["filled"] == 16
@@ -37,11 +39,13 @@ def test_every_cache_fills_as_many_tokens_and_computes_fewer_positions(run):
     assert none["speed"] == 1
 
 
+@pytest.mark.full
 def test_the_loop_in_python_is_timed_beside_the_compiled_one_that_it_equals(run):
     loop = run[1]["loop"]
     assert loop["ratio"] == loop["host"]["median"] / loop["compiled"]["median"]
 
 
+@pytest.mark.full
 def test_the_tables_of_the_readme_are_printed(run):
     assert run[0].count("| ---") >= 3 and "soft-masking costs" in run[0] and "times as fast" in run[0]
 

@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return "\n".join(printed), json.loads(path.read_text())
 
 
+@pytest.mark.full
 def test_both_kinds_of_step_are_timed_beside_the_limit_of_their_ratio(run):
     (row,) = run[1]["steps"]
     assert (row["remat"], row["limit"]) == ("none", 4 / 3)
@@ -38,6 +39,7 @@ def test_both_kinds_of_step_are_timed_beside_the_limit_of_their_ratio(run):
     assert row["temporary_bytes"] > 0
 
 
+@pytest.mark.full
 def test_the_chunked_vocabulary_needs_less_memory_than_the_dense_one(run):
     rows = run[1]["vocabulary"]
     assert [row["vocab_size"] for row in rows] == [4000, 4000]
@@ -47,6 +49,7 @@ def test_the_chunked_vocabulary_needs_less_memory_than_the_dense_one(run):
         assert row["chunked"]["seconds"]["calls"] == 2
 
 
+@pytest.mark.full
 def test_the_tables_name_device_version_sizes_and_limits(run):
     printed, found = run
     for part in (found["device"], jax.__version__, "D 16, 2 blocks, V 64", "4/3 = 1.333", "4,000"):

@@ -351,7 +351,8 @@ def test_shards_cannot_be_read_without_the_words_of_what_to_do(corpus, tmp_path)
 
 
 @pytest.mark.full
-def test_a_preparation_killed_at_ten_random_moments_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("moments", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_a_preparation_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, moments):
     documents = [f"{n} {text * 40}" for n, text in enumerate(texts(1500))]
     paths = write_jsonl(tmp_path / "texts.jsonl", documents)
 
@@ -371,7 +372,7 @@ def test_a_preparation_killed_at_ten_random_moments_ends_with_the_same_bytes(tmp
     seconds = time.monotonic() - started
     compare()
     random, killed = np.random.default_rng(), 0
-    while killed < 10:
+    while killed < moments:
         process = subprocess.Popen(command("out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             assert process.wait(random.uniform(0.2, seconds)) == 0

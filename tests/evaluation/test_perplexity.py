@@ -30,6 +30,7 @@ def test_every_window_counts_once_and_has_the_same_masks_in_any_batch():
         np.testing.assert_allclose(small[name].windows, large[name].windows, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_windows_time_has_nothing_to_do_with_its_place_among_the_documents(monkeypatch):
     seen = []
     draw = objective.corrupt

@@ -90,6 +90,7 @@ def test_a_slice_of_unchanged_inputs_gives_the_whole_passs_hidden_states(name, l
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), after, kept)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_one_layer_a_changed_slice_is_what_a_whole_pass_makes_of_it(name, layout):

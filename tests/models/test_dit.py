@@ -176,6 +176,7 @@ def plain(params, recorded):
     return x, inputs, gradients(TINY, params, x, inputs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
 def test_rematerialisation_changes_no_gradient(params, plain, remat):
     x, inputs, expected = plain
@@ -195,6 +196,7 @@ def test_no_sigma_is_sigma_zero_gradients_included(params, plain):
     assert float(abs(expected[0][0]["sigma_map"]["in"]["bias"]).max()) > 0
 
 
+@pytest.mark.full
 def test_bfloat16_stays_close_to_float32_and_masters_stay_float32(params, plain):
     x, inputs, (expected, exact) = plain
     ours, rounded = gradients(replace(TINY, compute_dtype="bfloat16"), params, x, inputs)

@@ -216,6 +216,7 @@ def test_a_zero_column_gives_no_nan():
     np.testing.assert_array_equal(out, 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", dora.KINDS)
 def test_merged_is_adapted_on_every_product(base, recorded, kind):
     config = AdapterConfig(kind=kind, rank=4, alpha=6, targets=EVERYWHERE)
@@ -244,6 +245,7 @@ def test_a_magnitude_below_bfloat16s_resolution_still_counts():
     assert abs(np.abs(out[..., 1]).mean() / np.abs(out[..., 0]).mean() - 1.001) < 5e-4
 
 
+@pytest.mark.full
 def test_bfloat16_gradients_stay_close_to_float32(base, adapter, recorded):
     x = dream.embed(base, recorded["input_ids"])
     exact = gradients(TINY, ADAPTER, base, adapter, x)
@@ -255,6 +257,7 @@ def test_bfloat16_gradients_stay_close_to_float32(base, adapter, recorded):
         assert float(jnp.linalg.norm(a - b)) <= 0.05 * float(jnp.linalg.norm(b))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [*({"remat": name} for name in REMAT if name != "none"), {"unroll": True}], ids=str)
 def test_rematerialisation_and_unrolling_change_no_gradient(base, adapter, recorded, change):
     x, keys = dream.embed(base, recorded["input_ids"]), jax.random.split(jax.random.key(0), 2)

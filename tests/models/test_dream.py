@@ -224,6 +224,7 @@ def plain(params, recorded):
     return x, gradients(TINY, params, x)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
 def test_rematerialisation_changes_no_gradient(params, plain, remat):
     x, expected = plain

@@ -114,6 +114,7 @@ def test_an_adapted_network_is_that_of_the_weights_that_it_stands_for(base, kind
     assert_close(ours, hidden(FLOAT, config, {**as_float(base), "adapter": adapter}, x))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", REMAT)
 def test_gradients_of_adapter_and_activations_are_those_of_the_weights_that_it_stands_for(base, remat):
     adapter, x = some_adapter(base, ADAPTER), embeddings()

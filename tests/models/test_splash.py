@@ -25,6 +25,7 @@ def inputs(length=128, heads=2, kv_heads=1):
     return q, k, v, jnp.stack([jnp.arange(length) // 50, jnp.zeros(length, int)]).astype(jnp.int32)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("segmented", [False, True])
 def test_the_kernel_is_the_plain_attention_with_its_gradients(segmented):
     q, k, v, segment_ids = inputs()

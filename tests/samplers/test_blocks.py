@@ -156,6 +156,7 @@ def answered(which, width: int, cache: str):
     return run(this, tokens, attended, keys[np.asarray(which)])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cache", ("dual", pytest.param("prefix", marks=pytest.mark.full),
                                    pytest.param("none", marks=pytest.mark.full)))  # fmt: skip
 def test_a_row_does_not_depend_on_its_neighbours_or_its_padding(cache):

@@ -225,6 +225,7 @@ def test_re_masking_samplers_mask_tokens_again_but_never_given_ones():
     assert np.all(seen[:, :, :8] == np.arange(8)) and not np.any(seen[-1] == golden_model.MASK)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [
     dict(), pytest.param(dict(transition=transitions.RemdmCap(0.4), variant="full"), marks=pytest.mark.full)
 ], ids=["mdlm", "cap"])  # fmt: skip
