@@ -74,7 +74,7 @@ def write(path: str, text: str) -> None:
 
 
 def build_root(spec: dict) -> None:
-    """An almost empty file system as the only one: what is bound, read-only, and /work in memory."""
+    """An almost empty file system as the only one: what is bound, read-only, and /scratch in memory."""
     called("mount", "none", "/", None, RECURSIVE | PRIVATE, None)
     called("mount", "tmpfs", "/tmp", "tmpfs", NO_SETUID | NO_DEVICES, "size=1m,mode=755")
     os.mkdir("/tmp/old")
@@ -84,11 +84,11 @@ def build_root(spec: dict) -> None:
         bind(source, target, locked=True)
     for name in ("null", "zero", "random", "urandom"):
         bind(f"/dev/{name}", f"/dev/{name}", locked=False)
-    os.mkdir("/work")
+    os.mkdir("/scratch")
     size = f"size={spec['disk']}m,nr_inodes=1k,mode=1777"
-    called("mount", "tmpfs", "/work", "tmpfs", NO_SETUID | NO_DEVICES, size)
+    called("mount", "tmpfs", "/scratch", "tmpfs", NO_SETUID | NO_DEVICES, size)
     if not os.path.lexists("/tmp"):
-        os.symlink("/work", "/tmp")
+        os.symlink("/scratch", "/tmp")
     called("umount2", "/old", DETACH)
     os.rmdir("/old")
     called("mount", "none", "/", None, REMOUNT | BIND | READ_ONLY | NO_SETUID | NO_DEVICES, None)

@@ -70,7 +70,7 @@ class Running:
     def __init__(self, place: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
         self.limits, self.isolated, self._selector = limits, isolated, selector
         self._word = secrets.token_hex(32).encode()
-        self._work = "/work" if isolated else tempfile.mkdtemp(prefix="program-")
+        self._work = "/scratch" if isolated else tempfile.mkdtemp(prefix="program-")
         self._begun, self._written, self._report, self._output, self._cause = 0.0, 0, b"", b"", ""
         self.deadline = time.monotonic() + START
         given = {

@@ -1,6 +1,6 @@
 """A sandbox for programs that a model wrote: a process each, in namespaces of its own, within limits.
 
-What a program has: an interpreter with its standard library and NumPy, read-only; 32 MiB of files in /work, in memory;
+What a program has: an interpreter with its standard library and NumPy, read-only; 32 MiB of files in /scratch, in memory;
 /dev/null, zero and random. What it does not have: any other file, /proc, the environment, a network, another process to
 see or signal, a way to start one, privileges or a way to gain them (Linux user, mount, process, network, IPC, host name
 and control group namespaces; a filter of system calls; the limits of `setrlimit`; a time limit that is kept from without,
@@ -42,7 +42,7 @@ refused(os.fork)
 refused(socket.socket, socket.AF_INET)
 refused(open, "/file", "w")
 refused(os.listdir, "/proc")
-open("/work/file", "w").close()
+open("/scratch/file", "w").close()
 assert os.getuid() != 0 and os.getpid() == 2, "no namespaces"
 """
 

@@ -135,11 +135,10 @@ if tried(open, CANARY): reached.append(open(CANARY).read())
 """, NOWHERE),
     "a way up and out": ("""
 def up():
-    os.chdir("/work")
     for _ in range(50): os.chdir("..")
     reached.extend(set(os.listdir(".")) & {"proc", "sys", "boot", "home", "var", "old"})
 up()
-for path in ("/proc/1/root", "/proc/self/root", "/proc/self/fd", "/old", "/work/../old"):
+for path in ("/proc/1/root", "/proc/self/root", "/proc/self/fd", "/old", "/scratch/../old"):
     if tried(os.listdir, path): reached.append(path)
 for file in range(3, 300):
     if tried(os.fchdir, file) or tried(os.fstat, file) and file > 3: reached.append(file)
@@ -176,10 +175,10 @@ for number in (101, 310, 434) if os.uname().machine == "x86_64" else (117, 270, 
     if not refused_number(number, 16, 1, 0, 0, 0, 0): reached.append(number)
 """, NOWHERE),
     "more rights": ("""
-calls = [(os.setuid, 0), (os.setgid, 0), (os.setgroups, [0]), (os.chroot, "/work"), (os.mknod, "device", 0o60600, 0x800)]
+calls = [(os.setuid, 0), (os.setgid, 0), (os.setgroups, [0]), (os.chroot, "/scratch"), (os.mknod, "device", 0o60600, 0x800)]
 reached.extend(call for call in calls if tried(*call))
 libc = ctypes.CDLL(None)
-if not libc.unshare(0x10000000) or not libc.mount(b"none", b"/work", b"tmpfs", 0, None) or not libc.umount(b"/work"):
+if not libc.unshare(0x10000000) or not libc.mount(b"none", b"/scratch", b"tmpfs", 0, None) or not libc.umount(b"/scratch"):
     reached.append("a namespace")
 if libc.prctl(38, 0, 0, 0, 0) == 0: reached.append("new privileges")
 """, NOWHERE),
