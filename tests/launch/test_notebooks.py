@@ -116,7 +116,9 @@ class Executed:
         # A socket's path must be short, and pytest's folders are not.
         with tempfile.TemporaryDirectory() as sockets:
             kernels = Kernels(transport="ipc", ip=f"{sockets}/kernel")
-            NotebookClient(self.book, km=kernels, timeout=300, resources={"metadata": {"path": str(beside)}}).execute()
+            client = NotebookClient(self.book, km=kernels, timeout=300, resources={"metadata": {"path": str(beside)}})
+            # Otherwise a kernel that the client did not make itself would live on.
+            client.execute(cleanup_kc=True)
 
     def output(self, cell_id: str, mime: str) -> str:
         """The last output of a cell that has this form."""
