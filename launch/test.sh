@@ -2,7 +2,7 @@
 # The tests. The core tier by default; arguments after the tier go to pytest.
 #   bash launch/test.sh [--full | --soak | --oldest] [PYTEST ARGUMENTS]
 #     --full    also the slow tiers: kills, several hosts, every mesh, ahead-of-time compiles for TPU, pages in a browser
-#     --soak    what takes too long for CI: more kills, more prompts, the 7B in bfloat16
+#     --soak    what takes too long for CI: more kills, prompts and hosts, more compiles for TPU
 #     --oldest  the core tier with exactly the lowest versions that setup.cfg allows
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."

@@ -115,7 +115,7 @@ def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, tmp
     assert "Sampler" in done.stdout and "No array of size B L V." in done.stdout
 
 
-@pytest.mark.full
+@pytest.mark.soak
 def test_the_two_pass_step_of_dream_7b_fits_the_smallest_chips(tmp_path):
     done = run("--config=configs/dream7b.py", "--topology=v5e:4x4", f"--json={tmp_path / 'found.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr

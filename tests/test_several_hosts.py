@@ -137,6 +137,7 @@ def test_a_stop_of_one_host_saves_on_all_and_a_single_process_continues_as_both_
     np.testing.assert_allclose(losses(workdir), losses(home / "both"), rtol=1e-4)
 
 
+@pytest.mark.soak
 def test_four_hosts_train_as_one_does_and_two_of_them_go_on_with_the_same_examples(home):
     workdir = home / "four"
     finish(start(home / "tiny.py", workdir, 4, "--config.train.steps=4"))

@@ -10,7 +10,7 @@ from softmask_jax.compile.topology import Topology
 from softmask_jax.evaluation.scorer import compiled
 from softmask_jax.models import gpt2
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.soak
 ROWS, LENGTH, VOCAB = 16, 1024, 50_257
 
 
