@@ -6,6 +6,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
+# libtpu reads these when a process first loads it, and some tests want to hear what its partitioner has to say.
+for name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
+    os.environ.setdefault(name, "1")
+
 import gc  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402

@@ -46,7 +46,8 @@ def test_the_compilers_word_that_memory_is_short_becomes_figures(message, needed
 
 
 def run(*arguments: str, compiler: bool = True, cache: Path | None = None) -> subprocess.CompletedProcess:
-    environment = dict(os.environ)
+    # As quiet as it is for a user.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_LOG_LEVEL")}
     if not compiler:  # nor where an earlier test of this process has found it
         environment = {name: value for name, value in environment.items() if name != "PYTHONPATH" and "TPU" not in name}
     if cache is not None:

@@ -139,9 +139,10 @@ def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop
             process.wait()
             killed += 1
     subprocess.run(command(f"killed{moments}"), check=True, **quiet)
-    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in (f"killed{moments}", f"unkilled{moments}"))
+    names = f"killed{moments}", f"unkilled{moments}"
+    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in names)
     assert ours.keys() == theirs.keys() and all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
-    said = [json.loads((workshop.folder / name / "summary.json").read_text()) for name in ("killed", "unkilled")]
+    said = [json.loads((workshop.folder / name / "summary.json").read_text()) for name in names]
     assert said[0]["validation"] == said[1]["validation"]
 
 

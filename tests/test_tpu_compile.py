@@ -20,8 +20,6 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_MIN_LOG_LEVEL": "1",
-    "TPU_STDERR_LOG_LEVEL": "1",
 }
 # L is long for this D, so that the tables [V D] are smaller than a quarter of the logits [B L V] of one chip.
 B, L, V, D = 8, 256, 32_000, 64
