@@ -14,7 +14,7 @@ import pytest
 from softmask_jax import config, tiny_dream
 from softmask_jax.command_line import split_overrides
 from softmask_jax.evaluation.settings import Settings
-from tests.tiny_run import QUICK_COMPILES
+from tests.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
@@ -103,14 +103,12 @@ def test_the_map_names_every_module():
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """The ways in, walked in their order in one folder: (folder, what bash printed)."""
-    folder, before = tmp_path_factory.mktemp("readme"), {name: jax.config.values[name] for name in QUICK_COMPILES}
+    folder = tmp_path_factory.mktemp("readme")
     for name in ("configs", "launch", ".assets"):
         (folder / name).symlink_to(ROOT / name)
     said = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compiles():
         patch.chdir(folder)
-        for name, value in QUICK_COMPILES.items():
-            jax.config.update(name, value)
         assert tiny_dream.main(["--out=runs/tiny_dream"]) == 0
         run("softmask_jax.main", ["--config=configs/mdlm_owt.py:smoke", "--workdir=models/mdlm"])
         for line in WAYS:
@@ -124,8 +122,6 @@ def walked(tmp_path_factory):
             if words[2] == "softmask_jax.convert":
                 os.symlink(folder / "models" / "dream", folder / "runs" / "tiny_dream" / "model")
         yield folder, said
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def smaller(words: list[str]) -> list[str]:

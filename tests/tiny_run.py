@@ -1,4 +1,5 @@
 """A run small enough for tests: a few text files as bytes, a DiT of one narrow block; and how to read what it left."""
+import contextlib
 import functools
 import json
 import struct
@@ -125,6 +126,19 @@ class Home:
 
 
 QUICK_COMPILES = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_disable_most_optimizations": True}
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """Where little is computed, and much compiled."""
+    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
+    try:
+        for name, value in QUICK_COMPILES.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from softmask_jax.evaluation.task import Stopped
 from softmask_jax.models import gpt2
 from softmask_jax.samplers import Options
 from tests import tiny_gpt2
-from tests.evaluation import generated, validated
+from tests.evaluation import generated
 from tests.evaluation.generated import SEED, settings, work
+from tests.tiny_run import quick_compiles
 
 pytest.importorskip("mauve")
 END = 256 + len(tiny_gpt2.MERGES)
@@ -27,7 +28,7 @@ END = 256 + len(tiny_gpt2.MERGES)
 
 @pytest.fixture(scope="module")
 def folder():
-    with validated.quick_compiles():
+    with quick_compiles():
         yield generated.home()[0]
 
 

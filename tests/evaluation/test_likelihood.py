@@ -11,20 +11,16 @@ from softmask_jax import config, denoiser, soft_masking
 from softmask_jax.data import ByteTokenizer
 from softmask_jax.evaluation.likelihood import Likelihood, Span, key_of, masks
 from softmask_jax.samplers import SoftMasking
-from tests.tiny_run import QUICK_COMPILES, settings
+from tests.tiny_run import quick_compiles, settings
 
 MASK = ByteTokenizer.mask_token_id
 CONTEXT = [256, 10, 20]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
-    for name, value in QUICK_COMPILES.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def quick():
+    with quick_compiles():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,16 @@ from softmask_jax.convert.converted import Ids
 from softmask_jax.evaluation.samples import budgeted, check_model, entropies, write
 from softmask_jax.evaluation.task import Stopped
 from softmask_jax.samplers import Options
-from tests.evaluation import generated, validated
+from tests.evaluation import generated
 from tests.evaluation.generated import work
 from tests.fake_model import FakeModel
+from tests.tiny_run import quick_compiles
 
 
 
 @pytest.fixture(scope="module")
 def model():
-    with validated.quick_compiles():
+    with quick_compiles():
         yield generated.home()[1]["soft"]
 
 

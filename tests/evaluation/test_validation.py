@@ -17,6 +17,7 @@ from tests.evaluation import validated
 from tests.evaluation.validated import columns, predicting, work
 from tests.test_compare import write_run
 from tests.test_objective import CASES, golden_model, noisy_batch, recorded
+from tests.tiny_run import quick_compiles
 
 T_EPS = NOISE_EPS = 1e-3
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
     tiny_run.write_texts(at / "texts")
     write_run(at / "soft", at, 6, seed=1)
     write_run(at / "binary", at, 6, seed=0, soft_mask__variant="none")
-    with validated.quick_compiles():
+    with quick_compiles():
         yield at
 
 

@@ -15,6 +15,7 @@ from softmask_jax.files import write_json
 from softmask_jax.tasks.dream import Dream
 from tests.evaluation import validated
 from tests.evaluation.validated import columns, work
+from tests.tiny_run import quick_compiles
 
 STEP = 6
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("conversations")
     tiny_dream.make(at, conversations=120, sizes={"torch_dtype": "float32"})
     assert convert([f"--src={at / 'hf'}", f"--dst={at / 'model'}"]) == 0
-    with validated.quick_compiles():
+    with quick_compiles():
         yield at
 
 

@@ -11,10 +11,10 @@ from softmask_jax.evaluation import validation_texts
 from softmask_jax.evaluation.validation import Validation
 from softmask_jax.evaluation.validation_texts import OWN, Text, other_text, own_text, sources
 from tests import tiny_run
-from tests.evaluation import validated
 from tests.evaluation.validated import columns, work
 from tests.golden import FOLDER
 from tests.test_compare import write_run
+from tests.tiny_run import quick_compiles
 
 EOS = 256
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     write_run(at / "run", at, 6, seed=1)
     write_run(at / "other", at / "else", 6, seed=2)
     assert convert([f"--src={FOLDER / 'mdlm_dit/mdlm.ckpt'}", f"--dst={at / 'converted'}"]) == 0
-    with validated.quick_compiles():
+    with quick_compiles():
         yield at
 
 

@@ -1,5 +1,4 @@
 """Works of the task "perplexity" on crafted runs, shared by its tests."""
-import contextlib
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from softmask_jax import sharding
 from softmask_jax.evaluation import validation_records
 from softmask_jax.evaluation.settings import Models, Perplexity, Run, Settings
 from softmask_jax.evaluation.task import Work
-from tests.tiny_run import QUICK_COMPILES
 
 SEED = 7
 
@@ -36,17 +34,6 @@ def work(folder: Path, path: Path, model, *, devices: int = 1, stop_after: int =
         perplexity=Perplexity(**{"draws": 2, "batch_size": 8, "bins": 4} | given),
     )  # fmt: skip
     return Work(settings, path.name, path, folder, lambda: model, mesh(devices), StopAfter(stop_after))
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """Little is computed here, and much compiled."""
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
-    for name, value in QUICK_COMPILES.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def mesh(devices: int) -> jax.sharding.Mesh:

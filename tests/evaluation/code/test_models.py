@@ -14,7 +14,7 @@ from softmask_jax.evaluation.code import sandbox
 from softmask_jax.evaluation.code.task import CodeTask
 from softmask_jax.samplers import Options
 from tests.evaluation.code.works import work
-from tests.tiny_run import QUICK_COMPILES, settings
+from tests.tiny_run import quick_compiles, settings
 
 pytestmark = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox here: {sandbox.available()}")
 # Prompts are longer than this, so there is one shape; and a program cannot but be wrong.
@@ -22,13 +22,9 @@ SMOKE = {"prompt_tokens": 64, "max_new_tokens": 16, "steps": 4, "batch_size": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
-    for name, value in QUICK_COMPILES.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def quick():
+    with quick_compiles():
+        yield
 
 
 @pytest.fixture(scope="module")
