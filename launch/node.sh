@@ -44,7 +44,7 @@ state="$here/${name:-none}"
 # The Python of the system where it is new enough; otherwise one of its own by uv.
 find_python() {
   local python
-  for python in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+  for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.14; do
     if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
       PYTHON="$(command -v "$python")"
       return
@@ -95,7 +95,9 @@ setup() {
   fi
   find_python
   export PYTHON
-  make_venv .venv "$extras" || die "the installation failed"
+  tested="$(tested_versions)"
+  [ -n "$tested" ] || echo "Not tested with $("$PYTHON" --version 2>&1): installing the newest version of every package."
+  make_venv .venv "$extras" "$tested" || die "the installation failed"
   echo "Ready: $(uname -n)"
 }
 

@@ -20,12 +20,34 @@ make_venv() {
     "$python" -m venv --clear "$folder" || { echo "Could not make $folder; on Debian and Ubuntu: apt install python3-venv" >&2; return 1; }
     echo "$version" > "$folder/.made-by"
   fi
-  if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
+  if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || { [ -n "$constraints" ] && [ "$constraints" -nt "$stamp" ]; }; then
     echo "Installing softmask_jax$extras into $folder ..."
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
       ${constraints:+--constraint "$constraints"} --editable ".$extras" || return 1
     touch "$stamp"
   fi
+}
+
+# tested_versions: the constraints file of $PYTHON's version, launch/constraints-3.x.txt; nothing where there is none.
+tested_versions() {
+  local file
+  file="launch/constraints-$("${PYTHON:-python3}" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
+  if [ -e "$file" ]; then echo "$file"; fi
+}
+
+# newest_python: the newest interpreter of 3.13 and 3.12 on this machine, in PATH, of pyenv, or built by .ci/python.sh.
+newest_python() {
+  local version python
+  for version in 3.13 3.12; do
+    for python in "${PYTHON:-}" "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python3 \
+      "${XDG_CACHE_HOME:-$HOME/.cache}"/softmask_jax/python-"$version".*/bin/python3; do
+      if [ "$("$python" -c 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
+        command -v "$python"
+        return
+      fi
+    done
+  done
+  return 1
 }
 
 # The extra that this machine's accelerator needs: cuda13, cuda12, tpu, or nothing.

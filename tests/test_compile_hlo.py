@@ -1,11 +1,16 @@
 """Reading optimised programs: a text written by hand, whose figures can be counted with a pencil, and CPU programs."""
+import gzip
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from softmask_jax.compile import hlo, reading, traffic
+from softmask_jax import sharding
+from softmask_jax.compile import hlo, reading, topology, traffic
 
 # A loop from 2 to below 8 in steps of 2 over a stack of weights, one of them read a turn; a kernel whose attributes run
 # over lines; a collective that starts in one fusion and goes on in another; scratch memory; a condition.
@@ -193,3 +198,45 @@ def test_a_table_of_embeddings_is_no_array_of_logits():
     module, program = dense(32_768)
     program.rows, program.length, program.width = 1, 8, 16  # 16 numbers a token: more than there are positions
     assert not [line for line in reading.whole_logits(module, program) if "[32768,16]" in line]
+
+
+LAYERS, ROWS, WIDTH = 6, 64, 256
+RECORDED = {"0.0.42": "hlo/libtpu_0_0_42.txt.gz", "0.0.50": "hlo/libtpu_0_0_50.txt.gz"}
+
+
+def gradient_of_scanned_layers() -> str:
+    """The text of a program for four v5e chips, data 2 and fsdp 2: six layers tanh(x @ w), scanned, and their gradients."""
+    mesh = sharding.make_mesh(2, 2, devices=topology.Topology("v5e:2x2").devices())
+    rows = NamedSharding(mesh, P("data"))
+
+    def loss(w, x):
+        def layer(x, w):
+            return jnp.tanh(jax.lax.with_sharding_constraint(x @ w, rows)), None
+
+        return jnp.mean(jax.lax.scan(layer, x, w)[0].astype(jnp.float32) ** 2)
+
+    w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.bfloat16, sharding=rows)
+    return jax.jit(jax.grad(loss)).lower(w, x).compile().as_text()
+
+
+def check_scanned_layers(text: str):
+    """Every layer reduces its activations [32 256] and its gradient [128 256] and gathers activations once, in bfloat16."""
+    module = hlo.parse(text)
+    loops = [(i, c) for c in module.computations.values() for i in c.instructions.values() if i.opcode == "while"]
+    assert [module.trips(loop, inside) for loop, inside in loops] == [LAYERS, LAYERS]
+    activations, gradient = ROWS // 2 * WIDTH * 2, WIDTH // 2 * WIDTH * 2
+    measured = traffic.measure(module)
+    assert measured.payload == {"all-reduce": LAYERS * (activations + gradient), "all-gather": LAYERS * activations}
+    assert measured.count == {"all-reduce": 2 * LAYERS, "all-gather": LAYERS} and measured.unknown == 0
+
+
+@pytest.mark.parametrize("libtpu", RECORDED)
+def test_the_text_of_either_tpu_compiler_is_read_alike(libtpu):
+    """jax 0.10.2 has libtpu 0.0.42, jax 0.12.0 has 0.0.50."""
+    check_scanned_layers(gzip.decompress((Path(__file__).parent / "golden" / RECORDED[libtpu]).read_bytes()).decode())
+
+
+@pytest.mark.full
+def test_the_text_of_the_installed_tpu_compiler_is_read_alike():
+    check_scanned_layers(gradient_of_scanned_layers())

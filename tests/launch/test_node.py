@@ -150,7 +150,7 @@ def mounting(node, *words):
     """Setup with stubs for what needs root, and nothing installed."""
     for program in ("sudo", "mountpoint", "lsblk", "blkid", "mount.nfs"):
         node.world.add(program)
-    venv = 'make_venv() { echo "installed $*"; }\naccelerator() { echo cuda12; }\n'
+    venv = 'make_venv() { echo "installed $*"; }\naccelerator() { echo cuda12; }\ntested_versions() { echo tested.txt; }\n'
     (node.project / "launch" / "venv.sh").write_text(venv)
     node.world.answer("mountpoint", "", {"code": 1})
     return node("setup", *words)
@@ -159,7 +159,7 @@ def mounting(node, *words):
 def test_setup_mounts_a_share_once_and_installs(node):
     done = mounting(node, "--extras=auto,chat", "--nfs=10.0.0.2:/share", "--mount=/shared")
     assert done.returncode == 0, done.stderr
-    assert "installed .venv cuda12,chat" in done.stdout
+    assert "installed .venv cuda12,chat tested.txt" in done.stdout
     asked = [" ".join(call["words"]) for call in node.world.calls("sudo")]
     assert asked == ["mkdir -p /shared", "mount -t nfs -o hard,noatime,lookupcache=positive 10.0.0.2:/share /shared",
                      "chmod a+rwx /shared"]  # fmt: skip
@@ -200,7 +200,7 @@ def test_where_python_is_too_old_setup_installs_one_with_uv(node):
         node.world.add(f"python3{version}")
         node.world.answer(f"python3{version}", "^-c", {"code": 1})
     node.world.answer("python3", "uv python find", {"out": "/opt/python3.12\n"})
-    (node.project / "launch" / "venv.sh").write_text('make_venv() { echo "installed with $PYTHON"; }\n')
+    (node.project / "launch" / "venv.sh").write_text('make_venv() { echo "installed with $PYTHON"; }\ntested_versions() { true; }\n')
     done = node("setup", "--extras=tpu")
     assert done.returncode == 0 and "installed with /opt/python3.12" in done.stdout
     asked = [" ".join(call["words"]) for call in node.world.calls("python3", "^-m")]

@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     for program in OTHERS:
         world.add(program)
     (project / "configs").symlink_to(ROOT / "configs")
-    (project / "launch" / "venv.sh").write_text("make_venv() { true; }\naccelerator() { true; }\n")
+    (project / "launch" / "venv.sh").write_text("make_venv() { true; }\naccelerator() { true; }\ntested_versions() { true; }\n")
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     world.answer("gcloud", "queued-resources describe", {"out": "ACTIVE\n"})
     world.answer("gcloud", "filestore instances describe", {"out": "10.0.0.2\n"})

@@ -111,7 +111,7 @@ def test_a_second_start_changes_nothing(cluster):
 def test_a_secret_travels_by_standard_input_into_a_file_for_its_owner_alone(cluster):
     for host in ("alpha", "beta"):
         venv = cluster.folder / host / "softmask_jax" / "launch" / "venv.sh"
-        venv.write_text("make_venv() { true; }\naccelerator() { true; }\n")
+        venv.write_text("make_venv() { true; }\naccelerator() { true; }\ntested_versions() { true; }\n")
     secret = "hf_it's; a $(secret)"
     done = cluster.reachable().go("setup", "--secret=HF_TOKEN", "--repo=/nowhere/x.git", HF_TOKEN=secret)
     assert done.returncode == 1 and "Bringing the code failed" in done.stderr  # there is no such repository
@@ -125,7 +125,7 @@ def test_a_secret_travels_by_standard_input_into_a_file_for_its_owner_alone(clus
 
 def test_the_code_may_come_from_a_repository_and_is_renewed_by_another_setup(cluster):
     repo = toy_project.make(cluster.folder / "a repository")
-    (repo / "launch" / "venv.sh").write_text("make_venv() { true; }\n")
+    (repo / "launch" / "venv.sh").write_text("make_venv() { true; }\ntested_versions() { true; }\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repo)]
     for host in ("alpha", "beta"):
         shutil.rmtree(cluster.folder / host / "softmask_jax")
