@@ -18,11 +18,17 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/softmask_jax"
 mkdir -p "$cache"
 work="$(mktemp -d "$cache/building-XXXXXX")" log="$cache/build.log"
 exec 3>&1 4>&2 > "$log" 2>&1
-trap 'status=$?; rm -rf "$work"; if [ $status != 0 ]; then tail -n 20 "$log" >&4; fi' EXIT
+finish() {
+  local status=$?
+  rm -rf "$work"
+  if [ "$status" != 0 ]; then tail -n 20 "$log" >&4; fi
+}
+trap finish EXIT
 
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc make xz-utils \
   libssl-dev zlib1g-dev libffi-dev libsqlite3-dev libbz2-dev liblzma-dev
+# shellcheck disable=SC2016 # apt-get expands it
 mirror="$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)"
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 echo "deb-src [signed-by=$keys] ${mirror:?no Debian mirror among the sources of apt} trixie main" > "$work/sources.list"

@@ -1,7 +1,8 @@
 """The text of an optimised XLA program as computations of instructions: shapes, operands, loops with their lengths.
 
-The format is what `jax.stages.Compiled.as_text()` prints, for a CPU or a TPU (read alike from jax 0.10 with libtpu 0.0.42 to jax 0.12 with 0.0.50). A TPU's layouts
-say where an array lies: `S(1)` and above is on the chip's own scratch memory, not in HBM.
+The format is what `jax.stages.Compiled.as_text()` prints for a CPU or a TPU; texts of jax 0.10 with libtpu 0.0.42 and of
+jax 0.12 with 0.0.50 are tested. A TPU's layouts say where an array lies: `S(1)` and above is on the chip's own scratch
+memory, not in HBM.
 """
 import dataclasses
 import functools

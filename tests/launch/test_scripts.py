@@ -8,7 +8,7 @@ import pytest
 
 from tests.launch.world import ROOT
 
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / ".ci").iterdir()])
 
 
 def test_all_scripts_are_known_here():
