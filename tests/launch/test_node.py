@@ -31,12 +31,13 @@ class Node:
         where = f"--workdir={self.workdir}"
         return self("start", "--name=r", where, "--label=host-0", "--", where, *words)
 
-    def status(self, *wanted):
-        """Once it is one of those that are waited for."""
+    def status(self, *wanted, step=""):
+        """Once it is one of those that are waited for, at that step."""
         deadline = time.monotonic() + PATIENCE
         while True:
             found = self("status", "--name=r").stdout.split()[1:]
-            if not wanted or found[0] in wanted or time.monotonic() > deadline:
+            reached = (not wanted or found[0] in wanted) and step in ("", found[2])
+            if reached or time.monotonic() > deadline:
                 return found
             time.sleep(0.05)
 
@@ -67,7 +68,7 @@ def test_a_run_that_makes_all_steps_of_an_older_shorter_config_is_not_finished(n
 
 def test_stop_lets_it_save_and_counts_as_an_interruption_by_hand(node):
     node.start("wait")
-    assert node.status() == ["running", "-", "3", "no"]
+    assert node.status("running", step="3") == ["running", "-", "3", "no"]
     done = node("stop", "--name=r")
     assert done.returncode == 0 and "ended" in done.stdout and "Stopped and saved" in node.log
     assert node.status("ended") == ["ended", "130", "3", "no"]
@@ -78,6 +79,7 @@ def test_stop_lets_it_save_and_counts_as_an_interruption_by_hand(node):
 
 def test_a_run_that_saved_because_the_machine_was_taken_is_unfinished(node):
     node.start("wait")
+    assert node.status("running", step="3") == ["running", "-", "3", "no"]
     os.kill(node.pid, signal.SIGTERM)
     assert node.status("ended") == ["ended", "0", "3", "no"]
 
