@@ -3,7 +3,12 @@
 The template is trusted, contents of messages are not: `<|im_end|>` is one id where the template writes it and ordinary
 text where a message spells it. So special tokens in contents are broken up by a character that no content has before
 the template is rendered, and put together again once the rendering is cut at the special tokens that are left.
+
+Templates are rendered as Hugging Face `transformers` renders them (4.57 and 5.24: `utils/chat_template_utils.py`), with
+one difference: the day that `strftime_now` formats is always `DATE`, so that the tokens of a conversation are the same
+when a run goes on another day, and prompts at inference are those of training.
 """
+import datetime
 import functools
 import json
 import re
@@ -12,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.data.cache import logger
 from softmask_jax.data.listing import fingerprint
 from softmask_jax.data.tokenizer_base import Tokenizer
 from softmask_jax.data.tokenizer_files import TEMPLATE_FILE
 from softmask_jax.data.tokenizer_hub import PREFIX, download_tokenizer
-from softmask_jax.data.tokenizer_specials import CONFIG_FILE, named_tokens, read_json, read_text
+from softmask_jax.data.tokenizer_specials import CONFIG_FILE, read_json, read_text, template_tokens
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -32,6 +38,8 @@ CHATML = """\
     {{- "<|im_start|>assistant\\n" }}
 {%- endif %}
 """
+# The day that Llama 3's templates fall back on where they are not told the date.
+DATE = datetime.datetime(2024, 7, 26)
 # Code points that Unicode keeps free of characters.
 SHIELDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
@@ -45,19 +53,21 @@ class TemplateError(ValueError):
 
 
 class ChatTemplate:
-    """A Jinja chat template (as text) and the tokens (bos_token, ...) that it may name.
+    """A Jinja chat template (as text) and the tokens (bos_token, ..., see `template_tokens`) that it may name.
 
     Raises ImportError without jinja2, ValueError for a template that is none.
     """
 
-    def __init__(self, text: str = CHATML, tokens: Mapping[str, str] | None = None):
+    def __init__(self, text: str = CHATML, tokens: Mapping[str, str | list[str]] | None = None):
         self.text, self.tokens = text, dict(tokens or {})
         self._render = _compile(text)
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """The conversation as text. Raises TemplateError for messages that the template refuses."""
+        # Templates ask whether `tools is not none`, which an undefined variable is.
+        values = self.tokens | {"messages": messages, "tools": None, "documents": None}
         try:
-            return self._render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
+            return self._render(values, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # a template can fail as any program can
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TemplateError("template", f"is refused by the chat template ({reason:.200})") from error
@@ -96,12 +106,20 @@ class ChatTemplate:
         parts = iter(encode_renderings(tokenizer, texts))
         return [(next(parts), next(parts)) if error is None else error for error in found]
 
+    @property
+    def has_date(self) -> bool:
+        """Whether renderings may hold the date."""
+        return "strftime_now" in self.text
+
     def fingerprint(self) -> str:
-        return fingerprint(self.text, sorted(self.tokens.items()))
+        return fingerprint(self.text, sorted(self.tokens.items()), *[DATE.isoformat()] * self.has_date)
 
     def files(self) -> dict[str, str]:
         """Texts of the files, by name, from which `load_template` makes the same template."""
-        return {CONFIG_FILE: json.dumps({"chat_template": self.text} | self.tokens, indent=1)}
+        named = {name: token for name, token in self.tokens.items() if name.endswith(("_token", "_tokens"))}
+        others = {name: token for name, token in self.tokens.items() if name not in named}
+        more = {"extra_special_tokens": others} if others else {}
+        return {CONFIG_FILE: json.dumps({"chat_template": self.text} | named | more, indent=1)}
 
 
 def shield_contents(messages: Messages, special_tokens: Iterable[str]) -> tuple[list[dict[str, str]], str]:
@@ -153,9 +171,22 @@ def _special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern | None:
 def _compile(text: str) -> Callable[..., str]:
     try:
         import jinja2
+        import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ImportError("chat templates need a package: pip install 'softmask_jax[chat]'") from error
+
+    class Generation(jinja2.ext.Extension):
+        # `{% generation %}` marks what the assistant wrote. As in `transformers` its body is a scope of its own.
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+        def _body(self, caller):
+            return caller()
 
     def refuse(message):
         raise jinja2.exceptions.TemplateError(message)
@@ -166,44 +197,65 @@ def _compile(text: str) -> Callable[..., str]:
 
     # Spaces and loops as `transformers` sets them up, for which templates are written.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
+    environment.globals |= {"raise_exception": refuse, "strftime_now": DATE.strftime}
     try:
         return environment.from_string(text).render
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise ValueError(f"the chat template is no Jinja template (line {error.lineno}: {error.message})") from error
 
 
-def load_template(spec: str | Path, cache_folder: str | Path | None = None) -> ChatTemplate:
-    """The chat template of the tokenizer that `data.tokenizer` names, or of a *.jinja file; `CHATML` without one.
+def load_template(
+    spec: str | Path, cache_folder: str | Path | None = None, tokenizer: str | Path | None = None
+) -> ChatTemplate:
+    """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
 
-    Of several named templates the one called default. `cache_folder` as for `open_tokenizer`. Raises ValueError,
-    FileNotFoundError or another OSError, ImportError without jinja2.
+    Of several named templates the one called default. `tokenizer`: whose tokens the template may name, if it is not its
+    own; a template beside tokens keeps them where that tokenizer names none. `cache_folder` as for `open_tokenizer`.
+    Raises ValueError, FileNotFoundError or another OSError, ImportError without jinja2.
     """
-    if str(spec).startswith(PREFIX):
-        spec = download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
-    path = Path(spec).expanduser()
-    if path.suffix == ".jinja":
-        return ChatTemplate(read_text(path), _tokens(path.parent))
-    folder = path if path.is_dir() else path.parent
-    # Names such as `bytes` are no files, and have no neighbours.
+    path = _local(spec, cache_folder)
+    is_template = path.is_file() and path.suffix not in (".json", ".tiktoken")
     if not path.exists():
+        if path.suffix == ".jinja" or tokenizer is not None and str(spec) != str(tokenizer):
+            raise FileNotFoundError(f"{path}: no such chat template; give a *.jinja file")
+        # Names such as `bytes` are no files, and have no neighbours.
         return ChatTemplate()
-    if (folder / TEMPLATE_FILE).is_file():
-        return ChatTemplate(read_text(folder / TEMPLATE_FILE), _tokens(folder))
-    text = read_json(folder / CONFIG_FILE, optional=True).get("chat_template") or CHATML
-    if isinstance(text, list):
-        named = {entry.get("name"): entry.get("template") for entry in text if isinstance(entry, dict)}
-        text = named.get("default")
-    if not isinstance(text, str):
-        raise ValueError(f"{folder / CONFIG_FILE}: chat_template is neither text nor a list with one named default")
+    folder = path if path.is_dir() else path.parent
+    source, text = (path, read_text(path)) if is_template else _default_template(folder)
+    owner = folder if tokenizer is None else _local(tokenizer, cache_folder)
+    tokens = template_tokens(owner if owner.is_dir() else owner.parent) if owner.exists() else {}
     try:
-        return ChatTemplate(text, _tokens(folder))
+        template = ChatTemplate(text, tokens or template_tokens(folder))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
+    if template.has_date:
+        logger.info("the chat template writes the date: it gets %s on every day", DATE.date())
+    return template
 
 
-def _tokens(folder: Path) -> dict[str, str]:
-    return {f"{role}_token": token for role, token in named_tokens(folder).items()}
+def _local(spec: str | Path, cache_folder: str | Path | None) -> Path:
+    if str(spec).startswith(PREFIX):
+        return download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
+    return Path(spec).expanduser()
+
+
+def _default_template(folder: Path) -> tuple[Path, str]:
+    """The template of a tokenizer's folder, and the file that it is in. Files of their own go before the config's."""
+    source = folder / TEMPLATE_FILE
+    if source.is_file():
+        return source, read_text(source)
+    source = folder / CONFIG_FILE
+    found = read_json(source, optional=True).get("chat_template")
+    if isinstance(found, list):
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if isinstance(found, dict):
+        found = found.get("default", found)
+    if not isinstance(found or CHATML, str):
+        raise ValueError(
+            f"{source}: chat_template is neither text nor a list with one named default; give a *.jinja "
+            "file as data.chat_template"
+        )
+    return source, found or CHATML

@@ -73,7 +73,7 @@ def build_sft(config: object | None = None, **overrides) -> Sft:
     check_config(config)
     tokenizer_cache = Path(config.cache_dir) if config.cache_dir else None
     tokenizer = open_tokenizer(config.tokenizer, tokenizer_cache)
-    template = load_template(config.chat_template or config.tokenizer, tokenizer_cache)
+    template = load_template(config.chat_template or config.tokenizer, tokenizer_cache, config.tokenizer)
     sources = open_sources(config.paths, config.messages_key)
     folder = cache_folder(config.cache_dir)
     same = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}

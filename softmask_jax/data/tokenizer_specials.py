@@ -35,12 +35,35 @@ def named_tokens(folder: Path) -> dict[str, str]:
     named = {}
     for role in ("bos", "eos", "mask", "cls", "sep"):
         token = config.get(f"{role}_token") or tokens_map.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _text(token)
         if isinstance(token, str):
             named[role] = token
         elif token is not None:
             raise ValueError(f"{folder}: {role}_token={token!r} in {CONFIG_FILE} or {MAP_FILE} is no token; correct it")
     return named
+
+
+def template_tokens(folder: Path) -> dict[str, str | list[str]]:
+    """The special tokens that a chat template may name, by the names that `transformers` gives them.
+
+    `bos_token`, `pad_token`, any other `*_token`, those of `extra_special_tokens`, and the list
+    `additional_special_tokens`, from tokenizer_config.json and, where that does not say, special_tokens_map.json.
+    """
+    found = {}
+    for name in (MAP_FILE, CONFIG_FILE):
+        content = read_json(folder / name, optional=True)
+        extra = content.get("extra_special_tokens")
+        for key, value in (content | (extra if isinstance(extra, dict) else {})).items():
+            if key == "additional_special_tokens" and isinstance(value, list):
+                found[key] = [text for text in map(_text, value) if isinstance(text, str)]
+            elif isinstance(_text(value), str) and (key.endswith("_token") or isinstance(extra, dict) and key in extra):
+                found[key] = _text(value)
+    return {key: value for key, value in found.items() if value}
+
+
+def _text(token: object) -> object:
+    """A token as text, which files also write as an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def special_ids(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> tuple[int, int, int]:
