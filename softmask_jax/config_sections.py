@@ -71,8 +71,8 @@ class Data:
 
     `source` and `paths`: stdlib | files, jsonl, parquet (globs, comma-separated) | tfds, hf (`name:split`) | shards
     (folders that `softmask_jax.data.prepare` made) | mixture (`0.7 jsonl:web/*.jsonl; 0.3 stdlib`) | chat
-    (conversations: sources joined by `;`, each `jsonl:GLOBS`, `parquet:GLOBS` or `hf:NAME:SPLIT`, and behind a `|` the
-    source of its validation rows).
+    (conversations: sources joined by `;`, each `jsonl:GLOBS`, JSON arrays too, `parquet:GLOBS` or `hf:NAME:SPLIT`, and
+    behind a `|` the source of its validation rows).
     `text_key`: the field that holds the text, in jsonl, parquet, tfds and hf. `separator` cuts each file into
     documents. `detokenizer`: "" | lm1b, undoes the spacing of a tokenized corpus.
     `tokenizer`: bytes | bpe (trained on the text) | text8 | shards (the one they were made with) | a file or folder of
@@ -81,10 +81,11 @@ class Data:
     paths (all of `validation_paths`, of the same kind as `paths`). `max_documents`: 0 is all. `cache_dir`: "" is the
     user's cache folder.
 
-    Of conversations: `messages_key` ("" is messages or conversations), `chat_template` (a *.jinja file, "" is the
-    tokenizer's own), `max_train` and `max_validation` rows before the filters (0: all), at most `max_tokens` and a
-    response of at least `min_response`, `shuffle_seed` of splitting and shuffling, `buckets`: lengths of rows, multiples
-    of 128 ("" is every multiple, "512,1024,2048" compiles three programs).
+    Of conversations: `messages_key` ("" is messages, conversations, ..., whichever is filled, or a prompt and its
+    completion: see `data.conversations`), `chat_template` (a *.jinja file, "" is the tokenizer's own), `max_train` and
+    `max_validation` rows before the filters (0: all), at most `max_tokens` and a response of at least `min_response`,
+    `shuffle_seed` of splitting and shuffling, `buckets`: lengths of rows, multiples of 128 ("" is every multiple,
+    "512,1024,2048" compiles three programs).
     """
 
     source: str = "stdlib"

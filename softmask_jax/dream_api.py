@@ -16,7 +16,8 @@ from softmask_jax.convert import adapters, converted
 from softmask_jax.convert.orbax_files import stored_specs
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data import Tokenizer, open_tokenizer
-from softmask_jax.data.chat_template import ChatTemplate, load_template
+from softmask_jax.data.chat_template import ChatTemplate, TemplateError, load_template
+from softmask_jax.data.conversations import NoConversation, read_messages
 from softmask_jax.denoiser import Denoiser
 from softmask_jax.models import dream
 from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
@@ -97,10 +98,16 @@ class DreamModel:
         )  # fmt: skip
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """The prompt [P] of a chat, generation prompt included. ValueError for a model without a tokenizer."""
+        """The prompt [P] of a chat (see `data.conversations`), generation prompt included.
+
+        Raises ValueError for a model without a tokenizer and for messages that are none.
+        """
         if self.tokenizer is None or self.template is None:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
-        return self.template.encode_prompt(self.tokenizer, messages)
+        try:
+            return self.template.encode_prompt(self.tokenizer, read_messages(messages))
+        except (NoConversation, TemplateError) as error:
+            raise ValueError(f"The chat {error}.") from error
 
     def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
         """[B L] ids -> B strings, without padding; masks stay visible.

@@ -1,8 +1,9 @@
 """What to generate from: rows of a file, and what each of them asks for.
 
-A row is a line of JSON: a text, or an object with one of
+A row is a line of JSON, or an element of a file's one array: a text, or an object with one of
     "prompt": text, continued
-    "messages": [{"role", "content"}, ...], rendered by the model's chat template and answered
+    "messages": [{"role", "content"}, ...], rendered by the model's chat template and answered; in any form that
+        conversations for training may have (see `data.conversations`), "system" beside it
     "parts": [text, 24, text, ...], where a number is that many masks to fill
     "tokens": [ids], with the mask's id where text is wanted
 and, where wanted, "id", "max_new_tokens" (of a prompt or messages) and "forced": {"3": text or id, ...}, tokens that
@@ -10,16 +11,18 @@ must stand at a position of the answer, counted from 0 over the row's masks. In 
 """
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from softmask_jax.data.messages import ROLES
-from softmask_jax.data.records import nearest
+from softmask_jax.data import conversations
+from softmask_jax.data.json_rows import json_rows
+from softmask_jax.data.records import BYTE_ORDER_MARK, nearest
 
 KINDS = ("prompt", "messages", "parts", "tokens")
-KEYS = (*KINDS, "id", "max_new_tokens", "forced")
+KEYS = (*KINDS, "id", "max_new_tokens", "forced", *conversations.KEYS, conversations.SYSTEM_KEY)
 # The kind of a row of masks alone, which no file holds.
 MASKS = "masks"
 
@@ -58,11 +61,14 @@ def read(path: str) -> list[Row]:
             content = Path(path).expanduser().read_bytes()
         except OSError as error:
             raise OSError(f"--prompts={path} cannot be read ({error.strerror}).") from None
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    numbered = [(f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    as_text = path.endswith(".txt")
+    if as_text:
+        lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+        numbered = [(f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    else:
+        numbered = list(json_rows(io.BytesIO(content), name))
     if not numbered:
         raise ValueError(f"{name} holds no row: write a prompt on each line.")
-    as_text = path.endswith(".txt")
     return every(numbered, lambda pair: _parse(*pair, as_text))
 
 
@@ -117,16 +123,25 @@ def parse(name: str, value: object) -> Row:
     """The row that a JSON value stands for. ValueError for one that stands for none, without the row's name."""
     if isinstance(value, str):
         value = {"prompt": value}
+    if isinstance(value, list) and value and all(map(conversations.is_message, value)):
+        value = {"messages": value}
     if not isinstance(value, Mapping):
         raise ValueError(f"a row is text or an object, not {_kind(value)}.")
     for key in value:
         if key not in KEYS:
             raise ValueError(f"no key {key[:40]!r} is known; {nearest(key, KEYS)}.")
-    kinds = [kind for kind in KINDS if kind in value]
+    value = {key: content for key, content in value.items() if content is not None}
+    chat = any(key in value for key in conversations.KEYS)
+    kinds = [kind for kind in KINDS if (chat if kind == "messages" else kind in value)]
     if len(kinds) != 1:
         raise ValueError(f"a row has one of {', '.join(KINDS)}; this has {' and '.join(kinds) or 'none of them'}.")
-    kind, content = kinds[0], value[kinds[0]]
-    _CHECKS[kind](content)
+    kind, content = kinds[0], value.get(kinds[0])
+    if chat:
+        content = _messages(value)
+    else:
+        _CHECKS[kind](content)
+        if conversations.SYSTEM_KEY in value:
+            raise ValueError(f"{conversations.SYSTEM_KEY} belongs to messages.")
     if not isinstance(id_ := value.get("id"), (str, int, type(None))) or isinstance(id_, bool):
         raise ValueError(f"id must be text or an integer, not {_kind(id_)}.")
     row = Row(name, kind, content, id_, value.get("max_new_tokens"), _forced(value.get("forced", {})))
@@ -145,19 +160,14 @@ def _check_prompt(content: object) -> None:
         raise ValueError("the prompt is empty; give it some text.")
 
 
-def _check_messages(content: object) -> None:
-    if not isinstance(content, list) or not content:
-        raise ValueError("messages must be a list of objects with role and content, at least one.")
-    for number, message in enumerate(content, 1):
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise ValueError(f"message {number} must be an object with role and content, and nothing else.")
-        if message["role"] not in ROLES.values():
-            known = ", ".join(dict.fromkeys(ROLES.values()))
-            raise ValueError(f"message {number} has the role {message['role']!r}; known are {known}.")
-        if not isinstance(message["content"], str):
-            raise ValueError(f"message {number} must have text as its content, not {_kind(message['content'])}.")
-    if not content[-1]["content"]:
+def _messages(row: Mapping) -> list[dict[str, str]]:
+    try:
+        found = conversations.read_row(row)
+    except conversations.NoConversation as error:
+        raise ValueError(f"the row {error}.") from None
+    if not found[-1]["content"]:
         raise ValueError("the last message is empty; give it some text.")
+    return found
 
 
 def _check_parts(content: object) -> None:
@@ -175,7 +185,7 @@ def _check_tokens(content: object) -> None:
         raise ValueError("tokens must be a list of ids, integers all.")
 
 
-_CHECKS = {"prompt": _check_prompt, "messages": _check_messages, "parts": _check_parts, "tokens": _check_tokens}
+_CHECKS = {"prompt": _check_prompt, "parts": _check_parts, "tokens": _check_tokens}
 
 
 def _forced(given: object) -> tuple[tuple[int, str | int], ...]:

@@ -44,6 +44,35 @@ def test_lines_are_texts_or_objects_and_blank_ones_are_passed_over(tmp_path):
     assert [row.name.rpartition(":")[2] for row in rows] == ["1", "3", "4"]
 
 
+def test_chats_are_read_in_every_form_that_training_reads(tmp_path):
+    forms = [
+        {"messages": [{"role": "user", "content": "a"}], "id": None},
+        {"messages": None, "conversations": [{"from": "Human", "value": "a", "weight": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+        {"conversation": {"role": ["user"], "content": ["a"]}, "prompt": None, "max_new_tokens": None},
+        [{"role": "user", "content": "a"}],
+    ]
+    wanted = [{"role": "user", "content": "a"}]
+    rows = prompts.read(write(tmp_path, *map(json.dumps, forms)))
+    assert [(row.kind, row.value) for row in rows] == [("messages", wanted)] * len(forms)
+    row = prompts.named("row", forms[0] | {"system": "s"})
+    assert row.value == [{"role": "system", "content": "s"}, *wanted]
+
+
+def test_a_file_may_be_one_array_on_one_line_or_many_and_its_bad_rows_are_named(tmp_path):
+    values = ["one", {"prompt": "two", "id": "b"}, [{"role": "user", "content": "three"}]]
+    for indent in (None, 2):
+        rows = prompts.read(write(tmp_path, "\ufeff" + json.dumps(values, indent=indent), name="rows.json"))
+        assert [row.value for row in rows] == ["one", "two", values[2]]
+        assert [row.name.rpartition(":")[2] for row in rows] == ["row 0", "row 1", "row 2"]
+    rows = prompts.read(write(tmp_path, json.dumps(values[2], indent=2), name="rows.json"))
+    assert [row.value for row in rows] == [values[2]]
+    with pytest.raises(ValueError, match="rows.json:row 1: the prompt is empty"):
+        prompts.read(write(tmp_path, json.dumps(["one", ""]), name="rows.json"))
+    with pytest.raises(ValueError, match="rows.json: row 1 of its JSON cannot be read .* line 3"):
+        prompts.read(write(tmp_path, "[", '"one",', "two]", name="rows.json"))
+
+
 def test_lines_of_a_text_file_are_prompts_as_they_stand(tmp_path):
     rows = prompts.read(write(tmp_path, "What is {this}?", '"quoted"\r', name="rows.txt"))
     assert [row.value for row in rows] == ["What is {this}?", '"quoted"']
@@ -83,12 +112,16 @@ def test_the_fingerprint_is_of_what_rows_say_not_of_where_they_are(tmp_path):
     ('{"parts": ["a", true]}', "not True"),
     ('{"parts": ["a", "b"]}', "nothing is masked: put a number of masks among the parts"),
     ('{"tokens": [1, 2.5]}', "a list of ids, integers all"),
-    ('{"messages": []}', "at least one"),
-    ('{"messages": [{"role": "user"}]}', "message 1 must be an object with role and content"),
-    ('{"messages": [{"role": "tool", "content": "a"}]}', "the role 'tool'; known are user, assistant, system"),
-    ('{"messages": [{"role": ["user"], "content": "a"}]}', "message 1 has the role"),
-    ('{"messages": [{"role": "user", "content": 3}]}', "text as its content, not the number 3"),
+    ('{"messages": []}', "the row has in 'messages' an empty list instead of a list of messages"),
+    ('{"messages": [{"role": "user"}]}', "has a message .number 1. whose content is null, not text"),
+    ('{"messages": [{"content": "a"}]}', "has a message .number 1. without a role"),
+    ('{"messages": [{"role": "tool", "content": "a"}]}', "the role 'tool'; known are user, human, assistant"),
+    ('{"messages": [{"role": ["user"], "content": "a"}]}', "of the role .'user'."),
+    ('{"messages": [{"role": "user", "content": 3}]}', "whose content is int, not text"),
     ('{"messages": [{"role": "user", "content": ""}]}', "the last message is empty"),
+    ('{"messages": null}', "this has none of them"),
+    ('{"prompt": "a", "conversations": [{"from": "human", "value": "b"}]}', "this has prompt and messages"),
+    ('{"prompt": "a", "system": "b"}', "system belongs to messages"),
     ('{"prompt": "a", "forced": ["b"]}', "forced must be an object"),
     ('{"prompt": "a", "forced": {"-1": "b"}}', "the position '-1'"),
     ('{"prompt": "a", "forced": {"1": ""}}', "text or an id at position 1"),

@@ -1,41 +1,23 @@
-"""Conversations in the rows of JSON Lines, Parquet and Hugging Face's data sets, their roles by one set of names.
-
-A row has a list of messages under `messages` or `conversations`, each {"role", "content"} or {"from", "value"}; the
-last one is the assistant's, the response.
-"""
+"""Where conversations come from: rows of JSON files, Parquet and Hugging Face's data sets, read by number."""
 import functools
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from softmask_jax.data.conversations import Conversation, Rejected, columns, conversation
 from softmask_jax.data.hubs import hugging_face_stamp, open_hugging_face
+from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.listing import (
     Listed, check_compression, fingerprint, list_files, open_file, open_unpacked,
 )
-from softmask_jax.data.records import BYTE_ORDER_MARK, nearest
 
-KEYS = ("messages", "conversations")
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+__all__ = ["Conversation", "Rejected", "Rows", "conversation", "open_rows"]
+
 BATCH_ROWS = 500
-
-
-class Conversation(NamedTuple):
-    """Messages {"role": user | assistant | system, "content": str}; the last is the assistant's."""
-
-    name: str
-    messages: tuple[dict[str, str], ...]
-
-
-class Rejected(NamedTuple):
-    """A row that is no example. `kind` is what it is counted as; `name` and `reason` make a sentence."""
-
-    name: str
-    kind: str
-    reason: str
 
 
 class Rows(Protocol):
@@ -49,55 +31,9 @@ class Rows(Protocol):
         """Name and value (or a `Rejected`) of the rows `numbers` [n], ascending."""
 
 
-def conversation(name: str, row: object, key: str = "") -> Conversation | Rejected:
-    """The messages of a row under `key` ("": the first of `KEYS` that it has)."""
-    if isinstance(row, Rejected):
-        return row
-    if not isinstance(row, Mapping):
-        return Rejected(name, "messages", f"is no JSON object but {type(row).__name__}")
-    found = next((known for known in ([key] if key else KEYS) if known in row), None)
-    if found is None:
-        wanted = key or KEYS[0]
-        return Rejected(name, "messages", f"has no key {wanted!r}; {nearest(wanted, row)}")
-    if not isinstance(row[found], list) or not row[found]:
-        kind = "an empty list" if row[found] == [] else type(row[found]).__name__
-        return Rejected(name, "messages", f"has in {found!r} {kind} instead of a list of messages")
-    messages = []
-    for number, message in enumerate(row[found], 1):
-        parsed = _message(message)
-        if isinstance(parsed, tuple):
-            return Rejected(name, parsed[0], f"has a message (number {number}) {parsed[1]}")
-        messages.append(parsed)
-    if messages[-1]["role"] != "assistant":
-        return Rejected(name, "no response", f"ends with a message of the {messages[-1]['role']}, not the assistant")
-    if len(messages) == 1:
-        return Rejected(name, "no prompt", "holds a response alone; give the messages before it")
-    return Conversation(name, tuple(messages))
-
-
-def _message(message: object) -> dict[str, str] | tuple[str, str]:
-    """A message by our names, or what it is counted as and what is wrong with it."""
-    if not isinstance(message, Mapping):
-        return "messages", f"that is {type(message).__name__}, no object"
-    # Parquet fills in the fields that other rows have with nulls.
-    role = message.get("role") if message.get("role") is not None else message.get("from")
-    content = message.get("content") if message.get("content") is not None else message.get("value")
-    if not isinstance(role, str) or role.casefold() not in ROLES:
-        return "role", f"of the role {role!r}; known are {', '.join(ROLES)}"
-    if message.get("tool_calls"):
-        return "role", "that calls tools"
-    if not isinstance(content, str):
-        return "content", f"whose content is {'null' if content is None else type(content).__name__}, not text"
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return "content", f"with half a character (\\u{ord(content[error.start]):04x})"
-    return {"role": ROLES[role.casefold()], "content": content}
-
-
 @dataclass(frozen=True)
 class JsonRows:
-    """JSON Lines, plain or compressed, blank lines ignored. Raises ValueError for a damaged file, OSError otherwise."""
+    """See `json_rows`; plain or compressed. Raises ValueError for a damaged file, OSError otherwise."""
 
     listing: tuple[Listed, ...]
 
@@ -124,10 +60,7 @@ class JsonRows:
 
 def _lines(file: Listed) -> Iterator[tuple[str, bytes]]:
     with open_unpacked(file) as opened:
-        for number, line in enumerate(opened, 1):
-            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            if not line.isspace() and line:
-                yield f"{file.name}:{number}", line
+        yield from json_rows(opened, file.name)
 
 
 def _parse(name: str, line: bytes) -> object:
@@ -139,25 +72,25 @@ def _parse(name: str, line: bytes) -> object:
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """One list of messages a row, in the column `keys` names for each file. Raises ValueError for a damaged file."""
+    """Of each file the columns that `columns` chose. Raises ValueError for a damaged file."""
 
     listing: tuple[Listed, ...]
-    keys: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]
     files: tuple[tuple[str, int], ...]
 
     def identity(self) -> str:
-        return fingerprint("parquet", self.keys, self.listing)
+        return fingerprint("parquet", self.columns, self.listing)
 
     def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
         first = 0
-        for file, key, (name, count) in zip(self.listing, self.keys, self.files, strict=True):
+        for file, wanted, (name, count) in zip(self.listing, self.columns, self.files, strict=True):
             own = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + count)] - first
             row = 0
-            for batch in _batches(file, key) if len(own) else ():
+            for batch in _batches(file, wanted) if len(own) else ():
                 inside = own[np.searchsorted(own, row) : np.searchsorted(own, row + len(batch))]
-                values = batch.column(0).take(_indices(inside - row)).to_pylist()
+                values = batch.take(_indices(inside - row)).to_pylist()
                 for number, value in zip(inside.tolist(), values, strict=True):
-                    yield f"{name}:row {number}", {key: value}
+                    yield f"{name}:row {number}", value
                 row += len(batch)
             first += count
 
@@ -168,14 +101,14 @@ def _indices(numbers: np.ndarray):
     return pyarrow.array(numbers)
 
 
-def _batches(file: Listed, key: str) -> Iterator:
+def _batches(file: Listed, wanted: tuple[str, ...]) -> Iterator:
     import pyarrow
     import pyarrow.parquet
 
     with open_file(file.path) as opened:
         try:
             whole = pyarrow.parquet.ParquetFile(opened)
-            yield from whole.iter_batches(BATCH_ROWS, columns=[key])
+            yield from whole.iter_batches(BATCH_ROWS, columns=list(wanted))
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
@@ -188,26 +121,25 @@ def _parquet_rows(patterns: str, key: str) -> ParquetRows:
     import pyarrow.parquet
 
     listing = list_files(patterns, "parquet", "chats/*.parquet")
-    keys, files = [], []
+    chosen, files = [], []
     for file in listing:
         with open_file(file.path) as opened:
             try:
                 whole = pyarrow.parquet.ParquetFile(opened)
-                columns, count = whole.schema_arrow.names, whole.metadata.num_rows
+                names, count = whole.schema_arrow.names, whole.metadata.num_rows
             except (pyarrow.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
-        keys.append(_column(file.name, columns, key))
+        chosen.append(_columns(file.name, names, key))
         files.append((file.name, count))
-    return ParquetRows(listing, tuple(keys), tuple(files))
+    return ParquetRows(listing, tuple(chosen), tuple(files))
 
 
-def _column(title: str, columns: list[str], key: str) -> str:
-    for known in [key] if key else KEYS:
-        if known in columns:
-            return known
-    wanted = key or KEYS[0]
-    raise ValueError(f"{title}: has no column {wanted!r} (data.messages_key); {nearest(wanted, columns)}")
+def _columns(title: str, names: list[str], key: str) -> tuple[str, ...]:
+    try:
+        return tuple(columns(names, key))
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -215,28 +147,28 @@ class HubRows:
     """A split of a data set of Hugging Face, or a folder that `save_to_disk` wrote."""
 
     title: str
-    key: str
+    columns: tuple[str, ...]
     stamp: str
     rows: object
     files: tuple[tuple[str, int], ...]
 
     def identity(self) -> str:
-        return fingerprint("hf", self.title, self.key, self.stamp, self.files)
+        return fingerprint("hf", self.title, self.columns, self.stamp, self.files)
 
     def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
         (_, count), = self.files
         for start in range(0, count, BATCH_ROWS):
             inside = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, start + BATCH_ROWS)]
-            values = self.rows[start : min(start + BATCH_ROWS, count)][self.key] if len(inside) else ()
+            values = self.rows[start : min(start + BATCH_ROWS, count)] if len(inside) else {}
             for number in inside.tolist():
-                yield f"{self.title}#{number}", {self.key: values[number - start]}
+                yield f"{self.title}#{number}", {name: values[name][number - start] for name in self.columns}
 
 
 def _hub_rows(paths: str, key: str) -> HubRows:
     title, location, _, rows = open_hugging_face(paths)
-    column = _column(title, list(rows.column_names), key)
+    chosen = _columns(title, list(rows.column_names), key)
     stamp = hugging_face_stamp(location, rows)
-    return HubRows(title, column, stamp, rows.select_columns([column]), ((title, len(rows)),))
+    return HubRows(title, chosen, stamp, rows.select_columns(list(chosen)), ((title, len(rows)),))
 
 
 def _json_rows(patterns: str, key: str) -> JsonRows:

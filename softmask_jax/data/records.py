@@ -23,6 +23,8 @@ BATCH_BYTES = 4 << 20
 HOPELESS_ROWS = 20
 # How many times larger the content of a compressed file is, about.
 COMPRESSION = 4
+# What to do with a JSON array, or with objects over several lines.
+ONE_A_LINE = "this is JSON, but not JSON Lines: write one object a line, as `jq -c` does"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -138,7 +140,8 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
     except UnicodeDecodeError as error:
         return BadRow(name, f"is not UTF-8 at byte {error.start} (0x{line[error.start]:02x}) of the line")
     except json.JSONDecodeError as error:
-        return BadRow(name, f"is not valid JSON ({error.msg} at column {error.colno})")
+        hint = f"; {ONE_A_LINE}" if line.strip() in (b"[", b"[{", b"{") else ""
+        return BadRow(name, f"is not valid JSON ({error.msg} at column {error.colno}){hint}")
     except (ValueError, RecursionError) as error:
         return BadRow(name, f"is not readable JSON ({str(error).splitlines()[0]:.100})")
     value = row
@@ -146,7 +149,8 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
         inside = ".".join(keys[:depth])
         if not isinstance(value, dict):
             subject = f"has in {inside!r} no" if inside else "is no"
-            return BadRow(name, f"{subject} JSON object but {type(value).__name__}")
+            hint = f"; {ONE_A_LINE}" if isinstance(row, list) else ""
+            return BadRow(name, f"{subject} JSON object but {type(value).__name__}{hint}")
         if key not in value:
             known = [f"{inside}.{known}" if inside else known for known in itertools.islice(value, 100)]
             return BadRow(name, f"has no key {text_key!r}; {nearest(text_key, known)}")

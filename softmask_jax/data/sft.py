@@ -78,7 +78,7 @@ def build_sft(config: object | None = None, **overrides) -> Sft:
     folder = cache_folder(config.cache_dir)
     same = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
     key = "chat-" + content_key(
-        chat_format=1, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
+        chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
         tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **same,
     )  # fmt: skip
     found = _open(folder, key)

@@ -27,10 +27,11 @@ CHUNK_ROWS = 1024
 class SftConfig:
     """What `build_sft` reads.
 
-    `paths`: sources, joined by `;`, each `jsonl:GLOBS`, `parquet:GLOBS` or `hf:OWNER/NAME[/CONFIG]:SPLIT`, and behind
-    a `|` the source of its validation rows, else `validation_fraction` of its own are taken. `messages_key`: "" is
-    messages or conversations. `chat_template`: a *.jinja file, "" is the tokenizer's own. `max_train` and
-    `max_validation`: rows before filtering (0: all). `shuffle_seed`: of splitting and shuffling.
+    `paths`: sources, joined by `;`, each `jsonl:GLOBS` (arrays in JSON files too), `parquet:GLOBS` or
+    `hf:OWNER/NAME[/CONFIG]:SPLIT`, and behind a `|` the source of its validation rows, else `validation_fraction` of
+    its own are taken. `messages_key`: "" is the first of `conversations.KEYS` that is filled, or a prompt and its
+    completion. `chat_template`: a *.jinja file, "" is the tokenizer's own. `max_train` and `max_validation`: rows before
+    filtering (0: all). `shuffle_seed`: of splitting and shuffling.
     """
 
     paths: str = ""
@@ -132,8 +133,9 @@ def read_examples(
     for file, (name, count) in enumerate(rows.files):
         if bad[file] >= min(count, HOPELESS_ROWS) and not good[file]:
             row = first[file]
+            setting = "chat_template" if row.kind in ("template", "prefix") else "messages_key"
             raise ValueError(
-                f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}; check data.messages_key"
+                f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}; check data.{setting}"
             )
 
 

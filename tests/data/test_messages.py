@@ -1,4 +1,4 @@
-"""Conversations from rows of every kind: roles by one set of names, and what is wrong with a row."""
+"""Conversations in files of every kind, read by number."""
 import gzip
 import json
 import sys
@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from softmask_jax.data.messages import Conversation, Rejected, conversation, open_rows
+from softmask_jax.data.messages import Conversation, conversation, open_rows
 from tests.data.chats import chat, write_chats
 
 
@@ -19,35 +19,6 @@ def read(rows, numbers=None):
 
 def contents(found):
     return [item.messages[0]["content"] if isinstance(item, Conversation) else item.kind for item in found]
-
-
-@pytest.mark.parametrize("messages", [
-    [{"role": "HUMAN", "content": "q"}, {"role": "ASSISTANT", "content": "a"}],
-    [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
-    [{"role": "User", "content": "q", "from": None}, {"role": "assistant", "content": "a", "tool_calls": None}],
-])  # fmt: skip
-def test_roles_and_keys_of_every_style_become_ours(messages):
-    for key in ("messages", "conversations"):
-        assert conversation("row", {key: messages}).messages == tuple(chat("q", "a"))
-
-
-@pytest.mark.parametrize(("row", "kind", "reason"), [
-    ([], "messages", "is no JSON object but list"),
-    ({"mesages": chat("q", "a")}, "messages", "has no key 'messages'; the nearest is 'mesages'"),
-    ({"messages": "text"}, "messages", "has in 'messages' str instead of a list"),
-    ({"messages": []}, "messages", "an empty list"),
-    ({"messages": ["text"]}, "messages", "that is str, no object"),
-    ({"messages": [{"role": "tool", "content": "4"}, *chat("q", "a")]}, "role", "(number 1) of the role 'tool'"),
-    ({"messages": [*chat("q"), {"role": "assistant", "content": "", "tool_calls": [1]}]}, "role", "that calls tools"),
-    ({"messages": [*chat("q"), {"role": "assistant", "content": None}]}, "content", "whose content is null"),
-    ({"messages": [*chat("q"), {"role": "assistant", "content": [1]}]}, "content", "whose content is list"),
-    ({"messages": chat("q", "\ud83d")}, "content", "half a character (\\ud83d)"),
-    ({"messages": chat("q", "a", "q")}, "no response", "ends with a message of the user"),
-    ({"messages": [{"role": "assistant", "content": "a"}]}, "no prompt", "holds a response alone"),
-])  # fmt: skip
-def test_a_row_that_is_no_conversation_says_why(row, kind, reason):
-    found = conversation("a.jsonl:1", row)
-    assert isinstance(found, Rejected) and found.kind == kind and reason in found.reason
 
 
 def test_json_lines_are_read_by_number_across_files_blank_lines_left_out(tmp_path):
@@ -76,6 +47,53 @@ def test_parquet_is_read_by_number_across_batches_and_files(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="b.parquet: damaged or no Parquet file"):
         open_rows(f"parquet:{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize("shape", ["lists", "struct of lists", "parts", "null beside another", "prompt and completion"])
+def test_parquet_holds_conversations_in_every_shape(tmp_path, shape):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    chats = [chat(f"q{n}", f"a{n}") for n in range(3)]
+    by_column = [{name: [message[name] for message in messages] for name in ("role", "content")} for messages in chats]
+    parts = [[m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages] for messages in chats]
+    columns = {
+        "lists": {"messages": chats, "system": [None, "", None]},
+        "struct of lists": {"conversations": by_column},
+        "parts": {"messages": parts},
+        "null beside another": {"messages": [None, None, chats[2]], "conversations": [*by_column[:2], None]},
+        "prompt and completion": {"prompt": ["q0", "q1", "q2"], "completion": [m[1:] for m in chats], "chat": [None] * 3},
+    }[shape]
+    pyarrow.parquet.write_table(pyarrow.table(columns | {"id": range(3)}), tmp_path / "a.parquet")
+    found = read(open_rows(f"parquet:{tmp_path}/*.parquet"))
+    assert [list(item.messages) for item in found] == chats
+
+
+def test_a_table_without_a_column_of_conversations_says_what_one_is(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
+    message = "a.parquet: has no column 'messages' .data.messages_key.; .*a list of messages under one of messages, conv"
+    with pytest.raises(ValueError, match=message):
+        open_rows(f"parquet:{tmp_path}/a.parquet")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, "zst"], ids=["plain", "gz", "zst"])
+def test_a_json_array_is_read_by_number_plain_or_compressed(tmp_path, indent, pack):
+    name = "a.json"
+    if pack == "zst":
+        pack, name = pytest.importorskip("zstandard").ZstdCompressor().compress, "a.json.zst"
+    elif pack is gzip.compress:
+        name = "a.json.gz"
+    content = json.dumps([{"messages": chat(f"q{n}", "a")} for n in range(40)], indent=indent).replace("\n", "\r\n")
+    (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + content.encode()))
+    write_chats(tmp_path / "b.jsonl", [chat("last", "a")])
+    rows = open_rows(f"jsonl:{tmp_path}/{name},{tmp_path}/b.jsonl")
+    assert [count for _, count in rows.files] == [40, 1]
+    assert contents(read(rows, [0, 7, 39, 40])) == ["q0", "q7", "q39", "last"]
+    assert [item.name.rsplit("/")[-1] for item in read(rows, [7, 40])] == [f"{name}:row 7", "b.jsonl:1"]
 
 
 def test_a_data_set_of_the_hub_is_read_by_name_config_and_split(monkeypatch):

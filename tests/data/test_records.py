@@ -65,7 +65,8 @@ def test_a_line_belongs_to_the_range_in_which_it_begins(monkeypatch):
     ("line", "reason"),
     [
         (b'{"text": "a" "b"}', "is not valid JSON (Expecting ',' delimiter at column 14)"),
-        (b"[1, 2]", "is no JSON object but list"),
+        (b"[1, 2]", "is no JSON object but list; this is JSON, but not JSON Lines: write one object a line"),
+        (b"[", "is not valid JSON (Expecting value at column 1); this is JSON, but not JSON Lines: write one object"),
         (b"null", "is no JSON object but NoneType"),
         (b'{"texts": "a", "id": 1}', "has no key 'text'; the nearest is 'texts'"),
         (b'{"id": 1, "body": "a"}', "has no key 'text'; there are 'id', 'body'"),

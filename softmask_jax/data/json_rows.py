@@ -1,0 +1,128 @@
+"""Rows of JSON files: JSON Lines, or an array (or values) written over any number of lines, as its beginning tells.
+
+Lines are parsed by themselves, and one that is damaged spoils no other. Arrays are read row by row: a file may be
+larger than memory.
+"""
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from softmask_jax.data.conversations import is_message
+from softmask_jax.data.records import BYTE_ORDER_MARK
+
+HEAD_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
+ROW_CHARACTERS = 64 << 20
+# JSON cut off is refused within so many characters of its end, or where the string that is cut begins.
+TAIL = 16
+SPACES = re.compile(r"[ \t\r\n]*")
+DECODER = json.JSONDecoder()
+
+
+def json_rows(opened: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
+    """Name and JSON of each row of a file that is called `name`: `name:17` is a line, `name:row 16` counts from 0.
+
+    Blank lines are left out. An array of messages is one row. Raises ValueError for an array that is damaged, cut short
+    or has a row of more than `ROW_CHARACTERS`.
+    """
+    head = opened.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
+    first_line = head.lstrip().partition(b"\n")[0]
+    if first_line.startswith(b"[") or first_line.rstrip() == b"{":
+        for number, text in enumerate(_Text(head, opened, name).rows()):
+            yield f"{name}:row {number}", text.encode()
+        return
+    for number, line in enumerate(_lines(head, opened), 1):
+        if line and not line.isspace():
+            yield f"{name}:{number}", line
+
+
+def _lines(head: bytes, opened: BinaryIO) -> Iterator[bytes]:
+    for line in io.BytesIO(head):
+        yield line if line.endswith(b"\n") else line + opened.readline()
+    yield from opened
+
+
+class _Text:
+    """The text of a file from the row that is being read on; `line`: where that begins, counted from 1."""
+
+    def __init__(self, head: bytes, opened: BinaryIO, name: str):
+        self._opened, self._name = opened, name
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._text, self._line, self._row, self._ended = "", 1, 0, False
+        self._append(head)
+
+    def rows(self) -> Iterator[str]:
+        """JSON of the values of the file, and of the elements of its arrays instead of theirs."""
+        at = self._skip(0)
+        while at < len(self._text):
+            if self._text[at] != "[" or self._is_chat(at):
+                at = yield from self._value(at)
+                continue
+            at = self._skip(at + 1)
+            while not self._text.startswith("]", at):
+                at = yield from self._value(at)
+                if self._text.startswith(",", at):
+                    at = self._skip(at + 1)
+                elif not self._text.startswith("]", at):
+                    raise self._error("no comma behind it" if at < len(self._text) else "the file is cut short", at)
+            at = self._skip(at + 1)
+
+    def _value(self, at: int):
+        """Yield the value at `at`; return where the next character stands, the value's own being dropped."""
+        _, end = self._parse(at)
+        yield self._text[at:end]
+        self._row += 1
+        if end > CHUNK_BYTES:
+            self._line += self._text.count("\n", 0, end)
+            self._text, end = self._text[end:], 0
+        return self._skip(end)
+
+    def _is_chat(self, at: int) -> bool:
+        first = self._skip(at + 1)
+        return not self._text.startswith("]", first) and is_message(self._parse(first)[0])
+
+    def _skip(self, at: int) -> int:
+        while (at := SPACES.match(self._text, at).end()) == len(self._text) and self._more(at):
+            pass
+        return at
+
+    def _parse(self, at: int) -> tuple[object, int]:
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._text, at)
+                # A number may go on.
+                if end < len(self._text) or not self._more(at):
+                    return value, end
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - TAIL
+                if not cut or not self._more(at):
+                    ends = error.pos >= len(self._text.rstrip())
+                    raise self._error("the file is cut short" if ends else error.msg, error.pos) from None
+            except (ValueError, RecursionError) as error:
+                raise self._error(f"{str(error).splitlines()[0]:.100}", at) from None
+
+    def _more(self, start: int) -> bool:
+        """Read on, as much again as there is from `start` on; whether there was more."""
+        if self._ended:
+            return False
+        size = len(self._text) - start
+        if size > ROW_CHARACTERS:
+            raise self._error(f"it has more than {ROW_CHARACTERS:,} characters", start)
+        self._append(self._opened.read(max(CHUNK_BYTES, size)))
+        return True
+
+    def _append(self, content: bytes) -> None:
+        self._ended = not content
+        try:
+            self._text += self._decode(content, self._ended)
+        except UnicodeDecodeError as error:
+            raise self._error(f"{error.reason}: no UTF-8", len(self._text)) from None
+
+    def _error(self, reason: str, at: int) -> ValueError:
+        line = self._line + self._text.count("\n", 0, at)
+        return ValueError(
+            f"{self._name}: row {self._row} of its JSON cannot be read ({reason}, line {line}); mend it, or write one "
+            "row a line (JSON Lines)"
+        )
