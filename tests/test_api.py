@@ -1,5 +1,6 @@
 """softmask_jax.load: what notebooks and scripts rely on."""
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 
 import softmask_jax
 from softmask_jax import config, sharding, train
+from softmask_jax.data import ByteTokenizer
+from softmask_jax.data.chat_template import ChatTemplate
+from softmask_jax.dream_api import DreamModel
 from softmask_jax.samplers import Options
 from tests import tiny_run
 
@@ -130,3 +134,16 @@ def test_mistakes_are_one_clear_line(run, model, call, error, said):
     with pytest.raises(error, match=said) as raised:
         call(run, model)
     assert "\n" not in str(raised.value)
+
+
+def test_a_chat_may_have_every_form_that_training_reads_and_a_bad_one_is_one_clear_line():
+    dream = SimpleNamespace(tokenizer=ByteTokenizer(), template=ChatTemplate("{{ messages[0].content }}"))
+    for content in ("hi", ["h", {"type": "text", "text": "i"}]):
+        assert DreamModel.encode_chat(dream, [{"from": "human", "value": content}]).tolist() == list(b"hi")
+    for messages, said in (
+        ([], "The chat has in 'messages' an empty list instead of a list of messages."),
+        ([{"role": "user", "content": [{"type": "image"}]}], "of the type 'image'; only text can be read."),
+        ("hi", "The chat has in 'messages' str instead of a list of messages."),
+    ):
+        with pytest.raises(ValueError, match=said):
+            DreamModel.encode_chat(dream, messages)

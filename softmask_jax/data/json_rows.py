@@ -96,10 +96,10 @@ class _Text:
                 if end < len(self._text) or not self._more(at):
                     return value, end
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - TAIL
-                if not cut or not self._more(at):
-                    ends = error.pos >= len(self._text.rstrip())
-                    raise self._error("the file is cut short" if ends else error.msg, error.pos) from None
+                unterminated = error.msg.startswith("Unterminated string")
+                if not (unterminated or error.pos >= len(self._text) - TAIL) or not self._more(at):
+                    cut = unterminated or error.pos >= len(self._text.rstrip())
+                    raise self._error("the file is cut short" if cut else error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
                 raise self._error(f"{str(error).splitlines()[0]:.100}", at) from None
 

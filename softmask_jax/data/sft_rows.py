@@ -21,6 +21,9 @@ TOOL_CALL_IDS = tuple(QWEN_IDS[token] for token in QWEN_TOOL_CALLS)
 # What rejects a row that is a conversation all the same.
 FILTERS = ("too long", "short response", "tool call")
 CHUNK_ROWS = 1024
+# By what a row is counted as.
+REMEDIES = {kind: "; check data.chat_template" for kind in ("template", "prefix")}
+REMEDIES["messages"] = "; check data.messages_key"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +136,8 @@ def read_examples(
     for file, (name, count) in enumerate(rows.files):
         if bad[file] >= min(count, HOPELESS_ROWS) and not good[file]:
             row = first[file]
-            setting = "chat_template" if row.kind in ("template", "prefix") else "messages_key"
-            raise ValueError(
-                f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}; check data.{setting}"
-            )
+            remedy = REMEDIES.get(row.kind, "")
+            raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}{remedy}")
 
 
 def _filtered(name: str, chat, config: SftConfig) -> tuple[np.ndarray, np.ndarray] | Rejected:

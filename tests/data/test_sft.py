@@ -114,6 +114,30 @@ def test_a_file_without_one_good_row_is_an_error(build, tmp_path):
         build(f"{good},{tmp_path}/b.jsonl")
 
 
+def test_an_error_about_every_row_names_the_setting_that_is_at_fault(build, tmp_path):
+    paths = numbered(tmp_path / "a.jsonl", 30)
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(ValueError, match=r"a.jsonl:1 is refused by the chat template .no.; check data.chat_template$"):
+        build(paths, chat_template=str(tmp_path / "mine.jinja"))
+    with pytest.raises(ValueError, match=r"a.jsonl:1 has no key 'chats'; .*; check data.messages_key$"):
+        build(paths, messages_key="chats")
+
+
+def test_a_template_of_ones_own_names_the_tokens_of_the_tokenizer(build, tmp_path):
+    folder = write_tokenizer(tmp_path / "tokens", eos_token="<|endoftext|>", pad_token="<|im_end|>")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.jinja").write_text(
+        "{{ eos_token }}{{ pad_token }}{{ strftime_now('%Y') }}{% if tools is not none %}tools{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% generation %}{{ eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    paths = numbered(tmp_path / "a.jsonl", 30)
+    data = build(paths, tokenizer=str(folder), chat_template=str(tmp_path / "elsewhere" / "mine.jinja"))
+    ids, prompt = data.train[0]
+    encode = lambda text: data.tokenizer.encode(text).tolist()  # noqa: E731
+    assert ids[:6].tolist() == [PAD, END, *encode("2024")] and ids[[prompt - 1, -1]].tolist() == [PAD, PAD]
+    assert data.tokenizer.decode(ids[prompt:-1]).startswith("answer ")
+
+
 def test_a_split_without_an_example_is_an_error_that_says_why(build, tmp_path):
     with pytest.raises(ValueError, match="no train example is left of 27 rows, for example .* answers in 3 tokens"):
         build(write_chats(tmp_path / "a.jsonl", [chat("q", "x")] * 30))
