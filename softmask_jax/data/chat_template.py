@@ -38,7 +38,7 @@ CHATML = """\
     {{- "<|im_start|>assistant\\n" }}
 {%- endif %}
 """
-# The day that Llama 3's templates fall back on where they are not told the date.
+# The date of Llama 3's own templates where they cannot ask for today's.
 DATE = datetime.datetime(2024, 7, 26)
 # Code points that Unicode keeps free of characters.
 SHIELDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -64,7 +64,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """The conversation as text. Raises TemplateError for messages that the template refuses."""
-        # Templates ask whether `tools is not none`, which an undefined variable is.
+        # Templates test `tools is not none`, which is true of an undefined variable.
         values = self.tokens | {"messages": messages, "tools": None, "documents": None}
         try:
             return self._render(values, add_generation_prompt=add_generation_prompt)
@@ -213,7 +213,7 @@ def load_template(
     """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
 
     Of several named templates the one called default. `tokenizer`: whose tokens the template may name, if it is not its
-    own; a template beside tokens keeps them where that tokenizer names none. `cache_folder` as for `open_tokenizer`.
+    own; where that names none, those of the files beside the template. `cache_folder` as for `open_tokenizer`.
     Raises ValueError, FileNotFoundError or another OSError, ImportError without jinja2.
     """
     path = _local(spec, cache_folder)
