@@ -162,12 +162,12 @@ def _check_prompt(content: object) -> None:
 
 def _messages(row: Mapping) -> list[dict[str, str]]:
     try:
-        found = conversations.read_row(row)
+        messages = conversations.read_row(row)
     except conversations.NoConversation as error:
         raise ValueError(f"the row {error}.") from None
-    if not found[-1]["content"]:
+    if not messages[-1]["content"]:
         raise ValueError("the last message is empty; give it some text.")
-    return found
+    return messages
 
 
 def _check_parts(content: object) -> None:

@@ -142,7 +142,7 @@ def test_a_chat_may_have_every_form_that_training_reads_and_a_bad_one_is_one_cle
         assert DreamModel.encode_chat(dream, [{"from": "human", "value": content}]).tolist() == list(b"hi")
     for messages, said in (
         ([], "The chat has in 'messages' an empty list instead of a list of messages."),
-        ([{"role": "user", "content": [{"type": "image"}]}], "of the type 'image'; only text can be read."),
+        ([{"role": "user", "content": [{"type": "image"}]}], "of the type 'image'; only text is read."),
         ("hi", "The chat has in 'messages' str instead of a list of messages."),
     ):
         with pytest.raises(ValueError, match=said):

@@ -248,14 +248,14 @@ def _default_template(folder: Path) -> tuple[Path, str]:
     if source.is_file():
         return source, read_text(source)
     source = folder / CONFIG_FILE
-    found = read_json(source, optional=True).get("chat_template")
-    if isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-    if isinstance(found, dict):
-        found = found.get("default", found)
-    if not isinstance(found or CHATML, str):
+    template = read_json(source, optional=True).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = template.get("default", template)
+    if not isinstance(template or CHATML, str):
         raise ValueError(
             f"{source}: chat_template is neither text nor a list with one named default; give a *.jinja "
             "file as data.chat_template"
         )
-    return source, found or CHATML
+    return source, template or CHATML

@@ -60,7 +60,7 @@ def conversation(name: str, row: object, key: str = "") -> Conversation | Reject
 
 
 def columns(names: Iterable[str], key: str = "") -> list[str]:
-    """Which columns of a table `read_row` wants. Raises ValueError, the end of a sentence, when no conversation is one."""
+    """The columns of a table that `read_row` wants. ValueError, the end of a sentence, when none is a conversation."""
     names = list(names)
     wanted = [name for name in ([key] if key else KEYS) if name in names]
     pairs = [] if key else [name for pair in PAIRS if set(pair) <= set(names) for name in pair]
@@ -170,7 +170,7 @@ def _part(part: object, subject: str) -> str:
     if not isinstance(part, Mapping):
         raise NoConversation("content", f"{subject} whose content is list with a part that is {type(part).__name__}")
     if part.get("type") not in TEXT_TYPES:
-        raise NoConversation("content", f"{subject} with a part of the type {part['type']!r:.60}; only text can be read")
+        raise NoConversation("content", f"{subject} with a part of the type {part['type']!r:.60}; only text is read")
     if not isinstance(part.get("text"), str):
         raise NoConversation("content", f"{subject} with a part of text that has none")
     return part["text"]

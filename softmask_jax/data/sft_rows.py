@@ -33,8 +33,8 @@ class SftConfig:
     `paths`: sources, joined by `;`, each `jsonl:GLOBS` (arrays in JSON files too), `parquet:GLOBS` or
     `hf:OWNER/NAME[/CONFIG]:SPLIT`, and behind a `|` the source of its validation rows, else `validation_fraction` of
     its own are taken. `messages_key`: "" is the first of `conversations.KEYS` that is filled, or a prompt and its
-    completion. `chat_template`: a *.jinja file, "" is the tokenizer's own. `max_train` and `max_validation`: rows before
-    filtering (0: all). `shuffle_seed`: of splitting and shuffling.
+    completion. `chat_template`: a *.jinja file, "" is the tokenizer's own. `max_train` and `max_validation`: rows
+    before filtering (0: all). `shuffle_seed`: of splitting and shuffling.
     """
 
     paths: str = ""

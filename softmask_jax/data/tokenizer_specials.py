@@ -49,16 +49,16 @@ def template_tokens(folder: Path) -> dict[str, str | list[str]]:
     `bos_token`, `pad_token`, any other `*_token`, those of `extra_special_tokens`, and the list
     `additional_special_tokens`, from tokenizer_config.json and, where that does not say, special_tokens_map.json.
     """
-    found = {}
+    tokens = {}
     for name in (MAP_FILE, CONFIG_FILE):
         content = read_json(folder / name, optional=True)
         extra = content.get("extra_special_tokens")
         for key, value in (content | (extra if isinstance(extra, dict) else {})).items():
             if key == "additional_special_tokens" and isinstance(value, list):
-                found[key] = [text for text in map(_text, value) if isinstance(text, str)]
+                tokens[key] = [text for text in map(_text, value) if isinstance(text, str)]
             elif isinstance(_text(value), str) and (key.endswith("_token") or isinstance(extra, dict) and key in extra):
-                found[key] = _text(value)
-    return {key: value for key, value in found.items() if value}
+                tokens[key] = _text(value)
+    return {key: value for key, value in tokens.items() if value}
 
 
 def _text(token: object) -> object:

@@ -52,7 +52,7 @@ def test_the_beginning_tells_lines_from_values_and_a_chat_from_rows(text, values
     ('[{"a": 1},\n{"b": "tex', "row 1 .*the file is cut short, line 2"),
     ("[1,\n2,", "row 2 .*the file is cut short"), ("[", "row 0 .*the file is cut short"),
     ('[1, {"a": 1,}, 3]', "row 1 of its JSON cannot be read .(Illegal trailing comma|Expecting property name)"),
-    ("[1\n2]", "row 1 of its JSON cannot be read .no comma behind it, line 2."), ("[1, two]", "row 1 .*Expecting value"),
+    ("[1\n2]", "row 1 of its JSON .*no comma behind it, line 2."), ("[1, two]", "row 1 .*Expecting value"),
     ("[1] x", "row 1 .*Expecting value"), (b'["\xff"]', "row 0 .*no UTF-8"), ("[" + "[" * 100_000, "row 0 .*recursion"),
 ])  # fmt: skip
 def test_a_damaged_array_is_an_error_that_names_the_row_and_line(text, reason):
