@@ -18,6 +18,7 @@ from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data import Tokenizer, open_tokenizer
 from softmask_jax.data.chat_template import ChatTemplate, TemplateError, load_template
 from softmask_jax.data.conversations import NoConversation, read_messages
+from softmask_jax.data.tokenizer_files import holds_tokenizer
 from softmask_jax.denoiser import Denoiser
 from softmask_jax.models import dream
 from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
@@ -102,8 +103,7 @@ class DreamModel:
 
         Raises ValueError for a model without a tokenizer and for messages that are none.
         """
-        if self.tokenizer is None or self.template is None:
-            raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
+        self._needs_tokenizer()
         try:
             return self.template.encode_prompt(self.tokenizer, read_messages(messages))
         except (NoConversation, TemplateError) as error:
@@ -113,7 +113,10 @@ class DreamModel:
         """[B L] ids -> B strings, without padding; masks stay visible.
 
         new_tokens: decode the answers alone, the last positions of each row, up to the first token that ends a text.
+
+        Raises ValueError for a model without a tokenizer.
         """
+        self._needs_tokenizer()
         found = []
         for row in np.asarray(tokens):
             row, stops = (row, self.pad_token_id) if new_tokens is None else (row[-new_tokens:], self.end_token_ids)
@@ -122,6 +125,10 @@ class DreamModel:
             ends = np.flatnonzero(np.isin(row, stops))
             found.append(self.tokenizer.decode(row[: ends[0]] if len(ends) else row))
         return found
+
+    def _needs_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
 
     def _project(self, params, hidden) -> jax.Array:
         head = self.denoiser.head(params["backbone"])
@@ -224,7 +231,7 @@ def _as_it_is(model, about: Mapping):
 
 def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, step: int, mesh) -> DreamModel:
     tokenizer = template = None
-    if tokens.is_dir() and any(tokens.iterdir()):
+    if holds_tokenizer(tokens):
         tokenizer, template = open_tokenizer(tokens), load_template(tokens)
     pad, eos = (hf_config.get(name) for name in ("pad_token_id", "eos_token_id"))
     # A chat's answers end with the template's token, and the rest is padding.

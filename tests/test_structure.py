@@ -15,7 +15,7 @@ FLOORS = (
     {"config", "watched", "vocab_draw", "data", "charts", "answers"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
     {"soft_masking", "hosts", "curves", "wandb_rows", "patterns"},
-    {"objective", "checkpoint_io", "report", "compare_page"},
+    {"objective", "checkpoint_io", "report", "compare_page", "transparency"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint", "viewer", "generation", "generate_flags"},
     {"train_step", "convert", "dream_denoiser"},

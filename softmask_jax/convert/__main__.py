@@ -20,7 +20,7 @@ from softmask_jax.convert import outputs
 from softmask_jax.convert.hub import download
 from softmask_jax.convert.int8 import quantise
 from softmask_jax.convert.model import Model, merge
-from softmask_jax.convert.sources import open_model
+from softmask_jax.convert.sources import is_run, open_model
 from softmask_jax.convert.tensors import num_bytes
 from softmask_jax.data import open_tokenizer
 from softmask_jax.data.tokenizer_hub import PREFIX
@@ -84,7 +84,10 @@ def convert(flags: argparse.Namespace) -> str:
 def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
     """A model, and whether it is in a folder of this package."""
     path = download(src) if src.startswith(PREFIX) else Path(src).expanduser()
-    return open_model(path, weights), (path / "params").is_dir() or (path / "checkpoints").is_dir()
+    model = open_model(path, weights)
+    for note in model.notes:
+        print(f"Note: {note}")
+    return model, (path / "params").is_dir() or is_run(path)
 
 
 def _hint(model: Model, to: str) -> str:

@@ -1,28 +1,32 @@
-"""PEFT's LoRA and DoRA adapters: their configs, the soft-masking scalars beside them, and merging into the base."""
+"""PEFT's LoRA and DoRA adapters: their configs, and merging into the base."""
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import soft_masking
 from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.tensors import Tensors, whole
+from softmask_jax.models.config_fields import check_unknown, check_values, is_off
 
-VARIANTS = {"mixinputs_with_topk": "topk", "mixinputs_with_temp": "full", "none": "none"}
 KEY = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d{1,4}\.(?:self_attn|mlp)\.\w+?_proj)"
     r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
-# What would change the numbers and is not built here, with the value that leaves it off.
-UNSUPPORTED = {
-    "bias": "none", "fan_in_fan_out": False, "lora_bias": False, "rank_pattern": {}, "alpha_pattern": {},
-    "layer_replication": None, "layers_to_transform": None, "modules_to_save": [], "trainable_token_indices": None,
-    "target_parameters": None,
-}  # fmt: skip
+FILE = "adapter_config.json"
+# PEFT's LoraConfig (0.21). Anything else that is set is refused.
+READ = ("exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules")
+BUILT = {"bias": ("none",), "use_dora": (False, True), "use_rslora": (False, True)}
+# Of training, of how A and B began (whether that changed the base, `init_lora_weights` says), and of what is off.
+HARMLESS = (
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+)  # fmt: skip
+# Ways to begin that leave the base as it is. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ train beside another base.
+INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Adapter(NamedTuple):
@@ -45,27 +49,50 @@ class Adapter(NamedTuple):
 def read_config(config: Mapping) -> Adapter:
     """PEFT's adapter_config.json. Raises ValueError, one line, for what is no LoRA or DoRA that is built here."""
     if config.get("peft_type") != "LORA":
+        raise ValueError(f"{FILE}: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built.")
+    check_unknown(config, FILE, {*READ, *BUILT, *HARMLESS})
+    check_values(config, FILE, BUILT)
+    initial = config.get("init_lora_weights")
+    if (initial.lower() if isinstance(initial, str) else initial) not in INITIAL:
         raise ValueError(
-            f"adapter_config.json: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built."
+            f"{FILE}: init_lora_weights is {initial!r:.40}, which changes the base, too; save the adapter again for the "
+            "base as it was (save_pretrained with path_initial_model_for_weight_conversion)."
         )
-    for name, off in UNSUPPORTED.items():
-        if config.get(name) not in (off, None):
-            raise ValueError(
-                f"adapter_config.json: {name} is {config[name]!r:.60}, which is not built; train without it."
-            )
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise ValueError(
-            f"adapter_config.json: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0."
-        )
-    if not isinstance(targets, list) or not targets or not all(t in dream.TARGETS for t in targets):
+        raise ValueError(f"{FILE}: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0.")
+    if not _are_names(targets):
         known = ", ".join(dream.TARGETS)
-        raise ValueError(
-            f"adapter_config.json: target_modules is {targets!r:.100}; a list of some of {known} is built."
-        )
+        raise ValueError(f"{FILE}: target_modules is {targets!r:.100}; a list of some of {known} is built.")
     ours = {dream.TARGETS[target] for target in targets}
     ordered = tuple(name for name in dream.LINEAR if name in ours)
     return Adapter(rank, alpha, bool(config.get("use_dora")), bool(config.get("use_rslora")), ordered)
+
+
+def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
+    """The config with `target_modules` as a list of names, which in PEFT may be a pattern, or be cut by `exclude_modules`.
+
+    What was adapted is read off the keys of the file, canonical ones, rather than by running a stranger's pattern.
+    Raises ValueError unless it is the same in every layer.
+    """
+    targets, cut = config.get("target_modules"), not is_off(config.get("exclude_modules"))
+    if targets == "all-linear" and not cut:
+        return {**config, "target_modules": list(dream.TARGETS)}
+    paths = isinstance(targets, list) and all(isinstance(t, str) and t.split(".")[-1] in dream.TARGETS for t in targets)
+    if not (isinstance(targets, str) or paths) or (_are_names(targets) and not cut):
+        return dict(config)
+    layers: dict[int, set[str]] = {}
+    for parts in filter(None, map(KEY.fullmatch, keys)):
+        _, _, number, _, name = parts[1].split(".")
+        layers.setdefault(int(number), set()).add(name)
+    adapted = set().union(*layers.values())
+    for number in range(max(layers, default=-1) + 1):
+        if lacking := adapted - layers.get(number, set()):
+            raise ValueError(
+                f"{FILE}: target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} away; "
+                "only an adapter with the same modules in every layer is built."
+            )
+    return {**config, "target_modules": [name for name in dream.TARGETS if name in adapted] or targets}
 
 
 def write_config(adapter: Adapter, base: str) -> dict:
@@ -96,40 +123,8 @@ def canonical_keys(found: Mapping[str, object]) -> dict[str, str]:
     return names
 
 
-def read_transparency(found: Mapping) -> tuple[dict, dict[str, np.ndarray]]:
-    """transparency_config.json, effective values -> ({"variant", "k", "schedule"}, the raw scalars float32).
-
-    Raises ValueError, one line, for an unknown variant or values out of range.
-    """
-    try:
-        variant = VARIANTS[found["transparency_alg"]]
-        schedule = found.get("transparency_scheduling") or "none"
-        k = found.get("mixinputs_k", 1)
-        values = [float(found[f"transparency_{name}"]) for name in ("scale", "centre", "steepness")]
-        temperature = found.get("mixture_temp")
-        if type(k) is not int or k < 1 or schedule not in soft_masking.SCHEDULES:
-            raise ValueError(f"mixinputs_k {k!r:.20} or transparency_scheduling {schedule!r:.20} is unknown")
-        raw = soft_masking.raw_from_effective(*values, 1.0 if temperature is None else float(temperature))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"transparency_config.json does not describe soft-masking ({error!s:.150}).") from None
-    # The reference uses these values without its 1e-6: that is what `effective` gives back.
-    return {"variant": variant, "k": k, "schedule": schedule}, {name: np.asarray(v) for name, v in raw.items()}
-
-
-def write_transparency(soft_mask: Mapping, raw: Mapping[str, np.ndarray]) -> dict:
-    """The inverse: effective values, rounded to bfloat16 as the reference rounds them."""
-    values = soft_masking.effective({name: jnp.asarray(value) for name, value in raw.items()})
-    scale, centre, steepness, temperature = (float(jnp.asarray(v, jnp.bfloat16)) for v in values)
-    return {
-        "transparency_alg": next(name for name, ours in VARIANTS.items() if ours == soft_mask["variant"]),
-        # 0 is stored as a raw value of -80.
-        "transparency_scale": scale if scale > 1e-30 else 0.0,
-        "transparency_steepness": steepness,
-        "transparency_centre": centre,
-        "mixture_temp": temperature,
-        "mixinputs_k": soft_mask["k"],
-        "transparency_scheduling": soft_mask["schedule"],
-    }
+def _are_names(targets) -> bool:
+    return isinstance(targets, list) and bool(targets) and all(isinstance(t, str) and t in dream.TARGETS for t in targets)
 
 
 class Merged:

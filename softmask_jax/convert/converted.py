@@ -13,6 +13,7 @@ from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.sources import read_ours
 from softmask_jax.data import Tokenizer, open_tokenizer
 from softmask_jax.data.tokenizer_base import SavableTokenizer, hash_of
+from softmask_jax.data.tokenizer_files import holds_tokenizer
 
 
 class Ids(SavableTokenizer):
@@ -62,7 +63,7 @@ def read(path: Path) -> Converted:
     if about["kind"] != "dit":
         raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
     tokenizer: Tokenizer = Ids(about["vocab_size"], about["mask_token_id"], about["bos_id"], about["eos_id"])
-    if any((path / "tokenizer").glob("*")):
+    if holds_tokenizer(path / "tokenizer"):
         tokenizer = open_tokenizer(path / "tokenizer")
         if tokenizer.vocab_size != about["vocab_size"] or tokenizer.mask_token_id != about["mask_token_id"]:
             raise ValueError(

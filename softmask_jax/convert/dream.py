@@ -5,6 +5,8 @@ Letters: D width, V vocabulary, Q queries (heads x head width), J keys and value
 from collections.abc import Iterable, Mapping
 
 from softmask_jax.convert.key_tables import Entry
+from softmask_jax.convert.wrappers import own_keys
+from softmask_jax.models.dream_config import DreamConfig
 
 BLOCK = "model.layers.{i}."
 # Our name of each linear layer, PyTorch's, and its shape [out, in].
@@ -20,6 +22,7 @@ LINEAR = {
 WITH_BIAS = ("q", "k", "v")
 TARGETS = {theirs.split(".")[1]: ours for ours, (theirs, _) in LINEAR.items()}
 
+OWN_KEYS = own_keys(r"(?:base_model\.model\.)?model\.(?:embed_tokens|layers|norm)", "lm_head")
 BACKBONE = (
     Entry("embed/table", "model.embed_tokens.weight", "vocabulary", ("V", "D")),
     Entry("layers/attn_norm/scale", f"{BLOCK}input_layernorm.weight", "none", ("D",)),
@@ -54,15 +57,8 @@ def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
 
 def sizes(config: Mapping) -> dict[str, int]:
     """The letters' sizes from Hugging Face's config. Raises ValueError for what is missing, no number, or not built."""
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    for name in (*names, "num_hidden_layers"):
-        if not (isinstance(config.get(name), int) and 0 < config[name] < 10**7):
-            raise ValueError(
-                f"config.json: {name} is {config.get(name)!r}; a Dream model needs a positive number there."
-            )
-    vocab, width, hidden, heads, shared = (config[name] for name in names)
-    if config.get("tie_word_embeddings"):
-        raise ValueError("config.json: tie_word_embeddings is set, but Dream's head is a matrix of its own; untie it.")
-    if width % heads or heads % shared:
-        raise ValueError(f"config.json: {heads} heads and {shared} of keys do not divide hidden_size {width}.")
-    return {"V": vocab, "D": width, "F": hidden, "Q": width, "J": width // heads * shared}
+    built = DreamConfig.from_hf(config)
+    return {
+        "V": built.vocab_size, "D": built.hidden_size, "F": built.intermediate_size, "Q": built.hidden_size,
+        "J": built.head_width * built.num_kv_heads,
+    }  # fmt: skip

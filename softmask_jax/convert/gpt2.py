@@ -4,6 +4,7 @@ Letters: D width, V vocabulary, F MLP width, P positions.
 """
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from softmask_jax.convert.key_tables import Entry, match
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.safetensors_files import INDEX, SINGLE, SafetensorsFolder
 from softmask_jax.convert.tensors import Hashed, Renamed, Tensors, in_threads
+from softmask_jax.convert.wrappers import own_keys, without_wrappers
 from softmask_jax.models.gpt2 import GPT2Config, shapes
 
+log = logging.getLogger("softmask_jax")
+
 PREFIX, HEAD = "transformer.", "lm_head.weight"
+OWN_KEYS = own_keys(r"(?:transformer\.)?(?:wte|wpe|h|ln_f)", "lm_head")
 # The causal mask and what stands for minus infinity, which older files hold.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 BLOCK = "h.{i}."
@@ -65,7 +70,11 @@ class Checkpoint:
             raise ValueError(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from None
         if not ((folder / SINGLE).exists() or (folder / INDEX).exists()):
             raise FileNotFoundError(f"{folder} has no {SINGLE}, nor several and their {INDEX}.")
-        self._files = _without_prefix(SafetensorsFolder(folder), folder)
+        files = SafetensorsFolder(folder)
+        names, note = without_wrappers(files.specs, OWN_KEYS, str(folder))
+        if note:
+            log.warning(note)
+        self._files = _without_prefix(Renamed(files, names), folder)
         found = {key: spec for key, spec in self._files.specs.items() if not BUFFERS.fullmatch(key)}
         self._copied_head = self.config.tied and HEAD in found
         if self._copied_head:

@@ -3,18 +3,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softmask_jax.convert import adapters, mdlm
+from softmask_jax import transparency
+from softmask_jax.convert import mdlm
 from softmask_jax.convert.key_tables import Spec, count_blocks
 from softmask_jax.convert.model import dit_about
 from softmask_jax.convert.pickles import Stub
 from softmask_jax.convert.tensors import Tensors
 from softmask_jax.convert.torch_zip import Tensor, TorchZip, ZipTensors
+from softmask_jax.convert.wrappers import without_wrappers
+from softmask_jax.models.config_fields import check_values
 
 DEEPEST = 20
+# What configs of MDLM, Duo, ReMDM and soft-masked MDLM say of the method, on top or under `algo`, with what is built here.
+# SEDD, D3PM, Duo and others have the very same tensors.
+METHOD = {
+    "diffusion": ("absorbing_state",), "parameterization": ("subs",), "backbone": ("dit", "hf_dit"),
+    "time_conditioning": (False,), "subs_masking": (False,), "causal_attention": (False,), "causal": (False,),
+}  # fmt: skip
+ALGO = {"name": ("mdlm", "mdlm_sm")}
+MODEL = {"type": ("ddit",), "tie_word_embeddings": (False,), "causal": (False,)}
+LOG_LINEAR = (None, "loglinear", "log-linear")
 
 
 def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
-    """The tensors of a checkpoint under their keys, and {"weights", "step", "hyper_parameters"} as plain values.
+    """The tensors of a checkpoint under their keys, and {"weights", "step", "config", "notes"} as plain values.
 
     The average holds the backbone's parameters in the order of the `state_dict`, without names, buffers and
     soft-masking scalars (which are taken raw). Raises ValueError, one line.
@@ -26,6 +38,8 @@ def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
         raise ValueError(f"{path} has no state_dict; give a checkpoint that Lightning wrote.")
     if odd := [key for key, value in state.items() if not isinstance(value, Tensor) or not isinstance(key, str)]:
         raise ValueError(f"{path}: {odd[0]!r:.100} in its state_dict is no tensor that can be read.")
+    names, note = without_wrappers(state, mdlm.OWN_KEYS, str(path))
+    state = {new: state[old] for new, old in names.items()}
     ema = content.get("ema")
     shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
     if weights == "ema" and not shadow:
@@ -36,31 +50,30 @@ def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
     step = content.get("global_step")
     found = {
         "weights": chosen, "step": step if type(step) is int else 0,
-        "hyper_parameters": _plain(content.get("hyper_parameters")),
+        "config": _config(content), "notes": [note] if note else [],
     }  # fmt: skip
     return ZipTensors(file, state), found
 
 
 def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
-    """`Model.about`, from the config in the checkpoint, or from shapes where that is silent. Raises ValueError."""
-    config = found["hyper_parameters"]
-    config = config.get("config") if isinstance(config, dict) else None
+    """`Model.about`, from the config in the checkpoint, or from shapes where that is silent.
+
+    Adds to `found["notes"]` where the config is missing. Raises ValueError.
+    """
+    config = found["config"]
+    _check_method(config, found["notes"])
+    if not config:
+        found["notes"].append("The checkpoint holds no config; it is taken for an MDLM, which SEDD and D3PM look like.")
 
     def of(section: str, name: str, kinds: tuple[type, ...], default):
-        part = config if isinstance(config, dict) else {}
+        part = config
         for step in section.split("."):
             part = part.get(step) if isinstance(part, dict) else None
         value = part.get(name) if isinstance(part, dict) else None
-        return value if type(value) in kinds else default
+        if value is not None and type(value) not in kinds:
+            raise ValueError(f"The checkpoint's config says {section}.{name} = {value!r:.40}, which is no {kinds[-1].__name__}.")
+        return default if value is None else value
 
-    for section, name, kinds, builds in (
-        ("algo", "parameterization", (str,), "subs"), ("algo", "backbone", (str,), "dit"),
-        ("algo", "time_conditioning", (bool,), False), ("model", "tie_word_embeddings", (bool,), False),
-    ):  # fmt: skip
-        if (value := of(section, name, kinds, builds)) != builds:
-            raise ValueError(
-                f"The checkpoint's config says {section}.{name} = {value!r:.40}; only {builds!r} is built here."
-            )
     table = specs.get("backbone.vocab_embed.embedding", Spec(None, ()))
     hidden = specs.get("backbone.blocks.0.mlp.0.weight", Spec(None, ()))
     cond = specs.get("backbone.sigma_map.mlp.0.weight", Spec(None, ()))
@@ -79,15 +92,39 @@ def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, 
         "mlp_ratio": hidden.shape[0] // width, "dropout": of("model", "dropout", (int, float), 0.1),
     }  # fmt: skip
     head = "algo.tran_head"
-    variant = adapters.VARIANTS.get(of(head, "transparency_alg", (str,), "mixinputs_with_topk"), "topk")
     soft_mask = {
-        "variant": variant if soft else "none", "k": of(head, "mixinputs_k", (int,), 3),
+        "variant": transparency.variant(of(head, "transparency_alg", (str,), "mixinputs_with_topk")) if soft else "none",
+        "k": transparency.feedback_tokens(of(head, "mixinputs_k", (int,), 3)),
         "p_sm": of("optim", "sm_prob", (int, float), 0.8),
     }  # fmt: skip
     return dit_about(
         model, soft_mask, vocab_size, seq_len=of("model", "length", (int,), 1024), weights=found["weights"],
         step=found["step"],
     )  # fmt: skip
+
+
+def _config(content: Mapping) -> dict:
+    """The training config, whether it is a hyper-parameter, all of them together, or beside them."""
+    parameters = _plain(content.get("hyper_parameters"))
+    parameters = parameters if isinstance(parameters, dict) else {}
+    for found in (parameters.get("config"), _plain(content.get("config"))):
+        if isinstance(found, dict) and found:
+            return parameters | found
+    return parameters
+
+
+def _check_method(config: Mapping, notes: list[str]) -> None:
+    """ValueError for a network trained as something else than MDLM, which the weights do not show."""
+    algo = config.get("algo")
+    algo = {"name": algo} if isinstance(algo, str) else algo if isinstance(algo, dict) else {}
+    model = config.get("model") if isinstance(config.get("model"), dict) else {}
+    check_values(config, "The checkpoint's config", METHOD)
+    check_values(algo, "The checkpoint's config.algo", METHOD | ALGO)
+    check_values(model, "The checkpoint's config.model", MODEL)
+    noise = config.get("noise")
+    kind = noise.get("type") if isinstance(noise, dict) else noise
+    if kind not in LOG_LINEAR:
+        notes.append(f"Trained under the noise {kind!r:.40}; here it is log-linear, which changes the NELBO's variance only.")
 
 
 def _named(path: Path, state: Mapping[str, Tensor], shadow: Any) -> dict[str, Tensor]:
@@ -98,13 +135,19 @@ def _named(path: Path, state: Mapping[str, Tensor], shadow: Any) -> dict[str, Te
     return dict(zip(names, shadow))
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """OmegaConf's nodes as the values that they hold; None for other classes."""
-    if depth > DEEPEST:
-        return None
+def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
+    """OmegaConf's nodes as the values that they hold, other objects as their attributes. Each is read once."""
+    done = {} if done is None else done
+    if depth > DEEPEST or id(value) in done:
+        return done.get(id(value))
     if isinstance(value, Stub):
-        state = value.state if isinstance(value.state, dict) else {}
-        return _plain(state["_content"] if "_content" in state else state.get("_val"), depth + 1)
-    if isinstance(value, dict):
-        return {key: _plain(entry, depth + 1) for key, entry in list(value.items())[:1000]}
-    return value if isinstance(value, (str, int, float, bool)) else None
+        state = value.items | (value.state if isinstance(value.state, dict) else {})
+        content = next((state[name] for name in ("_content", "_val") if name in state), state)
+    else:
+        content = value
+    if isinstance(content, (dict, list)):
+        done[id(value)] = None
+        entries = list(content.items())[:1000] if isinstance(content, dict) else []
+        done[id(value)] = {key: _plain(entry, depth + 1, done) for key, entry in entries}
+        return done[id(value)]
+    return content if isinstance(content, (str, int, float, bool)) else None

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from softmask_jax.convert.key_tables import Entry, keys, misshapen, padded
+from softmask_jax.convert.wrappers import own_keys
 
 ROPE_BASE = 1e4
 INVERSE_FREQUENCIES = "backbone.rotary_emb.inv_freq"
+OWN_KEYS = own_keys(r"backbone\.(?:vocab_embed|sigma_map|rotary_emb|blocks|output_layer)", "tran_head")
 
 BACKBONE = (
     Entry("embed/table", "backbone.vocab_embed.embedding", "vocabulary", ("V", "D")),

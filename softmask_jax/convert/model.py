@@ -39,6 +39,7 @@ class Model:
       "int8" where the kernels are.
     files: small files that go along unchanged, by name.
     placed: the safetensors file of each key, if the weights came from such.
+    notes: what to tell the user, a line each.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Model:
     about: dict
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     placed: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def soft_mask(self) -> dict | None:

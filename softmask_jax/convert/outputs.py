@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from softmask_jax import checkpoint_io
-from softmask_jax.convert import adapters, mdlm, orbax_files, safetensors_files
+from softmask_jax import checkpoint_io, transparency
+from softmask_jax.convert import mdlm, orbax_files, safetensors_files
 from softmask_jax.convert.model import FORMAT, VERSION, Model, to_json
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
 from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
@@ -129,7 +129,7 @@ def small_files(model: Model) -> dict[str, bytes]:
         return files | {"config.json": to_json(_mdlm_config(model))}
     files["config.json" if model.kind == "dream" else ADAPTER_CONFIG] = to_json(model.about["hf_config"])
     if model.soft_mask:
-        files[TRANSPARENCY] = to_json(adapters.write_transparency(model.soft_mask, model.raw_scalars()))
+        files[TRANSPARENCY] = to_json(transparency.write(model.soft_mask, model.raw_scalars()))
     return files
 
 
@@ -139,11 +139,6 @@ def _mdlm_config(model: Model) -> dict:
     if sizes["mlp_ratio"] != 4 or sizes["rope_base"] != mdlm.ROPE_BASE:
         raise ValueError(
             "MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model cannot be written for it."
-        )
-    theirs = {name: ours for ours, name in adapters.VARIANTS.items()}
-    if soft and soft["variant"] not in theirs:
-        raise ValueError(
-            f"The PyTorch reference has no soft-masking variant {soft['variant']!r}; this model stays here."
         )
     config = model.about["hf_config"] or {
         "architectures": ["MDLM"],
@@ -156,7 +151,7 @@ def _mdlm_config(model: Model) -> dict:
         "n_blocks": sizes["num_blocks"], "n_heads": sizes["num_heads"], "time_conditioning": False,
         "torch_dtype": "float32", "vocab_size": model.about["vocab_size"],
     }  # fmt: skip
-    return config | ({"transparency_alg": theirs[soft["variant"]], "mixinputs_k": soft["k"]} if soft else {})
+    return config | ({"transparency_alg": transparency.published(soft["variant"]), "mixinputs_k": soft["k"]} if soft else {})
 
 
 def _with_rotary_buffer(model: Model, tensors: Tensors) -> Tensors:

@@ -1,7 +1,9 @@
 """Opens what can be converted: Hugging Face's folders, PEFT's, Lightning's checkpoints, our models and our runs."""
+import re
 from pathlib import Path
 
-from softmask_jax.convert import adapters, dream, lightning
+from softmask_jax import transparency
+from softmask_jax.convert import adapters, dream, lightning, mdlm
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
     FORMAT,
@@ -20,12 +22,26 @@ from softmask_jax.convert.runs import checked, open_run
 from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
 from softmask_jax.convert.tensors import Float32, Renamed, Tensors
+from softmask_jax.convert.wrappers import without_wrappers
+from softmask_jax.models import dream_config
+from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values
 
+# Of config.json of a converted model.
+ENTRIES = (
+    "base_dtype", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed", "soft_mask", "step",
+    "version", "vocab_size", "weights",
+)  # fmt: skip
+# Where Lightning and Hydra leave checkpoints.
+CHECKPOINTS = ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt", "lightning_logs/*/checkpoints/*.ckpt")
 ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = (
     "adapter_model.safetensors",
     "adapter_config.json",
     "transparency_config.json",
 )
+MDLM_SIZES = {"hidden_dim": "hidden_size", "cond_dim": "cond_dim", "n_blocks": "num_blocks", "n_heads": "num_heads"}
+MDLM_KNOWN = {
+    *MDLM_SIZES, *lightning.METHOD, *TRANSFORMERS, "dropout", "mixinputs_k", "model_length", "transparency_alg", "vocab_size",
+}  # fmt: skip
 WANTED = (
     "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model "
     "or a run's folder"
@@ -47,7 +63,7 @@ def open_model(path: Path, weights: str | None = None) -> Model:
         if path.suffix == ".safetensors":
             return open_model(path.parent, weights)
         return _lightning(inside(path.parent, path.name), weights)
-    if (path / "checkpoints").is_dir():
+    if is_run(path):
         return open_run(path, weights)
     if (path / ADAPTER_CONFIG).exists():
         return _only(_adapter(path), weights)
@@ -59,17 +75,35 @@ def open_model(path: Path, weights: str | None = None) -> Model:
         if (kind := str(config.get("model_type")).lower()) not in known:
             raise ValueError(f"{path / 'config.json'}: model_type is {kind!r:.60}; Dream and mdlm can be converted.")
         return _only(known[kind](path, config), weights)
-    checkpoints = sorted(path.glob("*.ckpt"))
+    # A link such as last.ckpt is the file that it leads to.
+    checkpoints = {found.resolve(): found for pattern in CHECKPOINTS for found in sorted(path.glob(pattern)) if found.is_file()}
     if len(checkpoints) == 1:
-        return _lightning(inside(path, checkpoints[0].name), weights)
+        found = next(iter(checkpoints))
+        return _lightning(inside(found.parent, found.name), weights)
+    if checkpoints:
+        names = [str(found.relative_to(path)) for found in checkpoints.values()]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of these files.")
+    if (path / "checkpoints").is_dir():
+        raise ValueError(f"--src: {path} has no config.json, which a run needs; copy the whole folder. {WANTED.capitalize()}.")
     raise ValueError(f"--src: {path} holds nothing that can be converted; {WANTED}.")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run of this package; Lightning's also have `checkpoints`, but no config.json."""
+    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
 def read_ours(path: Path) -> dict:
     """config.json of a converted model. Raises ValueError, FileNotFoundError."""
-    config = read_json(path, "config.json")
-    if config.get("format") != FORMAT or config.get("version") != VERSION or config.get("kind") not in KINDS:
+    config, file = read_json(path, "config.json"), str(path / "config.json")
+    version = config.get("version")
+    if config.get("format") == FORMAT and type(version) is int and version > VERSION:
+        raise ValueError(f"{path} was converted by a newer version of softmask_jax; update it, or convert its source again.")
+    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in KINDS:
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
+    check_values(config, file, {"base_dtype": ("float", "int8")})
+    check_unknown(config, file, ENTRIES)
     return config
 
 
@@ -84,50 +118,64 @@ def _lightning(path: Path, weights: str | None) -> Model:
     wide, soft, head_width = dit_tensors(tensors)
     about = lightning.describe(found, wide.specs, head_width, soft)
     check_heads(about["config"]["model"]["num_heads"], about["config"]["model"]["hidden_size"], head_width)
-    return Model("dit", wide, about["config"]["model"]["num_blocks"], about)
+    return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(found["notes"]))
 
 
 def _mdlm(path: Path, config: dict) -> Model:
-    folder = SafetensorsFolder(path)
-    wide, soft, head_width = dit_tensors(folder)
-    names = {"hidden_dim": "hidden_size", "cond_dim": "cond_dim", "n_blocks": "num_blocks", "n_heads": "num_heads"}
+    file, names = str(path / "config.json"), tuple(MDLM_SIZES)
     if absent := [name for name in (*names, "vocab_size") if type(config.get(name)) is not int]:
-        raise ValueError(f"{path / 'config.json'}: {', '.join(absent)} must be given as a number.")
-    if config.get("time_conditioning"):
-        raise ValueError(f"{path / 'config.json'}: time_conditioning is on; the MDLM that is built here has none.")
-    model = {ours: config[theirs] for theirs, ours in names.items()} | {"dropout": config.get("dropout", 0.1)}
-    variant = adapters.VARIANTS.get(config.get("transparency_alg"), "topk") if soft else "none"
+        raise ValueError(f"{file}: {', '.join(absent)} must be given as a number.")
+    check_values(config, file, lightning.METHOD)
+    check_unknown(config, file, MDLM_KNOWN)
+    folder, placed, notes = _unwrapped(SafetensorsFolder(path), mdlm.OWN_KEYS, path)
+    wide, soft, head_width = dit_tensors(folder)
+    model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
+    variant = transparency.variant(config.get("transparency_alg", "mixinputs_with_topk")) if soft else "none"
     about = dit_about(
-        model, {"variant": variant, "k": config.get("mixinputs_k", 3)}, config["vocab_size"],
+        model, {"variant": variant, "k": transparency.feedback_tokens(config.get("mixinputs_k", 3))}, config["vocab_size"],
         seq_len=config.get("model_length", 1024), hf_config=config,
     )  # fmt: skip
     check_heads(model["num_heads"], model["hidden_size"], head_width)
-    return Model("dit", wide, model["num_blocks"], about, carried(path), folder.files)
+    return Model("dit", wide, model["num_blocks"], about, carried(path), placed, notes)
 
 
 def _dream(path: Path, config: dict) -> Model:
     dream.sizes(config)
-    folder, soft_mask, tensors = SafetensorsFolder(path), None, None
-    tensors = folder
-    if (path / TRANSPARENCY).exists():
-        soft_mask, raw = adapters.read_transparency(read_json(path, TRANSPARENCY))
-        tensors = with_scalars(folder, raw)
+    check_unknown(config, str(path / "config.json"), dream_config.KNOWN)
+    tensors, placed, notes = _unwrapped(SafetensorsFolder(path), dream.OWN_KEYS, path)
+    tensors, soft_mask = _soft_masked(tensors, path)
     about = {"hf_config": config, "soft_mask": soft_mask}
-    return Model("dream", tensors, config["num_hidden_layers"], about, carried(path), folder.files)
+    return Model("dream", tensors, config["num_hidden_layers"], about, carried(path), placed, notes)
 
 
 def _adapter(path: Path) -> Model:
     config = read_json(path, ADAPTER_CONFIG)
-    adapter = adapters.read_config(config)
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
-    folder, soft_mask = SafetensorsFolder(path, ADAPTER_FILE), None
+    folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), dream.OWN_KEYS, path)
     tensors: Tensors = Float32(Renamed(folder, adapters.canonical_keys(folder.specs)))
+    config = adapters.with_listed_targets(config, tensors.specs)
+    adapter = adapters.read_config(config)
     blocks = count_blocks(dream.adapter_table(adapter.targets, adapter.use_dora), tensors.specs)
-    if (path / TRANSPARENCY).exists():
-        soft_mask, raw = adapters.read_transparency(read_json(path, TRANSPARENCY))
-        tensors = with_scalars(tensors, raw)
-    return Model("adapter", tensors, blocks, {"hf_config": config, "soft_mask": soft_mask}, carried(path))
+    tensors, soft_mask = _soft_masked(tensors, path)
+    return Model("adapter", tensors, blocks, {"hf_config": config, "soft_mask": soft_mask}, carried(path), notes=notes)
+
+
+def _unwrapped(folder: SafetensorsFolder, network: re.Pattern, path: Path) -> tuple[Tensors, dict[str, str], tuple[str, ...]]:
+    """The folder's tensors under the network's own keys, the file of each, and what to say of that."""
+    names, note = without_wrappers(folder.specs, network, str(path))
+    return Renamed(folder, names), {new: folder.files[old] for new, old in names.items()}, (note,) if note else ()
+
+
+def _soft_masked(tensors: Tensors, path: Path) -> tuple[Tensors, dict | None]:
+    """Joined by the scalars of a transparency_config.json, if one is there and says that there is soft-masking."""
+    if not (path / TRANSPARENCY).exists():
+        return tensors, None
+    try:
+        soft_mask, raw = transparency.read(read_json(path, TRANSPARENCY))
+    except ValueError as error:
+        raise ValueError(f"{path / TRANSPARENCY}: {error}") from None
+    return (tensors, None) if raw is None else (with_scalars(tensors, raw), soft_mask)
 
 
 def _ours(path: Path, config: dict, weights: str | None) -> Model:

@@ -3,6 +3,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from softmask_jax.data.tokenizer_base import DESCRIPTION
 from softmask_jax.data.tokenizer_library import QWEN_PATTERN, HuggingFaceTokenizer, open_library
 from softmask_jax.data.tokenizer_ranks import ALPHABET, read_ranks
 from softmask_jax.data.tokenizer_specials import (
@@ -46,6 +47,12 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
     if path.suffix == ".tiktoken":
         return _byte_level_bpe(path, *read_ranks(path), QWEN_ADDED, QWEN_SPLIT, {})
     raise ValueError(f"{path}: no tokenizer; give a {JSON_FILE}, a *.tiktoken file or a folder that holds one")
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a vocabulary, whole or not; configs and templates alone are no tokenizer."""
+    names = (DESCRIPTION, JSON_FILE, *VOCABULARY_FILES, *MERGES_FILES)
+    return any((folder / name).is_file() for name in names) or any(folder.glob("*.tiktoken"))
 
 
 def _read_folder(folder: Path) -> HuggingFaceTokenizer:

@@ -1,7 +1,9 @@
 """Shape and execution of Dream's network (`dream`), and how they are read from Hugging Face's config.json."""
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 from softmask_jax.models.scan import check_remat
 from softmask_jax.models.splash import ATTENTION
 
@@ -17,16 +19,18 @@ HUGGING_FACE = {
     "num_attention_heads": "num_heads",
     "num_key_value_heads": "num_kv_heads",
     "intermediate_size": "intermediate_size",
-    "rope_theta": "rope_base",
     "rms_norm_eps": "norm_eps",
 }
-# What this network does not do, with the values under which it is not asked to.
-NOT_BUILT = {
-    "tie_word_embeddings": (False, None),
-    "hidden_act": ("silu", None),
-    "rope_scaling": (None,),
-    "use_sliding_window": (False, None),
-}
+BUILT = {
+    "tie_word_embeddings": (False,), "hidden_act": ("silu", "swish"), "use_sliding_window": (False,),
+    "attention_bias": (True,), "mlp_bias": (False,), "partial_rotary_factor": (1.0,),
+}  # fmt: skip
+# Where transformers 4 and 5 keep the rotary embedding's settings; the base may also be on top, as rope_theta.
+ROPE = ("rope_parameters", "rope_scaling")
+ROPE_BUILT = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1.0,)}
+# Of training and sampling, or without effect while use_sliding_window is false.
+HARMLESS = ("attention_dropout", "mask_token_id", "max_position_embeddings", "max_window_layers", "sliding_window")
+KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "rope_theta", "head_dim", "layer_types")) | TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,26 @@ class DreamConfig:
         check_remat(self.remat)
 
     @classmethod
-    def from_hf(cls, config_json: dict, **overrides) -> "DreamConfig":
+    def from_hf(cls, config_json: Mapping, **overrides) -> "DreamConfig":
         """Sizes from Hugging Face's config.json, execution from `overrides` (which may replace sizes too).
 
         ValueError naming every missing key, and for a network that is not this one (tied head, scaled rotary angles).
         """
-        missing = [key for key in HUGGING_FACE if config_json.get(key) is None]
-        if missing:
+        found = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
+        if missing := [theirs for theirs, value in found.items() if value is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a Dream model?")
-        for key, allowed in NOT_BUILT.items():
-            if config_json.get(key) not in allowed:
-                raise ValueError(f"config.json has {key} = {config_json[key]!r}; this network has {allowed[0]!r}.")
-        sizes = {ours: config_json[theirs] for theirs, ours in HUGGING_FACE.items()}
-        config = cls(**{**sizes, **overrides})
+        for theirs, value in found.items():
+            real = theirs in ("rms_norm_eps", "rope_theta")
+            if not (type(value) is int or real and type(value) is float) or not 0 < value < (math.inf if real else 10**7):
+                raise ValueError(f"config.json: {theirs} is {value!r:.60}; a Dream model needs a positive number there.")
+        check_values(config_json, "config.json", BUILT)
+        kinds = config_json.get("layer_types")
+        if not is_off(kinds) and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+            raise ValueError(f"config.json has layer_types = {kinds!r:.60}; every layer of this network is full_attention.")
+        sizes = {ours: found[theirs] for theirs, ours in HUGGING_FACE.items()}
+        config = cls(**{**sizes, "rope_base": found["rope_theta"], **overrides})
         if config_json.get("head_dim") not in (None, config.head_width):
-            raise ValueError(f"config.json has head_dim = {config_json['head_dim']}; this network has hidden_size / "
+            raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size / "
                              f"num_attention_heads = {config.head_width}.")
         return config
 
@@ -109,3 +118,22 @@ class DreamConfig:
     @property
     def padded_vocab_size(self) -> int:
         return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _rope_base(config_json: Mapping):
+    """The base of the rotary embedding, wherever config.json has it; None where it is missing."""
+    bases = {"rope_theta": config_json.get("rope_theta")}
+    for name in ROPE:
+        if is_off(entry := config_json.get(name)):
+            continue
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"config.json has {name} = {entry!r:.60}, which is no JSON object.")
+        check_values(entry, f"config.json: {name}", ROPE_BUILT)
+        check_unknown(entry, f"config.json: {name}", {*ROPE_BUILT, "rope_theta"})
+        bases[f"{name}.rope_theta"] = entry.get("rope_theta")
+    bases = {name: base for name, base in bases.items() if base is not None}
+    base = next(iter(bases.values()), None)
+    if any(other != base for other in bases.values()):
+        listed = ", ".join(f"{name} = {other!r:.40}" for name, other in bases.items())
+        raise ValueError(f"config.json has {listed}, which disagree; keep the one that the model was trained with.")
+    return base

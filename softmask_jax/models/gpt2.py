@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from softmask_jax.models import layers
+from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values
 from softmask_jax.models.scan import scan_layers
 
 VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
@@ -40,6 +41,13 @@ OPTIONAL = {
     "scale_attn_weights": ("scale_by_width", True), "scale_attn_by_inverse_layer_idx": ("scale_by_layer", False),
     "tie_word_embeddings": ("tied", True),
 }  # fmt: skip
+BUILT = {"add_cross_attention": (False,)}
+# Of training, of heads that classify, and of how float16 is multiplied.
+HARMLESS = frozenset("""
+    attn_pdrop embd_pdrop gradient_checkpointing n_ctx n_special output_past predict_special_tokens reorder_and_upcast_attn
+    resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+""".split())
+KNOWN = HARMLESS | TRANSFORMERS | {*HUGGING_FACE, *OPTIONAL, *BUILT, "n_inner"}
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ class GPT2Config:
         missing = [key for key in HUGGING_FACE if config_json.get(key) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a GPT-2?")
-        if config_json.get("add_cross_attention"):
-            raise ValueError("config.json has add_cross_attention; this network reads nothing but its own text.")
+        check_values(config_json, "config.json", BUILT)
+        check_unknown(config_json, "config.json", KNOWN)
         found = {ours: config_json[theirs] for theirs, ours in HUGGING_FACE.items()}
-        found |= {ours: config_json.get(theirs, default) for theirs, (ours, default) in OPTIONAL.items()}
+        for theirs, (ours, default) in OPTIONAL.items():
+            found[ours] = default if config_json.get(theirs) is None else config_json[theirs]
         width = config_json.get("n_inner")
         found["mlp_width"] = 4 * found["hidden_size"] if width is None else width
         return cls(**found | overrides)

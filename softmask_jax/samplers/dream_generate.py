@@ -1,49 +1,24 @@
-"""From prompts to texts with Dream's sampler: padding, soft-masking's settings by their published names, checks.
-
-`transparency_config.json` lies beside an adapter of the PyTorch reference of "Soft-Masked Diffusion Language Models"
-(arXiv 2510.17206) and holds the effective scalars.
-"""
+"""From prompts to texts with Dream's sampler: padding, soft-masking's settings by their published names, checks."""
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import diffusion, soft_masking
+from softmask_jax import diffusion, transparency
 from softmask_jax.samplers.dream import DreamSampler, Draws
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import run
 from softmask_jax.samplers.result import Generated
 
-_VARIANTS = {"mixinputs_with_topk": "topk", "mixinputs_with_temp": "full", "none": "none"}
-_SCALARS = {"transparency_scale": "scale", "transparency_centre": "centre", "transparency_steepness": "steepness"}
-_KEYS = {"transparency_alg", *_SCALARS, "mixinputs_k", "mixture_temp", "transparency_scheduling"}
-
 
 def soft_mask_from(config: Mapping) -> tuple[SoftMasking, dict | None]:
-    """The keys of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`).
+    """The entries of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`).
 
-    The scalars are taken as they are, effective values. Without `transparency_alg`, or with `none`, there is no
-    soft-masking and no scalars. ValueError for unknown keys or names, missing scalars and values out of range.
+    See `transparency.read`, also for what it raises.
     """
-    unknown = sorted(set(config) - _KEYS)
-    if unknown:
-        raise ValueError(f"Unknown soft-masking settings {', '.join(unknown)}; there are {', '.join(sorted(_KEYS))}.")
-    alg = config.get("transparency_alg") or "none"
-    if alg not in _VARIANTS:
-        raise ValueError(f"transparency_alg is '{alg}'; choose one of {', '.join(_VARIANTS)}.")
-    if alg == "none":
-        return SoftMasking(), None
-    missing = [key for key in _SCALARS if config.get(key) is None]
-    if alg == "mixinputs_with_topk" and config.get("mixinputs_k") is None:
-        missing.append("mixinputs_k")
-    if missing:
-        raise ValueError(f"The soft-masking settings lack {', '.join(missing)}.")
-    k, temperature = config.get("mixinputs_k"), config.get("mixture_temp")
-    given = SoftMasking(_VARIANTS[alg], 1 if k is None else int(k), config.get("transparency_scheduling") or "none")
-    scalars = {name: float(config[key]) for key, name in _SCALARS.items()}
-    scalars["temperature"] = 1.0 if temperature is None else float(temperature)
-    return given, soft_masking.raw_from_effective(**scalars)
+    settings, raw = transparency.read(config)
+    return SoftMasking(**settings), raw
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -142,7 +142,7 @@ def test_a_config_of_absurd_size_is_refused(tmp_path, monkeypatch):
     "change, said",
     [
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"num_key_value_heads": 3}, "divide"),
+        ({"num_key_value_heads": 3}, "divisible"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"vocab_size": 10**9}, "vocab_size"),
     ],
@@ -162,7 +162,7 @@ def test_a_dream_that_is_not_built_here_is_refused(tmp_path, change, said):
         ({"r": True}, "above 0"),
         ({"lora_alpha": "8"}, "numbers"),
         ({"target_modules": ["q_proj", "os.system"]}, "target_modules"),
-        ({"target_modules": "all-linear"}, "target_modules"),
+        ({"target_modules": 7}, "target_modules"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
     ],

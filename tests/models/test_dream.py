@@ -159,9 +159,9 @@ def test_sizes_are_read_from_hugging_faces_config():
     "change, message",
     [
         ({"vocab_size": None, "rope_theta": None}, "lacks vocab_size, rope_theta"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings = True; this network has False"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings = True; only False is built here"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; this network has 'silu'"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; only 'silu' or 'swish'"),
         ({"head_dim": 32}, "head_dim = 32"),
     ],
 )

@@ -1,0 +1,66 @@
+"""Names that wrappers put into the keys of a `state_dict`, such as torch.compile's `_orig_mod.`: removed and reported."""
+import re
+from collections.abc import Iterable
+
+# Put before a wrapped module's own names, at any depth: by torch.compile, DDP, Lightning, FSDP and activation checkpoints.
+INSIDE = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Attributes that a training script keeps the whole network, or its average, under.
+OUTSIDE = ("model", "net", "network", "backbone", "ema", "ema_model", "averaged_model")
+# What torch's AveragedModel stores beside the network.
+COUNTER = "n_averaged"
+
+
+def own_keys(*names: str) -> re.Pattern:
+    """What a network's own keys begin with, for `without_wrappers`."""
+    return re.compile(rf"(?<![^.])(?:{'|'.join(names)})\.")
+
+
+def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tuple[dict[str, str], str]:
+    """The keys as the network itself has them; others stay as they are.
+
+    Args:
+      network: of `own_keys`.
+      where: names the file in messages.
+
+    Returns:
+      (old key by new key, a note of what was removed or "").
+
+    Raises:
+      ValueError: two keys become the same, or a wrapper is on some of a module's keys only.
+    """
+    names: dict[str, str] = {}
+    kinds: dict[str, dict[str, str]] = {}
+    for key in keys:
+        if key == COUNTER:
+            continue
+        new, wrappers = _unwrapped(key, network)
+        if new in names:
+            raise ValueError(f"{where} holds {new} twice, as {names[new]} and {key}; keep one.")
+        names[new] = key
+        for module, wrapper in wrappers.items():
+            kinds.setdefault(module, {}).setdefault(wrapper, key)
+    for examples in kinds.values():
+        if len(examples) > 1:
+            one, other = list(examples.values())[:2]
+            raise ValueError(f"{where} has a wrapper on some keys only, as on one of {one} and {other}; save it again whole.")
+    removed = sorted({wrapper for examples in kinds.values() for wrapper in examples if wrapper})
+    return names, f"{where}: '{', '.join(removed)}' removed from its keys." if removed else ""
+
+
+def _unwrapped(key: str, network: re.Pattern) -> tuple[str, dict[str, str]]:
+    """The key without wrappers, and those of every module that it names; "" is the whole network."""
+    own, wrapper, wrappers = [], "", {}
+    for part in key.split("."):
+        if part in INSIDE:
+            wrapper += f"{part}."
+        else:
+            wrappers[".".join(own)] = wrapper
+            own.append(part)
+            wrapper = ""
+    new = ".".join(own)
+    if (found := network.search(new)) is None:
+        return key, {}
+    outer = new[: found.start()]
+    if not set(outer.split(".")) <= {*OUTSIDE, ""}:
+        return key, {}
+    return new[len(outer) :], wrappers | {"": wrappers[""] + outer}
