@@ -21,6 +21,7 @@ from softmask_jax.data.conversations import NoConversation, read_messages
 from softmask_jax.data.tokenizer_files import holds_tokenizer
 from softmask_jax.denoiser import Denoiser
 from softmask_jax.models import dream
+from softmask_jax.models.dream_config import special_ids
 from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.train_state import whole
@@ -233,11 +234,12 @@ def _assembled(tokens: Path, denoiser, params, settings, hf_config: Mapping, ste
     tokenizer = template = None
     if holds_tokenizer(tokens):
         tokenizer, template = open_tokenizer(tokens), load_template(tokens)
-    pad, eos = (hf_config.get(name) for name in ("pad_token_id", "eos_token_id"))
+    _, ends, pad = special_ids(hf_config)
+    if pad is None:
+        raise ValueError("config.json has neither pad_token_id nor eos_token_id; one of them must be set.")
     # A chat's answers end with the template's token, and the rest is padding.
     turn = None if tokenizer is None else tokenizer.special_tokens.get("<|im_end|>")
-    ends = tuple(dict.fromkeys(int(token) for token in (eos, pad, turn) if token is not None))
+    ends = tuple(dict.fromkeys(token for token in (*ends, pad, turn) if token is not None))
     length = int(hf_config.get("max_position_embeddings") or 2048)
-    pad = int(eos if pad is None else pad)
     shards = sharding.row_shards(mesh)
     return DreamModel(tokenizer, template, denoiser, params, settings, pad, ends, length, step, shards)

@@ -10,7 +10,7 @@ from softmask_jax.denoiser import Denoiser, initial_scalars, layouts
 from softmask_jax.models import dora, dream
 from softmask_jax.models.cache import window_of
 from softmask_jax.models.dora import AdapterConfig
-from softmask_jax.models.dream_config import DreamConfig
+from softmask_jax.models.dream_config import DreamConfig, special_ids
 from softmask_jax.models.splash import Layout
 from softmask_jax.vocab_head import Head, VocabSharding
 
@@ -45,9 +45,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
       ValueError: sizes that cannot be built, or a config without a mask token.
     """
     spec, adapter = dream_config(model, hf_config), adapter_config(model)
-    mask = hf_config.get("mask_token_id")
-    if not isinstance(mask, int) or not 0 <= mask < spec.vocab_size:
-        raise ValueError(f"config.json has mask_token_id = {mask!r}; it must be one of the {spec.vocab_size} tokens.")
+    mask, _, _ = special_ids(hf_config)
     if soft_mask.k > spec.vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
     scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)

@@ -31,7 +31,7 @@ from softmask_jax.markdown import table
 
 SEVEN_BILLION = {
     "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-    "num_attention_heads": 28, "num_key_value_heads": 4,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def write_dream(
     config = SEVEN_BILLION | {
         "hidden_size": hidden_size, "num_hidden_layers": num_layers, "vocab_size": vocab_size, "model_type": "Dream",
         "intermediate_size": round(SEVEN_BILLION["intermediate_size"] * scale), "tie_word_embeddings": False,
+        "mask_token_id": vocab_size - 1,
     }  # fmt: skip
     if hidden_size % config["num_attention_heads"]:
         config |= {"num_attention_heads": 8, "num_key_value_heads": 2}

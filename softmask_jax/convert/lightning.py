@@ -55,15 +55,15 @@ def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
     return ZipTensors(file, state), found
 
 
-def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
+def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
     """`Model.about`, from the config in the checkpoint, or from shapes where that is silent.
 
     Adds to `found["notes"]` where the config is missing. Raises ValueError.
     """
     config = found["config"]
-    _check_method(config, found["notes"])
-    if not config:
-        found["notes"].append("The checkpoint holds no config; it is taken for an MDLM, which SEDD and D3PM look like.")
+    _check_method(path, config, found["notes"])
+    if not config.keys() & {*METHOD, "algo"}:
+        found["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM, whose keys SEDD and D3PM have, too.")
 
     def of(section: str, name: str, kinds: tuple[type, ...], default):
         part = config
@@ -71,7 +71,7 @@ def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, 
             part = part.get(step) if isinstance(part, dict) else None
         value = part.get(name) if isinstance(part, dict) else None
         if value is not None and type(value) not in kinds:
-            raise ValueError(f"The checkpoint's config says {section}.{name} = {value!r:.40}, which is no {kinds[-1].__name__}.")
+            raise ValueError(f"{path}: its config has {section}.{name} = {value!r:.40}, which is no {kinds[-1].__name__}.")
         return default if value is None else value
 
     table = specs.get("backbone.vocab_embed.embedding", Spec(None, ()))
@@ -79,13 +79,13 @@ def describe(found: Mapping, specs: Mapping[str, Spec], head_width: int | None, 
     cond = specs.get("backbone.sigma_map.mlp.0.weight", Spec(None, ()))
     if len(table.shape) != 2 or len(hidden.shape) != 2 or len(cond.shape) != 2 or hidden.shape[0] % table.shape[1]:
         raise ValueError(
-            "The checkpoint holds no MDLM: backbone.vocab_embed.embedding, blocks.0.mlp.0.weight or "
+            f"{path} holds no MDLM: backbone.vocab_embed.embedding, blocks.0.mlp.0.weight or "
             "sigma_map.mlp.0.weight is missing or misshapen."
         )
     vocab_size, width = table.shape
     heads = of("model", "n_heads", (int,), width // head_width if head_width else None)
     if heads is None:
-        raise ValueError("The checkpoint does not say how many heads it has (no rotary buffer, no config).")
+        raise ValueError(f"{path} does not say how many heads it has (no rotary buffer, no config).")
     blocks = of("model", "n_blocks", (int,), count_blocks(mdlm.BACKBONE, specs))
     model = {
         "hidden_size": width, "num_blocks": blocks, "num_heads": heads, "cond_dim": cond.shape[0],
@@ -113,18 +113,18 @@ def _config(content: Mapping) -> dict:
     return parameters
 
 
-def _check_method(config: Mapping, notes: list[str]) -> None:
+def _check_method(path: Path, config: Mapping, notes: list[str]) -> None:
     """ValueError for a network trained as something else than MDLM, which the weights do not show."""
     algo = config.get("algo")
     algo = {"name": algo} if isinstance(algo, str) else algo if isinstance(algo, dict) else {}
     model = config.get("model") if isinstance(config.get("model"), dict) else {}
-    check_values(config, "The checkpoint's config", METHOD)
-    check_values(algo, "The checkpoint's config.algo", METHOD | ALGO)
-    check_values(model, "The checkpoint's config.model", MODEL)
+    check_values(config, f"{path}: its config", METHOD)
+    check_values(algo, f"{path}: its config.algo", METHOD | ALGO)
+    check_values(model, f"{path}: its config.model", MODEL)
     noise = config.get("noise")
     kind = noise.get("type") if isinstance(noise, dict) else noise
     if kind not in LOG_LINEAR:
-        notes.append(f"Trained under the noise {kind!r:.40}; here it is log-linear, which changes the NELBO's variance only.")
+        notes.append(f"{path} was trained with the noise {kind!r:.40}; here it is used with the log-linear one.")
 
 
 def _named(path: Path, state: Mapping[str, Tensor], shadow: Any) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from softmask_jax.convert.safetensors_files import SafetensorsFolder
 from softmask_jax.convert.tensors import Float32, Renamed, Tensors
 from softmask_jax.convert.wrappers import without_wrappers
 from softmask_jax.models import dream_config
-from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values
+from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 
 # Of config.json of a converted model.
 ENTRIES = (
@@ -75,17 +75,15 @@ def open_model(path: Path, weights: str | None = None) -> Model:
         if (kind := str(config.get("model_type")).lower()) not in known:
             raise ValueError(f"{path / 'config.json'}: model_type is {kind!r:.60}; Dream and mdlm can be converted.")
         return _only(known[kind](path, config), weights)
-    # A link such as last.ckpt is the file that it leads to.
-    checkpoints = {found.resolve(): found for pattern in CHECKPOINTS for found in sorted(path.glob(pattern)) if found.is_file()}
-    if len(checkpoints) == 1:
-        found = next(iter(checkpoints))
+    files = [found for pattern in CHECKPOINTS for found in sorted(path.glob(pattern)) if found.is_file()]
+    # A link such as last.ckpt is not one more.
+    if len({found.resolve() for found in files}) == 1:
+        found = min(files, key=Path.is_symlink)
         return _lightning(inside(found.parent, found.name), weights)
-    if checkpoints:
-        names = [str(found.relative_to(path)) for found in checkpoints.values()]
+    if files:
+        names = [str(found.relative_to(path)) for found in files]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of these files.")
-    if (path / "checkpoints").is_dir():
-        raise ValueError(f"--src: {path} has no config.json, which a run needs; copy the whole folder. {WANTED.capitalize()}.")
     raise ValueError(f"--src: {path} holds nothing that can be converted; {WANTED}.")
 
 
@@ -96,14 +94,18 @@ def is_run(path: Path) -> bool:
 
 def read_ours(path: Path) -> dict:
     """config.json of a converted model. Raises ValueError, FileNotFoundError."""
-    config, file = read_json(path, "config.json"), str(path / "config.json")
+    config = read_json(path, "config.json")
     version = config.get("version")
-    if config.get("format") == FORMAT and type(version) is int and version > VERSION:
-        raise ValueError(f"{path} was converted by a newer version of softmask_jax; update it, or convert its source again.")
+    newer = [f"version {version}"] if type(version) is int and version > VERSION else []
+    newer += [name for name in config if name not in ENTRIES and not is_off(config[name])]
+    if config.get("format") == FORMAT and newer:
+        raise ValueError(
+            f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); update the package, or "
+            "convert its source again."
+        )
     if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in KINDS:
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
-    check_values(config, file, {"base_dtype": ("float", "int8")})
-    check_unknown(config, file, ENTRIES)
+    check_values(config, str(path / "config.json"), {"base_dtype": ("float", "int8")})
     return config
 
 
@@ -116,7 +118,7 @@ def _only(model: Model, weights: str | None) -> Model:
 def _lightning(path: Path, weights: str | None) -> Model:
     tensors, found = lightning.read(path, weights)
     wide, soft, head_width = dit_tensors(tensors)
-    about = lightning.describe(found, wide.specs, head_width, soft)
+    about = lightning.describe(path, found, wide.specs, head_width, soft)
     check_heads(about["config"]["model"]["num_heads"], about["config"]["model"]["hidden_size"], head_width)
     return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(found["notes"]))
 
@@ -130,9 +132,9 @@ def _mdlm(path: Path, config: dict) -> Model:
     folder, placed, notes = _unwrapped(SafetensorsFolder(path), mdlm.OWN_KEYS, path)
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
-    variant = transparency.variant(config.get("transparency_alg", "mixinputs_with_topk")) if soft else "none"
+    variant = transparency.variant(config.get("transparency_alg") or "mixinputs_with_topk") if soft else "none"
     about = dit_about(
-        model, {"variant": variant, "k": transparency.feedback_tokens(config.get("mixinputs_k", 3))}, config["vocab_size"],
+        model, {"variant": variant, "k": transparency.feedback_tokens(config.get("mixinputs_k") or 3)}, config["vocab_size"],
         seq_len=config.get("model_length", 1024), hf_config=config,
     )  # fmt: skip
     check_heads(model["num_heads"], model["hidden_size"], head_width)
@@ -141,6 +143,7 @@ def _mdlm(path: Path, config: dict) -> Model:
 
 def _dream(path: Path, config: dict) -> Model:
     dream.sizes(config)
+    dream_config.special_ids(config)
     check_unknown(config, str(path / "config.json"), dream_config.KNOWN)
     tensors, placed, notes = _unwrapped(SafetensorsFolder(path), dream.OWN_KEYS, path)
     tensors, soft_mask = _soft_masked(tensors, path)

@@ -44,7 +44,7 @@ def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tu
             one, other = list(examples.values())[:2]
             raise ValueError(f"{where} has a wrapper on some keys only, as on one of {one} and {other}; save it again whole.")
     removed = sorted({wrapper for examples in kinds.values() for wrapper in examples if wrapper})
-    return names, f"{where}: '{', '.join(removed)}' removed from its keys." if removed else ""
+    return names, f"{where}: {', '.join(map(repr, removed))} removed from its keys." if removed else ""
 
 
 def _unwrapped(key: str, network: re.Pattern) -> tuple[str, dict[str, str]]:

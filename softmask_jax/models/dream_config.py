@@ -120,6 +120,23 @@ class DreamConfig:
         return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]:
+    """The mask, the tokens that end a text and the padding of config.json; without padding the first of the ends, if any.
+
+    ValueError for what is no token of the vocabulary, or without a mask.
+    """
+    found = {}
+    for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+        value = config_json.get(name)
+        found[name] = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(id_) is not int or not 0 <= id_ < config_json["vocab_size"] for id_ in found[name]) or (
+            name == "mask_token_id" and len(found[name]) != 1
+        ):
+            raise ValueError(f"config.json has {name} = {value!r:.60}; it must be one of the {config_json['vocab_size']} tokens.")
+    mask, ends, pads = found.values()
+    return mask[0], tuple(ends), next(iter(pads + ends), None)
+
+
 def _rope_base(config_json: Mapping):
     """The base of the rotary embedding, wherever config.json has it; None where it is missing."""
     bases = {"rope_theta": config_json.get("rope_theta")}

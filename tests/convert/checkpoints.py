@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.convert import lightning
+from softmask_jax.convert.tensors import whole
 from tests.golden import FOLDER
 
 # By name, so that each golden file is named by a test.
@@ -76,6 +78,19 @@ def tensor(number: int, shape: tuple, strides: tuple, count: int, offset: int = 
     """What torch.save pickles for a tensor."""
     storage = Persistent(("storage", Global(f"torch.{kind}"), str(number), "cpu", count))
     return Global("torch._utils._rebuild_tensor_v2", storage, offset, shape, strides, False, {})
+
+
+def mdlm_checkpoint(path: Path, name: str = "mdlm", *, rename=lambda key: key, average=False, **content) -> Path:
+    """The recorded Lightning checkpoint `name`, its raw weights under other keys, as their own average, beside `content`."""
+    tensors, _ = lightning.read(FOLDER / f"mdlm_dit/{name}.ckpt", "raw")
+    arrays = {rename(key): whole(tensors, key) for key in tensors.specs}
+    state = {}
+    for number, (key, array) in enumerate(arrays.items()):
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        state[key] = tensor(number, array.shape, strides, array.size)
+    if average:
+        content["ema"] = {"shadow_params": [x for key, x in state.items() if "rotary" not in key and "tran_head" not in key]}
+    return torch_zip(path, {"state_dict": state} | content, list(arrays.values()))
 
 
 def torch_zip(path: Path, content, storages=(), *, compression=zipfile.ZIP_STORED, byteorder="little") -> Path:
