@@ -17,10 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from softmask_jax.convert import outputs
-from softmask_jax.convert.hub import download
+from softmask_jax.convert.hub import CONFIGS, download
 from softmask_jax.convert.int8 import quantise
 from softmask_jax.convert.model import Model, merge
-from softmask_jax.convert.sources import is_run, open_model
+from softmask_jax.convert.sources import check_configs, is_run, open_model
 from softmask_jax.convert.tensors import num_bytes
 from softmask_jax.data import open_tokenizer
 from softmask_jax.data.tokenizer_hub import PREFIX
@@ -83,7 +83,11 @@ def convert(flags: argparse.Namespace) -> str:
 
 def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
     """A model, and whether it is in a folder of this package."""
-    path = download(src) if src.startswith(PREFIX) else Path(src).expanduser()
+    if src.startswith(PREFIX):
+        check_configs(download(src, CONFIGS))
+        path = download(src)
+    else:
+        path = Path(src).expanduser()
     model = open_model(path, weights)
     for note in model.notes:
         print(f"Note: {note}")

@@ -1,19 +1,15 @@
 """Models from the Hugging Face hub: weights as safetensors, configs and tokenizers, never code and never pickles."""
+from collections.abc import Sequence
 from pathlib import Path
 
 from softmask_jax.convert.model import CARRIED
 from softmask_jax.data.tokenizer_hub import NAME, PREFIX
 
-PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "adapter_config.json",
-    "transparency_config.json",
-)
+CONFIGS = ("config.json", "adapter_config.json", "transparency_config.json")
+EVERYTHING = ("*.safetensors", "*.safetensors.index.json", *CONFIGS, *CARRIED)
 
 
-def download(spec: str) -> Path:
+def download(spec: str, patterns: Sequence[str] = EVERYTHING) -> Path:
     """The folder with the files of `hf://owner/name` or `hf://owner/name@revision`, in the hub library's cache.
 
     Raises ValueError for what is no name or without the library, OSError when they can neither be downloaded nor found.
@@ -26,7 +22,7 @@ def download(spec: str) -> Path:
     except ImportError:
         raise ValueError(f"--src={spec} needs huggingface_hub; pip install 'softmask_jax[hub]'.") from None
     try:
-        return Path(snapshot_download(match["name"], revision=match["revision"], allow_patterns=[*PATTERNS, *CARRIED]))
+        return Path(snapshot_download(match["name"], revision=match["revision"], allow_patterns=list(patterns)))
     except Exception as error:  # it raises its own, those of its network library, and the system's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(

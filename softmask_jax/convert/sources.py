@@ -71,10 +71,8 @@ def open_model(path: Path, weights: str | None = None) -> Model:
         config = read_json(path, "config.json")
         if config.get("format") == FORMAT:
             return _ours(path, config, weights)
-        known = {"dream": _dream, "mdlm": _mdlm}
-        if (kind := str(config.get("model_type")).lower()) not in known:
-            raise ValueError(f"{path / 'config.json'}: model_type is {kind!r:.60}; Dream and mdlm can be converted.")
-        return _only(known[kind](path, config), weights)
+        kind = check_configs(path)
+        return _only((_dream if kind == "dream" else _mdlm)(path, config), weights)
     files = [found for pattern in CHECKPOINTS for found in sorted(path.glob(pattern)) if found.is_file()]
     # A link such as last.ckpt is not one more.
     if len({found.resolve() for found in files}) == 1:
@@ -85,6 +83,26 @@ def open_model(path: Path, weights: str | None = None) -> Model:
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of these files.")
     raise ValueError(f"--src: {path} holds nothing that can be converted; {WANTED}.")
+
+
+def check_configs(path: Path) -> str:
+    """What a Hugging Face folder holds, weights aside: dream | mdlm | adapter. ValueError for what is not built here."""
+    if (path / ADAPTER_CONFIG).exists():
+        return "adapter"
+    config, file = read_json(path, "config.json"), str(path / "config.json")
+    kind = str(config.get("model_type")).lower()
+    if kind == "dream":
+        dream.sizes(config)
+        dream_config.special_ids(config)
+        check_unknown(config, file, dream_config.KNOWN)
+    elif kind == "mdlm":
+        if absent := [name for name in (*MDLM_SIZES, "vocab_size") if type(config.get(name)) is not int]:
+            raise ValueError(f"{file}: {', '.join(absent)} must be given as a number.")
+        check_values(config, file, lightning.METHOD)
+        check_unknown(config, file, MDLM_KNOWN)
+    else:
+        raise ValueError(f"{file}: model_type is {kind!r:.60}; Dream and mdlm can be converted.")
+    return kind
 
 
 def is_run(path: Path) -> bool:
@@ -124,11 +142,6 @@ def _lightning(path: Path, weights: str | None) -> Model:
 
 
 def _mdlm(path: Path, config: dict) -> Model:
-    file, names = str(path / "config.json"), tuple(MDLM_SIZES)
-    if absent := [name for name in (*names, "vocab_size") if type(config.get(name)) is not int]:
-        raise ValueError(f"{file}: {', '.join(absent)} must be given as a number.")
-    check_values(config, file, lightning.METHOD)
-    check_unknown(config, file, MDLM_KNOWN)
     folder, placed, notes = _unwrapped(SafetensorsFolder(path), mdlm.OWN_KEYS, path)
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
@@ -142,9 +155,6 @@ def _mdlm(path: Path, config: dict) -> Model:
 
 
 def _dream(path: Path, config: dict) -> Model:
-    dream.sizes(config)
-    dream_config.special_ids(config)
-    check_unknown(config, str(path / "config.json"), dream_config.KNOWN)
     tensors, placed, notes = _unwrapped(SafetensorsFolder(path), dream.OWN_KEYS, path)
     tensors, soft_mask = _soft_masked(tensors, path)
     about = {"hf_config": config, "soft_mask": soft_mask}

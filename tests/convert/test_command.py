@@ -168,16 +168,23 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path, capsys):
 
 def test_the_hub_is_asked_for_weights_configs_and_tokenizers_only(tmp_path, monkeypatch, capsys):
     hub = pytest.importorskip("huggingface_hub")
-    asked = {}
+    asked, downloaded = [], recorded("dream/tiny", tmp_path / "downloaded")
 
     def snapshot(name, revision, allow_patterns):
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
-        return str(recorded("dream/tiny", tmp_path / "downloaded"))
+        assert (name, revision) == ("Dream-org/Dream-v0-Instruct-7B", "main")
+        asked.append(allow_patterns)
+        return str(downloaded)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert main(["--src=hf://Dream-org/Dream-v0-Instruct-7B@main", f"--dst={tmp_path / 'ours'}"]) == 0
-    assert (asked["name"], asked["revision"]) == ("Dream-org/Dream-v0-Instruct-7B", "main")
-    assert not any(pattern.endswith((".py", ".bin", "*", ".pt")) for pattern in asked["patterns"])
+    command = ["--src=hf://Dream-org/Dream-v0-Instruct-7B@main", f"--dst={tmp_path / 'ours'}"]
+    assert main(command) == 0
+    assert not any(pattern.endswith((".py", ".bin", "*", ".pt")) for pattern in asked[-1])
+    # The config alone decides whether weights are downloaded.
+    config = json.loads((downloaded / "config.json").read_text())
+    (downloaded / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    asked.clear()
+    fails(capsys, *command, said="hidden_act")
+    assert len(asked) == 1 and all(pattern.endswith(".json") for pattern in asked[0])
 
 
 def test_without_a_network_the_hub_says_what_to_do(tmp_path, monkeypatch, capsys):

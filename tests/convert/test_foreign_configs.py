@@ -6,6 +6,7 @@ import shutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import softmask_jax
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.safetensors_files import SafetensorsFile
 from softmask_jax.convert.sources import open_model
@@ -205,6 +206,23 @@ def test_a_model_of_a_newer_version_is_refused(tmp_path, change, said):
     with pytest.raises(ValueError) as error:
         open_model(tmp_path)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["dream", "mdlm"])
+def test_configs_beside_the_weights_are_no_tokenizer(tmp_path, kind):
+    src = recorded("dream/tiny", tmp_path / "src") if kind == "dream" else tmp_path / "src"
+    if kind == "mdlm":
+        assert main([f"--src={FOLDER / 'mdlm_dit/mdlm.ckpt'}", f"--dst={src}", "--to=hf"]) == 0
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        (src / name).write_text("{}")
+    assert main([f"--src={src}", f"--dst={tmp_path / 'ours'}"]) == 0
+    model = softmask_jax.load(tmp_path / "ours")
+    if kind == "mdlm":
+        assert model.tokenizer.kind == "ids"
+        return
+    assert model.tokenizer is None
+    with pytest.raises(ValueError, match="no tokenizer; convert it again"):
+        model.decode([[1, 2]])
 
 
 # Folders of checkpoints

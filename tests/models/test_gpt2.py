@@ -78,6 +78,7 @@ HF = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_hea
 
 def test_what_config_json_leaves_out_is_as_the_library_has_it():
     assert GPT2Config.from_hf(HF) == GPT2Config(96, 32, 2, 4, 24, 128, 1e-5, "gelu_new", True, False, True)
+    assert GPT2Config.from_hf(HF | {"activation_function": None, "summary_type": "mean", "n_ctx": 24}) == GPT2Config.from_hf(HF)
     assert GPT2Config.from_hf(HF | {"n_inner": 7, "scale_attn_weights": False}).mlp_width == 7
 
 
@@ -90,6 +91,7 @@ def test_what_config_json_leaves_out_is_as_the_library_has_it():
     ({"layer_norm_epsilon": 0}, "norm_eps must be above 0"),
     ({"add_cross_attention": True}, "cross_attention"),
     ({"scale_attn_weights": "no"}, "true or false"),
+    ({"rotary_dim": 64}, "rotary_dim = 64"), ({"quantization_config": {"bits": 8}}, "quantization_config"),
 ])  # fmt: skip
 def test_configs_of_other_networks_are_refused(change, said):
     with pytest.raises(ValueError, match=said):

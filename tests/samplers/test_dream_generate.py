@@ -32,6 +32,9 @@ def test_settings_without_soft_masking_need_no_scalars():
     ({"transparency_scale": None, "mixinputs_k": None}, "lack transparency_scale, mixinputs_k"),
     ({"transparency_scheduling": "cosine"}, "choose one of none, linear, stepwise"),
     ({"transparency_centre": 0.0}, "centre must be below 0"), ({"mixinputs_k": 0}, "at least 1 token"),
+    ({"mixinputs_k": "3"}, "mixinputs_k is '3'"), ({"mixinputs_k": 2.5}, "mixinputs_k"), ({"mixinputs_k": True}, "mixinputs_k"),
+    ({"mixture_temp": "nan"}, "mixture_temp is 'nan', which is no number"), ({"transparency_scale": True}, "no number"),
+    ({"transparency_alg": ["none"]}, "transparency_alg"), ({"mixture_temp": 0}, "temperature must be above 0"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(change, says):
     with pytest.raises(ValueError, match=says):
