@@ -31,7 +31,8 @@ def read(config: Mapping) -> tuple[dict, dict[str, jax.Array] | None]:
         raise ValueError(f"The soft-masking settings lack {', '.join(missing)}.")
     schedule = config.get("transparency_scheduling") or "none"
     if schedule not in soft_masking.SCHEDULES:
-        raise ValueError(f"transparency_scheduling is {schedule!r:.40}; choose one of {', '.join(soft_masking.SCHEDULES)}.")
+        known = ", ".join(soft_masking.SCHEDULES)
+        raise ValueError(f"transparency_scheduling is {schedule!r:.40}; choose one of {known}.")
     values = {name: _number(config, key) for key, name in SCALARS.items()}
     if config.get("mixture_temp") is not None:
         values["temperature"] = _number(config, "mixture_temp")

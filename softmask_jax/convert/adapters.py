@@ -55,8 +55,8 @@ def read_config(config: Mapping) -> Adapter:
     initial = config.get("init_lora_weights")
     if (initial.lower() if isinstance(initial, str) else initial) not in INITIAL:
         raise ValueError(
-            f"{FILE}: init_lora_weights is {initial!r:.40}, which changes the base, too; save the adapter again for the "
-            "base as it was (save_pretrained with path_initial_model_for_weight_conversion)."
+            f"{FILE}: init_lora_weights is {initial!r:.40}, which changes the base, too; save the adapter again for "
+            "the base as it was (save_pretrained with path_initial_model_for_weight_conversion)."
         )
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
@@ -70,7 +70,7 @@ def read_config(config: Mapping) -> Adapter:
 
 
 def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
-    """The config with `target_modules` as a list of names, which in PEFT may be a pattern, or be cut by `exclude_modules`.
+    """The config with `target_modules` as a list of names; PEFT's may be a pattern, or be cut by `exclude_modules`.
 
     What was adapted is read off the keys of the file, canonical ones, rather than by running a stranger's pattern.
     Raises ValueError unless it is the same in every layer.
@@ -78,7 +78,7 @@ def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     targets, cut = config.get("target_modules"), not is_off(config.get("exclude_modules"))
     if targets == "all-linear" and not cut:
         return {**config, "target_modules": list(dream.TARGETS)}
-    paths = isinstance(targets, list) and all(isinstance(t, str) and t.split(".")[-1] in dream.TARGETS for t in targets)
+    paths = isinstance(targets, list) and _are_names([str(target).split(".")[-1] for target in targets])
     if not (isinstance(targets, str) or paths) or (_are_names(targets) and not cut):
         return dict(config)
     layers: dict[int, set[str]] = {}
@@ -89,8 +89,8 @@ def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     for number in range(max(layers, default=-1) + 1):
         if lacking := adapted - layers.get(number, set()):
             raise ValueError(
-                f"{FILE}: target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} away; "
-                "only an adapter with the same modules in every layer is built."
+                f"{FILE}: target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} "
+                "away; only an adapter with the same modules in every layer is built."
             )
     return {**config, "target_modules": [name for name in dream.TARGETS if name in adapted] or targets}
 
@@ -124,7 +124,7 @@ def canonical_keys(found: Mapping[str, object]) -> dict[str, str]:
 
 
 def _are_names(targets) -> bool:
-    return isinstance(targets, list) and bool(targets) and all(isinstance(t, str) and t in dream.TARGETS for t in targets)
+    return isinstance(targets, list) and bool(targets) and all(str(target) in dream.TARGETS for target in targets)
 
 
 class Merged:

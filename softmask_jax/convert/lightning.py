@@ -14,7 +14,7 @@ from softmask_jax.convert.wrappers import without_wrappers
 from softmask_jax.models.config_fields import check_values
 
 DEEPEST = 20
-# What configs of MDLM, Duo, ReMDM and soft-masked MDLM say of the method, on top or under `algo`, with what is built here.
+# What configs of MDLM, Duo, ReMDM and soft-masked MDLM say of the method, on top or under `algo`: what is built here.
 # SEDD, D3PM, Duo and others have the very same tensors.
 METHOD = {
     "diffusion": ("absorbing_state",), "parameterization": ("subs",), "backbone": ("dit", "hf_dit"),
@@ -63,7 +63,7 @@ def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: 
     config = found["config"]
     _check_method(path, config, found["notes"])
     if not config.keys() & {*METHOD, "algo"}:
-        found["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM, whose keys SEDD and D3PM have, too.")
+        found["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM.")
 
     def of(section: str, name: str, kinds: tuple[type, ...], default):
         part = config
@@ -71,7 +71,8 @@ def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: 
             part = part.get(step) if isinstance(part, dict) else None
         value = part.get(name) if isinstance(part, dict) else None
         if value is not None and type(value) not in kinds:
-            raise ValueError(f"{path}: its config has {section}.{name} = {value!r:.40}, which is no {kinds[-1].__name__}.")
+            kind = kinds[-1].__name__
+            raise ValueError(f"{path}: its config has {section}.{name} = {value!r:.40}, which is no {kind}.")
         return default if value is None else value
 
     table = specs.get("backbone.vocab_embed.embedding", Spec(None, ()))
@@ -92,8 +93,9 @@ def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: 
         "mlp_ratio": hidden.shape[0] // width, "dropout": of("model", "dropout", (int, float), 0.1),
     }  # fmt: skip
     head = "algo.tran_head"
+    variant = transparency.variant(of(head, "transparency_alg", (str,), "mixinputs_with_topk"))
     soft_mask = {
-        "variant": transparency.variant(of(head, "transparency_alg", (str,), "mixinputs_with_topk")) if soft else "none",
+        "variant": variant if soft else "none",
         "k": transparency.feedback_tokens(of(head, "mixinputs_k", (int,), 3)),
         "p_sm": of("optim", "sm_prob", (int, float), 0.8),
     }  # fmt: skip

@@ -151,7 +151,9 @@ def _mdlm_config(model: Model) -> dict:
         "n_blocks": sizes["num_blocks"], "n_heads": sizes["num_heads"], "time_conditioning": False,
         "torch_dtype": "float32", "vocab_size": model.about["vocab_size"],
     }  # fmt: skip
-    return config | ({"transparency_alg": transparency.published(soft["variant"]), "mixinputs_k": soft["k"]} if soft else {})
+    if soft:
+        config = config | {"transparency_alg": transparency.published(soft["variant"]), "mixinputs_k": soft["k"]}
+    return config
 
 
 def _with_rotary_buffer(model: Model, tensors: Tensors) -> Tensors:

@@ -28,8 +28,8 @@ from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check
 
 # Of config.json of a converted model.
 ENTRIES = (
-    "base_dtype", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed", "soft_mask", "step",
-    "version", "vocab_size", "weights",
+    "base_dtype", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed", "soft_mask",
+    "step", "version", "vocab_size", "weights",
 )  # fmt: skip
 # Where Lightning and Hydra leave checkpoints.
 CHECKPOINTS = ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt", "lightning_logs/*/checkpoints/*.ckpt")
@@ -40,7 +40,8 @@ ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = (
 )
 MDLM_SIZES = {"hidden_dim": "hidden_size", "cond_dim": "cond_dim", "n_blocks": "num_blocks", "n_heads": "num_heads"}
 MDLM_KNOWN = {
-    *MDLM_SIZES, *lightning.METHOD, *TRANSFORMERS, "dropout", "mixinputs_k", "model_length", "transparency_alg", "vocab_size",
+    *MDLM_SIZES, *lightning.METHOD, *TRANSFORMERS, "dropout", "mixinputs_k", "model_length", "transparency_alg",
+    "vocab_size",
 }  # fmt: skip
 WANTED = (
     "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model "
@@ -81,12 +82,12 @@ def open_model(path: Path, weights: str | None = None) -> Model:
     if files:
         names = [str(found.relative_to(path)) for found in files]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of these files.")
+        raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of them.")
     raise ValueError(f"--src: {path} holds nothing that can be converted; {WANTED}.")
 
 
 def check_configs(path: Path) -> str:
-    """What a Hugging Face folder holds, weights aside: dream | mdlm | adapter. ValueError for what is not built here."""
+    """What a Hugging Face folder holds, by its configs: dream | mdlm | adapter. ValueError for what is not built."""
     if (path / ADAPTER_CONFIG).exists():
         return "adapter"
     config, file = read_json(path, "config.json"), str(path / "config.json")
@@ -118,8 +119,8 @@ def read_ours(path: Path) -> dict:
     newer += [name for name in config if name not in ENTRIES and not is_off(config[name])]
     if config.get("format") == FORMAT and newer:
         raise ValueError(
-            f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); update the package, or "
-            "convert its source again."
+            f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); update the package, "
+            "or convert its source again."
         )
     if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in KINDS:
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
@@ -146,8 +147,9 @@ def _mdlm(path: Path, config: dict) -> Model:
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
     variant = transparency.variant(config.get("transparency_alg") or "mixinputs_with_topk") if soft else "none"
+    k = transparency.feedback_tokens(config.get("mixinputs_k") or 3)
     about = dit_about(
-        model, {"variant": variant, "k": transparency.feedback_tokens(config.get("mixinputs_k") or 3)}, config["vocab_size"],
+        model, {"variant": variant, "k": k}, config["vocab_size"],
         seq_len=config.get("model_length", 1024), hf_config=config,
     )  # fmt: skip
     check_heads(model["num_heads"], model["hidden_size"], head_width)
@@ -174,7 +176,7 @@ def _adapter(path: Path) -> Model:
     return Model("adapter", tensors, blocks, {"hf_config": config, "soft_mask": soft_mask}, carried(path), notes=notes)
 
 
-def _unwrapped(folder: SafetensorsFolder, network: re.Pattern, path: Path) -> tuple[Tensors, dict[str, str], tuple[str, ...]]:
+def _unwrapped(folder: SafetensorsFolder, network: re.Pattern, path: Path) -> tuple[Tensors, dict, tuple[str, ...]]:
     """The folder's tensors under the network's own keys, the file of each, and what to say of that."""
     names, note = without_wrappers(folder.specs, network, str(path))
     return Renamed(folder, names), {new: folder.files[old] for new, old in names.items()}, (note,) if note else ()

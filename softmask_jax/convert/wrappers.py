@@ -1,8 +1,8 @@
-"""Names that wrappers put into the keys of a `state_dict`, such as torch.compile's `_orig_mod.`: removed and reported."""
+"""Names that wrappers put into a `state_dict`'s keys, such as torch.compile's `_orig_mod.`: removed and reported."""
 import re
 from collections.abc import Iterable
 
-# Put before a wrapped module's own names, at any depth: by torch.compile, DDP, Lightning, FSDP and activation checkpoints.
+# Put before a wrapped module's own names, at any depth: by torch.compile, DDP, Lightning, FSDP, activation checkpoints.
 INSIDE = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Attributes that a training script keeps the whole network, or its average, under.
 OUTSIDE = ("model", "net", "network", "backbone", "ema", "ema_model", "averaged_model")
@@ -42,7 +42,7 @@ def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tu
     for examples in kinds.values():
         if len(examples) > 1:
             one, other = list(examples.values())[:2]
-            raise ValueError(f"{where} has a wrapper on some keys only, as on one of {one} and {other}; save it again whole.")
+            raise ValueError(f"{where} has a wrapper on some keys only, as on one of {one} and {other}; save it anew.")
     removed = sorted({wrapper for examples in kinds.values() for wrapper in examples if wrapper})
     return names, f"{where}: {', '.join(map(repr, removed))} removed from its keys." if removed else ""
 

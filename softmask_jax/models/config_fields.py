@@ -1,4 +1,4 @@
-"""Entries of other libraries' config files: read, fixed to what is built here, or without effect on the weights' meaning.
+"""Entries of other libraries' config files: read, fixed to what is built here, or without effect on the network.
 
 An entry that is none of these and is set is refused by name, because nobody here knows what it changes.
 """
@@ -27,7 +27,9 @@ def check_values(config: Mapping, file: str, values: Mapping[str, tuple]) -> Non
     """ValueError for an entry with another value than those that are built; missing and null ones are fine."""
     for name, built in values.items():
         value = config.get(name)
-        if value is not None and not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in built):
+        # 1 equals True, and is no boolean.
+        same = [one for one in built if value == one and (type(value) is bool) == (type(one) is bool)]
+        if value is not None and not same:
             raise ValueError(f"{file} has {name} = {value!r:.60}; only {' or '.join(map(repr, built))} is built here.")
 
 

@@ -98,17 +98,18 @@ class DreamConfig:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a Dream model?")
         for theirs, value in found.items():
             real = theirs in ("rms_norm_eps", "rope_theta")
-            if not (type(value) is int or real and type(value) is float) or not 0 < value < (math.inf if real else 10**7):
-                raise ValueError(f"config.json: {theirs} is {value!r:.60}; a Dream model needs a positive number there.")
+            number = type(value) is int or (real and type(value) is float)
+            if not number or not 0 < value < (math.inf if real else 10**7):
+                raise ValueError(f"config.json: {theirs} is {value!r:.60}; a Dream model needs a positive number.")
         check_values(config_json, "config.json", BUILT)
         kinds = config_json.get("layer_types")
         if not is_off(kinds) and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-            raise ValueError(f"config.json has layer_types = {kinds!r:.60}; every layer of this network is full_attention.")
+            raise ValueError(f"config.json has layer_types = {kinds!r:.60}; every layer here is full_attention.")
         sizes = {ours: found[theirs] for theirs, ours in HUGGING_FACE.items()}
         config = cls(**{**sizes, "rope_base": found["rope_theta"], **overrides})
         if config_json.get("head_dim") not in (None, config.head_width):
-            raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size / "
-                             f"num_attention_heads = {config.head_width}.")
+            raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size "
+                             f"/ num_attention_heads = {config.head_width}.")
         return config
 
     @property
@@ -121,18 +122,17 @@ class DreamConfig:
 
 
 def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]:
-    """The mask, the tokens that end a text and the padding of config.json; without padding the first of the ends, if any.
+    """The mask, the tokens that end a text and the padding of config.json; without padding the first end, if any.
 
     ValueError for what is no token of the vocabulary, or without a mask.
     """
-    found = {}
+    found, vocab_size = {}, config_json["vocab_size"]
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
         value = config_json.get(name)
         found[name] = value if isinstance(value, list) else [] if value is None else [value]
-        if any(type(id_) is not int or not 0 <= id_ < config_json["vocab_size"] for id_ in found[name]) or (
-            name == "mask_token_id" and len(found[name]) != 1
-        ):
-            raise ValueError(f"config.json has {name} = {value!r:.60}; it must be one of the {config_json['vocab_size']} tokens.")
+        valid = all(type(id_) is int and 0 <= id_ < vocab_size for id_ in found[name])
+        if not valid or (name == "mask_token_id" and len(found[name]) != 1):
+            raise ValueError(f"config.json has {name} = {value!r:.60}; it must be one of the {vocab_size} tokens.")
     mask, ends, pads = found.values()
     return mask[0], tuple(ends), next(iter(pads + ends), None)
 

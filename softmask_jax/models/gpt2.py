@@ -44,8 +44,9 @@ OPTIONAL = {
 BUILT = {"add_cross_attention": (False,)}
 # Of training, of heads that classify, and of how float16 is multiplied.
 HARMLESS = frozenset("""
-    attn_pdrop embd_pdrop gradient_checkpointing n_ctx n_special output_past predict_special_tokens reorder_and_upcast_attn
-    resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    attn_pdrop embd_pdrop gradient_checkpointing n_ctx n_special output_past predict_special_tokens
+    reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj
 """.split())
 KNOWN = HARMLESS | TRANSFORMERS | {*HUGGING_FACE, *OPTIONAL, *BUILT, "n_inner"}
 
