@@ -137,7 +137,7 @@ def test_mistakes_are_one_clear_line(run, model, call, error, said):
 
 
 def test_a_chat_may_have_every_form_that_training_reads_and_a_bad_one_is_one_clear_line():
-    dream = SimpleNamespace(tokenizer=ByteTokenizer(), template=ChatTemplate("{{ messages[0].content }}"))
+    dream = SimpleNamespace(tokenizer=ByteTokenizer(), template=ChatTemplate("{{ messages[0].content }}"), _needs_tokenizer=bool)
     for content in ("hi", ["h", {"type": "text", "text": "i"}]):
         assert DreamModel.encode_chat(dream, [{"from": "human", "value": content}]).tolist() == list(b"hi")
     for messages, said in (
