@@ -89,6 +89,11 @@ def lay_out(patterns: Sequence[Pattern], shape: Shape, padding: str, pad: int) -
     return tokens, attended if shape.padded else None
 
 
+def cut(text: str, stops: Collection[str]) -> str:
+    """`text` up to the first of `stops`."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
 def row_key(seed: int, key: Key) -> jax.Array:
     """The random key of an answer."""
     index, sample = key
@@ -97,12 +102,14 @@ def row_key(seed: int, key: Key) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-    """Answers rows with a model's `fill`. options: of the sampler. stops: texts that end an answer."""
+    """Answers rows with a model's `fill`. options: of the sampler. stops: texts that end an answer. ends: ids that do, in
+    place of the model's own."""
 
     model: object
     options: object
     seed: int = 0
     stops: tuple[str, ...] = ()
+    ends: tuple[int, ...] | None = None
 
     @property
     def pad(self) -> int:
@@ -155,14 +162,13 @@ class Generator:
         """
         if pattern.answer:
             tokens = tokens[pattern.answer :]
-            ends = np.flatnonzero(np.isin(tokens, self.model.end_token_ids))
+            ends = np.flatnonzero(np.isin(tokens, self.model.end_token_ids if self.ends is None else self.ends))
             count = int(ends[0]) if len(ends) else len(tokens)
             text = self.text(tokens[:count])
-            cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=len(text))
-            ended = bool(len(ends)) or cut < len(text)
-            if cut < len(text):
-                text = text[:cut]
-                count = bisect.bisect_left(range(count), cut, key=lambda n: len(self.text(tokens[:n])))
+            whole, text = text, cut(text, self.stops)
+            ended = bool(len(ends)) or text != whole
+            if text != whole:
+                count = bisect.bisect_left(range(count), len(text), key=lambda n: len(self.text(tokens[:n])))
             return {
                 "text": text, "tokens": tokens.tolist(), "new_tokens": count, "ended": ended, "empty": not text.strip()
             }  # fmt: skip

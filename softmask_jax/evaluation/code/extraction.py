@@ -1,31 +1,93 @@
 """From an answer to the program that is tried, as Dream's lm-evaluation-harness makes it."""
 import ast
+import textwrap
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from softmask_jax.evaluation.code import fences
+from softmask_jax.evaluation.code.pieces import BUILT_IN, UNREADABLE, Piece, needed, pieces
 from softmask_jax.evaluation.code.problems import HUMANEVAL, Problem, family
 from softmask_jax.evaluation.code.prompts import FENCE
 
 # Of an answer, the prompt included, this much is looked at.
 LINES = 100
-# What Python's parser says of text that is no program, or more than it can take.
-UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)
+INDENT = "    "
 
 
 def program(task: str, problem: Problem, text: str, chat: bool, compat: bool = False) -> str:
-    """The source text to try for an answer's `text`.
+    """The source text to try for an answer's `text`, which begins in an open block of code or function's body.
 
-    Of HumanEval the prompt goes before it. In a chat it is what stands in the block of code, of which imports and what
-    the function and its tests need are kept. compat: what the function needs alone, as the reference, which so loses
-    HumanEval/50: its tests call a helper of its prompt.
+    Of all that the answer says it is the function that is asked for, with what that and its tests need: of several
+    blocks of code the last one that has it (of a continued prompt the first one, as a model then goes on to something
+    else), helpers from the others, of HumanEval the prompt before it. What is no program stays as it is.
+
+    compat: as the reference has it. MBPP: the text. HumanEval: the prompt and the text; in a chat the first block of
+    code with what the function needs, but not what its tests need, which loses HumanEval/50.
     """
-    if family(task) != HUMANEVAL:
-        return text
+    whole = problem.prompt + ("\n" if chat else "") + text if family(task) == HUMANEVAL else text
+    if compat and family(task) == HUMANEVAL and chat:
+        block = text.split(f"{FENCE}python\n", 1)[-1].split(FENCE)[0]
+        return cleaned(f"{problem.prompt}\n{block}", {problem.entry_point})
+    if compat:
+        return whole
+    head = problem.prompt if family(task) == HUMANEVAL else ""
+    return _asked_for(problem, head, text.replace("\r\n", "\n").replace("\r", "\n"), chat) or whole
+
+
+def _asked_for(problem: Problem, head: str, text: str, chat: bool) -> str:
+    """Source text of what a problem asks for; "" if `text` has nothing of it."""
+    wanted = _free(problem.tests) | {problem.entry_point} - {""}
+    entries = {problem.entry_point} if head else wanted - BUILT_IN or wanted
+    parts, most = (), 0
+    for blocks in (fences.blocks(text, True), fences.blocks(text, False), [text]):
+        read = [pieces(textwrap.dedent(block)) for block in blocks]
+        if head and not chat and (body := _body(head, "".join(blocks[:1]), entries)):
+            read[0] = body
+        scores = [_score(block, entries) for block in read]
+        if max(scores, default=0) > most:
+            most = max(scores)
+            main = len(scores) - 1 - scores[::-1].index(most) if chat else scores.index(most)
+            parts = (pieces(head), *read[main + 1 :], *read[:main], read[main])
+        elif head and not most:
+            main, body = next(((n, body) for n, block in enumerate(blocks) if (body := _body(head, block, entries))), (0, []))
+            most = bool(body)
+            parts = (*read[main + 1 :], *read[:main], body)
+    if not most:
+        return ""
     if not chat:
-        return problem.prompt + text
-    block = text.split(f"{FENCE}python\n", 1)[-1].split(FENCE)[0]
-    needed = {problem.entry_point} | (set() if compat else _names(ast.parse(problem.tests)))
-    return cleaned(f"{problem.prompt}\n{block}", needed)
+        parts = (*parts[:-1], _first_of(parts[-1], entries))
+    return "\n".join(piece.source for piece in needed(parts, wanted, entries)) + "\n"
+
+
+def _score(block: Sequence[Piece], names: Collection[str]) -> int:
+    return sum(any(piece.implements(name) for piece in block) for name in names)
+
+
+def _body(head: str, block: str, names: Collection[str]) -> list[Piece]:
+    """The pieces of `head` with a block that goes on with it, wherever the block's margin is; [] if it is no body."""
+    indented = textwrap.indent(textwrap.dedent(block).strip("\n"), INDENT)
+    for body in (block, INDENT + block.lstrip(), indented):
+        read = pieces(f"{head.rstrip()}\n{body}")
+        if _score([piece for piece in read if piece.returns], names):
+            return read
+    return []
+
+
+def _first_of(block: Sequence[Piece], names: Collection[str]) -> list[Piece]:
+    """A block without what defines one of `names` again."""
+    kept, defined = [], set()
+    for piece in block:
+        again = {name for name in names if piece.defines(name) and piece.implements(name)}
+        if not again & defined:
+            kept.append(piece)
+        defined |= again
+    return kept
+
+
+def _free(source: str) -> set[str]:
+    """Names that a program uses and does not bind."""
+    read = pieces(source)
+    return set().union(*(piece.uses for piece in read)) - set().union(*(piece.binds for piece in read))
 
 
 def cleaned(text: str, wanted: Collection[str]) -> str:

@@ -10,12 +10,14 @@ import numpy as np
 
 from softmask_jax import prompts
 from softmask_jax.data.chat_template import encode_renderings, shield_contents
+from softmask_jax.data.tokenizer_base import END_OF_TEXT
 from softmask_jax.evaluation.code.problems import HUMANEVAL, Problem, family
 from softmask_jax.patterns import Pattern
 
 FENCE = "```"
 OPENING = f"Here is the completed function:\n{FENCE}python\n"
-HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# The reference's.
+HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>")
 
 
 def can_chat(model) -> bool:
@@ -34,11 +36,24 @@ def row(task: str, problem: Problem, chat: bool) -> prompts.Row:
     return prompts.Row(problem.id, "prompt", text, problem.id)
 
 
-def stops(task: str, chat: bool) -> tuple[str, ...]:
-    """Texts at which an answer is cut."""
+def stops(task: str, chat: bool, compat: bool = False) -> tuple[str, ...]:
+    """Texts at which an answer is cut.
+
+    compat: as the reference, which so loses what stands behind a function, or before it. By default it is
+    `extraction.program` that tells the program from the rest.
+    """
     if family(task) == HUMANEVAL:
-        return HUMANEVAL_STOPS
-    return (FENCE,) if chat else ("[DONE]",)
+        return HUMANEVAL_STOPS if compat else ()
+    return ("[DONE]",) if not chat else (FENCE,) if compat else ()
+
+
+def ends(model, compat: bool) -> tuple[int, ...] | None:
+    """Ids at which an answer is cut; None for the model's own.
+
+    compat: end of text alone, as the reference: the end of a chat's turn, where it comes first, is text of the answer.
+    """
+    tokenizer = model.tokenizer
+    return (tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id),) if compat else None
 
 
 def _chat(task: str, problem: Problem) -> tuple[str, str]:

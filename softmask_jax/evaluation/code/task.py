@@ -134,7 +134,10 @@ class CodeTask:
             asked = [wording.row(self.name, problem, chat) for problem in given]
             patterns = prompts.every(asked, wording.Asker(model, new_tokens, code.prompt_tokens))
             options = dataclasses.replace(options, alg=options.alg or model.default_alg)
-            generator = Generator(model, options, work.settings.run.seed, wording.stops(self.name, chat))
+            generator = Generator(
+                model, options, work.settings.run.seed, wording.stops(self.name, chat, code.compat),
+                wording.ends(model, code.compat),
+            )  # fmt: skip
             shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
             batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows)
             for batch in self._bar(batches, len(batches), f"{work.name}: {self.name}, answers"):
