@@ -116,6 +116,9 @@ SHAPES: dict[str, Callable[[Solution], str]] = {
                                                   call="sys.getrecursionlimit() == 5000 and helper(*given)")),
     "lambda": lambda s: fenced(f"{s.renamed('helper')}\n\n{s.name} = lambda *given: helper(*given)"),
     "another name for it": lambda s: fenced(f"{s.renamed('helper')}\n\n{s.name}: object = helper"),
+    "decorator over several lines": lambda s: fenced(s.calling(
+        "import functools", head=f"@functools.lru_cache(\n    maxsize=int('0'),\n)\ndef {s.name}(*given):", call="0")
+        + f"\n\n{s.name} = helper"),
     "decorator": lambda s: fenced(s.calling("import functools\ndef same(f):\n    @functools.wraps(f)\n    def g(*given):\n"
                                             "        return f(*given)\n    return g", head=f"@same\ndef {s.name}(*given):")),
     "helper without return": lambda s: fenced(s.calling("def put(out, x):\n    out.append(x)",

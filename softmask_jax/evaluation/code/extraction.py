@@ -41,7 +41,7 @@ def _asked_for(problem: Problem, head: str, text: str, chat: bool) -> str:
     parts, most = (), 0
     for blocks in (fences.blocks(text, True), fences.blocks(text, False), [text]):
         read = [pieces(textwrap.dedent(block)) for block in blocks]
-        if head and not chat and (body := _body(head, "".join(blocks[:1]), entries)):
+        if head and blocks and not chat and (body := _body(head, blocks[0], entries)):
             read[0] = body
         scores = [_score(block, entries) for block in read]
         if max(scores, default=0) > most:

@@ -1,12 +1,12 @@
 """The blocks of code of an answer, as Markdown fences them; a fence within a program's strings or comments is its text."""
 import re
 
-# What may hold a fence that is none, then a fence itself. An unterminated string holds none.
-IN_CODE = re.compile(
-    r'''\#[^\n]* | """(?:\\.|[^\\])*?""" | \'\'\'(?:\\.|[^\\])*?\'\'\' | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
-    | (?P<fence> `{3,} | ^[ \t]*~{3,} )''',
-    re.DOTALL | re.MULTILINE | re.VERBOSE,
-)
+# An unterminated string is none.
+STRING_OR_COMMENT = "|".join((
+    r"#[^\n]*", *(rf"{quotes}(?:\\.|[^\\])*?{quotes}" for quotes in ('"""', "'''")),
+    *(rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}" for quote in ('"', "'")),
+))  # fmt: skip
+IN_CODE = re.compile(rf"{STRING_OR_COMMENT}|(?P<fence>`{{3,}}|^[ \t]*~{{3,}})", re.DOTALL | re.MULTILINE)
 # The rest of its line is the language, or the first line of the program.
 OPENING = re.compile(r"(?P<fence>`{3,}|^[ \t]*~{3,})[ \t]*(?P<rest>[^`\n]*)(?:\n|\Z)", re.MULTILINE)
 LANGUAGE = re.compile(r"[\w{.:+#=-][\S]*[ \t]*")

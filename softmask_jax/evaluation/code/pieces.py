@@ -7,10 +7,16 @@ import symtable
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 
+from softmask_jax.evaluation.code.fences import STRING_OR_COMMENT
+
 # What Python's parser raises for text that is not a program, or more than it can take.
 UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)
-# Lines at the margin that go on with a statement.
-CONTINUED = re.compile(r"#|(?:else|finally)\s*:|(?:elif|except)\b.*:")
+# Where a statement begins: at the margin, not behind a decorator or a backslash, nor with what goes on with another.
+STATEMENT = re.compile(
+    r"(?<!\\\n)^(?:@[^\n(]*(?:\((?:[^()]|\([^()]*\))*\))?.*\n\s*)*(?![ \t\n#]|(?:else|finally)[ \t]*:|(?:elif|except)\b.*:)(?=.)", re.MULTILINE
+)
+OPEN, CLOSED = "([{", ")]}"
+TOKENS = re.compile(rf"{STRING_OR_COMMENT}|[()\[\]{{}}]", re.DOTALL)
 # With these in use a program may call whatever it defines.
 BY_NAME = frozenset({"eval", "exec", "globals"})
 BUILT_IN = frozenset(dir(builtins))
@@ -64,35 +70,31 @@ class Piece:
 def pieces(text: str) -> list[Piece]:
     """The statements of `text` that Python can read; lines at the margin that it cannot are left out with what is
     indented below them."""
-    lines = text.split("\n")
-    starts = [n for n, line in enumerate(lines) if line[:1] not in ("", " ", "\t") and not CONTINUED.match(line)]
-    starts.append(len(lines))
+    starts = [match.start() for match in STATEMENT.finditer(text)] + [len(text)]
     found, first = [], 0
     with warnings.catch_warnings():
         # Escapes that Python does not know.
         warnings.simplefilter("ignore")
         while first < len(starts) - 1:
-            stop, made = _shortest(lines, starts, first)
-            found += made
+            stop = _end(text, starts, first)
+            try:
+                found += _read(text[starts[first] : starts[stop]].rstrip("\n"))
+            except UNREADABLE:
+                stop = first + 1
             first = stop
     return found
 
 
-def _shortest(lines: Sequence[str], starts: Sequence[int], first: int) -> tuple[int, list[Piece]]:
-    """Where to go on in `starts`, and the shortest run of lines from there that is a program."""
-    for stop in range(first + 1, len(starts)):
-        source = "\n".join(lines[starts[first] : starts[stop]])
-        try:
-            return stop, _read(source)
-        except SyntaxError as error:
-            # More lines help if it is the end that surprises, or something is left open.
-            last = max(n for n, line in enumerate(source.split("\n"), 1) if line.strip() and line.lstrip()[0] != "#")
-            left_open = "never closed" in error.msg or "unterminated triple" in error.msg
-            if not left_open and (error.lineno or 0) < last:
-                break
-        except UNREADABLE:
-            break
-    return first + 1, []
+def _end(text: str, starts: Sequence[int], first: int) -> int:
+    """The first of `starts` after `first` at which no bracket and no string is open."""
+    depth, stop = 0, first + 1
+    for match in TOKENS.finditer(text, starts[first]):
+        if depth <= 0 and starts[stop] <= match.start():
+            return stop
+        while stop < len(starts) - 1 and starts[stop] < match.end():
+            stop += 1
+        depth += (match[0] in OPEN) - (match[0] in CLOSED)
+    return stop if depth <= 0 else first + 1
 
 
 def _read(source: str) -> list[Piece]:

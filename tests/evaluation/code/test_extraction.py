@@ -55,6 +55,28 @@ def test_no_answer_is_too_odd(text):
         assert isinstance(program("humaneval", PROBLEM, text, chat), str)
 
 
-def test_without_a_chat_and_for_mbpp_the_text_is_the_program():
-    assert program("humaneval", PROBLEM, "    return 1", chat=False) == PROBLEM.prompt + "    return 1"
-    assert program("mbpp", PROBLEM, "x = 1\n", chat=True) == "x = 1\n"
+def test_what_holds_no_program_and_all_of_compat_but_humanevals_chats_is_tried_as_it_is():
+    assert program("humaneval", PROBLEM, "Sorry (", chat=False) == PROBLEM.prompt + "Sorry ("
+    assert program("mbpp", PROBLEM, "Sorry (", chat=True) == "Sorry ("
+    text = "    return 1\n\nprint(area(1))\n"
+    assert program("humaneval", PROBLEM, text, chat=False, compat=True) == PROBLEM.prompt + text
+    assert program("mbpp", PROBLEM, text, chat=True, compat=True) == text
+
+
+def test_what_a_program_does_besides_is_left_out_by_default():
+    text = "import os\nSIZE = 3\ndef other():\n    return area(SIZE)\ndef area(r):\n    return r\nprint(other())\n"
+    assert program("mbpp", PROBLEM, text, chat=True) == "def area(r):\n    return r\n"
+
+
+def test_of_blocks_that_define_a_helper_each_the_functions_own_counts():
+    one = "```python\ndef size(r):\n    return 1\ndef area(r):\n    return size(r)\n```\n"
+    two = one.replace("1", "2")
+    scope: dict = {}
+    exec(program("mbpp", PROBLEM, one + two + "```python\ndef size(r):\n    return 3\n```", chat=True), scope)
+    assert scope["area"](0) == 2
+
+
+@pytest.mark.parametrize("line", ["```python\n", "(\n", "@a\n", "x = [\n", "'" * 3 + "\n", "try:\n x\n", "x += 1\n"])
+def test_what_is_repeated_without_end_is_read_all_the_same(line):
+    text = line * 501 + "def area(r):\n    return 1"
+    assert isinstance(program("humaneval", PROBLEM, text, chat=True), str)

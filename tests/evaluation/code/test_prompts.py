@@ -8,6 +8,9 @@ from softmask_jax.data import ByteTokenizer
 from softmask_jax.data.chat_template import ChatTemplate
 from softmask_jax.evaluation.code import prompts
 from softmask_jax.evaluation.code.problems import Problem
+from softmask_jax.generation import Generator
+from softmask_jax.patterns import Pattern
+from tests.data import chats
 from tests.fake_model import MASK
 
 HEAD = Problem("HumanEval/0", 'def f(x):\n    """Do."""\n', "", "f")
@@ -35,7 +38,6 @@ def test_humaneval_in_a_chat_has_the_answer_begun_with_the_functions_head():
         'def f(x):\n    """Do."""\n<|im_end|>\n<|im_start|>assistant\nHere is the completed function:\n```python\n'
         'def f(x):\n    """Do."""\n\n'
     )
-    assert prompts.stops("humaneval_plus", True) == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 
 def test_mbpp_in_a_chat_shows_three_assertions_and_opens_a_block():
@@ -44,7 +46,6 @@ def test_mbpp_in_a_chat_shows_three_assertions_and_opens_a_block():
         "\n\nassert f(1)\nassert f(2)\nassert f(3)<|im_end|>\n<|im_start|>assistant\nHere is the completed function:\n"
         "```python\n"
     )
-    assert prompts.stops("mbpp", True) == ("```",)
 
 
 def test_without_a_chat_the_text_itself_is_continued():
@@ -53,7 +54,30 @@ def test_without_a_chat_the_text_itself_is_continued():
     window = asked("humaneval", HEAD, chat=False, padding="right")
     assert window[0] == tokenizer.bos_id and tokenizer.decode(window[1:]) == HEAD.prompt
     assert tokenizer.decode(asked("mbpp", TEXT, chat=False)).endswith("assert f(3)\n[BEGIN]\n")
-    assert prompts.stops("mbpp", False) == ("[DONE]",)
+
+
+def test_answers_are_cut_at_the_references_stops_with_compat_alone():
+    for chat in (True, False):
+        assert prompts.stops("humaneval_plus", chat) == ()
+        assert prompts.stops("humaneval_plus", chat, compat=True) == (
+            "\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>"
+        )  # fmt: skip
+    assert prompts.stops("mbpp", True) == () and prompts.stops("mbpp", True, compat=True) == ("```",)
+    assert prompts.stops("mbpp", False) == prompts.stops("mbpp", False, compat=True) == ("[DONE]",)
+
+
+@pytest.mark.parametrize("task, compat, text", [
+    ("mbpp", False, "x = 1\n"), ("mbpp", True, "x = 1\n<|im_end|>y = 2\n"), ("humaneval", True, "x = 1\n"),
+])  # fmt: skip
+def test_of_mbpp_with_compat_only_the_end_of_text_ends_an_answer_not_that_of_a_turn(tmp_path, task, compat, text):
+    tokenizer = chats.tokenizer(tmp_path)
+    end, turn = (tokenizer.special_tokens[name] for name in ("<|endoftext|>", "<|im_end|>"))
+    asked = SimpleNamespace(tokenizer=tokenizer, end_token_ids=(end, turn), mask_token_id=tokenizer.mask_token_id)
+    one, two = tokenizer.encode("x = 1\n"), tokenizer.encode("y = 2\n")
+    written = np.concatenate([one, [turn], two, [end], one])
+    pattern = Pattern(np.concatenate([two, np.full(len(written), asked.mask_token_id)]), len(two))
+    generator = Generator(asked, None, 0, prompts.stops(task, True, compat), prompts.ends(asked, compat))
+    assert generator.answer(pattern, np.concatenate([two, written]))["text"] == text
 
 
 @pytest.mark.parametrize(
