@@ -21,6 +21,7 @@ import jax
 import softmask_jax
 from softmask_jax import checkpoint_io, compare_page, data, run_log, sharding
 from softmask_jax.api import LanguageModel
+from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import check_writable, write_atomically, write_json
 from softmask_jax.markdown import table
@@ -113,9 +114,9 @@ def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: 
     Returns:
       JSON values: "baseline", the first run's name; "runs" by name, each "path", "step", "planned_steps", "init" (what
       it started from), "flops", "flops_ratio" to the baseline, "equal_flops" within 2 %, "forwards_per_step" and
-      "nelbo" {"one_pass", "two_pass"} as (mean, low, high) in nats per token; "differences" the same way by what is
-      subtracted from what, paired (negative: the first is better): each run's best estimate and the baseline's, and two
-      passes and one of each soft-masked run; "validation" {"windows", "draws", "tokens"}.
+      "nelbo" {"one_pass", "two_pass"} as (mean, low, high) in nats per token, without ends (None) for a single window;
+      "differences" the same way by what is subtracted from what, paired (negative: the first is better): each run's
+      best estimate and the baseline's, and two passes and one of each soft-masked run; "validation" {"windows", "draws", "tokens"}.
 
     Raises:
       ValueError: see `check_comparable`.
@@ -168,7 +169,7 @@ def _describe(run: Run, scores: dict[str, Nats], baseline: Run) -> dict:
     }
 
 
-def _estimate(nats: Nats, other: Nats | None = None) -> tuple[float, float, float]:
+def _estimate(nats: Nats, other: Nats | None = None) -> tuple[float, float | None, float | None]:
     """(mean, low, high) of the NELBO, or of its difference to another on the same masks; nats per token."""
     return nats.mean - (0.0 if other is None else other.mean), *nats.interval(other)
 
@@ -177,13 +178,14 @@ def tables(found: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """(header, rows) of what `compare` returns: the runs, and their differences."""
     rows = []
     for name, run in found["runs"].items():
-        nelbo = {key: "{:.4f} [{:.4f}, {:.4f}]".format(*value) for key, value in run["nelbo"].items()}
+        nelbo = {key: f"{value:.4f}{bracketed(low, high)}" for key, (value, low, high) in run["nelbo"].items()}
         steps = f"{run['step']:,}" + (f" of {run['planned_steps']:,}" if run["step"] < run["planned_steps"] else "")
         rows.append((f"{name} ({run['path']})", steps, f"{run['forwards_per_step']:.2f}", f"{run['flops']:.3e}",
                      nelbo["one_pass"], nelbo.get("two_pass", "as one pass")))  # fmt: skip
     differences = [
-        (name, "{:+.4f} [{:+.4f}, {:+.4f}]".format(*value), "no" if value[1] <= 0 <= value[2] else "yes")
-        for name, value in found["differences"].items()
+        (name, f"{value:+.4f}{bracketed(low, high, '+.4f')}",
+         "no interval" if low is None else "no" if low <= 0 <= high else "yes")
+        for name, (value, low, high) in found["differences"].items()
     ]
     return [
         (("run", "steps", "forwards a step", "training FLOPs", "one pass", "two passes"), rows),

@@ -42,23 +42,25 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 
 def report(summary: dict, workdir: str) -> str:
     """What a finished run prints: perplexity, samples, and where everything is."""
+    from softmask_jax.evaluation.intervals import bracketed
+
     folder, scores = Path(workdir), summary["validation"]
     loss = "loss" in scores
     what = "loss" if loss else "perplexity per token"
     lines = [f"Validation {what} after {summary['step']} steps ({'' if loss else 'upper bound; '}95 % interval)"]
     for name, what in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes, soft-masked")):
         if f"{name}loss" in scores:
-            value, low, high = (scores[f"{name}{key}"] for key in ("loss", "loss_low", "loss_high"))
-            lines.append(f"  {what:24s} {value:9.4f}   [{low:.4f}, {high:.4f}]")
+            value, low, high = (scores.get(f"{name}{key}") for key in ("loss", "loss_low", "loss_high"))
+            lines.append(f"  {what:24s} {value:9.4f}  {bracketed(low, high)}")
     for name, what in (("one_pass", "one pass"), ("two_pass", "two passes, soft-masked")):
         if f"{name}/perplexity" in scores:
-            nelbo, low, high = (scores[f"{name}/{key}"] for key in ("nelbo", "nelbo_low", "nelbo_high"))
+            nelbo, low, high = (scores.get(f"{name}/{key}") for key in ("nelbo", "nelbo_low", "nelbo_high"))
             perplexity = f"{scores[f'{name}/perplexity']:9.3f}"
-            lines.append(f"  {what:24s} {perplexity}   NELBO {nelbo:.4f} [{low:.4f}, {high:.4f}] nats")
+            lines.append(f"  {what:24s} {perplexity}   NELBO {nelbo:.4f}{bracketed(low, high)} nats")
     if "gain/nelbo" in scores:
         lines.append(
-            f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f} "
-            f"[{scores['gain/low']:+.4f}, {scores['gain/high']:+.4f}] nats"
+            f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f}"
+            f"{bracketed(scores.get('gain/low'), scores.get('gain/high'), '+.4f')} nats"
         )
     for i, text in enumerate(summary["samples"]):
         lines += [f"\nSample {i + 1}", "  | " + text.replace("\n", "\n  | ")]

@@ -110,6 +110,10 @@ def _scores(run: RunLog) -> tuple[dict, str]:
     return row, f"{'final validation' if row['kind'] == 'final' else 'validation'} at step {row['step']:,}"
 
 
+def _interval(low: str, high: str) -> str:
+    return "no interval" if "nan" in low + high else f"95 % interval {low} to {high}"
+
+
 def _headline(run: RunLog) -> list[tuple[str, str, str]]:
     scores, of = _scores(run)
     found = {name: value for name, entry in scores.items() if (value := number_of(entry)) is not None}
@@ -119,16 +123,16 @@ def _headline(run: RunLog) -> list[tuple[str, str, str]]:
             nats, low, high = (found.get(f"{estimate}/{key}", math.nan) for key in ("nelbo", "nelbo_low", "nelbo_high"))
             cards.append((
                 f"Perplexity, {name}", number(_exp(nats)),
-                f"95 % interval {number(_exp(low))} to {number(_exp(high))}; {nats:.4f} nats per token ({of})",
+                f"{_interval(number(_exp(low)), number(_exp(high)))}; {nats:.4f} nats per token ({of})",
             ))  # fmt: skip
     for key, name in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes")):
         if f"{key}loss" in found:
             low, high = (found.get(f"{key}loss_{end}", math.nan) for end in ("low", "high"))
-            interval = f"95 % interval {low:.4f} to {high:.4f} ({of})"
+            interval = f"{_interval(f'{low:.4f}', f'{high:.4f}')} ({of})"
             cards.append((f"Validation loss, {name}", f"{found[f'{key}loss']:.4f}", interval))
     if "gain/nelbo" in found:
         low, high = (found.get(f"gain/{key}", math.nan) for key in ("low", "high"))
-        interval = f"nats per token, 95 % interval {low:+.4f} to {high:+.4f}, on the same masks"
+        interval = f"nats per token, {_interval(f'{low:+.4f}', f'{high:+.4f}')}, on the same masks"
         cards.append(("Gain of the second pass", f"{found['gain/nelbo']:+.4f}", interval))
     tokens = run.tokens(run.step)
     if tokens is not None:

@@ -94,18 +94,20 @@ def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Arra
 
 
 def scores(found: dict) -> dict[str, float]:
-    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval."""
+    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval, if it has one."""
     row = {}
     for name, nats in found.items():
-        low, high = nats.interval()
-        row |= {
-            f"{name}/nelbo": nats.mean, f"{name}/perplexity": nats.perplexity,
-            f"{name}/nelbo_low": low, f"{name}/nelbo_high": high,
-        }  # fmt: skip
+        row |= {f"{name}/nelbo": nats.mean, f"{name}/perplexity": nats.perplexity}
+        row |= ends(f"{name}/nelbo_", nats.interval())
     if "two_pass" in found:
-        low, high = found["two_pass"].interval(found["one_pass"])
-        row |= {"gain/low": -high, "gain/high": -low, "gain/nelbo": found["one_pass"].mean - found["two_pass"].mean}
+        one, two = found["one_pass"], found["two_pass"]
+        row |= {"gain/nelbo": one.mean - two.mean} | ends("gain/", one.interval(two))
     return row
+
+
+def ends(name: str, interval: tuple) -> dict[str, float]:
+    """The entries of a row for an interval; none where there is none, as of a single window."""
+    return {} if interval[0] is None else {f"{name}low": interval[0], f"{name}high": interval[1]}
 
 
 class Openness:

@@ -24,6 +24,7 @@ from softmask_jax.config_sections import Model, SoftMask
 from softmask_jax.convert import converted
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data.buckets import bucket_validation_batches
+from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import check_writable, write_atomically, write_json
 from softmask_jax.markdown import table
@@ -152,8 +153,8 @@ class Compared:
 
     loss: float
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def _compared(found: Nats, other: Nats) -> Compared:
@@ -162,7 +163,7 @@ def _compared(found: Nats, other: Nats) -> Compared:
 
 def markdown(found: dict) -> str:
     def change(row: Mapping) -> str:
-        return f"{row['change']:+.5f} [{row['low']:+.5f}, {row['high']:+.5f}]"
+        return f"{row['change']:+.5f}{bracketed(row['low'], row['high'], '+.5f')}"
 
     bases = [
         (r["base"], r["products"], f"{r['loss']:.5f}", change(r), f"{r['logits']:.2%}", f"{r['logits_rms']:.2%}",

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from softmask_jax import objective, sharding
+from softmask_jax.evaluation.intervals import student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,11 @@ class Nats:
     def perplexity(self) -> float:
         return math.exp(min(self.mean, 700.0))
 
-    def interval(self, other: "Nats | None" = None) -> tuple[float, float]:
-        """95 % interval of the mean, or of the paired difference to `other` on the same masks; nats per token."""
+    def interval(self, other: "Nats | None" = None) -> tuple[float, float] | tuple[None, None]:
+        """95 % interval of the mean, or of the paired difference to `other` on the same masks; nats per token. None for
+        both ends of a single window."""
         paired = self if other is None else Nats(self.windows - other.windows, self.tokens_per_window)
-        return paired.mean - 1.96 * paired.standard_error, paired.mean + 1.96 * paired.standard_error
+        return student(paired.mean, paired.standard_error, len(paired.windows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from softmask_jax.answers import AnswerFile
+from softmask_jax.evaluation.intervals import student
 from softmask_jax.evaluation.settings import Settings
 from softmask_jax.stop_signal import StopSignal
 
@@ -40,15 +41,13 @@ class Estimate:
 
     @classmethod
     def of_mean(cls, values, **more) -> "Estimate":
-        """Of independent values [n]: their mean, and the normal interval (none for a single one)."""
+        """Of independent values [n]: their mean and its interval (none for a single one)."""
         values = np.asarray(values, np.float64)
         if not len(values):
             raise ValueError("There is nothing to take the mean of.")
-        mean = float(values.mean())
-        if len(values) < 2:
-            return cls(mean, count=len(values), **more)
-        half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-        return cls(mean, mean - half, mean + half, len(values), **more)
+        mean, count = float(values.mean()), len(values)
+        error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+        return cls(mean, *student(mean, error, count), count, **more)
 
     @classmethod
     def of_ratio(cls, sums, counts, **more) -> "Estimate":
@@ -58,11 +57,9 @@ class Estimate:
         """
         sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
         value, rows = float(sums.sum() / counts.sum()), len(sums)
-        if rows < 2:
-            return cls(value, count=rows, **more)
         deviations = sums - value * counts
-        half = 1.96 * math.sqrt(rows / (rows - 1) * float(np.square(deviations).sum())) / float(counts.sum())
-        return cls(value, value - half, value + half, rows, **more)
+        error = math.sqrt(rows / max(rows - 1, 1) * float(np.square(deviations).sum())) / float(counts.sum())
+        return cls(value, *student(value, error, rows), rows, **more)
 
     def mapped(self, function: Callable[[float], float], **more) -> "Estimate":
         """Of a rising function of the number, such as exp."""

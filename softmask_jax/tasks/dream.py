@@ -12,10 +12,12 @@ from softmask_jax.convert import converted
 from softmask_jax.data.buckets import Buckets, bucket_batches, bucket_validation_batches
 from softmask_jax.data.pipeline import Batches
 from softmask_jax.data.sft import build_sft
+from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import write_atomically
 from softmask_jax.samplers import SoftMasking
 from softmask_jax.samplers.dream_generate import diffusion_generate
+from softmask_jax.tracking import ends
 
 SAMPLE_LENGTH = 128
 # Prompts of many lengths share few compiled samplers.
@@ -85,12 +87,10 @@ class Dream:
         found = {name: self._validation(state.eval_params(), p_sm) for name, p_sm in wanted.items()}
         row = {}
         for name, nats in found.items():
-            low, high = nats.interval()
-            row |= {f"{name}loss": nats.mean, f"{name}loss_low": low, f"{name}loss_high": high}
+            row |= {f"{name}loss": nats.mean} | ends(f"{name}loss_", nats.interval())
         if final and soft:
-            low, high = found["two_pass/"].interval(found["one_pass/"])
-            gain = found["one_pass/"].mean - found["two_pass/"].mean
-            row |= {"gain/loss": gain, "gain/loss_low": -high, "gain/loss_high": -low}
+            one, two = found["one_pass/"], found["two_pass/"]
+            row |= {"gain/loss": one.mean - two.mean} | ends("gain/loss_", one.interval(two))
         return row
 
     def _validation(self, params, p_sm: float) -> Nats:
@@ -108,7 +108,7 @@ class Dream:
         return {"validation/loss": row["loss"]}
 
     def describe(self, row: dict[str, float]) -> str:
-        return f"validation loss {row['loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}]"
+        return f"validation loss {row['loss']:.4f}{bracketed(row.get('loss_low'), row.get('loss_high'))}"
 
     def sample(self, state, step: int) -> list[str]:
         """Answers to the first prompts of the validation split, the likeliest token at every position."""

@@ -3,10 +3,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtri
 
 from softmask_jax.evaluation.task import Estimate
 
-Z = 1.959963984540054
+Z = float(ndtri(0.975))
 PERCENT = {"unit": "%", "better": "higher"}
 
 
