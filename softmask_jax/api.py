@@ -186,7 +186,7 @@ def load(
         params = converted.read_params(path, denoisers.abstract(denoiser, mesh))
         return LanguageModel(config, tokenizer, denoiser, params, step, sharding.row_shards(mesh))
     with RunFolder(path, lock=False) as folder:
-        config = config_schema.from_dict(folder.read_config())
+        config = config_schema.of_run(folder.read_config())
     tokenizer = load_tokenizer(path / "tokenizer")
     denoiser = _denoiser(config, tokenizer, mesh)
     shapes = denoisers.abstract(denoiser, mesh)

@@ -25,6 +25,7 @@ from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import check_writable, write_atomically, write_json
 from softmask_jax.markdown import table
+from softmask_jax.update_flops import plain_passes
 
 LEAST_TOKENS = 100_000
 EQUAL_WITHIN = 0.02
@@ -40,8 +41,10 @@ class Run:
 
     @property
     def forwards_per_step(self) -> float:
-        soft = self.model.config.soft_mask
-        return 3.0 + (soft.p_sm if soft.variant != "none" else 0.0)
+        """What a step costs, on average, in forward passes; what is computed again (`remat`) counts, too."""
+        config = self.model.config
+        plain = plain_passes(self.model.denoiser, config.model, config.data.seq_len)
+        return plain + (config.soft_mask.p_sm if config.soft_mask.variant != "none" else 0.0)
 
     @property
     def flops(self) -> float:

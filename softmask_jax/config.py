@@ -37,20 +37,57 @@ class Config:
 
     @property
     def updates(self) -> int:
-        """How many updates the run makes: `train.steps` of a binary run, and of a soft-masked one what its budget buys.
+        """How many updates the run makes: `train.updates` of one that has begun. Before, iso_flops counts the products of
+        the layers alone, as the sizes of the network are not known (`update_flops.settled` does)."""
+        return self.train.updates or self.bought(layer_passes(self.model))
 
-        The paper (section 4) counts an SM update as two and halves the steps; by FLOPs a plain update costs 3 forward
-        passes, a soft-masked one 3 + p_sm.
+    @property
+    def longest_row(self) -> int:
+        """Tokens; rows of conversations may be shorter."""
+        return self.data.max_tokens if self.model.kind == "dream" else self.data.seq_len
+
+    def bought(self, plain: float) -> int:
+        """`train.steps` of a binary run, and of a soft-masked one how many updates its budget buys.
+
+        The paper (section 4) counts an SM update as two and halves the steps. By FLOPs one costs p_sm forward passes more
+        than a plain update, which costs `plain`.
         """
-        share = {
-            "iso_update": 1.0,
-            "iso_compute_paper": 0.5,
-            "iso_flops": 3.0 / (3.0 + self.soft_mask.p_sm),
-        }[self.train.budget]
-        return self.train.steps if self.soft_mask.variant == "none" else max(1, round(share * self.train.steps))
+        shares = {"iso_update": 1.0, "iso_compute_paper": 0.5, "iso_flops": plain / (plain + self.soft_mask.p_sm)}
+        steps = self.train.steps
+        return steps if self.soft_mask.variant == "none" else max(1, round(shares[self.train.budget] * steps))
+
+    def with_updates(self, updates: int) -> "Config":
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, updates=updates))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+
+def layer_passes(model: Model) -> int:
+    """Forward passes through the layers that a plain update costs: one, a backward pass of two, or of one where the base
+    is frozen, and one more where `remat` "full" runs the layers again."""
+    return 2 + (model.adapter == "none") + (model.remat == "full")
+
+
+def of_run(values: typing.Mapping) -> Config:
+    """The config.json of a run, with the number of its updates; ValueError as `from_dict`.
+
+    Runs that do not say it were begun when iso_flops counted 3 forward passes, whatever was frozen or run again.
+    """
+    config = from_dict(values)
+    return config.with_updates(config.train.updates or config.bought(3.0))
+
+
+def begun(config: Config, stored: typing.Mapping | None) -> Config:
+    """A config with the number of updates of its run, whose config.json is `stored`, while steps and budget are the same."""
+    if stored is None or config.train.updates:
+        return config
+    old = of_run(stored)
+    same = all(
+        getattr(getattr(config, section), name) == getattr(getattr(old, section), name)
+        for section, name in (("train", "steps"), ("train", "budget"), ("soft_mask", "variant"), ("soft_mask", "p_sm"))
+    )
+    return config.with_updates(old.updates) if same else config
 
 
 def from_dict(values: typing.Mapping) -> Config:

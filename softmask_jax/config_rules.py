@@ -36,7 +36,7 @@ POSITIVE = (
 NON_NEGATIVE = (
     "optimizer.warmup_steps", "optimizer.weight_decay", "eval.every", "eval.max_windows", "sample.every",
     "sample.count", "sample.length", "data.max_documents", "data.prefetch", "checkpoint.keep_best", "train.seed",
-    "data.max_train", "data.max_validation",
+    "data.max_train", "data.max_validation", "train.updates",
 )  # fmt: skip
 FRACTIONS = ("soft_mask.p_sm", "soft_mask.init_scale")
 BELOW_ONE = (

@@ -134,12 +134,14 @@ class Train:
     """`micro_batches`: gradient accumulation, the coin of soft-masking is thrown once for each.
 
     `budget`: what `steps` updates of a binary run are worth to a soft-masked one: as many (iso_update), half as many
-    (iso_compute_paper), or what the same FLOPs pay for (iso_flops); see `Config.updates`. `wandb`: a Weights & Biases
-    project, "" is none.
+    (iso_compute_paper), or what the same FLOPs pay for (iso_flops); see `Config.updates`. `updates`: in the config.json
+    of a run, the number that it was begun with; 0 is what the budget buys. `wandb`: a Weights & Biases project, "" is
+    none.
     """
 
     steps: int = 1_000_000
     budget: str = "iso_update"
+    updates: int = 0
     global_batch_size: int = 512
     micro_batches: int = 1
     seed: int = 1

@@ -205,7 +205,7 @@ def _of_base(base: Path, about: dict, model, mesh, adapter: Path | None = None, 
 
 
 def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> DreamModel:
-    config = config_schema.from_dict(read_json(path, "config.json"))
+    config = config_schema.of_run(read_json(path, "config.json"))
     folder = Path(base or config.model.base).expanduser()
     about = converted.read_ours(folder)
     denoiser = dream_denoiser.build(_as_it_is(config.model, about), config.soft_mask, about["hf_config"], mesh=mesh)

@@ -54,7 +54,7 @@ class RunLog:
     def planned(self) -> int | None:
         """How many updates the config asks for; None where it doesn't say."""
         with contextlib.suppress(ValueError, TypeError, KeyError):  # of another version's schema, or edited by hand
-            return config_schema.from_dict(self.config).updates if self.config else None
+            return config_schema.of_run(self.config).updates if self.config else None
         steps = self.setting("train.steps")
         return steps if isinstance(steps, int) else None
 

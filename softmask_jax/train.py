@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from softmask_jax import checkpoint, data, hosts, optimizer, report, sharding, tasks, train_state, wandb_rows
-from softmask_jax.config import Config
+from softmask_jax.config import Config, begun
 from softmask_jax.convert import converted
 from softmask_jax.files import plain, write_json
 from softmask_jax.heartbeat import Heartbeat
@@ -16,6 +16,7 @@ from softmask_jax.run_folder import RunFolder
 from softmask_jax.stop_signal import StopSignal
 from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.train_state import TrainState
+from softmask_jax.update_flops import settled
 
 
 class NonFinite(RuntimeError):
@@ -39,6 +40,7 @@ def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.P
     """
     hosts.start(place or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir) as folder:
+        config = begun(config, folder.read_config())
         folder.check_config(config.to_dict())
         if (done := folder.read_summary()) and done["step"] >= config.updates:
             if folder.is_writer:
@@ -67,6 +69,7 @@ class Trainer:
         self.task = tasks.make(config, self.mesh)
         hosts.check_same("the text (files, split or tokenizer)", self.task.info["fingerprint"])
         self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
+        self.config = config = settled(config, self.denoiser)
         self.tx = optimizer.make(config.optimizer, config.updates)
         self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))

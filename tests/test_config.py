@@ -68,6 +68,32 @@ def test_a_budget_says_how_many_updates_a_soft_masked_run_makes_for_the_steps_of
     assert config.from_dict(values).updates == updates
 
 
+@pytest.mark.parametrize("remat, adapter, updates", [
+    ("none", "none", 857), ("full", "none", 889), ("none", "dora", 800), ("none", "lora", 800), ("full", "dora", 857),
+])  # fmt: skip
+def test_before_a_network_is_built_iso_flops_counts_the_products_of_its_layers(remat, adapter, updates):
+    model = {"kind": "dream", "base": "x", "remat": remat, "adapter": adapter}
+    values = {"model": model, "data": {"source": "chat", "paths": "x"}, "train": {"steps": 1000, "budget": "iso_flops"}}
+    assert config.from_dict(values | {"soft_mask": {"p_sm": 0.5}}).updates == updates
+
+
+def test_a_run_keeps_the_number_of_updates_that_it_was_begun_with():
+    values = {"train": {"steps": 1000, "budget": "iso_flops"}, "model": {"remat": "full"}}
+    asked = config.from_dict(values)
+    # Before the number was recorded, 3 forward passes an update were counted.
+    old = asked.to_dict()
+    del old["train"]["updates"]
+    assert config.of_run(old).updates == config.begun(asked, old).updates == 789
+    recorded = asked.with_updates(820).to_dict()
+    assert config.of_run(recorded).updates == config.begun(asked, recorded).updates == 820
+    # What is run again may change on the way, the budget may not.
+    changed = config.from_dict(values | {"model": {"remat": "none"}})
+    assert config.begun(changed, recorded).updates == 820
+    more = config.from_dict({**values, "train": {"steps": 2000, "budget": "iso_flops"}})
+    assert config.begun(more, recorded).updates == more.updates == 1667
+    assert config.begun(asked, None) == asked
+
+
 def test_overrides_reach_every_key_of_the_schema_also_those_the_file_leaves_out():
     c = config.load("configs/stdlib.py", ["train.log_every=7", "soft_mask.variant=none", "model.dropout=0.2"])
     assert (c.train.log_every, c.soft_mask.variant, c.model.dropout) == (7, "none", 0.2)

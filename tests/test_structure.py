@@ -18,7 +18,7 @@ FLOORS = (
     {"objective", "checkpoint_io", "report", "compare_page", "transparency"},
     {"samplers", "optimizer", "sharding", "dream_objective"},
     {"denoiser", "train_state", "checkpoint", "viewer", "generation", "generate_flags"},
-    {"train_step", "convert", "dream_denoiser"},
+    {"train_step", "convert", "dream_denoiser", "update_flops"},
     {"evaluation", "tracking", "dream_step"},
     {"tasks", "dream_api", "tiny_dream"},
     {"train", "api"},

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program's matrix products, from its jaxpr, and the closed form they are held against.
+"""Floating-point operations of a program's matrix products, from its jaxpr; `update_flops` has the closed form.
 
 XLA's own count takes a loop's body once. Here a scan is multiplied by its length, a kernel by its grid, what runs under
 `shard_map` by the devices of its mesh; of a condition the costlier branch is counted, and a `while` whose length nobody
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.extend import core
 
-
+from softmask_jax.update_flops import closed_form, model_flops, passes  # noqa: F401
 
 @dataclasses.dataclass(frozen=True)
 class Count:
@@ -93,57 +93,3 @@ def _dot(eqn) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-
-
-@dataclasses.dataclass(frozen=True)
-class Passes:
-    """How often a training step runs each part, in forward passes: products with weights, attention, the head."""
-
-    weights: float
-    attention: float
-    head: float
-
-
-def passes(model, *, two_passes: bool, flash: bool = False) -> Passes:
-    """Of a training step.
-
-    Args:
-      model: the config's section. two_passes: the coin fell on soft-masking. flash: attention is a kernel that never
-        keeps its weights, and computes the scores again in both of its backward parts.
-
-    A backward pass is two products for each forward one, or one where a frozen base wants no gradient of its own;
-    attention's is always two, a flash kernel's 3.5 (7 products for 2). The head's logits are computed again, chunk by
-    chunk; `remat` "full" runs every layer's forward pass again.
-    """
-    frozen = model.adapter != "none"
-    first, again = float(two_passes), float(model.remat == "full")
-    attention_again = float(model.remat in ("full", "dots", "attention")) if not flash else again
-    return Passes(
-        weights=first + 1 + again + (1 if frozen else 2),
-        attention=first + 1 + attention_again + (3.5 if flash else 2),
-        head=first + 2 + (1 if frozen else 2),
-    )
-
-
-def closed_form(denoiser, tokens: int, length: int, how: Passes) -> float:
-    """FLOPs of one training step over so many tokens in rows of `length`, of all devices together."""
-    weights, attention, head = parts(denoiser, length)
-    return tokens * (how.weights * weights + how.attention * attention + how.head * head)
-
-
-def parts(denoiser, length: int) -> tuple[float, float, float]:
-    """FLOPs of one token's forward pass: products with weights, attention, the head."""
-    width = jax.eval_shape(lambda key: denoiser.embedding(denoiser.init(key)["backbone"]), jax.random.key(0)).shape[-1]
-    head = 2.0 * width * denoiser.vocab_size
-    bare = denoiser.flops_per_token(0)
-    return bare - head, denoiser.flops_per_token(length) - bare, head
-
-
-def model_flops(denoiser, model, tokens: int, length: int, *, two_passes: bool) -> float:
-    """What a step has to compute, whatever it computes again: the numerator of model-FLOPs utilisation.
-
-    Forward passes, and a backward one that costs twice as much, or with a frozen base once (attention's: twice).
-    """
-    frozen = model.adapter != "none"
-    ahead, back = 1.0 + two_passes, 1.0 if frozen else 2.0
-    return closed_form(denoiser, tokens, length, Passes(ahead + back, ahead + 2.0, ahead + back))
