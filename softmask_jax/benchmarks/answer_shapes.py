@@ -137,7 +137,7 @@ SHAPES: dict[str, Callable[[Solution], str]] = {
     "imports within the function": lambda s: fenced(s.calling(
         call="math.inf and helper(*given)", head=f"def {s.name}(*given):\n    import math")),
     "an import that is not needed": lambda s: fenced(f"import pytest_absent\n\n{s.whole}"),
-    "tabs": lambda s: fenced(re.sub("(?m)^(?: {4})+", lambda m: "\t" * (len(m[0]) // 4), s.calling())),
+    "tabs": lambda s: fenced(re.sub("(?m)^ +", lambda m: "\t" * len(m[0]), s.calling())),
     "more than 100 lines": lambda s: fenced(s.calling("\n".join(f"N{n} = {n}" for n in range(120)),
                                                       call="helper(*given[N0:])")),
     "a comment at the margin": lambda s: fenced(s.calling(head=f"def {s.name}(*given):\n    pass\n# So:")),

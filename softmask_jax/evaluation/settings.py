@@ -38,7 +38,7 @@ class Run:
 class Perplexity:
     """draws: masks of each window, their t stratified over draws and windows. batch_size: windows at a time. max_windows:
     that many, evenly spaced, 0 is all. bins: of t, for the cross-entropy by t. compat: the reference's protocol, one draw
-    of t a window, stratified within batches. texts: other texts for zero-shot perplexity, `name=source:paths` with the
+    of t a window, stratified within batches, and BOS and EOS counted in bits per character. texts: other texts for zero-shot perplexity, `name=source:paths` with the
     sources of config.data (`files:texts/**/*.txt`, `jsonl:ptb.jsonl`, `stdlib:`) and options behind a bar
     (`lm1b=jsonl:a.jsonl|text_key=story|detokenizer=lm1b`); the run's own validation split comes first unless own is False.
     """
@@ -87,8 +87,9 @@ class Code:
     template; None does so if it has one. max_new_tokens, steps: 0 is the task's own (768 for HumanEval, 512 for MBPP; as
     many steps). prompt_tokens: the last so many of a prompt are kept. timeout seconds and memory MiB: of a program.
     workers: programs at a time, 0 is as many as there are cores. compat: as the reference was
-    evaluated: MBPP+ by the three assertions of its prompt, not by all its tests; of HumanEval's programs what the
-    function needs, not what its tests need.
+    evaluated: answers are cut at its stops, and MBPP's not at the end of a turn; the program is what goes on after the
+    prompt (of HumanEval what the function needs, not what its tests need); MBPP+ by the three assertions of its prompt,
+    not by all its tests.
     """
 
     problems: str = ""

@@ -1,10 +1,13 @@
 """The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
 
 It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
-included, is what the papers call perplexity. A model that was fine-tuned on conversations has no such bound: its
+included, is what the papers call perplexity. Bits per character, or byte, are of the text alone, where a token is one.
+A model that was fine-tuned on conversations has no such bound: its
 validation loss is measured instead (`validation_dream`).
 """
 import dataclasses
+
+import numpy as np
 
 from softmask_jax.evaluation import validation_dream, validation_draws, validation_numbers, validation_records
 from softmask_jax.evaluation.settings import Perplexity, Settings
@@ -12,6 +15,10 @@ from softmask_jax.evaluation.task import Estimate, Result, Work
 from softmask_jax.evaluation.validation_texts import OWN, Text, described, sources, texts_of
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
+# By the kind of tokenizer.
+LETTERS = {"text8": "character", "bytes": "byte"}
+# Windows that are read at once.
+AT_A_TIME = 1_024
 # What may differ between two records whose rows are of the same windows and masks.
 OF_THE_MODEL = ("step", "variant", "k", "p_sm")
 
@@ -48,7 +55,8 @@ class Validation:
             columns = _measured(work, text)
             calls = columns.values["t"].shape[1] * len(columns.passes)
             prefix = "" if text.name == OWN else f"{text.name}/"
-            found = validation_numbers.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"])
+            letters = _letters(work.model.tokenizer, text, columns.numbers, given.compat)
+            found = validation_numbers.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], letters)
             made |= {prefix + name: estimate for name, estimate in found.items()}
             curves[text.name] = validation_numbers.cross_entropy_by_t(columns, given.bins)
             notes += text.notes
@@ -74,6 +82,19 @@ class Validation:
         curves = {OWN: validation_numbers.cross_entropy_by_t(columns, given.bins)}
         calls = columns.values["t"].shape[1] * len(columns.passes)
         return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (validation_dream.said(given),))
+
+
+def _letters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> tuple[str, np.ndarray] | None:
+    """What a token of text is, where it is a letter, and how many of them the windows [W] have; None elsewhere.
+
+    BOS and EOS are no text. compat: they count, as the reference has it.
+    """
+    if tokenizer.kind not in LETTERS:
+        return None
+    ends = () if compat else (tokenizer.bos_id, tokenizer.eos_id)
+    parts = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
+    counts = [np.isin(text.windows.gather(part), ends, invert=True).sum(1) for part in parts]
+    return LETTERS[tokenizer.kind], np.concatenate(counts)
 
 
 def _shared(settings: dict) -> dict:
