@@ -176,9 +176,10 @@ def measure(task: str, chosen: list[Problem]) -> dict[str, Mapping[str, int]]:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.answer_shapes", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--task", default=HUMANEVAL, choices=problem_files.TASKS)
+        prog="python -m softmask_jax.benchmarks.answer_shapes", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--task", default=HUMANEVAL, choices=problem_files.TASKS, help="whose solutions")
     parser.add_argument("--problems", default="", help="as config.code.problems")
     parser.add_argument("--limit", type=int, default=0, help="the first so many problems; 0 is all")
     parser.add_argument("--json", default="", help="write the figures here too")

@@ -1,22 +1,20 @@
 """The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
 
 It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
-included, is what the papers call perplexity. Bits per character, or byte, are of the text alone, where a token is one.
-A model that was fine-tuned on conversations has no such bound: its
+included, is what the papers call perplexity. Text8's bits per character are of the text alone. A model that was fine-tuned on conversations has no such bound: its
 validation loss is measured instead (`validation_dream`).
 """
 import dataclasses
 
 import numpy as np
 
+from softmask_jax.data.tokenizers import Text8Tokenizer
 from softmask_jax.evaluation import validation_dream, validation_draws, validation_numbers, validation_records
 from softmask_jax.evaluation.settings import Perplexity, Settings
 from softmask_jax.evaluation.task import Estimate, Result, Work
 from softmask_jax.evaluation.validation_texts import OWN, Text, described, sources, texts_of
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
-# By the kind of tokenizer.
-LETTERS = {"text8": "character", "bytes": "byte"}
 # Windows that are read at once.
 AT_A_TIME = 1_024
 # What may differ between two records whose rows are of the same windows and masks.
@@ -55,8 +53,8 @@ class Validation:
             columns = _measured(work, text)
             calls = columns.values["t"].shape[1] * len(columns.passes)
             prefix = "" if text.name == OWN else f"{text.name}/"
-            letters = _letters(work.model.tokenizer, text, columns.numbers, given.compat)
-            found = validation_numbers.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], letters)
+            characters = _characters(work.model.tokenizer, text, columns.numbers, given.compat)
+            found = validation_numbers.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
             made |= {prefix + name: estimate for name, estimate in found.items()}
             curves[text.name] = validation_numbers.cross_entropy_by_t(columns, given.bins)
             notes += text.notes
@@ -84,17 +82,17 @@ class Validation:
         return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (validation_dream.said(given),))
 
 
-def _letters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> tuple[str, np.ndarray] | None:
-    """What a token of text is, where it is a letter, and how many of them the windows [W] have; None elsewhere.
+def _characters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> np.ndarray | None:
+    """How many characters each window [W] has, where a token is one; None elsewhere.
 
-    BOS and EOS are no text. compat: they count, as the reference has it.
+    BOS and EOS are none. compat: they count, as in the reference.
     """
-    if tokenizer.kind not in LETTERS:
+    if tokenizer.kind != Text8Tokenizer.kind:
         return None
     ends = () if compat else (tokenizer.bos_id, tokenizer.eos_id)
     parts = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
     counts = [np.isin(text.windows.gather(part), ends, invert=True).sum(1) for part in parts]
-    return LETTERS[tokenizer.kind], np.concatenate(counts)
+    return np.concatenate(counts)
 
 
 def _shared(settings: dict) -> dict:

@@ -14,13 +14,12 @@ from softmask_jax.evaluation.validation_records import Columns
 
 
 def estimates(
-    found: Columns, metric: str, tokens: int, unit: str, letters: tuple[str, np.ndarray] | None = None
+    found: Columns, metric: str, tokens: int, unit: str, characters: np.ndarray | None = None
 ) -> dict[str, Estimate]:
     """By name: `metric` of the model as it is meant to be used (`Columns.best`) and, of a soft-masked one, "one_pass/..."
     and what two passes gain, paired. An NELBO's perplexity comes before it.
 
-    tokens: what the sums of a window are divided by. letters: what else they are divided by, such as "character", and
-    how many of these each window [W] has: "bits_per_character" comes last.
+    tokens: what the sums of a window are divided by. characters: how many each window [W] has, for "bits_per_character".
     """
     means = {name: found.values[name].mean(1) / tokens for name in {*found.passes, found.best}}
     named = {"": found.best} | ({} if len(found.passes) == 1 else {"one_pass/": "one_pass"})
@@ -28,10 +27,9 @@ def estimates(
     made = {}
     for prefix, name in named.items():
         made |= _with_perplexity(prefix, metric, Estimate.of_mean(means[name], unit=unit, better="lower"))
-        if letters:
-            what, counts = letters
-            bits = Estimate.of_ratio(found.values[name].mean(1) / math.log(2), counts, unit=f"bits/{what}", better="lower")
-            made[f"{prefix}bits_per_{what}"] = bits
+        if characters is not None:
+            bits = found.values[name].mean(1) / math.log(2)
+            made[f"{prefix}bits_per_character"] = Estimate.of_ratio(bits, characters, unit="bits", better="lower")
     if len(found.passes) > 1:
         made[f"gain/{metric}"] = Estimate.of_mean(means["one_pass"] - means["two_pass"], unit=unit, better="higher")
     return made

@@ -1,4 +1,4 @@
-"""From an answer to the program that is tried, as Dream's lm-evaluation-harness makes it."""
+"""From an answer to the program that is tried; with compat as Dream's lm-evaluation-harness makes it."""
 import ast
 import textwrap
 import warnings

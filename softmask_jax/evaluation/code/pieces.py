@@ -13,8 +13,9 @@ from softmask_jax.evaluation.code.fences import STRING_OR_COMMENT
 UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)
 # Where a statement begins: at the margin, not behind a decorator or a backslash, nor with what goes on with another.
 STATEMENT = re.compile(
-    r"(?<!\\\n)^(?:@[^\n(]*(?:\((?:[^()]|\([^()]*\))*\))?.*\n\s*)*(?![ \t\n#]|(?:else|finally)[ \t]*:|(?:elif|except)\b.*:)(?=.)", re.MULTILINE
-)
+    r"(?<!\\\n)^(?:@[^\n(]*(?:\((?:[^()]|\([^()]*\))*\))?.*\n\s*)*"
+    r"(?![ \t\n#]|(?:else|finally)[ \t]*:|(?:elif|except)\b.*:)(?=.)", re.MULTILINE,
+)  # fmt: skip
 OPEN, CLOSED = "([{", ")]}"
 TOKENS = re.compile(rf"{STRING_OR_COMMENT}|[()\[\]{{}}]", re.DOTALL)
 # With these in use a program may call whatever it defines.

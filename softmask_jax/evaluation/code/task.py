@@ -122,8 +122,8 @@ class CodeTask:
             "problems": problems.fingerprint(given), "samples": code.samples, "chat": code.chat,
             "max_new_tokens": new_tokens, "prompt_tokens": code.prompt_tokens, "batch_size": code.batch_size,
             "sampler": plain(dataclasses.asdict(options)), "seed": work.settings.run.seed,
+            "cut": "as by the reference" if code.compat else "at the model's end",
         }  # fmt: skip
-        decisive |= {} if code.compat else {"ends": "the model's"}
         with work.records("answers", decisive, len(given) * code.samples) as file:
             if file.complete:
                 return dict(sorted(file.rows.items()))
