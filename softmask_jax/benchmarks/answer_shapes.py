@@ -88,6 +88,7 @@ SHAPES: dict[str, Callable[[Solution], str]] = {
     "own block, unclosed": lambda s: f"{SURE}```python\n{s.whole}",
     "own block, code beside its fence": lambda s: f"```{s.whole}\n```",
     "own block, closed on the last line": lambda s: f"{SURE}```python\n{s.whole}```\n{WHY}",
+    "its output in a block": lambda s: f"{fenced(s.whole)}It prints:\n{fenced(f'{s.name} = 4', '')}",
     "body alone in its own block": lambda s: SURE + fenced(s.body.strip("\n")),
     "usage first, then the function": lambda s: f"Use:\n{fenced(f'print({s.name}())')}Code:\n{fenced(s.whole)}",
     "tests in a block of their own": lambda s: fenced(s.whole) + "Tests:\n" + fenced(f"assert {s.name}() == 0"),

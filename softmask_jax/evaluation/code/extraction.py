@@ -31,7 +31,7 @@ def program(task: str, problem: Problem, text: str, chat: bool, compat: bool = F
     if compat:
         return whole
     head = problem.prompt if family(task) == HUMANEVAL else ""
-    return _asked_for(problem, head, text.replace("\r\n", "\n").replace("\r", "\n"), chat) or whole
+    return _asked_for(problem, head, text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff"), chat) or whole
 
 
 def _asked_for(problem: Problem, head: str, text: str, chat: bool) -> str:
@@ -60,7 +60,10 @@ def _asked_for(problem: Problem, head: str, text: str, chat: bool) -> str:
 
 
 def _score(block: Sequence[Piece], names: Collection[str]) -> int:
-    return sum(any(piece.implements(name) for piece in block) for name in names)
+    """How many of the names a block has; a definition is more than a name that is bound, as in what an example prints."""
+    return sum(
+        max((1 + piece.defines(name) for piece in block if piece.implements(name)), default=0) for name in names
+    )  # fmt: skip
 
 
 def _body(head: str, block: str, names: Collection[str]) -> list[Piece]:

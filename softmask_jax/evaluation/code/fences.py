@@ -8,9 +8,10 @@ STRING_OR_COMMENT = "|".join((
 ))  # fmt: skip
 IN_CODE = re.compile(rf"{STRING_OR_COMMENT}|(?P<fence>`{{3,}}|^[ \t]*~{{3,}})", re.DOTALL | re.MULTILINE)
 # The rest of its line is the language, or the first line of the program.
-OPENING = re.compile(r"(?P<fence>`{3,}|^[ \t]*~{3,})[ \t]*(?P<rest>[^`\n]*)(?:\n|\Z)", re.MULTILINE)
-LANGUAGE = re.compile(r"[\w{.:+#=-][\S]*[ \t]*")
-CODE = re.compile(r"(?:@|(?:async|class|def|from|import)\s)")
+OPENING = re.compile(r"(?P<fence>`{3,}|^[ \t]*~{3,})[ \t]*(?P<rest>[^`\n]*)(?:\n|\Z|(?=`))", re.MULTILINE)
+LANGUAGE = re.compile(r"[\w{.:+#=-]\S*[ \t]*")
+# Up to the code.
+BESIDE = re.compile(r"(?:(?!async\b)\w+[ \t]+)?(?=@|(?:async|class|def|from|import)\s)")
 
 
 def blocks(text: str, opened: bool) -> list[str]:
@@ -27,11 +28,12 @@ def blocks(text: str, opened: bool) -> list[str]:
             found.append(text[begin : match.start()])
             fence = ""
             again = OPENING.match(text, match.start())
-            reopened = again is not None and bool(CODE.match(again["rest"]) or LANGUAGE.fullmatch(again["rest"]))
+            reopened = again is not None and bool(BESIDE.match(again["rest"]) or LANGUAGE.fullmatch(again["rest"]))
             position = match.start() if reopened else match.end()
         else:
             fence = match["fence"].strip()
-            begin = position = match.start("rest") if CODE.match(match["rest"]) else match.end()
+            code = BESIDE.match(text, match.start("rest"))
+            begin = position = code.end() if code else match.end()
 
 
 def _fences(text: str, position: int, fence: str):

@@ -40,7 +40,11 @@ class Piece:
         )
 
     def defines(self, name: str) -> bool:
-        return any(isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name == name for node in self.body)
+        """Whether `name` is a function or class of this very piece."""
+        return any(
+            isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name == name
+            or isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda) and name in self.binds for node in self.body
+        )  # fmt: skip
 
     @property
     def returns(self) -> bool:
@@ -53,7 +57,7 @@ class Piece:
     @property
     def is_general(self) -> bool:
         """Whether it is needed whatever names are: what it binds is not known."""
-        return self.is_future or self.imports and any(alias.name == "*" for alias in self.body[0].names)
+        return self.is_future or "globals" in self.binds or self.imports and self.body[0].names[0].name == "*"
 
     @property
     def imports(self) -> bool:
@@ -181,13 +185,13 @@ def needed(blocks: Sequence[Sequence[Piece]], wanted: Collection[str], entries: 
     names, effects, before = closed(wanted), [], None
     while before != names:
         before, found = set(names), kept(names)
-        imported = {"sys"}.union(*(piece.binds for piece in found if piece.imports))
+        known = {"sys", "setattr"}.union(*(piece.binds for piece in found if piece.imports))
         variables = set().union(*(piece.binds for piece in found if not piece.imports)) - defined
         effects = []
         for n, (piece, _) in enumerate(ordered):
-            roots = {_root(call.func) for call in piece.calls} - BUILT_IN
+            roots = {_root(call.func) for call in piece.calls} - (BUILT_IN - {"setattr"})
             if roots and not (reached := closed(piece.uses)).intersection(entries):
-                if reached & variables or n < last and roots & imported:
+                if reached & variables or n < last and roots & known:
                     effects.append(piece)
         names = closed(names.union(*(piece.uses for piece in effects)))
     chosen = {*map(id, kept(names)), *map(id, effects)}

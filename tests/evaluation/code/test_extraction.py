@@ -76,6 +76,30 @@ def test_of_blocks_that_define_a_helper_each_the_functions_own_counts():
     assert scope["area"](0) == 2
 
 
+@pytest.mark.parametrize("before", [
+    "SIZE, *REST = 2, 3", "if (SIZE := 2): pass", "with open('/dev/null'): SIZE = 2", "SIZE = 1\nSIZE *= 2",
+    "globals()['SIZE'] = 2", "SIZE = 2\nassert SIZE == 3", "import decimal\ndecimal.getcontext().prec = 4\nSIZE = 2",
+    "class Box: pass\nsetattr(Box, 'size', 2)\nSIZE = Box.size", "class Box: pass\nBox.size = 2\nSIZE = Box.size",
+    "SIZES = dict()\nSIZES.update(a=2)\nSIZE = SIZES['a']", "from enum import Enum\nclass Box(Enum):\n  A = 2\nSIZE = Box.A.value",
+    "SIZES = []\nwhile len(SIZES) < 2:\n  SIZES.append(1)\nSIZE = len(SIZES)", "import math; SIZE = 2",
+])  # fmt: skip
+def test_what_a_function_needs_is_kept_however_it_is_made(before):
+    scope: dict = {}
+    exec(program("mbpp", PROBLEM, f"{before}\ndef area(r):\n    return SIZE * r\nprint(input())", chat=True), scope)
+    assert scope["area"](3) == 6
+
+
+@pytest.mark.parametrize("text", [
+    "```def area(r): return 2 * r```", "So: ```python def area(r): return 2 * r``` It's `area`.", "\ufeffdef area(r): return 2 * r",
+    "Use ```area```:\n```\npython\ndef area(r):\n    return 2 * r\n```", "[PYTHON]\ndef area(\n    r,\n):\n    return 2 * r\n[/PYTHON]",
+    "```python\ndef area(r):\n    return 2 * r\n```\nFor 2:\n```\narea = 4\n```\narea = 2 * r",
+])  # fmt: skip
+def test_a_function_is_read_beside_its_fence_and_within_marks(text):
+    scope: dict = {}
+    exec(program("mbpp", PROBLEM, text, chat=True), scope)
+    assert scope["area"](3) == 6
+
+
 @pytest.mark.parametrize("line", ["```python\n", "(\n", "@a\n", "x = [\n", "'" * 3 + "\n", "try:\n x\n", "x += 1\n"])
 def test_what_is_repeated_without_end_is_read_all_the_same(line):
     text = line * 501 + "def area(r):\n    return 1"
