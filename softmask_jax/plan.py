@@ -6,9 +6,9 @@
     python -m softmask_jax.plan --config=configs/mdlm_owt.py --seconds=0.9 --two_pass_seconds=1.2 --chips=16
 
 iso_update is as many updates as a binary run makes. The paper (section 4) counts a soft-masked update as two forward passes
-and gives it half the updates: iso_compute_paper. By cost an update is 3 forward passes (2 with a frozen base, one more
-with remat "full"), and p_sm more with soft-masking: iso_flops. Seconds of a step come from the TPU compiler's plan (--topology, a prediction; [aot]), from the log of a run
-(--run), or from the command line.
+and gives it half the updates: iso_compute_paper. By cost an update is about 3 forward passes (2 with a frozen base, one
+more with remat "full"), and p_sm more with soft-masking: iso_flops. Seconds of a step come from the TPU compiler's plan
+(--topology, a prediction; [aot]), from the log of a run (--run), or from the command line.
 """
 import argparse
 import dataclasses

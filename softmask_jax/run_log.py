@@ -84,7 +84,7 @@ class RunLog:
 
     def flops(self, steps) -> np.ndarray | None:
         """Matrix-product FLOPs of training up to steps [N]: a plain step costs 3 forward passes, a step of two passes
-        4. None for a run that has not measured its speed."""
+        4; what is computed again does not count. None for a run that has not measured its speed."""
         at, share = self.column("train", "two_pass_share")
         timed, speed = self.column("train", "tokens_per_second")
         both, used = self.column("train", "model_flops_per_second")

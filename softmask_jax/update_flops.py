@@ -54,11 +54,12 @@ def model_flops(denoiser, model, tokens: int, length: int, *, two_passes: bool, 
     """What a step has to compute: the numerator of model-FLOPs utilisation.
 
     Forward passes, and a backward one that costs twice as much, or with a frozen base once (attention's: twice). again:
-    count the layers that `remat` "full" runs again, too.
+    count what `remat` runs again, too.
     """
     frozen = model.adapter != "none"
-    ahead, back, more = 1.0 + two_passes, 1.0 if frozen else 2.0, float(again and model.remat == "full")
-    return closed_form(denoiser, tokens, length, Passes(ahead + back + more, ahead + 2.0 + more, ahead + back))
+    ahead, back = 1.0 + two_passes, 1.0 if frozen else 2.0
+    layers, attention = again and model.remat == "full", again and model.remat != "none"
+    return closed_form(denoiser, tokens, length, Passes(ahead + back + layers, ahead + 2.0 + attention, ahead + back))
 
 
 def plain_passes(denoiser, model, length: int) -> float:

@@ -1,8 +1,8 @@
 """The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
 
 It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
-included, is what the papers call perplexity. Text8's bits per character are of the text alone. A model that was fine-tuned on conversations has no such bound: its
-validation loss is measured instead (`validation_dream`).
+included, is what the papers call perplexity. Text8's bits per character are of the text alone. A model that was
+fine-tuned on conversations has no such bound: its validation loss is measured instead (`validation_dream`).
 """
 import dataclasses
 

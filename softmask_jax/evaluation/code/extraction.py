@@ -50,7 +50,7 @@ def _asked_for(problem: Problem, head: str, text: str, chat: bool) -> str:
             parts = (pieces(head), *read[main + 1 :], *read[:main], read[main])
         elif head and not most:
             main, body = next(((n, body) for n, block in enumerate(blocks) if (body := _body(head, block, entries))), (0, []))
-            most = bool(body)
+            most = 2 * bool(body)
             parts = (*read[main + 1 :], *read[:main], body)
     if not most:
         return ""

@@ -100,7 +100,7 @@ def test_a_function_is_read_beside_its_fence_and_within_marks(text):
     assert scope["area"](3) == 6
 
 
-@pytest.mark.parametrize("line", ["```python\n", "(\n", "@a\n", "x = [\n", "'" * 3 + "\n", "try:\n x\n", "x += 1\n"])
+@pytest.mark.parametrize("line", ["```python\n", "(\n", "@a\n", "x = [\n", "'" * 3 + "\n", "try:\n x\n", "x += 1\n", "y.z()\n"])
 def test_what_is_repeated_without_end_is_read_all_the_same(line):
     text = line * 501 + "def area(r):\n    return 1"
     assert isinstance(program("humaneval", PROBLEM, text, chat=True), str)
