@@ -52,6 +52,7 @@ class Objective:
 
     Of conversations (model.kind dream): t between `t_min` and `t_max`, one per row or batch (`t_per`); `weighting`:
     time (1/t) | context_adaptive (with `cart_p`); whether pads behind a response are supervised (`supervise_pads`).
+    `fresh_noise`: whether every epoch draws t, masks and coins anew, or repeats the first epoch's.
     """
 
     noise_eps: float = 1e-3
@@ -63,6 +64,7 @@ class Objective:
     weighting: str = "time"
     cart_p: float = 0.1
     supervise_pads: bool = True
+    fresh_noise: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

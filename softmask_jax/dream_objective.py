@@ -4,8 +4,8 @@ The prompt is never corrupted. The denoiser's trunk returns hidden states that a
 (`models.dream.shift`), and its head does not suppress the mask, which may be among the k tokens that are fed back. Two passes are those of
 `objective`, kept within the segments of each row.
 
-Noise comes from the root key and the example's number, not from the step: an example is corrupted the same way in every
-batch, bucket and mesh. Letters: B batch, L length, D width.
+Noise comes from the root key, the epoch and the example's number, not from the step: in one epoch an example is corrupted
+the same way in every batch, bucket and mesh. Letters: B batch, L length, D width.
 """
 import dataclasses
 import functools
@@ -29,7 +29,10 @@ class DreamLoss:
     variant, k: of soft-masking. t_min, t_max: t is uniform between them; a token is masked with probability
     (1 - noise_eps) t + noise_eps. t_per: `row`, or one t for a whole `batch`, that of its first row. weighting: `time`
     is 1/t; `context_adaptive` weighs a masked token by the unmasked ones around it (`context_weights` with cart_p), and
-    not by t. supervise_pads: whether the recipe's pads are corrupted and scored.
+    not by t. supervise_pads: whether the recipe's pads are corrupted and scored. fresh_noise: whether every epoch draws
+    t, masks and coins anew, or repeats those of the first. A run begun before this choice repeated them; continued, it
+    draws anew in every later epoch, and ends its first epoch as it began. The recipe's pads decide an example's bucket
+    and stay the same.
     """
 
     variant: str = "topk"
@@ -41,6 +44,7 @@ class DreamLoss:
     weighting: str = "time"
     cart_p: float = 0.1
     supervise_pads: bool = True
+    fresh_noise: bool = True
 
     def __post_init__(self):
         if not (0 < self.t_min <= self.t_max <= 1 and 0 <= self.noise_eps < 1 and 0 < self.cart_p <= 1):
@@ -73,8 +77,12 @@ def validation_t(spec: DreamLoss, index: jax.Array, count: int) -> jax.Array:
 
 
 def example_keys(root_key: jax.Array, stream: Stream, index: jax.Array, epoch=0) -> jax.Array:
-    """A key [B] for each example `index` [B]. The reference repeats an example's noise in every epoch (`epoch` 0)."""
-    return diffusion.row_keys(diffusion.stream_key(root_key, stream, epoch), index)
+    """A key [B] for each example `index` [B] in its `epoch`, counted from 0: [B], or one for all."""
+
+    def one(number, epoch):
+        return jax.random.fold_in(diffusion.stream_key(root_key, stream, epoch), number)
+
+    return jax.vmap(one)(index, jnp.broadcast_to(epoch, index.shape))
 
 
 def coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -> jax.Array:

@@ -30,13 +30,22 @@ class DreamStep:
     dropout: bool = False
 
     def train_step(self, state: TrainState, batch: dict, root_key) -> tuple[TrainState, Metrics]:
-        noisy = dream_objective.corrupt(self.spec, batch, root_key, mask_token_id=self.denoiser.mask_token_id)
-        coins = self._coins(root_key, batch["index"])
+        noisy, coins = self.draw(batch, root_key)
         keys = None
         if self.dropout:
             keys = diffusion.row_keys(diffusion.stream_key(root_key, Stream.DROPOUT, state.step), batch["rows"])
         loss, grads, sums = self.gradient(state, noisy, coins, keys)
         return update(self.tx, self.ema_decay, state, grads, loss, coins, sums)
+
+    def draw(self, batch: dict, root_key) -> tuple[Noisy, jax.Array]:
+        """The corrupted batch, and the coin of every row: [B] bool."""
+        epoch = batch["epoch"] if self.spec.fresh_noise else 0
+        noisy = dream_objective.corrupt(
+            self.spec, batch, root_key, mask_token_id=self.denoiser.mask_token_id, epoch=epoch
+        )
+        if self.spec.variant == "none" or self.p_sm == 0.0:
+            return noisy, jnp.zeros(batch["index"].shape, bool)
+        return noisy, dream_objective.coins(root_key, batch["index"], self.p_sm, epoch)
 
     def gradient(self, state: TrainState, noisy: Noisy, coins: jax.Array, keys=None) -> tuple[jax.Array, dict, dict]:
         """(loss, gradient of what is trained, sums for the metrics); the first two are means over the micro-batches.
@@ -59,11 +68,6 @@ class DreamStep:
         (loss, grads, sums), _ = jax.lax.scan(accumulate, nothing, micro)
         loss, grads = jax.tree.map(lambda x: x / self.micro_batches, (loss, grads))
         return loss, grads, sums
-
-    def _coins(self, root_key, index):
-        if self.spec.variant == "none" or self.p_sm == 0.0:
-            return jnp.zeros(index.shape, bool)
-        return dream_objective.coins(root_key, index, self.p_sm)
 
     def _gradient(self, state: TrainState, noisy: Noisy, coins, keys):
         """Mean loss of one micro-batch, its gradient, and sums for the metrics."""
@@ -89,6 +93,7 @@ def loss_spec(config: Config) -> DreamLoss:
     return DreamLoss(
         variant=config.soft_mask.variant, k=config.soft_mask.k, noise_eps=o.noise_eps, t_min=o.t_min, t_max=o.t_max,
         t_per=o.t_per, weighting=o.weighting, cart_p=o.cart_p, supervise_pads=o.supervise_pads,
+        fresh_noise=o.fresh_noise,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ model = dream_denoiser.build(c.model, c.soft_mask, sizes, mesh=mesh)
 tx = optimizer.make(c.optimizer, c.updates)
 state, rows = train_state.abstract(model, tx, mesh), sharding.batch_sharding(mesh)
 shapes = dict.fromkeys(("tokens", "segment_ids"), (1, 256))
-shapes |= dict.fromkeys(("rows", "index", "prompt_lengths", "real_lengths", "lengths"), (1,))
+shapes |= dict.fromkeys(("rows", "epoch", "index", "prompt_lengths", "real_lengths", "lengths"), (1,))
 batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()}
 key = jax.eval_shape(jax.random.key, 0)
 key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))

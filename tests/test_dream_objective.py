@@ -98,6 +98,15 @@ def test_an_example_is_corrupted_the_same_way_in_every_batch_bucket_and_row():
     assert not np.array_equal(corrupt(spec, batch(6), epoch=1).noisy, whole.noisy)
 
 
+def test_the_first_epoch_has_the_draws_recorded_when_there_was_no_other():
+    noisy = corrupt(DreamLoss(), batch(3), epoch=jnp.zeros(3, jnp.int32))
+    np.testing.assert_array_equal(noisy.t, np.float32([0.5474199652671814, 0.7112565040588379, 0.43710198998451233]))
+    masked = ["".join(map(str, row)) for row in np.asarray(noisy.masked, int)[:, :24]]
+    assert masked == ["000000101000011110111010", "000000011111011011010110", "000011000010011100100111"]
+    flips = dream_objective.coins(KEY, jnp.arange(40), 0.5, epoch=jnp.zeros(40, jnp.int32))
+    assert "".join(map(str, np.asarray(flips, int))) == "0110000011110001010001111101100010011011"
+
+
 def test_t_of_a_batch_is_that_of_its_first_row_and_validation_t_is_evenly_spaced():
     row, one = corrupt(DreamLoss(), batch(4)), corrupt(DreamLoss(t_per="batch"), batch(4))
     assert len(set(np.asarray(row.t).tolist())) == 4

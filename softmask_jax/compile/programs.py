@@ -95,7 +95,7 @@ def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, 
     if config.model.kind == "dream":
         length, step = length or config.data.max_tokens, dream_step.make(config, model, tx)
         shapes = dict.fromkeys(("tokens", "segment_ids"), (rows, length))
-        shapes |= dict.fromkeys(("rows", "index", "prompt_lengths", "real_lengths", "lengths"), (rows,))
+        shapes |= dict.fromkeys(("rows", "epoch", "index", "prompt_lengths", "real_lengths", "lengths"), (rows,))
     else:
         length, step = length or config.data.seq_len, train_step.make(config, model, tx)
         shapes = {"tokens": (rows, length), "rows": (rows,)}

@@ -129,8 +129,9 @@ def bucket_batches(
 ) -> Batches:
     """This host's share of the endless training batches from `start_step` on, epoch after epoch.
 
-    Each is what `Buckets.gather` returns with `rows` int32 [B/hosts], the rows' numbers in the global batch. As in
-    `pipeline.batches`, host i of n has rows i, i + n, ... and position p holds a row of micro-batch p % micro_batches.
+    Each is what `Buckets.gather` returns with `rows` int32 [B/hosts], the rows' numbers in the global batch, and `epoch`
+    int32 [B/hosts], how many epochs came before. As in `pipeline.batches`, host i of n has rows i, i + n, ... and
+    position p holds a row of micro-batch p % micro_batches.
     Raises ValueError when a micro-batch does not divide by the hosts, or for fewer examples than a batch.
     """
     rows = _rows_of_host(buckets, global_batch_size, host_index, host_count, micro_batches)
@@ -138,14 +139,15 @@ def bucket_batches(
         raise ValueError(f"start_step={start_step} must not be negative")
     steps = steps_per_epoch(buckets, global_batch_size)
     groups = micro_batch_of(rows, global_batch_size, micro_batches)
-    rows = rows[np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()]
+    rows = rows[np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()].astype(np.int32)
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         epoch, inside = divmod(start_step, steps)
         while True:
             batches, sizes = buckets.plan(epoch, global_batch_size, seed)
+            more = {"rows": rows, "epoch": np.full_like(rows, epoch)}
             for step in range(inside, steps):
-                yield buckets.gather(batches[step, rows], int(sizes[step])) | {"rows": rows.astype(np.int32)}
+                yield buckets.gather(batches[step, rows], int(sizes[step])) | more
             epoch, inside = epoch + 1, 0
 
     return Batches(generate(), start_step)
