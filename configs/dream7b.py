@@ -6,6 +6,7 @@
 
 The last command writes a PEFT adapter with transparency_config.json beside it. The clipping of 0.875 is that of the
 gradient's mean over 8 micro-batches; the paper's 7.0 was that of their sum. `:binary` trains without soft-masking.
+`--config.model.adapter=none` trains all weights, 16 bytes each: float32 values, two moments and their average.
 `:int8` is for a single chip of 16 GB (TPU v5e): the base's kernels are int8, quantised as they are converted.
 
     python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream_int8 --int8

@@ -171,8 +171,9 @@ class Checkpoints:
         return None if found is None else (found[0], *found[1])
 
     def restore_params(
-        self, step: int | None = None, items: Sequence[str] = ("params", "ema"), abstract: Mapping | None = None
-    ) -> tuple[int, dict]:
+        self, step: int | None = None, items: Sequence[str] = ("params", "ema"), abstract: Mapping | None = None, *,
+        narrow: bool = False,
+    ) -> tuple[int, dict]:  # fmt: skip
         """Read some trees of a checkpoint, usually without the optimiser; see `read_trees`. Renames nothing.
 
         Args:
@@ -187,13 +188,13 @@ class Checkpoints:
         """
         steps = self.all_steps()
         if step is None and steps:
-            return self._newest(lambda folder: read_trees(folder, items, abstract))[0]
+            return self._newest(lambda folder: read_trees(folder, items, abstract, narrow=narrow))[0]
         if step not in steps:
             wanted, have = "any step" if step is None else f"step {step}", ", ".join(map(str, steps)) or "none"
             raise FileNotFoundError(f"No checkpoint of {wanted} in {self.folder}; steps there: {have}.")
         folder = self.folder / str(step)
         try:
-            return step, read_trees(folder, items, abstract)
+            return step, read_trees(folder, items, abstract, narrow=narrow)
         except Damaged as damage:
             raise RuntimeError(f"The checkpoint {folder} is damaged: {damage}. Use another step.") from damage
 

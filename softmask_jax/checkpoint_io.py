@@ -30,6 +30,8 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 Path = tuple[str, ...]
 
+log = logging.getLogger(__name__)
+
 
 class Damaged(Exception):
     """A checkpoint's files are not what was written; the message names the file."""
@@ -107,14 +109,20 @@ def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
     return bool(verdict)
 
 
-def read_trees(folder: os.PathLike, items: Sequence[str], abstract: Mapping[str, Any] | None = None) -> dict:
+def read_trees(
+    folder: os.PathLike, items: Sequence[str], abstract: Mapping[str, Any] | None = None, *, narrow: bool = False
+) -> dict:
     """Read trees of a checkpoint, or of any folder that holds Orbax trees of these names, such as a converted model.
+
+    Floating-point arrays are read into a wider dtype, with the same values, if `abstract` wants it: a run that trained
+    in bfloat16 goes on in float32.
 
     Args:
       folder: holds the sub-folders `items`.
       items: which of them.
       abstract: trees by item with shape, dtype and sharding, as for `Checkpoints.restore_latest`; an item that is not
         in it is read as it was saved, as nested dicts of arrays on the default device.
+      narrow: read floating-point arrays into narrower dtypes, too, rounded.
 
     Returns:
       Trees by item; an item that the folder lacks is None if it is not in `abstract`, unless it is `params`.
@@ -133,7 +141,7 @@ def read_trees(folder: os.PathLike, items: Sequence[str], abstract: Mapping[str,
     wanted = {item: flat(abstract[item]) if item in abstract else found[item] for item in items}
     if absent := [item for item in items if wanted[item] and not found[item] and not verified]:
         raise Damaged(f"{', '.join(absent)} missing, and no {CHECKSUMS}")
-    _require_same(folder, found, wanted)
+    _require_same(folder, found, wanted, narrow)
     with _damage_unless(verified):
         leaves = {item: _read(folder / item, wanted[item]) for item in items}
     trees = {}
@@ -244,15 +252,24 @@ def _read(folder: epath.Path, wanted: Mapping[Path, Any]) -> dict[Path, jax.Arra
         return flat(reader.restore(folder, args=ocp.args.StandardRestore(nested(target))))
 
 
-def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict]) -> None:
+def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], narrow: bool) -> None:
     def show(leaf) -> str:
         return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
-    differences = []
+    def converts(has, needs) -> bool:
+        if has is None or needs is None or has.shape != needs.shape:
+            return False
+        floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (has, needs))
+        return floats and (narrow or jnp.promote_types(has.dtype, needs.dtype) == needs.dtype)
+
+    differences, converted = [], set()
     for item in wanted:
         for path in sorted(found[item].keys() | wanted[item].keys()):
-            has, needs = show(found[item].get(path)), show(wanted[item].get(path))
-            if has != needs:
+            leaves = found[item].get(path), wanted[item].get(path)
+            has, needs = map(show, leaves)
+            if has != needs and converts(*leaves):
+                converted.add(f"from {leaves[0].dtype} as {leaves[1].dtype}")
+            elif has != needs:
                 differences.append(f"{'/'.join((item, *path))}: found {has}, wanted {needs}")
     if differences:
         more = f"; and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else ""
@@ -260,3 +277,5 @@ def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping
             f"The checkpoint {folder} is of another model: {'; '.join(differences[:MOST_NAMED])}{more}. "
             "Use the config that it was written with, or another folder."
         )
+    if converted:
+        log.info("Arrays of %s are read %s.", folder, " and ".join(sorted(converted)))

@@ -7,7 +7,8 @@ class Model:
     """`kind`: dit (sizes below) | dream (`base`: the folder of a converted model, which knows its sizes).
 
     `adapter`: none | lora | dora, trained on a frozen `base`, on the products that `adapter_targets` (a regular
-    expression) finds by name. `param_dtype`: of a base. `base_dtype`: float (all of it in `param_dtype`) | int8 (its
+    expression) finds by name. `param_dtype`: of a base, and of a whole model that was trained once it is used or
+    converted (whatever trains is float32 meanwhile). `base_dtype`: float (all of it in `param_dtype`) | int8 (its
     kernels, as `softmask_jax.convert --int8` makes them; frozen, so it needs an `adapter`). `remat`: none | attention | dots | full. `attention`: auto |
     xla | cudnn, and of a dream model splash.
     """

@@ -215,7 +215,8 @@ def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> Drea
     wanted = {"params": {"backbone": trained, "soft_mask": shapes["soft_mask"]}}
     wanted |= {"ema": trained} if weights == "ema" else {}
     with Checkpoints(path / "checkpoints") as checkpoints:
-        step, trees = checkpoints.restore_params(step, items=tuple(wanted), abstract=wanted)
+        # What was trained without an adapter is float32 there, and is used in config.model.param_dtype.
+        step, trees = checkpoints.restore_params(step, items=tuple(wanted), abstract=wanted, narrow=True)
     params = trees["params"]
     if weights == "ema":
         params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}

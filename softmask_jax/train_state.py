@@ -10,8 +10,9 @@ from softmask_jax import sharding
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained. ema: the backbone's,
-    float32. frozen: the rest of the backbone, a base that an adapter is trained for; never changed, never saved."""
+    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained; ema: the backbone's, opt_state:
+    the moments; all of them float32. frozen: the rest of the backbone, a base that an adapter is trained for, in its
+    own dtype; never changed, never saved."""
 
     step: jax.Array
     params: dict
@@ -33,6 +34,8 @@ def fresh(params: dict, tx: optax.GradientTransformation, frozen: tuple[str, ...
     """The state before the first update; the EMA starts from the parameters. frozen: which entries of the backbone are
     not trained."""
     params, base = _split(params, frozen)
+    # bfloat16 has 8 bits: an update of less than 1/256 of a weight would vanish. The step casts them for its products.
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     ema = jax.tree.map(jnp.copy, params["backbone"])
     return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params), base)
 

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
@@ -162,6 +163,27 @@ def test_a_checkpoint_of_another_model_is_an_error_naming_the_keys(copy):
         assert part in message
     assert "optimizer" not in message and "\n" not in message
     assert Checkpoints(copy).all_steps() == [1, 2, 3]
+
+
+def test_what_was_saved_in_bfloat16_is_read_into_float32_with_its_values_and_rounded_only_if_asked(three, caplog):
+    wanted = abstract(STATES[3])
+    wanted["params"]["backbone"]["w"] = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    with caplog.at_level(logging.INFO, "softmask_jax"):
+        _, found, _ = Checkpoints(three).restore_latest(wanted)
+    assert found["params"]["backbone"]["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(found["params"]["backbone"]["w"], STATES[3].params["backbone"]["w"].astype(jnp.float32))
+    assert any("read from bfloat16 as float32" in record.getMessage() for record in caplog.records)
+    wanted["ema"]["w"] = jax.ShapeDtypeStruct((4, 8), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"ema/w: found float32\[4, 8\], wanted bfloat16"):
+        Checkpoints(three).restore_params(abstract=wanted)
+    _, found = Checkpoints(three).restore_params(abstract=wanted, narrow=True)
+    np.testing.assert_array_equal(found["ema"]["w"], STATES[3].ema["w"].astype(jnp.bfloat16))
+
+
+def test_integers_are_never_read_as_numbers_with_a_fraction(three):
+    counts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), abstract(STATES[3])["optimizer"])
+    with pytest.raises(ValueError, match=r"count: found int32\[\], wanted float32"):
+        Checkpoints(three).restore_params(items=("optimizer",), abstract={"optimizer": counts}, narrow=True)
 
 
 def test_a_missing_ema_is_a_mismatch_and_many_mismatches_are_counted(three):

@@ -11,7 +11,7 @@ from softmask_jax import soft_masking
 from softmask_jax.convert import adapters, dream, mdlm
 from softmask_jax.convert.key_tables import Entry, below, match
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
-from softmask_jax.convert.tensors import Float32, InMemory, Joined, Renamed, Tensors, whole
+from softmask_jax.convert.tensors import Floats, InMemory, Joined, Renamed, Tensors, whole
 
 FORMAT, VERSION = "softmask_jax model", 1
 KINDS = ("dit", "dream", "adapter")
@@ -128,7 +128,7 @@ def dit_about(model: Mapping, soft_mask: Mapping, vocab_size: int, *, seq_len: i
 
 def dit_tensors(tensors: Tensors) -> tuple[Tensors, bool, int | None]:
     """MDLM's tensors as float32, without the rotary buffer and with scalars; whether it had some; width of a head."""
-    wide, head_width = Float32(tensors), None
+    wide, head_width = Floats(tensors), None
     if mdlm.INVERSE_FREQUENCIES in wide.specs:
         if len(wide.specs[mdlm.INVERSE_FREQUENCIES].shape) == 1:
             head_width = 2 * len(whole(wide, mdlm.INVERSE_FREQUENCIES))

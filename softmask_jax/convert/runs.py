@@ -9,13 +9,13 @@ from softmask_jax.convert.key_tables import Entry, below
 from softmask_jax.convert.model import FORMAT, SCALARS, Model, carried
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.safe_files import read_json
-from softmask_jax.convert.tensors import Joined, Renamed, Tensors
+from softmask_jax.convert.tensors import Floats, Joined, Renamed, Tensors
 from softmask_jax.data import load_tokenizer
 from softmask_jax.data.tokenizer_hub import NAME
 
 
 def open_run(path: Path, weights: str | None) -> Model:
-    """The run in a folder.
+    """The run in a folder. What trained was float32; a Dream without an adapter gets its config's `model.param_dtype`.
 
     Args:
       weights: raw | ema; None is ema, unless the run has none.
@@ -31,7 +31,7 @@ def open_run(path: Path, weights: str | None) -> Model:
     more = {"weights": weights, "step": step}
     soft = config["soft_mask"]
     soft_mask = None if soft["variant"] == "none" else {"variant": soft["variant"], "k": soft["k"], "schedule": "none"}
-    kind, vocab_size, table = config["model"]["kind"], 0, mdlm.BACKBONE
+    kind, vocab_size, table, dtype = config["model"]["kind"], 0, mdlm.BACKBONE, "float32"
     if kind == "dit":
         tokenizer = load_tokenizer(path / "tokenizer")
         vocab_size = tokenizer.vocab_size
@@ -43,9 +43,10 @@ def open_run(path: Path, weights: str | None) -> Model:
         about = {"hf_config": adapters.write_config(found, _origin(config["model"]["base"])), "soft_mask": soft_mask}
     else:
         table = dream.BACKBONE
-        about = {"hf_config": _hf_config(config["model"]["base"]), "soft_mask": soft_mask}
+        dtype = config["model"]["param_dtype"]
+        about = {"hf_config": _hf_config(config["model"]["base"], dtype), "soft_mask": soft_mask}
         vocab_size = about["hf_config"]["vocab_size"]
-    tensors = _tensors(folder, table, weights, vocab_size)
+    tensors = _tensors(folder, table, weights, vocab_size, dtype)
     if kind != "dit" and soft_mask is None:
         kept = [key for key in tensors.specs if key not in SCALARS]
         tensors = Renamed(tensors, dict(zip(kept, kept)))
@@ -77,14 +78,14 @@ def _newest(path: Path) -> tuple[Path, int]:
     return folder, max(steps)
 
 
-def _tensors(folder: Path, table: tuple[Entry, ...], weights: str, vocab_size: int) -> Tensors:
-    """The backbone's raw or averaged tensors with the raw soft-masking scalars."""
-    scalars = below("soft_mask", mdlm.SOFT_MASK)
-    params = checked(OurTensors(folder / "params", below("backbone", table) + scalars, vocab_size))
-    if weights == "raw":
-        return params
-    averaged = checked(OurTensors(folder / "ema", table, vocab_size))
-    return Joined(averaged, Renamed(params, {entry.key: entry.key for entry in scalars}))
+def _tensors(folder: Path, table: tuple[Entry, ...], weights: str, vocab_size: int, dtype: str) -> Tensors:
+    """The backbone's raw or averaged tensors in `dtype` with the raw soft-masking scalars."""
+    entries = below("backbone", table) + below("soft_mask", mdlm.SOFT_MASK)
+    params = checked(OurTensors(folder / "params", entries, vocab_size))
+    backbone: Tensors = Renamed(params, {key: key for key in params.specs if key not in SCALARS})
+    if weights == "ema":
+        backbone = checked(OurTensors(folder / "ema", table, vocab_size))
+    return Joined(Floats(backbone, dtype), Renamed(params, dict(zip(SCALARS, SCALARS))))
 
 
 def _stacked(name: str, table: tuple[Entry, ...]) -> bool:
@@ -102,11 +103,14 @@ def _adapter(model: Mapping, params: Path) -> adapters.Adapter:
     return adapters.Adapter(model["adapter_rank"], model["adapter_alpha"], model["adapter"] == "dora", False, targets)
 
 
-def _hf_config(base: str) -> dict:
+def _hf_config(base: str, dtype: str) -> dict:
+    """The base's config.json for weights in `dtype`."""
     found = read_json(Path(base).expanduser(), "config.json")
     if found.get("format") != FORMAT or found.get("kind") != "dream":
         raise ValueError(f"config.model.base: {base} is no converted Dream model; convert it again.")
-    return found["hf_config"]
+    kept = found["hf_config"]
+    # transformers 5 calls it "dtype".
+    return kept | {name: dtype for name in ("torch_dtype", "dtype") if name in kept}
 
 
 def _origin(base: str) -> str:

@@ -21,7 +21,7 @@ from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import checked, open_run
 from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
-from softmask_jax.convert.tensors import Float32, Renamed, Tensors
+from softmask_jax.convert.tensors import Floats, Renamed, Tensors
 from softmask_jax.convert.wrappers import without_wrappers
 from softmask_jax.models import dream_config
 from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
@@ -168,7 +168,7 @@ def _adapter(path: Path) -> Model:
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
     folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), dream.OWN_KEYS, path)
-    tensors: Tensors = Float32(Renamed(folder, adapters.canonical_keys(folder.specs)))
+    tensors: Tensors = Floats(Renamed(folder, adapters.canonical_keys(folder.specs)))
     config = adapters.with_listed_targets(config, tensors.specs)
     adapter = adapters.read_config(config)
     blocks = count_blocks(dream.adapter_table(adapter.targets, adapter.use_dora), tensors.specs)

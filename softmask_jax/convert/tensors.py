@@ -33,13 +33,12 @@ class Renamed:
         return self.tensors.pieces(self.names[key])
 
 
-class Float32:
-    """Other tensors, the floating-point ones of them as float32, which holds bfloat16 and float16 exactly."""
+class Floats:
+    """Other tensors, the floating-point ones of them as `dtype`: float32 holds bfloat16 and float16 exactly."""
 
-    def __init__(self, tensors: Tensors):
-        self.tensors = tensors
-        wide = np.dtype(np.float32)
-        self.specs = {k: Spec(wide if is_float(s.dtype) else s.dtype, s.shape) for k, s in tensors.specs.items()}
+    def __init__(self, tensors: Tensors, dtype=np.float32):
+        self.tensors, dtype = tensors, np.dtype(dtype)
+        self.specs = {k: Spec(dtype if is_float(s.dtype) else s.dtype, s.shape) for k, s in tensors.specs.items()}
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         for piece in self.tensors.pieces(key):
