@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from softmask_jax.compile import Topology, __main__, slice_of
+from softmask_jax import config as schema
+from softmask_jax.compile import Topology, __main__, programs, slice_of
 from softmask_jax.compile.compiled import out_of_memory
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +116,24 @@ def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, tmp
     done = run(*SMALL, "--topology=v5e:2x2", *sampler, "--rows=8", "--length=32", "--steps=8", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Sampler" in done.stdout and "No array of size B L V." in done.stdout
+
+
+def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():
+    config = schema.load("configs/dream7b.py", ["model.adapter=none"])
+    shape = {"num_hidden_layers": 1, "vocab_size": 1024, "mask_token_id": 1023}
+    program = programs.training(config, jax.devices()[:8], sizes=programs.DREAM_7B | shape, length=128)
+    kept = {name: programs.bytes_per_chip(tree) * 8 / program.denoiser.num_params for name, tree in program.parts.items()}
+    del kept["batch"]
+    assert kept == {"base": 0, **{name: pytest.approx(size, rel=1e-3) for name, size in dict(params=4, ema=4, optimizer=8).items()}}
+
+
+@pytest.mark.soak
+def test_full_fine_tuning_of_dream_7b_fits_sixteen_of_the_smallest_chips(tmp_path):
+    arguments = ["--config=configs/dream7b.py", "--config.model.adapter=none", "--topology=v5e:4x4"]
+    done = run(*arguments, f"--json={tmp_path / 'found.json'}", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "found.json").read_text())["kept"]
+    assert sum(kept.values()) == pytest.approx(16 * 7_615_616_512 / 16, rel=1e-3) and "of 16: fits" in done.stdout
 
 
 @pytest.mark.soak

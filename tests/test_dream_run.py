@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import softmask_jax
 from softmask_jax import checkpoint_io, config, sharding, tiny_dream, train
+from softmask_jax.checkpoint import Checkpoints
 from softmask_jax.convert.__main__ import main as convert
 from tests.tiny_run import QUICK_COMPILES
 
@@ -210,20 +211,58 @@ def test_logits_are_those_of_the_model_and_shifted_ones_stand_a_place_later(work
     np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=2e-2, atol=2e-2)
 
 
+WHOLE = ("model.adapter=none", "sample.count=0", "sample.every=0", "eval.every=0", "checkpoint.every=2")
+
+
+@pytest.fixture(scope="module")
+def whole(workshop):
+    """A run in which all of a bfloat16 base was trained."""
+    return workshop.run("whole", *WHOLE, "train.steps=4")[0]
+
+
 @pytest.mark.full
-def test_full_fine_tuning_starts_from_the_base_and_moves_all_of_it(workshop):
-    folder, summary = workshop.run(
-        "full", "model.adapter=none", "train.steps=3", "sample.count=0", "sample.every=0",
-        "optimizer.learning_rate=0.01",
-    )  # fmt: skip
-    assert summary["finished"]
-    base, now = arrays_of_model(workshop.folder / "model"), arrays(folder, 3)
+def test_full_fine_tuning_of_a_bfloat16_base_moves_every_kernel_in_float32(workshop, whole):
+    base, now = arrays_of_model(workshop.folder / "model"), arrays(whole, 4, ("params", "ema", "optimizer"))
     backbone = [name for name in base if "/backbone/" in name]
-    assert set(backbone) <= now.keys()
-    differing = [name for name in backbone if (base[name] != now[name]).any()]
-    assert len(differing) > len(backbone) // 2
-    near = "params/backbone/final_norm/scale"
-    np.testing.assert_allclose(np.asarray(now[near], np.float32), np.asarray(base[near], np.float32), atol=0.2)
+    assert set(backbone) <= now.keys() and {base[name].dtype.name for name in backbone} == {"bfloat16"}
+    assert {value.dtype.name for value in now.values()} == {"float32", "int32"}
+    for name in backbone:
+        moved = np.abs(now[name] - base[name].astype(np.float32))
+        assert moved.max() < 4e-5  # four updates at a rate of 1e-5
+        assert "kernel" not in name or np.mean(moved > 0) > 0.99
+
+
+@pytest.mark.full
+def test_a_run_that_trained_in_bfloat16_goes_on_in_float32_and_is_loaded_and_converted(workshop, whole, caplog):
+    old = shutil.copytree(whole, workshop.folder / "old")
+    (old / "summary.json").unlink()
+    shutil.rmtree(old / "checkpoints" / "4")
+    trees = checkpoint_io.read_trees(old / "checkpoints" / "2", checkpoint_io.TREES)
+    cursor = checkpoint_io.read_json(old / "checkpoints" / "2", verified=True)["cursor"]
+    shutil.rmtree(old / "checkpoints" / "2")
+    narrow = lambda x: x.astype("bfloat16") if x.dtype == "float32" and x.ndim else x  # noqa: E731
+    with Checkpoints(old / "checkpoints") as checkpoints:
+        checkpoints.save(2, jax.tree.map(narrow, trees), cursor)
+    assert convert([f"--src={old}", f"--dst={workshop.folder / 'old-hf'}", "--to=hf", "--verify"]) == 0
+    np.testing.assert_array_equal(*(softmask_jax.load(run, step=2).logits([[1, 2, 3]]) for run in (old, whole)))
+    with caplog.at_level("INFO", "softmask_jax"):
+        _, summary = workshop.run("old", *WHOLE, "train.steps=4")
+    assert summary["step"] == 4 and "from bfloat16 as float32" in caplog.text
+    now = arrays(old, 4, ("params", "ema", "optimizer"))
+    assert {value.dtype.name for value in now.values()} == {"float32", "int32"}
+
+
+@pytest.mark.full
+def test_a_whole_model_is_exported_and_used_in_the_dtype_of_its_config(workshop, whole):
+    again = workshop.folder / "whole-again"
+    assert convert([f"--src={whole}", f"--dst={workshop.folder / 'whole-hf'}", "--to=hf", "--verify"]) == 0
+    tensors = load_file(workshop.folder / "whole-hf" / "model.safetensors")
+    assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
+    assert json.loads((workshop.folder / "whole-hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    saved = arrays(whole, 4, ("ema",))["ema/layers/up/kernel"]
+    np.testing.assert_array_equal(tensors["model.layers.1.mlp.up_proj.weight"].T, saved[1].astype("bfloat16"))
+    assert convert([f"--src={workshop.folder / 'whole-hf'}", f"--dst={again}", "--verify"]) == 0
+    np.testing.assert_array_equal(softmask_jax.load(whole).logits([[1, 2, 3]]), softmask_jax.load(again).logits([[1, 2, 3]]))
 
 
 @pytest.fixture(scope="module")
