@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import softmask_jax
-from softmask_jax import checkpoint_io, config, sharding, tiny_dream, train
+from softmask_jax import checkpoint_io, config, dream_objective, sharding, tiny_dream, train
 from softmask_jax.checkpoint import Checkpoints
 from softmask_jax.convert.__main__ import main as convert
 from tests.tiny_run import QUICK_COMPILES
@@ -109,6 +109,23 @@ def test_a_stopped_run_continues_to_the_same_bits(workshop, tuned):
     ours, theirs = (arrays(run, 6, ("params", "ema", "optimizer")) for run in (folder, tuned[0]))
     assert ours.keys() == theirs.keys()
     assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+
+
+@pytest.mark.full
+def test_a_run_stopped_in_its_second_epoch_continues_to_the_same_bits_with_the_coins_of_each_epoch(workshop):
+    few = ("data.max_train=4", "train.log_every=1", "eval.every=0", "sample.every=0", "sample.count=0")
+    straight, _ = workshop.run("epochs", *few)
+    halted, _ = workshop.run("epochs-halted", *few, stop_at=3)
+    settings = json.loads((halted / "config.json").read_text())
+    del settings["objective"]["fresh_noise"]  # as of a run from before there was a choice
+    (halted / "config.json").write_text(json.dumps(settings))
+    workshop.run("epochs-halted", *few)
+    ours, theirs = (arrays(run, 6, ("params", "ema", "optimizer")) for run in (halted, straight))
+    assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    two_pass = [2 * row["two_pass_share"] for row in rows if row["kind"] == "train"]
+    coins = [int(dream_objective.coins(jax.random.key(1231), np.arange(4), 0.5, epoch).sum()) for epoch in range(3)]
+    assert [sum(two_pass[step : step + 2]) for step in (0, 2, 4)] == coins and coins[2] != coins[0]
 
 
 @pytest.mark.full

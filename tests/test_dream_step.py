@@ -12,7 +12,7 @@ from softmask_jax import config, dream_denoiser, optimizer, train_state
 from softmask_jax.data.buckets import Buckets, bucket_batches, steps_per_epoch
 from softmask_jax.data.sft import Examples
 from softmask_jax.dream_objective import DreamLoss
-from softmask_jax.dream_step import DreamStep
+from softmask_jax.dream_step import DreamStep, loss_spec
 from softmask_jax.soft_masking import init_scalars
 from tests import dream_model, golden_model
 
@@ -67,7 +67,8 @@ def test_every_epoch_draws_other_times_and_masks_for_every_example():
 
 
 def test_noise_that_is_not_fresh_is_the_first_epochs_in_all():
-    fixed = drawn(DreamLoss(fresh_noise=False))
+    settings = config.from_dict({"objective": {"fresh_noise": False}, "soft_mask": {"k": 1}})
+    fixed = drawn(loss_spec(settings))
     assert fixed == {(epoch, i): plain()[0, i] for epoch in range(3) for i in range(EXAMPLES)}
 
 
