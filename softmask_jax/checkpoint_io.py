@@ -203,7 +203,7 @@ def _compare(folder: epath.Path, items: Sequence[str] | None) -> bool:
     if not (folder / CHECKSUMS).exists():
         return False
     try:
-        recorded = json.loads((folder / CHECKSUMS).read_text())
+        recorded = json.loads((folder / CHECKSUMS).read_text("utf-8"))
         if _own_checksum(recorded["files"]) != recorded["crc32"]:
             raise Damaged(f"{CHECKSUMS} has changed since it was written")
         for name, expected in recorded["files"].items():

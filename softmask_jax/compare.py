@@ -21,6 +21,7 @@ import jax
 import softmask_jax
 from softmask_jax import checkpoint_io, compare_page, data, run_log, sharding
 from softmask_jax.api import LanguageModel
+from softmask_jax.command_line import command
 from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import check_writable, write_atomically, write_json
@@ -253,28 +254,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 the runs don't compare, or something cannot be read or written; 2 wrong command line."""
     flags = parse(argv)
-    try:
-        check_writable(flags.json)
-        check_writable(flags.out, "--out")
-        logs, content = [run_log.read(path) for path in flags.runs], []
-        if not flags.curves_only:
-            found = compare(
-                [load_run(path) for path in flags.runs], draws=flags.draws, batch_size=flags.batch_size, seed=flags.seed
-            )
-            print(markdown(found), end="\n\n")
-            if flags.json:
-                write_json(flags.json, found)
-            content = [introduction(found), *tables(found), *verdicts(found)]
-        names = run_names([log.path for log in logs])
-        write_atomically(flags.out, compare_page.build(dict(zip(names, logs)), content), elsewhere="give another --out")
-        print(f"Page  {flags.out}")
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    check_writable(flags.json)
+    check_writable(flags.out, "--out")
+    logs, content = [run_log.read(path) for path in flags.runs], []
+    if not flags.curves_only:
+        found = compare(
+            [load_run(path) for path in flags.runs], draws=flags.draws, batch_size=flags.batch_size, seed=flags.seed
+        )
+        print(markdown(found), end="\n\n")
+        if flags.json:
+            write_json(flags.json, found)
+        content = [introduction(found), *tables(found), *verdicts(found)]
+    names = run_names([log.path for log in logs])
+    write_atomically(flags.out, compare_page.build(dict(zip(names, logs)), content), elsewhere="give another --out")
+    print(f"Page  {flags.out}")
 
 
 if __name__ == "__main__":

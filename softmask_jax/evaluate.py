@@ -13,15 +13,12 @@ import argparse
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
-from softmask_jax.command_line import split_overrides
-
-ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
+from softmask_jax.command_line import command, split_overrides
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and as `section.key=value` the overrides among them."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.evaluate", description=__doc__, allow_abbrev=False,
@@ -40,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_",
         help="override a key; all are in softmask_jax/evaluation/settings.py")  # fmt: skip
-    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(argv)
     flags = parser.parse_args(words)
     flags.out = os.path.expanduser(flags.out)
     if flags.allow_unsafe_code and not flags.allow_code:
@@ -52,27 +49,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return flags, overrides
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command(interrupted="Stopped. The same command goes on from there.", debug=True)
+def main(argv: list[str]) -> None:
     """Exit status: 0 all numbers are there; 1 failed; 2 the command line is wrong; 130 stopped before the end."""
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)
-    from softmask_jax.evaluation.task import Stopped
 
-    try:
-        return _evaluate(flags, overrides)
-    except ERRORS as error:
-        if flags.debug:
-            traceback.print_exc()
-        first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr, flush=True)
-        return 1
-    except (Stopped, KeyboardInterrupt):
-        print("Stopped. The same command goes on from there.", file=sys.stderr, flush=True)
-        return 130
-
-
-def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     import softmask_jax
     from softmask_jax import config
     from softmask_jax.evaluation import plots, tables, tasks
@@ -99,7 +82,6 @@ def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
             print(f"Plot     {path}")
     print(f"Numbers  {evaluation.out / 'results.json'}")
     print(f"Tables   {evaluation.out / 'results.md'}")
-    return 0
 
 
 if __name__ == "__main__":

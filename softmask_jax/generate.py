@@ -17,8 +17,6 @@ import dataclasses
 import json
 import logging
 import sys
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +25,13 @@ from tqdm import tqdm
 import softmask_jax
 from softmask_jax import generate_flags, prompts, viewer
 from softmask_jax.answers import AnswerFile, count, described, key_of, summarize
+from softmask_jax.command_line import command, say
 from softmask_jax.files import check_writable, write_atomically
 from softmask_jax.generation import FAILED, Generator, Shape, lay_out, plan, shape_of
 from softmask_jax.patterns import Encoder, Pattern, token_id
 from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
 from softmask_jax.stop_signal import StopSignal
 
-ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 # Of a model that has no length of its own, as in Dream's own scripts.
 NEW_TOKENS = 256
 BATCH_SIZE = 8
@@ -203,28 +201,13 @@ class Run:
                 )
 
 
-def say(text: str) -> None:
-    """To standard error: standard output has the answers and nothing else."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@command(interrupted="Interrupted. With --out the same command goes on from the last batch.", debug=True,
+         out_of_memory="give a smaller --batch_size")
+def main(argv: list[str]) -> int:
     """Exit status: 0 all answers are there; 1 something failed; 2 the command line is wrong; 130 stopped before."""
     flags = generate_flags.parse(argv, __doc__)
     logging.basicConfig(format="%(message)s")
-    try:
-        return Run(flags)()
-    except ERRORS as error:
-        if flags.debug:
-            traceback.print_exc()
-        first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        if "RESOURCE_EXHAUSTED" in first:
-            first = f"The memory of the device is too small ({first:.100}); give a smaller --batch_size"
-        say(f"Error: {first}{' (--debug shows the rest)' if more else ''}")
-        return 1
-    except KeyboardInterrupt:
-        say("Interrupted. " + ("The same command goes on from the last batch." if flags.out else ""))
-        return 130
+    return Run(flags)()
 
 
 if __name__ == "__main__":

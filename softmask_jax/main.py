@@ -8,16 +8,13 @@ import argparse
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from softmask_jax import hosts
-from softmask_jax.command_line import split_overrides
-
-ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+from softmask_jax.command_line import ERRORS, command, split_overrides
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and as `section.key=value` the overrides among them, given as one word or two."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.main", description=__doc__, allow_abbrev=False,
@@ -32,7 +29,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
         "--config.SECTION.KEY", metavar="VALUE", dest="_",
         help="override a key; all are in softmask_jax/config_sections.py",
     )
-    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(argv)
     found = parser.parse_args(words)
     if "://" in found.workdir:
         parser.error(f"--workdir={found.workdir}: a run's folder must be on a mounted file system for now")
@@ -77,7 +74,8 @@ def report(summary: dict, workdir: str) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(interrupted="Interrupted. The same command continues from the last checkpoint.", debug=True, result=False)
+def main(argv: list[str]) -> None:
     """Exit status: 0 done, or stopped and saved; 1 failed; 2 the command line is wrong; 130 interrupted elsewhere."""
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
@@ -89,20 +87,11 @@ def main(argv: list[str] | None = None) -> int:
 
         settings, place = config.load(flags.config, overrides), hosts.from_flags(flags)
         summary = train.train(settings, flags.workdir, profile=flags.profile, place=place)
-    except ERRORS as error:
-        if flags.debug:
-            traceback.print_exc()
-        first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr, flush=True)
-        hosts.leave_soon(1)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
-        hosts.leave_soon(130)
-        return 130
+    except (*ERRORS, KeyboardInterrupt) as error:
+        hosts.leave_soon(130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
     if summary["finished"] and jax.process_index() == 0:
         print(report(summary, flags.workdir))
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 from softmask_jax import run_log
 from softmask_jax.chart_axes import number
+from softmask_jax.command_line import command, split_overrides
 from softmask_jax.files import check_writable, write_json
 from softmask_jax.markdown import table
 
@@ -179,9 +180,7 @@ def text(config, step: Step, lines: Sequence[Line]) -> str:
     return "\n\n".join(said)
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    from softmask_jax.command_line import split_overrides
-
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.plan", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -197,7 +196,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--length", type=int, default=0, help="tokens of a row; 0 is the config's, of conversations the longest")
     add("--json", default="", help="write the figures here too")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key, as of softmask_jax.main")
-    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(argv)
     flags = parser.parse_args(words)
     if (flags.seconds is None) != (flags.two_pass_seconds is None):
         parser.error("--seconds and --two_pass_seconds go together")
@@ -212,38 +211,34 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return flags, overrides
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 something cannot be read, compiled or written; 2 the command line is wrong."""
     flags, overrides = parse(argv)
     # Nothing is run here: an accelerator is not wanted.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from softmask_jax import config as schema
 
-    try:
-        check_writable(flags.json)
-        config = schema.load(flags.config, overrides)
-        sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
-        step = counted(config, **sizes)
-        plan(config, step)
-        if flags.topology:
-            seconds, chips = compiled(config, flags.topology, **sizes)
-            step = dataclasses.replace(step, seconds=seconds, chips=chips,
-                                       source=f"predicted from the program compiled for {flags.topology}, never run")
-        elif flags.run:
-            seconds, source = measured(flags.run)
-            step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source=source)
-        elif flags.seconds is not None:
-            pair = flags.seconds, flags.two_pass_seconds
-            step = dataclasses.replace(step, seconds=tuple((s, s) for s in pair), chips=flags.chips, source="as given")
-        lines = plan(config, step)
-        print(text(config, step, lines))
-        if flags.json:
-            found = {"lines": [dataclasses.asdict(line) for line in lines], "step": dataclasses.asdict(step)}
-            write_json(flags.json, json.loads(json.dumps(found)))
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"Error: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
-        return 1
-    return 0
+    check_writable(flags.json)
+    config = schema.load(flags.config, overrides)
+    sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
+    step = counted(config, **sizes)
+    plan(config, step)
+    if flags.topology:
+        seconds, chips = compiled(config, flags.topology, **sizes)
+        step = dataclasses.replace(step, seconds=seconds, chips=chips,
+                                   source=f"predicted from the program compiled for {flags.topology}, never run")
+    elif flags.run:
+        seconds, source = measured(flags.run)
+        step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source=source)
+    elif flags.seconds is not None:
+        pair = flags.seconds, flags.two_pass_seconds
+        step = dataclasses.replace(step, seconds=tuple((s, s) for s in pair), chips=flags.chips, source="as given")
+    lines = plan(config, step)
+    print(text(config, step, lines))
+    if flags.json:
+        found = {"lines": [dataclasses.asdict(line) for line in lines], "step": dataclasses.asdict(step)}
+        write_json(flags.json, json.loads(json.dumps(found)))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ A run writes the page at its end; by hand it can be made of any run, also of one
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from softmask_jax import curves, page
 from softmask_jax.charts import bar_chart, line_chart
 from softmask_jax.chart_axes import number
+from softmask_jax.command_line import command
 from softmask_jax.config import Config, flatten
 from softmask_jax.files import write_atomically
 from softmask_jax.run_log import RunLog, number as number_of, read
@@ -275,7 +275,8 @@ def _shown(value) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 no run, or no page could be written; 2 the command line is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -283,12 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="the folder of a run (its --workdir)")
     parser.add_argument("--out", default="", help=f"where to write the page; <run>/{FILE} by default")
     flags = parser.parse_args(argv)
-    try:
-        print(f"Report  {write(flags.run, flags.out)}")
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(f"Report  {write(flags.run, flags.out)}")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def _sees(folder: Path, token: str) -> bool:
     deadline = time.monotonic() + _SHARE_SECONDS
     while True:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if json.loads((folder / MEETING).read_text())["token"] == token:
+            if json.loads((folder / MEETING).read_text("utf-8"))["token"] == token:
                 return True
         # A folder that is not there at all is not shared; one without the new file may be a network file system's late
         # news.

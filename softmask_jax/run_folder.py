@@ -212,7 +212,7 @@ def versions() -> dict[str, str | None]:
             found[name] = None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
         found["git_commit"] = answer.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         found["git_commit"] = None

@@ -10,9 +10,9 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
 
 from softmask_jax import hosts, main, peers, watched
+from softmask_jax.command_line import command, say
 from softmask_jax.peers import ENDS, OVER, RUNNING, WAITING, Peer, Peers
 from softmask_jax.watched import Watched, in_words
 
@@ -23,7 +23,7 @@ LONGEST_PAUSE = 300.0
 ABORTED, FAILED, STALLED, KILLED = 1, 2, 3, 4
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The supervisor's own flags; the words that are main's."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.supervise", description=__doc__, allow_abbrev=False,
@@ -224,19 +224,16 @@ class Supervisor:
     @staticmethod
     def _print(line: str) -> None:
         # A progress bar, whose line has no end, may stand there.
-        print(f"\nSupervisor: {line}", file=sys.stderr, flush=True)
+        say(f"\nSupervisor: {line}")
 
 
-def supervise(argv: Sequence[str] | None = None) -> int:
+@command(result=False)
+def supervise(argv: list[str]) -> int:
     """The exit status of the last attempt: as main's; 1 where it was given up; 143 where it was stopped unsaved."""
-    flags, rest = parse(None if argv is None else list(argv))
+    flags, rest = parse(argv)
     given, _ = main.parse(rest)  # a wrong command line ends here
-    try:
-        place = hosts.from_flags(given)
-        signs = Peers(given.workdir, place.process, place.processes, every=min(5.0, flags.silence / 10))
-    except main.ERRORS as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    place = hosts.from_flags(given)
+    signs = Peers(given.workdir, place.process, place.processes, every=min(5.0, flags.silence / 10))
     command = [sys.executable, "-m", "softmask_jax.main", *rest]
     child = Watched(command, stall=flags.stall, stall_else=flags.stall_else)
     supervisor = Supervisor(child, signs, flags)

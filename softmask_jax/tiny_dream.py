@@ -10,12 +10,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from softmask_jax.command_line import command
 from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import keys
 from softmask_jax.convert.safetensors_files import write
@@ -80,20 +81,16 @@ def _chats(random: np.random.Generator, count: int):
         }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.tiny_dream", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="the folder to write into")
     flags = parser.parse_args(argv)
-    try:
-        make(Path(flags.out).expanduser())
-    except OSError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    make(Path(flags.out).expanduser())
     print(f"Wrote {flags.out}/hf and {flags.out}/chats.jsonl.")
-    return 0
 
 
 if __name__ == "__main__":

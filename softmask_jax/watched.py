@@ -66,7 +66,7 @@ class Watched:
     def stopped(self) -> bool:
         """Whether a signal has stopped it (SIGSTOP, a debugger)."""
         with contextlib.suppress(OSError, IndexError, AttributeError):
-            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+            return Path(f"/proc/{self._process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] in "Tt"
         return False
 
     def where(self) -> str:

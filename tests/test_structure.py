@@ -11,6 +11,7 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
+    {"streams"},
     {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat", "markdown"},
     {"config", "watched", "vocab_draw", "data", "charts", "answers"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
@@ -104,3 +105,32 @@ def test_every_golden_file_is_named_by_a_test():
 
 def test_files_stay_within_one_room():
     assert not [str(p) for p in MODULES if len(p.read_text().splitlines()) > 310]
+
+
+# It sandboxes a program in a process that holds the standard library alone.
+SANDBOX = PACKAGE / "evaluation" / "code" / "enter.py"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if "__main__" in p.read_text() and p != SANDBOX], ids=str)
+def test_every_command_has_safe_streams_and_errors_of_one_line(path):
+    tree = ast.parse(path.read_text())
+    run = [node for node in tree.body if isinstance(node, ast.If) and "'__main__'" in ast.unparse(node.test)]
+    for line in (line for node in run for line in node.body):
+        name = ast.unparse(line).removeprefix("sys.exit(").removesuffix("())")
+        (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert [ast.unparse(decorator).split("(")[0] for decorator in function.decorator_list] == ["command"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_text_is_read_and_written_with_an_encoding_whatever_the_locale(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).split(".")[-1]
+        words = {keyword.arg for keyword in node.keywords}
+        given = [value.value for value in (*node.args, *(k.value for k in node.keywords)) if isinstance(value, ast.Constant)]
+        if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):
+            assert "encoding" in words or {"utf-8", "ascii"} & set(given), ast.unparse(node)
+        elif ast.unparse(node.func) in ("open", "os.fdopen", "tempfile.NamedTemporaryFile"):
+            assert "encoding" in words or {"rb", "wb", "xb", "ab", "a+b", "r+b"} & set(given), ast.unparse(node)
+        assert "encoding" in words or not {"text", "universal_newlines"} & words or name not in ("run", "Popen")

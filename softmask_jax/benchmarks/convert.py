@@ -23,6 +23,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from softmask_jax.command_line import command
 from softmask_jax.convert import dream, safetensors_files
 from softmask_jax.convert.key_tables import Spec, keys
 from softmask_jax.convert.tensors import PIECE_BYTES
@@ -74,7 +75,7 @@ def write_dream(
         for entry in dream.BACKBONE for _, key in keys(entry, num_layers)
     }  # fmt: skip
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     safetensors_files.write(folder, Random(specs), shard_bytes=shard_bytes)
     return sum(path.stat().st_size for path in folder.iterdir())
 
@@ -151,7 +152,8 @@ def markdown(size: int, found: dict) -> str:
     return f"{size / 1e9:.2f} GB\n\n{table(('step', 'seconds', 'GB/s', 'peak memory, GiB'), rows)}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.benchmarks.convert", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -172,12 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(markdown(size, found))
         if flags.json:
             write_json(flags.json, {"bytes": size, "steps": found})
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return 0
 
 
 if __name__ == "__main__":

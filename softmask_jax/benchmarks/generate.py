@@ -21,6 +21,7 @@ import numpy as np
 from softmask_jax import denoiser, dream_denoiser, objective
 from softmask_jax.benchmarks.report import alternate, device_name
 from softmask_jax.config import Model, SoftMask
+from softmask_jax.command_line import command
 from softmask_jax.files import check_writable, write_json
 from softmask_jax.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
@@ -248,21 +249,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return flags
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     flags = parse(argv)
     if flags.device:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
     sizes = Sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)})
-    try:
-        check_writable(flags.json)
-        found = measure(sizes, steps=flags.steps, tokens_per_step=flags.tokens_per_step, rounds=flags.rounds)
-        print(markdown(found))
-        if flags.json:
-            write_json(flags.json, found)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+    check_writable(flags.json)
+    found = measure(sizes, steps=flags.steps, tokens_per_step=flags.tokens_per_step, rounds=flags.rounds)
+    print(markdown(found))
+    if flags.json:
+        write_json(flags.json, found)
 
 
 if __name__ == "__main__":

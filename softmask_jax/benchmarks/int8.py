@@ -20,6 +20,7 @@ import numpy as np
 import softmask_jax
 from softmask_jax import dream_denoiser, dream_objective, dream_step, sharding, tasks, tiny_dream, train
 from softmask_jax import config as config_schema
+from softmask_jax.command_line import command
 from softmask_jax.config_sections import Model, SoftMask
 from softmask_jax.convert import converted
 from softmask_jax.convert.__main__ import main as convert
@@ -177,7 +178,8 @@ def markdown(found: dict) -> str:
     ])  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.benchmarks.int8", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -187,16 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter_steps", type=int, default=150, help="of training an adapter on either base")
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
-    try:
-        check_writable(flags.json)
-        found = measure(Path(flags.folder).expanduser().absolute(), flags.steps, flags.adapter_steps)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    check_writable(flags.json)
+    found = measure(Path(flags.folder).expanduser().absolute(), flags.steps, flags.adapter_steps)
     print(markdown(found))
     if flags.json:
         write_json(flags.json, found)
-    return 0
 
 
 if __name__ == "__main__":

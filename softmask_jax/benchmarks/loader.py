@@ -11,7 +11,6 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from softmask_jax import config, data, denoiser, optimizer, sharding, train_stat
 from softmask_jax.benchmarks.report import alternate
 from softmask_jax.data.shard_writer import RecordFile
 from softmask_jax.data.shards import Shard, ShardStream
+from softmask_jax.command_line import command
 from softmask_jax.files import check_writable, write_json
 from softmask_jax.markdown import table
 
@@ -107,7 +107,7 @@ def soak(windows: data.Windows, *, batch: int, seconds: float, every: float = 5.
 
 def resident_bytes() -> int:
     """Of this process, now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * 4096
 
 
@@ -132,7 +132,8 @@ def markdown(found: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.benchmarks.loader", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,26 +149,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(flags.batch, flags.step_batch, flags.rounds) < 1 or flags.tokens < 10_000_000:
         parser.error("--batch, --step_batch and --rounds must be positive, --tokens at least 10,000,000")
     settings = config.from_dict({"train": {"global_batch_size": flags.step_batch}})
-    try:
-        check_writable(flags.json)
-        with tempfile.TemporaryDirectory() as folder:
-            if flags.data:
-                given = dataclasses.replace(settings.data, source="shards", paths=flags.data, tokenizer="shards")
-                windows = data.build(given).train
-            else:
-                windows = made_up(Path(folder), flags.tokens)
-            # The soak comes first: train steps leave memory behind that is not the loader's.
-            soaked = soak(windows, batch=flags.batch, seconds=flags.soak) if flags.soak else None
-            found = compare(
-                windows, settings, batch=flags.batch, step_batch=flags.step_batch, rounds=flags.rounds
-            ) | ({"soak": soaked} if soaked else {})
-        print(markdown(found))
-        if flags.json:
-            write_json(flags.json, found)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    check_writable(flags.json)
+    with tempfile.TemporaryDirectory() as folder:
+        if flags.data:
+            given = dataclasses.replace(settings.data, source="shards", paths=flags.data, tokenizer="shards")
+            windows = data.build(given).train
+        else:
+            windows = made_up(Path(folder), flags.tokens)
+        # The soak comes first: train steps leave memory behind that is not the loader's.
+        soaked = soak(windows, batch=flags.batch, seconds=flags.soak) if flags.soak else None
+        found = compare(
+            windows, settings, batch=flags.batch, step_batch=flags.step_batch, rounds=flags.rounds
+        ) | ({"soak": soaked} if soaked else {})
+    print(markdown(found))
+    if flags.json:
+        write_json(flags.json, found)
 
 
 if __name__ == "__main__":

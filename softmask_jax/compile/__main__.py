@@ -13,7 +13,9 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
+
+from softmask_jax.command_line import command, say, split_overrides
+from softmask_jax.files import write_atomically, write_json
 
 
 def flags() -> argparse.ArgumentParser:
@@ -44,26 +46,21 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@command()
+def main(argv: list[str]) -> int:
     """Exit status: 0 it fits, 1 failed, 2 the command line is wrong, 3 it does not fit."""
     # The chips are not there, and what is there is not wanted.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from softmask_jax.command_line import split_overrides
-
-    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(argv)
     parser = flags()
     given = parser.parse_args(words)
     if not given.scaling and not given.config:
         parser.error("--config is required, or --scaling")
     if not given.scaling and bool(given.topology) == given.sweep:
         parser.error("one of --topology and --sweep is required")
-    try:
-        if given.scaling:
-            return _scaling(given)
-        return _sweep(given, overrides) if given.sweep else _one(given, overrides)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"Error: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
-        return 1
+    if given.scaling:
+        return _scaling(given)
+    return _sweep(given, overrides) if given.sweep else _one(given, overrides)
 
 
 def _one(given, overrides) -> int:
@@ -96,7 +93,7 @@ def _sweep(given, overrides) -> int:
     config = schema.load(given.config, overrides)
     chips, batches = _numbers(given.chips) or [1, 4, 16], _numbers(given.batches) or [config.train.global_batch_size]
     found = sweep.sweep(config, given.kinds.split(","), chips, batches, length=given.length,
-                        vocab_size=given.vocab_size or programs.VOCAB_SIZE, say=_said)
+                        vocab_size=given.vocab_size or programs.VOCAB_SIZE, say=say)
     if given.json != "-":
         print(sweep.table(found))
         print(sweep.smallest(found))
@@ -107,9 +104,9 @@ def _sweep(given, overrides) -> int:
 def _scaling(given) -> int:
     from softmask_jax.compile import scaling
 
-    text = scaling.document(given.kinds.split(","), _numbers(given.chips) or [1, 4, 16, 64, 256], say=_said)
+    text = scaling.document(given.kinds.split(","), _numbers(given.chips) or [1, 4, 16, 64, 256], say=say)
     if given.out:
-        Path(given.out).write_text(text)
+        write_atomically(given.out, text, elsewhere="give another --out")
     else:
         print(text, end="")
     return 0
@@ -119,15 +116,11 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
-def _said(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _write_json(path: str, found) -> None:
     if path == "-":
         print(json.dumps(found, indent=1))
     elif path:
-        Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        write_json(path, found)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from softmask_jax.command_line import command
 from softmask_jax.convert import outputs
 from softmask_jax.convert.hub import CONFIGS, download
 from softmask_jax.convert.int8 import quantise
@@ -101,17 +102,9 @@ def _hint(model: Model, to: str) -> str:
     return ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    flags = parse(argv)
-    try:
-        print(convert(flags))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; nothing was left. The same command starts again.", file=sys.stderr)
-        return 130
-    return 0
+@command(interrupted="Interrupted; nothing was left. The same command starts again.")
+def main(argv: list[str]) -> None:
+    print(convert(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def stored_specs(folder: Path) -> dict[str, Spec]:
 
 def _open(folder: Path) -> dict:
     try:
-        metadata = json.loads((folder / METADATA).read_text())
+        metadata = json.loads((folder / METADATA).read_text("utf-8"))
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         base = f"file://{folder.absolute()}/"
         packed = (folder / "manifest.ocdbt").exists()
@@ -195,7 +195,7 @@ def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, 
             "dtype": "bfloat16" if spec.dtype == jnp.bfloat16 else spec.dtype.str, "compressor": None,
             "dimension_separator": ".", "fill_value": None,
         }  # fmt: skip
-        (place / ".zarray").write_text(json.dumps(description))
+        (place / ".zarray").write_text(json.dumps(description), "utf-8")
 
 
 def _write_rows(written: dict, place: Path, tensors: Tensors, key: str, chunk: tuple[int, ...], total: int) -> None:

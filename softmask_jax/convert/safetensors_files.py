@@ -141,7 +141,7 @@ def write(
     if set(members) != {name}:
         total = sum(_num_bytes(spec) for spec in tensors.specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
 def _write_header(file, tensors: Tensors, keys: list[str]) -> dict[str, tuple[int, int]]:

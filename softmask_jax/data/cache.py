@@ -77,7 +77,7 @@ def open_stream(folder: Path, key: str) -> np.ndarray | None:
     if not marker.exists():
         return None
     try:
-        expected = json.loads(marker.read_text())
+        expected = json.loads(marker.read_text("utf-8"))
         dtype, size = np.dtype(expected["dtype"]), int(expected["tokens"])
         if path.stat().st_size != size * dtype.itemsize:
             raise ValueError(f"{path.stat().st_size} bytes instead of {size * dtype.itemsize}")

@@ -15,11 +15,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.command_line import command
 from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
 from softmask_jax.data.cache import cache_folder, content_key
 from softmask_jax.data.corpus import DROPPED, SPLIT_NAMES, Corpus, enough, joined, sort_documents, token_dtype
@@ -122,7 +123,7 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
     except FileNotFoundError:
         manifest = None
     path = job.scratch / "settings.json"
-    began = manifest.settings if manifest else json.loads(path.read_text()) if path.exists() else settings
+    began = manifest.settings if manifest else json.loads(path.read_text("utf-8")) if path.exists() else settings
     shards = [name for name in job.folder.names() if name.endswith(".arrayrecord")]
     differing = sorted(key for key in settings if began.get(key) != settings[key])
     if differing and not (manifest or shards):  # nothing is made yet, as after a mistake in the command
@@ -253,7 +254,8 @@ def _summary(manifest: Manifest) -> str:
     return f"{'; '.join(parts)}; {dropped}."
 
 
-def main(argv: Iterable[str] | None = None) -> int:
+@command(interrupted="Interrupted. The same command goes on where it was.")
+def main(argv: list[str]) -> int:
     """Exit status: 0 prepared or whole, 1 failed or damaged, 2 the command line is wrong, 130 stopped by Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.data.prepare", description=__doc__,
@@ -269,7 +271,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             parser.add_argument(
                 f"--{field.name}", type=kind, default=field.default, help=f"config.data.{field.name} ({field.default!r})"
             )
-    flags = vars(parser.parse_args(argv if argv is None else list(argv)))
+    flags = vars(parser.parse_args(argv))
     out, workers, shard_megabytes, only_verify = (
         flags.pop(name) for name in ("out", "workers", "shard_megabytes", "verify")
     )
@@ -281,12 +283,6 @@ def main(argv: Iterable[str] | None = None) -> int:
                 print(problem, file=sys.stderr)
             return 1 if problems else 0
         prepare(DataConfig(**flags), out, workers=workers, shard_megabytes=shard_megabytes)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on where it was.", file=sys.stderr)
-        return 130
     finally:
         signal.signal(signal.SIGTERM, terminated)
     return 0

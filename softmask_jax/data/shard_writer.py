@@ -101,7 +101,7 @@ def keep_shards(job: Job, task: int, shards: dict[str, Shard]) -> None:
 def read_shards(job: Job, task: int) -> dict[str, Shard] | None:
     """What `keep_shards` wrote; None if the task did not finish, or one of its shards is not there any more."""
     try:
-        described = json.loads(job.shards_file(task).read_text())
+        described = json.loads(job.shards_file(task).read_text("utf-8"))
     except FileNotFoundError:
         return None
     shards = {split: Shard(**shard) for split, shard in described.items()}

@@ -21,7 +21,7 @@ from softmask_jax.evaluation.settings import Settings
 from softmask_jax.stop_signal import StopSignal
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """A signal ended the evaluation between two pieces; what is done is on the disk."""
 
 

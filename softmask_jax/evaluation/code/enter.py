@@ -69,7 +69,7 @@ def enter_namespaces() -> None:
 
 
 def write(path: str, text: str) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
 

@@ -8,10 +8,10 @@ The harness's own command line follows, whatever it can do; --model softmask_jax
 traceback of an error.
 """
 import sys
-import traceback
 from collections.abc import Sequence
 
-ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
+from softmask_jax.command_line import command
+
 COMMANDS = ("run", "ls", "validate")
 MODEL_FLAGS, BATCH_FLAGS = ("--model", "-M"), ("--batch_size", "-b")
 
@@ -32,11 +32,11 @@ def completed(words: Sequence[str]) -> list[str]:
     return words
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command(interrupted="Interrupted. With --use_cache the same command goes on from there.", debug=True,
+         out_of_memory="give a smaller --batch_size")
+def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 something failed; 130 interrupted. A wrong command line exits with 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in argv if word != "--debug"]
     before = sys.argv
     try:
         try:
@@ -51,18 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = words or ["--help"]
         sys.argv = ["lm-eval", *completed(words)]
         cli_evaluate()
-        return 0
-    except ERRORS as error:
-        if debug:
-            traceback.print_exc()
-        first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        if "RESOURCE_EXHAUSTED" in first:
-            first = f"The memory of the device is too small ({first:.100}); give a smaller --batch_size"
-        print(f"Error: {first}{' (--debug shows the rest)' if more else ''}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted. With --use_cache the same command goes on from there.", file=sys.stderr, flush=True)
-        return 130
     finally:
         sys.argv = before
 
