@@ -17,6 +17,7 @@ from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data import Tokenizer, load_tokenizer
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.dream_api import DreamModel
+from softmask_jax.jax_settings import settled
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.samplers import Generated, MDLMSampler, Options, SoftMasking, fill, recorded_gumbel
 from softmask_jax.samplers.options import run
@@ -64,6 +65,7 @@ class LanguageModel:
         """The objective's static part: variant and size of the feedback, noise schedule."""
         return train_step.nelbo_spec(self.config)
 
+    @settled()
     def logits(self, tokens, attention_mask=None) -> jax.Array:
         """Plain forward pass: tokens [B L] -> logits [B L V] float32, the mask's column included.
 
@@ -76,6 +78,7 @@ class LanguageModel:
             raise ValueError(f"attention_mask must have the shape of tokens {tokens.shape}, not {segments.shape}.")
         return self._logits(self.params, tokens, segments)
 
+    @settled()
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
         """Upper bound on -log p per token: tokens [B L] -> [B] float32, nats.
 
@@ -84,6 +87,7 @@ class LanguageModel:
         """
         return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
+    @settled()
     def generate(
         self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int | None = None,
         draws: np.ndarray | None = None, trace: bool = False, **options,
@@ -157,6 +161,7 @@ class LanguageModel:
         return jax.jit(nelbo, static_argnums=(3, 4))
 
 
+@settled()
 def load(
     path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = "",
     mesh: jax.sharding.Mesh | None = None,

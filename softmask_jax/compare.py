@@ -25,6 +25,7 @@ from softmask_jax.command_line import command
 from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats, Perplexity
 from softmask_jax.files import check_writable, write_atomically, write_json
+from softmask_jax.jax_settings import settled
 from softmask_jax.markdown import table
 from softmask_jax.update_flops import plain_passes
 
@@ -112,6 +113,7 @@ def score(run: Run, windows: data.Windows, *, draws: int, batch_size: int, seed:
     return {name: Nats(found / draws, windows.seq_len) for name, found in total.items()}
 
 
+@settled()
 def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: int = 40_000) -> dict:
     """Score runs on the same masks, with as many draws as 100,000 tokens need, at least `draws`.
 

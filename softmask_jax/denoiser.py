@@ -10,6 +10,7 @@ import jax
 
 from softmask_jax import sharding, soft_masking
 from softmask_jax.config import Model, SoftMask
+from softmask_jax.jax_settings import root_key
 from softmask_jax.models import dit
 from softmask_jax.vocab_head import Head, VocabSharding
 
@@ -88,7 +89,7 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
 
 def abstract(denoiser: Denoiser, mesh=None) -> dict:
     """The tree of `denoiser.init` as shapes and dtypes and, on a mesh, where each parameter lies there."""
-    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    shapes = jax.eval_shape(denoiser.init, root_key(0))
     if mesh is None:
         return shapes
     layouts = sharding.param_shardings(mesh, denoiser.axes, shapes)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmask_jax.jax_settings import checked_key
+
 
 class Stream(enum.IntEnum):
     """What a key is for. Values are part of every recorded run: never renumber, only append."""
@@ -24,8 +26,8 @@ class Stream(enum.IntEnum):
 
 
 def stream_key(root_key: jax.Array, stream: Stream, step: jax.Array | int) -> jax.Array:
-    """The key of one stream at one step (an int or a traced integer)."""
-    return jax.random.fold_in(jax.random.fold_in(root_key, int(stream)), step)
+    """The key of one stream at one step (an int or a traced integer). ValueError for a root of another implementation."""
+    return jax.random.fold_in(jax.random.fold_in(checked_key(root_key), int(stream)), step)
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:

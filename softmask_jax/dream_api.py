@@ -20,6 +20,7 @@ from softmask_jax.data.chat_template import ChatTemplate, TemplateError, load_te
 from softmask_jax.data.conversations import NoConversation, read_messages
 from softmask_jax.data.tokenizer_files import holds_tokenizer
 from softmask_jax.denoiser import Denoiser
+from softmask_jax.jax_settings import settled
 from softmask_jax.models import dream
 from softmask_jax.models.dream_config import special_ids
 from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
@@ -60,6 +61,7 @@ class DreamModel:
 
     fill = fill
 
+    @settled()
     def logits(self, tokens, attention_mask=None, *, shifted: bool = False) -> jax.Array:
         """tokens [B L] -> logits [B L V] float32, for a few sequences: the one place where B x L x V is formed.
 

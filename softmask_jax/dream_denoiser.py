@@ -7,6 +7,7 @@ import jax
 from softmask_jax import sharding
 from softmask_jax.config_sections import Model, SoftMask
 from softmask_jax.denoiser import Denoiser, initial_scalars, layouts
+from softmask_jax.jax_settings import root_key
 from softmask_jax.models import dora, dream
 from softmask_jax.models.cache import window_of
 from softmask_jax.models.dora import AdapterConfig
@@ -80,7 +81,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     def head(backbone: dict) -> Head:
         return Head(whole_rows(backbone["head"]["weight"]), None, spec.vocab_size, mask, False, over_devices)
 
-    shapes = jax.eval_shape(init, jax.random.key(0))["backbone"].get("adapter", {})
+    shapes = jax.eval_shape(init, root_key(0))["backbone"].get("adapter", {})
     trained = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return Denoiser(
         embedding=embedding,

@@ -18,6 +18,7 @@ import numpy as np
 
 from softmask_jax.answers import Key
 from softmask_jax.diffusion import Stream, stream_key
+from softmask_jax.jax_settings import root_key
 from softmask_jax.patterns import Pattern
 from softmask_jax.prompts import MASKS, Row
 
@@ -97,7 +98,7 @@ def cut(text: str, stops: Collection[str]) -> str:
 def row_key(seed: int, key: Key) -> jax.Array:
     """The random key of an answer."""
     index, sample = key
-    return jax.random.fold_in(stream_key(jax.random.key(seed), Stream.SAMPLE, sample), index)
+    return jax.random.fold_in(stream_key(root_key(seed), Stream.SAMPLE, sample), index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

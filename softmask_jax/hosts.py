@@ -172,10 +172,12 @@ def check_same(what: str, value: str) -> None:
 def prints(config: Mapping) -> dict[str, str]:
     """What must be the same on all hosts: this package's code, the libraries, every key of the config."""
     # Not above: whoever only asks for its place, as a supervisor does, needs no JAX.
+    from softmask_jax import jax_settings
     from softmask_jax.config import flatten
     from softmask_jax.run_folder import PACKAGES
 
     found = {"Python": ".".join(platform.python_version_tuple()[:2]), "the code of softmask_jax": _code()}
+    found["the settings of JAX and XLA"] = jax_settings.chosen()
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

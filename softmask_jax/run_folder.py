@@ -15,6 +15,7 @@ from typing import Any, Iterable, Mapping
 
 import jax
 
+from softmask_jax import jax_settings
 from softmask_jax.config import flatten
 from softmask_jax.files import acquire_lock, explained, plain, write_atomically, write_json
 
@@ -203,7 +204,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of interpreter and libraries, this package and its git commit (None outside a checkout), the devices."""
+    """Versions of interpreter and libraries, this package and its git commit (None outside a checkout), settings, devices."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in (*PACKAGES, "softmask_jax"):
         try:
@@ -216,6 +217,7 @@ def versions() -> dict[str, str | None]:
         found["git_commit"] = answer.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         found["git_commit"] = None
+    found["settings"] = jax_settings.chosen()
     devices = jax.devices()
     found["device"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return found

@@ -12,6 +12,7 @@ from softmask_jax.config import Config, begun
 from softmask_jax.convert import converted
 from softmask_jax.files import plain, write_json
 from softmask_jax.heartbeat import Heartbeat
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.run_folder import RunFolder
 from softmask_jax.stop_signal import StopSignal
 from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
@@ -23,6 +24,7 @@ class NonFinite(RuntimeError):
     """A loss, gradient or parameter stopped being finite; nothing of it was saved."""
 
 
+@settled()
 def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.Place | None = None) -> dict:
     """Train, or continue, the run in `workdir`.
 
@@ -73,7 +75,7 @@ class Trainer:
         self.tx = optimizer.make(config.optimizer, config.updates)
         self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))
-        self.root_key = jax.random.key(config.train.seed)
+        self.root_key = root_key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
         self.checkpoints = checkpoint.Checkpoints(
             folder.path / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best

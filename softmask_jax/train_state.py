@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from softmask_jax import sharding
+from softmask_jax.jax_settings import root_key
 
 
 class TrainState(NamedTuple):
@@ -49,7 +50,7 @@ def _split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
 
 def abstract(denoiser, tx, mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without allocating it: optimiser and EMA lie like their parameters."""
-    shapes = jax.eval_shape(lambda key: fresh(denoiser.init(key), tx, denoiser.frozen), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: fresh(denoiser.init(key), tx, denoiser.frozen), root_key(0))
     axes, frozen_axes = _split(denoiser.axes, denoiser.frozen)
     of_params = sharding.param_shardings(mesh, axes, shapes.params)
     everywhere = sharding.replicated(mesh)
@@ -79,7 +80,7 @@ def initialise(denoiser, tx, mesh, seed: int, base: dict | None = None) -> Train
     def make(base, key):
         return fresh(denoiser.init(key, base), tx, denoiser.frozen)
 
-    return jax.jit(make, out_shardings=layout, donate_argnums=0)(base, jax.random.key(seed))
+    return jax.jit(make, out_shardings=layout, donate_argnums=0)(base, root_key(seed))
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import dataclasses
 import jax
 
 from softmask_jax.config import Config, layer_passes
+from softmask_jax.jax_settings import root_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def closed_form(denoiser, tokens: int, length: int, how: Passes) -> float:
 
 def parts(denoiser, length: int) -> tuple[float, float, float]:
     """FLOPs of one token's forward pass: products with weights, attention, the head."""
-    width = jax.eval_shape(lambda key: denoiser.embedding(denoiser.init(key)["backbone"]), jax.random.key(0)).shape[-1]
+    width = jax.eval_shape(lambda key: denoiser.embedding(denoiser.init(key)["backbone"]), root_key(0)).shape[-1]
     head = 2.0 * width * denoiser.vocab_size
     bare = denoiser.flops_per_token(0)
     return bare - head, denoiser.flops_per_token(length) - bare, head

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "softmask_jax"
 
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
-    {"streams"},
+    {"streams", "jax_settings"},
     {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat", "markdown"},
     {"config", "watched", "vocab_draw", "data", "charts", "answers"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},

@@ -23,6 +23,7 @@ from softmask_jax.benchmarks.report import alternate, device_name
 from softmask_jax.config import Model, SoftMask
 from softmask_jax.command_line import command
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
 from softmask_jax.samplers.options import run
@@ -58,7 +59,7 @@ def mdlm(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
                   compute_dtype=sizes.compute_dtype)
     built = denoiser.build(model, SoftMask(init_scale=0.5), vocab_size=sizes.mdlm_vocabulary,
                            mask_token_id=sizes.mdlm_vocabulary - 1)
-    return built, jax.jit(built.init)(jax.random.key(0))
+    return built, jax.jit(built.init)(root_key(0))
 
 
 def dream(sizes: Sizes, **changes) -> tuple[denoiser.Denoiser, dict]:
@@ -71,7 +72,7 @@ def dream(sizes: Sizes, **changes) -> tuple[denoiser.Denoiser, dict]:
     }  # fmt: skip
     model = Model(kind="dream", remat="none", param_dtype=sizes.compute_dtype, compute_dtype=sizes.compute_dtype)
     built = dream_denoiser.build(model, SoftMask(k=1, init_scale=0.5), hf_config)
-    return built, jax.jit(built.init)(jax.random.key(0))
+    return built, jax.jit(built.init)(root_key(0))
 
 
 def rows(sizes: Sizes, model: denoiser.Denoiser, given: int) -> jax.Array:
@@ -87,7 +88,7 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
     found = []
     for name, build, k in (("MDLM", mdlm, 3), ("Dream", dream, 1)):
         model, params = build(sizes)
-        tokens, keys = rows(sizes, model, 0 if name == "MDLM" else sizes.prompt), jax.random.split(jax.random.key(1), 1)
+        tokens, keys = rows(sizes, model, 0 if name == "MDLM" else sizes.prompt), jax.random.split(root_key(1), 1)
 
         def sampler(soft_mask: SoftMasking, model=model, name=name):
             if name == "MDLM":
@@ -116,7 +117,7 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
     """Decoding a Dream's answer in blocks with every kind of cache and soft-masking: a row a cache, "calls", "positions"
     computed, "seconds" of a token (quartiles), "speed" against no cache."""
     model, params = dream(sizes)
-    tokens, keys = rows(sizes, model, sizes.prompt), jax.random.split(jax.random.key(1), 1)
+    tokens, keys = rows(sizes, model, sizes.prompt), jax.random.split(root_key(1), 1)
     calls = {
         cache: lambda part=BlockSampler(
             model, SoftMasking("topk", 1), sizes.prompt, sizes.block_length, cache, alg="maskgit_plus",
@@ -187,6 +188,7 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
+@settled()
 def measure(sizes: Sizes, *, steps: int, tokens_per_step: int, rounds: int) -> dict:
     """Everything, as JSON values."""
     return {

@@ -28,6 +28,7 @@ from softmask_jax.data.buckets import bucket_validation_batches
 from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import check_writable, write_atomically, write_json
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.markdown import table
 
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "torch_dtype": "float32"}
@@ -99,7 +100,7 @@ def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0
 
     @jax.jit
     def rows(params, batch):
-        key = jax.random.key(KEY)
+        key = root_key(KEY)
         return dream_objective.validation_losses(denoiser, spec, params, batch, key, count, p_sm)
 
     return Nats(np.concatenate([np.asarray(rows(params, batch), np.float64)[batch["valid"]] for batch in batches]), 1)
@@ -111,7 +112,7 @@ def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndar
 
     @jax.jit
     def run(params, batch):
-        noisy = dream_objective.corrupt(spec, batch, jax.random.key(KEY), mask_token_id=denoiser.mask_token_id)
+        noisy = dream_objective.corrupt(spec, batch, root_key(KEY), mask_token_id=denoiser.mask_token_id)
         backbone = params["backbone"]
         hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.noisy), segment_ids=noisy.segment_ids)
         head = denoiser.head(backbone)
@@ -122,6 +123,7 @@ def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndar
     return np.concatenate([np.asarray(z)[np.asarray(masked)] for z, masked in found])
 
 
+@settled()
 def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
     """{"bases": a row for each of WAYS, "adapted": a row for each base}; changes are against float, in float32."""
     grow(folder, steps)

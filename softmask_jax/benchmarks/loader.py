@@ -22,6 +22,7 @@ from softmask_jax.data.shard_writer import RecordFile
 from softmask_jax.data.shards import Shard, ShardStream
 from softmask_jax.command_line import command
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.markdown import table
 
 VOCAB_SIZE = 50_258
@@ -57,12 +58,13 @@ def compiled_step(settings: config.Config, batch: int):
 
     def call():
         nonlocal state
-        state, metrics = step(state, given, jax.random.key(0))
+        state, metrics = step(state, given, root_key(0))
         return metrics
 
     return call
 
 
+@settled()
 def compare(windows: data.Windows, settings: config.Config, *, batch: int, step_batch: int, rounds: int) -> dict:
     """Tokens per second of the loader and of the train step, in turn.
 

@@ -23,6 +23,7 @@ from softmask_jax import config, denoiser, optimizer, sharding, train_state, tra
 from softmask_jax.benchmarks.report import alternate, device_name, mebibytes
 from softmask_jax.command_line import command
 from softmask_jax.files import check_writable, write_json
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.markdown import table
 
 LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
@@ -60,7 +61,7 @@ def prepare(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
     tx = optimizer.make(settings.optimizer, settings.updates)
     tokens = np.random.default_rng(0).integers(0, sizes.vocab_size - 1, (sizes.batch, sizes.seq_len), np.int32)
     batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(sizes.batch, dtype=np.int32)}, mesh)
-    key = jax.random.key(0)
+    key = root_key(0)
     coins = {"single": jnp.zeros(1, bool), "two_pass": jnp.ones(1, bool)}
     state = train_state.initialise(model, tx, mesh, seed=0)
     step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
@@ -177,6 +178,7 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
     return found
 
 
+@settled()
 def measure(sizes: Sizes, *, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
     """Everything, as JSON values: "device", "jax", "sizes", "steps" (see `time_steps`), "vocabulary" (see
     `compare_vocabulary`)."""

@@ -13,6 +13,7 @@ from jax.extend import core
 
 from softmask_jax.update_flops import closed_form, model_flops, passes  # noqa: F401
 
+
 @dataclasses.dataclass(frozen=True)
 class Count:
     """flops: of all devices together. unknown: loops of unknown length that were met."""

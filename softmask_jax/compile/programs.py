@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from softmask_jax import denoiser, dream_denoiser, dream_step, optimizer, sharding, train_state, train_step
+from softmask_jax.jax_settings import root_key, settled
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import Options
 
@@ -78,6 +79,7 @@ def batch_of(config, shards: int) -> tuple[int, int]:
     return rows, max(m for m in range(1, micro + 1) if rows % (m * shards) == 0)
 
 
+@settled()
 def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, sizes: dict | None = None) -> Program:
     """The training step, traced for these devices.
 
@@ -109,6 +111,7 @@ def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, 
     return Program("train", traced, parts, model, mesh, rows, length, micro, said, *vocabulary(model), two_passes=soft)
 
 
+@settled()
 def generation(config, devices, options: Options = Options(), *, rows: int = 0, length: int = 0,
                prompt_length: int = 0, vocab_size: int = VOCAB_SIZE, sizes: dict | None = None) -> Program:
     """A sampler over the config's model, traced for these devices.
@@ -130,7 +133,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
                                       config.sample.steps)
     sampler = options.sampler(model, soft, (), new_tokens=length - prompt_length, prompt_length=prompt_length,
                               alg="entropy" if dream else "mdlm")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, root_key(0))
     layout = sharding.param_shardings(mesh, model.axes, shapes)
     params = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)
     over_rows = sharding.batch_sharding(mesh)
@@ -149,7 +152,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
 
 def vocabulary(model) -> tuple[tuple[int, int], int]:
     """Tokens and rows of the table that holds them; its width."""
-    table = jax.eval_shape(lambda key: model.embedding(model.init(key)["backbone"]), jax.random.key(0))
+    table = jax.eval_shape(lambda key: model.embedding(model.init(key)["backbone"]), root_key(0))
     return (model.vocab_size, table.shape[0]), table.shape[1]
 
 
@@ -161,7 +164,7 @@ def bytes_per_chip(tree) -> int:
 
 
 def _keys(shape: tuple[int, ...], layout):
-    key = jax.eval_shape(jax.random.key, 0)
+    key = jax.eval_shape(lambda: root_key(0))
     return jax.ShapeDtypeStruct(shape, key.dtype, sharding=layout)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from softmask_jax import dream_objective, objective
 from softmask_jax.generation import FAILED, MULTIPLE
+from softmask_jax.jax_settings import settled
 from softmask_jax.samplers import SoftMasking
 
 
@@ -134,7 +135,8 @@ class Likelihood:
             tokens[row, :end], real[row, :end], counts[row] = span.tokens, True, len(mask)
             masked[row, span.start:end] = mask
         soft_mask = self.model.soft_mask if self.soft_mask is None else self.soft_mask
-        found = masked_log_probs(self.model.denoiser, soft_mask, self.model.params, tokens, masked, real, counts)
+        with settled():
+            found = masked_log_probs(self.model.denoiser, soft_mask, self.model.params, tokens, masked, real, counts)
         for (index, _, weight), value in zip(rows, np.asarray(found, np.float64).tolist()):
             if not math.isfinite(value):
                 raise ValueError(f"{FAILED}: there is no likelihood; check the checkpoint.")

@@ -12,6 +12,7 @@ import numpy as np
 
 from softmask_jax import objective, sharding
 from softmask_jax.evaluation.intervals import student
+from softmask_jax.jax_settings import root_key, settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Perplexity:
         rows = {name: sums * noisy.weight for name, sums in scores.cross_entropy.items()}
         return rows, batch["valid"]
 
+    @settled()
     def __call__(self, params: dict, batches: Iterable[dict], n: int, seed: int) -> dict[str, Nats]:
         """NELBO of every valid window.
 
@@ -78,7 +80,7 @@ class Perplexity:
             a window has the same masks in any batch and for any model.
           n: windows in all, over which t is stratified.
         """
-        key, parts, length = jax.random.key(seed), {}, 0
+        key, parts, length = root_key(seed), {}, 0
         for batch in batches:
             length = batch["tokens"].shape[1]
             wanted = {name: batch[name] for name in ("tokens", "index", "valid")}

@@ -20,6 +20,7 @@ from softmask_jax.evaluation.models import ELSEWHERE, Checkpoint, Loader, checkp
 from softmask_jax.evaluation.settings import Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Task, Work
 from softmask_jax.files import explained, locked, plain, write_atomically, write_json
+from softmask_jax.jax_settings import settled
 from softmask_jax.run_folder import versions
 from softmask_jax.stop_signal import StopSignal
 
@@ -76,6 +77,7 @@ class Evaluation:
             for budget in (self.budgets if task.sweeps else [Fraction(1)])
         ]  # fmt: skip
 
+    @settled()
     def __call__(self) -> dict:
         with explained(self.out, ELSEWHERE):
             self.out.mkdir(parents=True, exist_ok=True)

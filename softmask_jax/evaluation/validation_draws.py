@@ -17,6 +17,7 @@ from softmask_jax import objective, sharding
 from softmask_jax.evaluation.task import Work
 from softmask_jax.evaluation.validation_records import Piece
 from softmask_jax.evaluation.validation_texts import Text
+from softmask_jax.jax_settings import root_key
 
 
 class Strata(NamedTuple):
@@ -80,7 +81,7 @@ class Scorer:
             "place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw],
         }  # fmt: skip
         model, work = self.work.model, self.work
-        key = jax.random.key(work.settings.run.seed)
+        key = root_key(work.settings.run.seed)
         found = _program(model.denoiser, self.spec, work.mesh)(
             model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key
         )

@@ -26,6 +26,7 @@ from softmask_jax.evaluation.task import Work
 from softmask_jax.evaluation.validation_draws import Strata, padded_to, stratified
 from softmask_jax.evaluation.validation_records import Columns, Piece, columns, record
 from softmask_jax.evaluation.validation_texts import OWN
+from softmask_jax.jax_settings import root_key
 
 
 def is_dream(path: Path) -> bool:
@@ -145,7 +146,7 @@ class _Scorer:
             place = np.searchsorted(self.numbers, index)
             batch |= {"place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw]}
         program = _program(work.model.denoiser, self.spec, work.mesh, len(self.found.buckets))
-        key, p_sm = jax.random.key(self.seed), np.float32(self.found.config.soft_mask.p_sm)
+        key, p_sm = root_key(self.seed), np.float32(self.found.config.soft_mask.p_sm)
         made = program(work.model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key, p_sm)
         return {name: np.asarray(values)[: len(piece.index)] for name, values in made.items()}
 

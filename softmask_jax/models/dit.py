@@ -275,7 +275,7 @@ def trunk(config: DiTConfig,
 
 def num_params(config: DiTConfig) -> int:
     """Number of parameters without the vocabulary's padding: 169,627,218 for the default with V = 50,258."""
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0, impl="threefry2x32"))
     padding = (config.padded_vocab_size - config.vocab_size) * (2 * config.hidden_size + 1)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
 

@@ -249,7 +249,7 @@ def _check_adapter(params: dict, adapter: AdapterConfig | None) -> None:
 def num_params(config: DreamConfig) -> int:
     """Number of parameters without the vocabulary's padding and any adapter: 7,615,616,512 for V = 152,064."""
     # The scales of an int8 kernel stand for no parameters of their own.
-    shapes = jax.eval_shape(partial(init, replace(config, base_dtype="float")), jax.random.key(0))
+    shapes = jax.eval_shape(partial(init, replace(config, base_dtype="float")), jax.random.key(0, impl="threefry2x32"))
     padding = (config.padded_vocab_size - config.vocab_size) * 2 * config.hidden_size
     return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
 

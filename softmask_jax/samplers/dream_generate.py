@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import diffusion, transparency
+from softmask_jax.jax_settings import checked_key, settled
 from softmask_jax.samplers.dream import DreamSampler, Draws
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import run
@@ -41,6 +42,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int 
     return tokens, mask
 
 
+@settled()
 def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = None, *, max_new_tokens: int,
                        pad_token_id: int, attention_mask=None, soft_mask: SoftMasking | Mapping | None = None,
                        max_length: int | None = None, pad_multiple: int = 1, draws: Draws | None = None,
@@ -80,7 +82,8 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
         params = params if scalars is None else {**params, "soft_mask": scalars}
     sampler = DreamSampler(denoiser, soft_mask or SoftMasking(), **options)
     rows = len(tokens)
-    keys = diffusion.row_keys(key, jnp.arange(rows)) if key is not None and key.ndim == 0 else key
+    keys = None if key is None else checked_key(key)
+    keys = diffusion.row_keys(keys, jnp.arange(rows)) if keys is not None and keys.ndim == 0 else keys
     new = ((0, 0), (0, max_new_tokens))
     tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
     # Without padding the model needs no mask, and attention is cheaper.

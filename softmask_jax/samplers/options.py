@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from softmask_jax.jax_settings import checked_key, settled
 from softmask_jax.samplers import dream, transitions
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
@@ -136,6 +137,7 @@ def run(sampler, params: dict, keys, tokens, attention_mask, *more) -> Generated
     return sampler(params, keys, tokens, attention_mask, *more)
 
 
+@settled()
 def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Options, prompt_length: int = 0,
          trace: bool = False) -> Generated:
     """Fill masks wherever they stand; what is given stays.
@@ -164,7 +166,7 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
         prompt_length=prompt_length, alg=model.default_alg, trace=trace,
     )  # fmt: skip
     mask, rows = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32), len(tokens)
-    arrays = (keys, jnp.asarray(tokens, jnp.int32), mask)
+    arrays = (checked_key(keys), jnp.asarray(tokens, jnp.int32), mask)
     if rows % model.row_shards:
         # Every device of a mesh takes as many rows: the first one is computed again where there are too few.
         whole = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows

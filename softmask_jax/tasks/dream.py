@@ -15,6 +15,7 @@ from softmask_jax.data.sft import build_sft
 from softmask_jax.evaluation.intervals import bracketed
 from softmask_jax.evaluation.perplexity import Nats
 from softmask_jax.files import write_atomically
+from softmask_jax.jax_settings import root_key
 from softmask_jax.samplers import SoftMasking
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.tracking import ends
@@ -74,7 +75,7 @@ class Dream:
 
     def _losses(self, params, batch, p_sm):
         spec, count = dream_step.loss_spec(self.config), len(self.validation)
-        key = jax.random.key(self.config.eval.seed)
+        key = root_key(self.config.eval.seed)
         losses = dream_objective.validation_losses(self.denoiser, spec, params, batch, key, count, p_sm)
         return losses, batch["valid"]
 

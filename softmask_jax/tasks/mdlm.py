@@ -8,6 +8,7 @@ from softmask_jax import data, denoiser, sharding, train_step
 from softmask_jax.config import Config
 from softmask_jax.diffusion import Stream, row_keys, stream_key
 from softmask_jax.evaluation.perplexity import Perplexity
+from softmask_jax.jax_settings import root_key
 from softmask_jax.samplers import MDLMSampler, SoftMasking
 from softmask_jax.tracking import scores
 
@@ -70,7 +71,7 @@ class Mdlm:
     def sample(self, state, step: int) -> list[str]:
         config, shards = self.config.sample, sharding.batch_shards(self.mesh)
         rows = -(-config.count // shards) * shards  # each device has as many; the rows too many are dropped
-        keys = row_keys(stream_key(jax.random.key(config.seed), Stream.SAMPLE, step), np.arange(rows))
+        keys = row_keys(stream_key(root_key(config.seed), Stream.SAMPLE, step), np.arange(rows))
         masks = np.full((rows, config.length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
         tokens = np.asarray(self.sampler(state.eval_params(), keys, masks).tokens)[: config.count]
         return [self.tokenizer.decode(row) for row in tokens]

@@ -1,0 +1,87 @@
+"""Settings of JAX and XLA that decide numbers: held at one value, refused, or recorded; and keys of one implementation."""
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Keyed draws depend on the key alone with this implementation; those of rbg depend on the batch.
+KEY_IMPL = "threefry2x32"
+# Context managers of `jax`, and the value under which everything here is traced, whatever a process has set.
+HELD = {
+    "enable_x64": False,
+    "default_prng_impl": KEY_IMPL,
+    "threefry_partitionable": True,
+    "numpy_dtype_promotion": "standard",
+    "numpy_rank_promotion": "allow",
+    "softmax_custom_jvp": False,
+    "legacy_prng_key": "allow",
+    "debug_key_reuse": False,  # its checker takes a key that is folded twice for one that is used twice
+}
+# Of XLA, with which it assumes that there are neither NaN nor infinities: a diverged run would be saved.
+REFUSED = ("fast_math=true", "fast_math=1", "fast_min_max=true", "fast_min_max=1")
+# The user's choice between speed and rounding: flags of `jax.config` with their defaults, and variables.
+RECORDED = {
+    "jax_default_matmul_precision": None,
+    "jax_accurate_erf_inv": False,
+    "jax_allow_f16_reductions": True,
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_use_direct_linearize": True,
+    "jax_use_hlo_logistic_lowering": None,
+    "jax_use_shardy_partitioner": True,
+}
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+# Parts of the names of compiler flags that may differ between the hosts of a run.
+_INDIFFERENT = ("dump", "cache", "profile", "host_platform_device_count")
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Hold what decides numbers, in this thread; to be used as a decorator of what a user calls.
+
+    Raises ValueError for flags of XLA that cannot be held.
+    """
+    for name in VARIABLES[:2]:
+        for flag in os.environ.get(name, "").split():
+            if flag.lower().endswith(REFUSED):
+                raise ValueError(f"{name} has {flag}, with which NaN and infinity go unnoticed; remove it.")
+    with contextlib.ExitStack() as stack:
+        for name, value in HELD.items():
+            stack.enter_context(getattr(jax, name)(value))
+        yield
+
+
+def chosen() -> str:
+    """What of `RECORDED` and `VARIABLES` differs from the default, as "name=value ..."; "" for nothing."""
+    values = {name: getattr(jax.config, name, default) for name, default in RECORDED.items()}
+    found = [f"{name}={value}" for name, value in values.items() if value != RECORDED[name]]
+    for name in VARIABLES:
+        flags = [flag for flag in os.environ.get(name, "").split() if not any(part in flag for part in _INDIFFERENT)]
+        found += [f"{name}={' '.join(sorted(flags))}"] * bool(flags)
+    return "; ".join(found)
+
+
+def root_key(seed: int) -> jax.Array:
+    """jax.random.key(seed) whatever implementation, offset or integer size the process has set."""
+    return jax.random.wrap_key_data(np.array([0, seed & 0xFFFFFFFF], np.uint32), impl=KEY_IMPL)
+
+
+def checked_key(key: jax.Array) -> jax.Array:
+    """Typed keys of `KEY_IMPL` [...] from such, or from raw ones [... 2] of jax.random.PRNGKey.
+
+    Raises ValueError for keys of another implementation, and for what is no key.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if (impl := str(jax.random.key_impl(key))) == KEY_IMPL:
+            return key
+        kind = f"is of {impl}, whose draws depend on the batch"
+    elif dtype == np.uint32 and key.shape[-1:] == (2,):
+        return jax.random.wrap_key_data(key, impl=KEY_IMPL)
+    else:
+        kind = f"is {type(key).__name__} {'' if dtype is None else f'{dtype} {key.shape}'}".rstrip()
+    raise ValueError(f"The key {kind}; pass jax.random.key(seed, impl='{KEY_IMPL}').")
