@@ -4,33 +4,29 @@
 |------------------------------------------------------------------------------|---------------------------------------|
 | --coordinator, --processes, --process; or JAX_COORDINATOR_ADDRESS,           | plain addresses                       |
 | JAX_NUM_PROCESSES, JAX_PROCESS_ID (or an indexed Job's JOB_COMPLETION_INDEX)  |                                       |
-| a SLURM step of several tasks (`srun`, not a bare `salloc`)                  | JAX reads SLURM's variables           |
-| TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES of several, MEGASCALE_*        | JAX reads what GKE (xpk) or a VM sets |
-| a TPU, and a metadata server that lists several workers                      | JAX asks the metadata server          |
-| an indexed Job of Kubernetes, with the package `kubernetes`                  | JAX asks Kubernetes                   |
+| a SLURM step of several tasks (`srun`, not a bare `salloc`)                  | SLURM's variables                     |
+| TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES of several, MEGASCALE_*        | what GKE (xpk) or a VM sets           |
+| a TPU, and a metadata server that lists several workers                      | the metadata server's list            |
+| an indexed Job of Kubernetes, with the package `kubernetes`                  | what Kubernetes says of the Job       |
 | nothing of these, or --processes=1 or JAX_NUM_PROCESSES=1                    | a single process                      |
 """
 import argparse
 import dataclasses
 import functools
-import glob
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import socket
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from softmask_jax import roll_call
+from softmask_jax import clusters, roll_call
 from softmask_jax.files import plain
 
 ADVICE = (
@@ -90,17 +86,17 @@ def detect(
       RuntimeError: a cluster was recognised, but its other hosts were not.
     """
     alone = Place(join_seconds=join_seconds, heartbeat_seconds=heartbeat_seconds)
-    wanted = processes if processes is not None else _whole("JAX_NUM_PROCESSES")
+    wanted = processes if processes is not None else clusters.whole("JAX_NUM_PROCESSES")
     address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if wanted is not None and wanted < 1:
         raise ValueError(f"--processes (or JAX_NUM_PROCESSES) is {wanted}; it must be 1 or more.")
     if wanted == 1:
         return alone
     if address:
-        index = process if process is not None else _whole("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
+        index = process if process is not None else clusters.whole("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
         return dataclasses.replace(_addressed(alone, address, wanted, index), how="addresses")
-    if how := _cluster():
-        place = _ask_jax(alone, how)
+    if how := clusters.kind():
+        place = _ask_cluster(alone, how)
         if processes is not None and processes != place.processes:
             raise ValueError(f"--processes={processes}, but the {how} has {place.processes} processes.")
         return place
@@ -205,75 +201,16 @@ def _addressed(alone: Place, address: str, processes: int | None, process: int |
     return dataclasses.replace(alone, coordinator=address, processes=processes, process=process)
 
 
-def _whole(*names: str) -> int | None:
-    for name in names:
-        if text := os.environ.get(name):
-            if not text.isdigit():
-                raise ValueError(f"{name}='{text}' in the environment is not a whole number.")
-            return int(text)
-    return None
-
-
-def _cluster() -> str:
-    """The kind of cluster whose part this process is, "" for none."""
-    env = os.environ
-    if (_whole("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        return "SLURM"
-    workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
-    if "," in workers or (_whole("MEGASCALE_NUM_SLICES") or 1) > 1 or (_has_tpu() and _metadata_lists_several()):
-        return "TPU pod"
-    in_a_job = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
-    return "Kubernetes" if in_a_job and importlib.util.find_spec("kubernetes") else ""
-
-
-def _has_tpu() -> bool:
-    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in platforms and bool(chips) and "TPU_SKIP_MDS_QUERY" not in os.environ
-
-
-def _metadata_lists_several() -> bool:
-    """Whether Google's metadata server says that this VM is one of several workers, or of several slices."""
-    several = "," in _metadata("worker-network-endpoints")
-    for line in _metadata("tpu-env").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "MEGASCALE_NUM_SLICES":
-            several |= value.strip(" '\"") not in ("", "0", "1")
-    return several
-
-
-def _metadata(key: str) -> str:
-    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+def _ask_cluster(alone: Place, how: str) -> Place:
     try:
-        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        # Not by a proxy: the server is this machine's own.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=3) as reply:
-            return reply.read().decode(errors="replace")
-    except (OSError, urllib.error.URLError):  # not a VM of Google's
-        return ""
-
-
-def _ask_jax(alone: Place, how: str) -> Place:
-    try:
-        # What jax.distributed.initialize() asks itself when it is given nothing. It has no public name, but the answer
-        # is needed before JAX connects, which ends the process where a host is missing.
-        from jax._src import clusters
-
-        address, processes, process, local = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, round(alone.join_seconds)
-        )
-        if None in (address, processes, process):
-            raise ValueError("JAX does not recognise the cluster")
-    except (ImportError, AttributeError, TypeError, KeyError, OSError, ValueError, RuntimeError) as error:
-        raise RuntimeError(
-            f"This looks like a part of a {how}, but the other hosts were not found ({' '.join(str(error).split())}). "
-            f"{ADVICE}"
-        ) from error
+        host, port, processes, process, local = clusters.READERS[how]()
+        address = f"{host}:{os.environ.get('JAX_COORDINATOR_PORT') or port}"
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        reason = f"{error} is not set" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise RuntimeError(f"This looks like a part of a {how}, but the other hosts are unknown ({reason}). {ADVICE}") from error
     if processes == 1:
         return alone
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         local = None  # JAX reads it
     place = _addressed(alone, address, processes, process)
-    return dataclasses.replace(place, how=how, local_device_ids=None if local is None else tuple(local))
+    return dataclasses.replace(place, how=how, local_device_ids=local)

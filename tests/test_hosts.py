@@ -1,18 +1,22 @@
 """Flags and environments say where a process stands; hosts that do not fit together are told so before JAX starts."""
 import argparse
 import http.server
+import importlib.machinery
+import socket
+import sys
 import threading
+import types
 
 import pytest
 
-from softmask_jax import hosts
+from softmask_jax import clusters, hosts
 from softmask_jax.hosts import Place
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JOB_COMPLETION_INDEX",
     "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID",
     "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID",
-    "MEGASCALE_COORDINATOR_ADDRESS", "KUBERNETES_SERVICE_HOST", "JAX_PLATFORMS", "GCE_METADATA_IP",
+    "MEGASCALE_COORDINATOR_ADDRESS", "TPU_PROCESS_ADDRESSES_PATH", "KUBERNETES_SERVICE_HOST", "JAX_PLATFORMS", "GCE_METADATA_IP",
     "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_PORT",
 )  # fmt: skip
 SLURM = {
@@ -27,21 +31,8 @@ def environment(monkeypatch):
     """Sets variables of an environment that says nothing else."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hosts, "_has_tpu", lambda: False)
+    monkeypatch.setattr(clusters, "_has_tpu", lambda: False)
     return lambda values: [monkeypatch.setenv(*item) for item in values.items()]
-
-
-@pytest.fixture
-def tpu_machine(monkeypatch):
-    """What JAX finds out about the machine when it is imported: a TPU; names of workers resolve."""
-    from jax._src.clusters import cloud_tpu_cluster
-
-    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-    monkeypatch.setattr(cloud_tpu_cluster.socket, "gethostbyname", lambda name: "10.0.0.1")
-    monkeypatch.setattr("jax._src.clusters.cluster.running_in_cloud_tpu_vm", True)
-    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "")
-    monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value_from_metadata", lambda key: None)
-    return cloud_tpu_cluster
 
 
 @pytest.mark.parametrize(
@@ -70,12 +61,57 @@ def test_a_slurm_step_leaves_the_choice_of_devices_to_the_user(environment):
     assert hosts.detect().local_device_ids is None
 
 
-def test_a_tpu_pod_of_gke_is_read_from_its_environment(environment, tpu_machine):
+def test_a_tpu_pod_of_gke_is_read_from_its_environment(environment):
     environment({"TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1"})
     assert hosts.detect() == Place("TPU pod", "job-0.svc:8482", 2, 1)
 
 
-def test_slices_of_gke_are_counted_together(environment, tpu_machine):
+def test_addresses_of_a_tpu_pod_may_be_in_a_file(environment, tmp_path):
+    (tmp_path / "addresses").write_text("job-0.svc:8471,job-1.svc:8471\n")
+    environment({"TPU_PROCESS_ADDRESSES_PATH": str(tmp_path / "addresses"), "TPU_WORKER_ID": "1"})
+    assert hosts.detect() == Place("TPU pod", "job-0.svc:8482", 2, 1)
+
+
+@pytest.mark.parametrize(
+    "nodes, first",
+    [("node7", "node7"), ("node001,other2", "node001"), ("node[001-015],x", "node001"), ("a-b[3,7-15]", "a-b3")],
+)
+def test_the_first_host_of_a_slurm_list_is_the_coordinator(environment, nodes, first):
+    environment({"SLURM_STEP_NUM_TASKS": "4", **SLURM, "SLURM_STEP_NODELIST": nodes, "JAX_COORDINATOR_PORT": "99"})
+    assert hosts.detect().coordinator == f"{first}:99"
+
+
+@pytest.fixture
+def kubernetes(environment, monkeypatch, tmp_path):
+    """The package, in a pod of an indexed Job; returns the Job's template, whose subdomain the test sets."""
+    template = types.SimpleNamespace(subdomain=None)
+    job = types.SimpleNamespace(spec=types.SimpleNamespace(parallelism=4, template=types.SimpleNamespace(spec=template)))
+    package = types.ModuleType("kubernetes")
+    package.__spec__ = importlib.machinery.ModuleSpec("kubernetes", None)
+    package.config = types.SimpleNamespace(load_incluster_config=lambda: None)
+    api = types.SimpleNamespace(read_namespaced_job=lambda *name: {("train-x", "research"): job}[name])
+    package.client = types.SimpleNamespace(
+        BatchV1Api=lambda: api, exceptions=types.SimpleNamespace(ApiException=type("ApiException", (Exception,), {}))
+    )
+    monkeypatch.setitem(sys.modules, "kubernetes", package)
+    monkeypatch.setattr(clusters, "NAMESPACE", tmp_path / "namespace")
+    clusters.NAMESPACE.write_text("research\n")
+    monkeypatch.setattr(socket, "gethostname", lambda: "train-x-2")
+    environment({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"})
+    return template
+
+
+def test_an_indexed_job_of_kubernetes_says_how_many_pods_it_has(kubernetes):
+    kubernetes.subdomain = "pods"
+    assert hosts.detect() == Place("Kubernetes", "train-x-0.pods:55527", 4, 2)
+
+
+def test_a_job_of_kubernetes_whose_pods_cannot_reach_each_other_is_refused(kubernetes):
+    with pytest.raises(RuntimeError, match="the Job train-x has no subdomain, the name of a headless service"):
+        hosts.detect()
+
+
+def test_slices_of_gke_are_counted_together(environment):
     environment(
         {
             "TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1", "MEGASCALE_NUM_SLICES": "2",
@@ -101,16 +137,14 @@ def metadata(monkeypatch):
 
     server = http.server.HTTPServer(("localhost", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(hosts, "_has_tpu", lambda: True)
+    monkeypatch.setattr(clusters, "_has_tpu", lambda: True)
     monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_port}")
     yield attributes
     server.shutdown()
     server.server_close()
 
 
-def test_a_tpu_pod_of_several_vms_is_asked_of_the_metadata_server(environment, tpu_machine, metadata, monkeypatch):
-    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    monkeypatch.setattr(tpu_machine, "get_metadata", lambda key: (metadata.get(key, ""), 200))
+def test_a_tpu_pod_of_several_vms_is_asked_of_the_metadata_server(environment, metadata):
     metadata |= {"worker-network-endpoints": "x:y:10.0.0.7,x:y:10.0.0.8", "agent-worker-number": "1"}
     assert hosts.detect() == Place("TPU pod", "10.0.0.7:8482", 2, 1)
 
@@ -123,7 +157,7 @@ def test_a_tpu_of_one_vm_and_one_without_such_a_server_are_alone(environment, me
 
 def test_slices_of_one_vm_each_are_several_hosts(environment, metadata):
     metadata |= {"worker-network-endpoints": "x:y:10.0.0.7", "tpu-env": "ZONE: 'a'\nMEGASCALE_NUM_SLICES: '2'\n"}
-    assert hosts._cluster() == "TPU pod"
+    assert clusters.kind() == "TPU pod"
 
 
 def test_plain_addresses_come_from_the_environment_and_flags_win(environment):

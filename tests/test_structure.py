@@ -12,7 +12,7 @@ PACKAGE = ROOT / "softmask_jax"
 # Lower floors first; a module imports only from floors below its own.
 FLOORS = (
     {"streams", "jax_settings"},
-    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat", "markdown"},
+    {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat", "markdown", "clusters"},
     {"config", "watched", "vocab_draw", "data", "charts", "answers"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
     {"soft_masking", "hosts", "curves", "wandb_rows", "patterns"},
@@ -134,3 +134,46 @@ def test_text_is_read_and_written_with_an_encoding_whatever_the_locale(path):
         elif ast.unparse(node.func) in ("open", "os.fdopen", "tempfile.NamedTemporaryFile"):
             assert "encoding" in words or {"rb", "wb", "xb", "ab", "a+b", "r+b"} & set(given), ast.unparse(node)
         assert "encoding" in words or not {"text", "universal_newlines"} & words or name not in ("run", "Popen")
+
+
+# Names that have no public equal.
+PRIVATE = {
+    "jax.core.Tracer": "the only type by which JAX itself tells its users to recognise a traced value",
+    "sys._base_executable": "the interpreter behind a virtual environment, which the sandbox has to bind",
+    "os._exit": "documented, in spite of its name",
+}
+
+
+def names_of_others(path: Path) -> set[str]:
+    """Dotted names of other packages that a file imports or uses."""
+    tree, packages_, found = ast.parse(path.read_text()), {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages_ |= {(alias.asname or alias.name.split(".")[0]): alias.asname and alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("softmask_jax"):
+            packages_ |= {(alias.asname or alias.name): f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, *more = ast.unparse(node).split(".")
+            if first in packages_:
+                found.add(".".join([packages_[first] or first, *more]))
+    return found
+
+
+def test_private_modules_of_other_packages_are_used_only_where_nothing_public_is_there():
+    internal = ("jax.core", "jax.interpreters", "jax.lib", "jaxlib", "flax.core")
+    used = {
+        name for path in MODULES for name in names_of_others(path) - set(PRIVATE)
+        if any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+        or any(name.startswith(f"{module}.") for module in internal)
+    }  # fmt: skip
+    assert not {name for name in used if not name.startswith(tuple(f"{known}." for known in PRIVATE))}
+    assert set(PRIVATE) <= {name for path in MODULES for name in names_of_others(path)}
+
+
+def test_every_key_names_its_implementation():
+    made = [ast.unparse(node) for path in MODULES for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("jax.random.key", "jax.random.PRNGKey")]
+    assert all("impl='threefry2x32'" in call for call in made), made

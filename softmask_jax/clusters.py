@@ -1,0 +1,123 @@
+"""What a cluster's environment says of the hosts of a run: SLURM, TPU pods and VMs, Kubernetes; as JAX reads it too."""
+import glob
+import importlib.util
+import os
+import re
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+# Of this pod, as Kubernetes mounts it.
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def whole(*names: str) -> int | None:
+    """The first of these variables that is set, a whole number. ValueError for something else."""
+    for name in names:
+        if text := os.environ.get(name):
+            if not text.isdigit():
+                raise ValueError(f"{name}='{text}' in the environment is not a whole number.")
+            return int(text)
+    return None
+
+
+def kind() -> str:
+    """The kind of cluster whose part this process is, "" for none."""
+    env = os.environ
+    if (whole("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return "SLURM"
+    several = len(_tpu_workers()) > 1 or (whole("MEGASCALE_NUM_SLICES") or 1) > 1
+    if several or (_has_tpu() and _metadata_lists_several()):
+        return "TPU pod"
+    in_a_job = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    return "Kubernetes" if in_a_job and importlib.util.find_spec("kubernetes") else ""
+
+
+def _has_tpu() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in platforms and bool(chips) and "TPU_SKIP_MDS_QUERY" not in os.environ
+
+
+def _metadata_lists_several() -> bool:
+    """Whether Google's metadata server says that this VM is one of several workers, or of several slices."""
+    return "," in _metadata("worker-network-endpoints") or _tpu_variable("MEGASCALE_NUM_SLICES") not in ("", "0", "1")
+
+
+def _metadata(key: str) -> str:
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+    try:
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        # Not by a proxy: the server is this machine's own.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=3) as reply:
+            return reply.read().decode(errors="replace")
+    except (OSError, urllib.error.URLError):  # not a VM of Google's
+        return ""
+
+
+def _slurm() -> tuple:
+    """(first host, port, processes, process, local devices) of a SLURM step, as JAX has them."""
+    nodes, env = os.environ["SLURM_STEP_NODELIST"], os.environ
+    # node001 | node001,node7 | node[001-004],other7 | node[001,007-015]
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
+    if first is None:
+        raise ValueError(f"SLURM_STEP_NODELIST='{nodes}' names no host")
+    # One of the 4,096 highest ports, the same on all hosts of a job and seldom that of another job.
+    port = 61440 + int(env["SLURM_JOB_ID"]) % 4096
+    numbers = (int(env[name]) for name in ("SLURM_NTASKS", "SLURM_PROCID"))
+    # A TPU is its host's as a whole.
+    local = None if _has_tpu() else (int(env["SLURM_LOCALID"]),)
+    return "".join(filter(None, first.groups())), port, *numbers, local
+
+
+def _tpu_pod() -> tuple:
+    """As `_slurm`, from what GKE or the metadata server says of workers and slices."""
+    if workers := _tpu_workers():
+        index = int(os.environ["TPU_WORKER_ID"])
+    else:
+        # Of the form host, or name:id:host.
+        workers = [worker.split(":")[-1] for worker in _metadata("worker-network-endpoints").split(",")]
+        index = int(_metadata("agent-worker-number"))
+    slices = int(_tpu_variable("MEGASCALE_NUM_SLICES") or 1)
+    process = int(_tpu_variable("MEGASCALE_SLICE_ID") or 0) * len(workers) + index
+    first = _tpu_variable("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
+    return first.split(":")[0], 8482, slices * len(workers), process, None
+
+
+def _tpu_workers() -> list[str]:
+    """Hosts of this slice as GKE says, [] elsewhere."""
+    env = os.environ
+    if path := env.get("TPU_PROCESS_ADDRESSES_PATH"):
+        return Path(path).read_text("utf-8").strip().split(",")
+    workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    return workers.split(",") if workers else []
+
+
+def _tpu_variable(name: str) -> str:
+    if name in os.environ or _tpu_workers():
+        return os.environ.get(name, "")
+    lines = (line.partition(":") for line in _metadata("tpu-env").splitlines())
+    return next((value.strip(" '\"") for key, _, value in lines if key.strip() == name), "")
+
+
+def _kubernetes() -> tuple:
+    """As `_slurm`, of an indexed Job or JobSet, whose pods are named after it and their index."""
+    import kubernetes
+
+    kubernetes.config.load_incluster_config()
+    job, _, index = socket.gethostname().rpartition("-")
+    namespace = NAMESPACE.read_text("utf-8").strip()
+    try:
+        spec = kubernetes.client.BatchV1Api().read_namespaced_job(job, namespace).spec
+    except kubernetes.client.exceptions.ApiException as error:
+        raise RuntimeError(f"Kubernetes does not show the Job {job}: {error.reason}") from error
+    subdomain = spec.template.spec.subdomain
+    if not subdomain:
+        raise ValueError(f"the Job {job} has no subdomain, the name of a headless service")
+    return f"{job}-0.{subdomain}", 55527, spec.parallelism, int(index), None
+
+
+READERS = {"SLURM": _slurm, "TPU pod": _tpu_pod, "Kubernetes": _kubernetes}
