@@ -20,8 +20,10 @@ HELD = {
     "legacy_prng_key": "allow",
     "debug_key_reuse": False,  # its checker takes a key that is folded twice for one that is used twice
 }
-# Of XLA, with which it assumes that there are neither NaN nor infinities: a diverged run would be saved.
-REFUSED = ("fast_math=true", "fast_math=1", "fast_min_max=true", "fast_min_max=1")
+# Flags of `jax.config` that have no such manager; at another value JAX's own draws fail where they are vectorised.
+NEEDED = {f"jax_error_checking_behavior_{what}": "ignore" for what in ("nan", "divide", "oob")}
+# Flags of XLA with which it assumes that there are neither NaN nor infinities: a diverged run would be saved.
+FAST_MATH = ("fast_math=true", "fast_math=1", "fast_min_max=true", "fast_min_max=1")
 # The user's choice between speed and rounding: flags of `jax.config` with their defaults, and variables.
 RECORDED = {
     "jax_default_matmul_precision": None,
@@ -43,11 +45,14 @@ _INDIFFERENT = ("dump", "cache", "profile", "host_platform_device_count")
 def settled() -> Iterator[None]:
     """Hold what decides numbers, in this thread; to be used as a decorator of what a user calls.
 
-    Raises ValueError for flags of XLA that cannot be held.
+    Raises ValueError for settings that cannot be held.
     """
+    for name, value in NEEDED.items():
+        if (now := getattr(jax.config, name, value)) != value:
+            raise ValueError(f"{name.upper()} is '{now}'; only '{value}' works here.")
     for name in VARIABLES[:2]:
         for flag in os.environ.get(name, "").split():
-            if flag.lower().endswith(REFUSED):
+            if flag.lower().endswith(FAST_MATH):
                 raise ValueError(f"{name} has {flag}, with which NaN and infinity go unnoticed; remove it.")
     with contextlib.ExitStack() as stack:
         for name, value in HELD.items():
