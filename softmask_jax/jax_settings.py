@@ -23,7 +23,7 @@ HELD = {
 # Flags of `jax.config` that have no such manager; at another value JAX's own draws fail where they are vectorised.
 NEEDED = {f"jax_error_checking_behavior_{what}": "ignore" for what in ("nan", "divide", "oob")}
 # Flags of XLA with which it assumes that there are neither NaN nor infinities: a diverged run would be saved.
-FAST_MATH = ("fast_math=true", "fast_math=1", "fast_min_max=true", "fast_min_max=1")
+FAST_MATH = tuple(f"{name}{value}" for name in ("fast_math", "fast_min_max") for value in ("", "=true", "=1"))
 # The user's choice between speed and rounding: flags of `jax.config` with their defaults, and variables.
 RECORDED = {
     "jax_default_matmul_precision": None,

@@ -99,7 +99,7 @@ def test_a_model_refuses_keys_of_the_default_implementation_where_that_is_anothe
                 call(jax.random.key(0))
 
 
-@pytest.mark.parametrize("flag", ["--xla_cpu_enable_fast_math=true", "--xla_gpu_enable_fast_min_max=1"])
+@pytest.mark.parametrize("flag", ["--xla_cpu_enable_fast_math=true", "--xla_gpu_enable_fast_min_max=1", "--xla_cpu_enable_fast_math"])
 def test_fast_math_of_the_compiler_is_refused_before_anything_is_written(monkeypatch, tmp_path, flag):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/x {flag}")
     with pytest.raises(ValueError, match=f"XLA_FLAGS has {flag}, with which NaN and infinity go unnoticed; remove it"):
