@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from softmask_jax import checkpoint_io
 from softmask_jax.checkpoint_io import TREES, Damaged, read_trees
 from softmask_jax.files import plain
+from softmask_jax.stored_arrays import literal
 
 __all__ = ["TREES", "Checkpoints", "Damaged", "read_trees"]
 
@@ -47,11 +48,12 @@ class Checkpoints:
         if keep < 1 or keep_best < 0:
             raise ValueError(f"keep must be 1 or more and keep_best 0 or more, not {keep} and {keep_best}.")
         self._is_local = "://" not in str(folder)
-        self.folder = epath.Path(os.path.abspath(folder) if self._is_local else folder)
+        self.folder = literal(folder)
         self._keep, self._keep_best, self._best_metric = keep, keep_best, best_metric
         self._async_save = async_save
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
+        self._written: tuple[dict, dict] = {}, {}
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self):
@@ -128,9 +130,11 @@ class Checkpoints:
             newer = f"{self.folder} has step {steps[-1]} already, so step {step} is not saved"
             raise ValueError(f"{newer}; resume from it, or use another --workdir.")
         metrics = plain(metrics or {})
-        items = {"data": ocp.args.JsonSave({"cursor": plain(cursor), "metrics": metrics})}
-        for name, tree in checkpoint_io.storable(state).items():
-            items[name] = ocp.args.StandardSave(tree)
+        data, trees = {"cursor": plain(cursor), "metrics": metrics}, checkpoint_io.storable(state)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["data"] = ocp.args.JsonSave(data)
+        # Shapes and dtypes alone: the arrays may be donated.
+        self._written = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees), data
         self._scores[step] = _number(metrics.get(self._best_metric))
         self._saving = step
         try:
@@ -260,10 +264,12 @@ class Checkpoints:
         return self.folder / f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}"
 
     def _seal(self) -> None:
-        # Orbax calls this in its background thread, on one process, after the last data and before the rename. Object
-        # stores, which have no rename, check their objects themselves.
+        # Orbax calls this in its background thread, on one process, after the last data of all and before the rename
+        # (in object stores, which have none and check their objects themselves, before the last file).
+        folder = self._temporary(self._saving) if self._is_local else self.folder / str(self._saving)
+        checkpoint_io.read_back(folder, *self._written)
         if self._is_local:
-            checkpoint_io.write_checksums(self._temporary(self._saving))
+            checkpoint_io.write_checksums(folder)
 
     def _give_up(self, error: Exception) -> None:
         """Leave the folder and Orbax as before the save, and raise the reason in one line."""

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from softmask_jax.files import DISK_FULL, write_atomically
+from softmask_jax.stored_arrays import check_values, literal
 
 TREES = ("params", "ema", "optimizer")
 CHECKSUMS = "checksums.json"
@@ -76,7 +77,7 @@ def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None =
 
     known: those of some files, by their name in the folder, as they were in memory; they are not read again.
     """
-    folder = epath.Path(folder)
+    folder = literal(folder)
     names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
     known = known or {}
     files = {name: known.get(name) or _checksum(folder / name) for name in names if name not in UNCHECKED}
@@ -99,7 +100,7 @@ def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
     verdict, problem = 0, ""
     if jax.process_index() == 0:
         try:
-            verdict = int(_compare(epath.Path(folder), items))
+            verdict = int(_compare(literal(folder), items))
         except Damaged as damage:
             verdict, problem = 2, str(damage)
     if jax.process_count() > 1:
@@ -132,7 +133,7 @@ def read_trees(
       ValueError: keys, shapes or dtypes differ from `abstract`; they are named.
       Damaged: see `verify`; without checksums, also what Orbax cannot read.
     """
-    folder, abstract = epath.Path(folder), abstract or {}
+    folder, abstract = literal(folder), abstract or {}
     verified = verify(folder, items)
     if "params" in items and not (folder / "params").exists():
         raise FileNotFoundError(f"No params in {folder}; give the folder of a checkpoint or of a converted model.")
@@ -154,10 +155,28 @@ def read_trees(
     return trees
 
 
+def read_back(folder: os.PathLike, trees: Mapping[str, dict], data: Mapping | None = None) -> None:
+    """Raise ValueError, one line, unless a folder just written can be restored: structure, shapes, dtypes and chunks.
+
+    Args:
+      trees: nested dicts by item, of leaves with shape and dtype, as they were saved.
+      data: the cursor and metrics, if there are some.
+    """
+    folder = literal(folder)
+    try:
+        for item, tree in trees.items():
+            _require_same(folder, {item: _stored(folder / item)}, {item: flat(tree)})
+            check_values(folder / item)
+        if data is not None and read_json(folder, verified=True) != data:
+            raise ValueError("data has changed")
+    except Exception as error:
+        raise ValueError(f"it cannot be read back: {one_line(error)}") from error
+
+
 def read_json(folder: os.PathLike, verified: bool) -> dict:
     """The cursor and metrics of a checkpoint: {"cursor": {...}, "metrics": {...}}."""
     with _damage_unless(verified):
-        stored = ocp.JsonCheckpointHandler().restore(epath.Path(folder) / "data")
+        stored = ocp.JsonCheckpointHandler().restore(literal(folder) / "data")
         return {"cursor": stored["cursor"], "metrics": stored["metrics"]}
 
 

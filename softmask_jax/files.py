@@ -35,6 +35,29 @@ def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that c
         raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error
 
 
+def check_folder(path: str | os.PathLike, flag: str = "") -> None:
+    """Raise a one-line ValueError for a local folder that Orbax or TensorStore would take for another, or refuse.
+
+    flag: what named it, such as "--workdir=".
+    """
+    real = os.path.realpath(path)
+    names = real.split("/")
+    try:
+        real.encode()
+    except UnicodeEncodeError:
+        reason = "its name is not UTF-8"
+    else:
+        reason = (
+            "TensorStore takes the backslash in it for a slash" if "\\" in real
+            else "Orbax takes 'gs:/' in it for a URL" if "gs:/" in f"{real}/"
+            else f"Orbax takes /{names[1]} for {names[1]}://" if names[1] in ("gs", "s3", "az", "hf")
+            else "TensorStore keeps names that end in .__lock for itself" if any(n.endswith(".__lock") for n in names)
+            else ""
+        )  # fmt: skip
+    if reason:
+        raise ValueError(f"{flag}{os.fspath(path)}: {reason}; rename the folder or give another.")
+
+
 def check_writable(path: str, flag: str = "--json") -> None:
     """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
     if not path:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "softmask_jax"
 FLOORS = (
     {"streams", "jax_settings"},
     {"row_mixtures", "vocab_chunks", "config_rules", "config_sections", "command_line", "files", "stop_signal", "models", "chart_axes", "page", "viewer_script", "viewer_style", "option_flags", "heartbeat", "markdown", "clusters"},
-    {"config", "watched", "vocab_draw", "data", "charts", "answers"},
+    {"config", "watched", "vocab_draw", "data", "charts", "answers", "stored_arrays"},
     {"run_folder", "roll_call", "peers", "vocab_head", "diffusion", "run_log", "viewer_pieces", "prompts"},
     {"soft_masking", "hosts", "curves", "wandb_rows", "patterns"},
     {"objective", "checkpoint_io", "report", "compare_page", "transparency"},

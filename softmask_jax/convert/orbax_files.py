@@ -15,13 +15,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 
+from softmask_jax import stored_arrays
 from softmask_jax.convert.key_tables import VOCABULARY_MULTIPLE, Entry, Spec, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
 
 CHUNK_BYTES = 64 * 2**20
-METADATA = "_METADATA"
 
 
 def write(
@@ -142,20 +141,7 @@ def stored_specs(folder: Path) -> dict[str, Spec]:
 
 def _open(folder: Path) -> dict:
     try:
-        metadata = json.loads((folder / METADATA).read_text("utf-8"))
-        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        base = f"file://{folder.absolute()}/"
-        packed = (folder / "manifest.ocdbt").exists()
-        opened = {}
-        for entry in metadata["tree_metadata"].values():
-            names = [str(part["key"]) for part in entry["key_metadata"]]
-            place = {"driver": "ocdbt", "base": base} if packed else base
-            if packed:
-                place |= {"path": f"{'.'.join(names)}/"}
-            else:
-                place = f"{base}{'.'.join(names)}/"
-            opened["/".join(names)] = tensorstore.open({"driver": driver, "kvstore": place}, open=True, read=True)
-        return {path: future.result() for path, future in opened.items()}
+        return {"/".join(names): array for names, array in stored_arrays.open_arrays(folder).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{folder} holds no readable parameters ({reason:.150}); convert or train again.") from None
@@ -183,7 +169,7 @@ def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, 
             node = node.setdefault(parent, {})
         node[name] = np.zeros(1, np.float32)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
-        checkpointer.save(folder.absolute(), tree)
+        checkpointer.save(stored_arrays.literal(folder), tree)
     for path, spec in arrays.items():
         place = folder / path.replace("/", ".")
         if not (place / ".zarray").is_file():
