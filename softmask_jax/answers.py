@@ -41,7 +41,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: str | os.PathLike, settings: Mapping, total: int):
-        self.path, self.total = Path(path).expanduser(), total
+        self.path, self.total = Path(os.path.expanduser(path)), total
         self.rows: dict[Key, dict] = {}
         self._settings, self._file = dict(plain(settings)), None
 

@@ -179,7 +179,7 @@ def load(
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights is '{weights}'; choose ema or raw.")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
     about = read_json(path, "config.json")

@@ -62,7 +62,7 @@ class Run:
 
 def load_run(path: str | Path) -> Run:
     """The newest whole checkpoint of a run's folder, with its EMA. FileNotFoundError if there is none."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     model = softmask_jax.load(path)
     checkpoint = path / "checkpoints" / str(model.step)
     stored = checkpoint_io.read_json(checkpoint, checkpoint_io.verify(checkpoint, ["data"]))

@@ -9,6 +9,7 @@ import difflib
 import importlib.machinery
 import inspect
 import math
+import os
 import types
 import typing
 from pathlib import Path
@@ -135,7 +136,8 @@ def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 def read(spec: str, overrides: typing.Sequence[str], schema: type) -> dict:
     """What a config file and overrides say, as nested dicts that are not checked yet; see `load`."""
-    path, _, variant = spec.partition(":")
+    spec = os.path.expanduser(spec)
+    path, _, variant = (spec, "", "") if Path(spec).is_file() or ":" not in spec else spec.rpartition(":")
     if not Path(path).is_file():
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")

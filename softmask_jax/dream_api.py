@@ -1,6 +1,7 @@
 """A Dream model for notebooks and scripts: converted, fine-tuned here, or a base with a converted adapter."""
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def _of_base(base: Path, about: dict, model, mesh, adapter: Path | None = None, 
 
 def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> DreamModel:
     config = config_schema.of_run(read_json(path, "config.json"))
-    folder = Path(base or config.model.base).expanduser()
+    folder = Path(os.path.expanduser(base or config.model.base))
     about = converted.read_ours(folder)
     denoiser = dream_denoiser.build(_as_it_is(config.model, about), config.soft_mask, about["hf_config"], mesh=mesh)
     shapes = denoisers.abstract(denoiser, mesh)

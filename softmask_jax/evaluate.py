@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if flags.allow_unsafe_code and not flags.allow_code:
         parser.error("--allow_unsafe_code is an addition to --allow_code")
     # Flags are the short form of keys.
-    overrides += [f"models.checkpoints={'; '.join(flags.checkpoint)}"] if flags.checkpoint else []
+    overrides += [f"models.checkpoints={';'.join(flags.checkpoint)}"] if flags.checkpoint else []
     overrides += [f"run.tasks={flags.tasks}"] if flags.tasks else []
     overrides += [f"run.budgets={flags.budgets}"] if flags.budgets else []
     return flags, overrides

@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,29 @@ def check_folder(path: str | os.PathLike, flag: str = "") -> None:
         )  # fmt: skip
     if reason:
         raise ValueError(f"{flag}{os.fspath(path)}: {reason}; rename the folder or give another.")
+
+
+def literal_part(path: str) -> str:
+    """The longest beginning of a path that exists under just this name, "" if none does."""
+    end = len(path)
+    while end > 0 and not os.path.lexists(os.path.expanduser(path[:end])):
+        end = max(path.rfind("/", 0, end), 0)
+    return path[:end]
+
+
+def parts(text: str, separator: str, is_one: Callable[[str], bool] | None = None) -> list[str]:
+    """The paths or patterns that a value lists; a separator in the name of what exists parts nothing.
+
+    is_one: whether a piece with separators in it is one path; by default, if they are in its `literal_part`.
+    """
+    is_one = is_one or (lambda piece: separator not in piece.removeprefix(literal_part(piece)))
+    pieces, found = text.split(separator), []
+    while pieces:
+        joined = (separator.join(pieces[:count]) for count in range(len(pieces), 1, -1))
+        one = next(filter(is_one, joined), pieces[0])
+        pieces = pieces[one.count(separator) + 1 :]
+        found.append(one if os.path.lexists(os.path.expanduser(one)) else one.strip())
+    return [piece for piece in found if piece]
 
 
 def check_writable(path: str, flag: str = "--json") -> None:

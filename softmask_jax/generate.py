@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class Run:
         """What decides the answers, by flag."""
         decisive = {name: getattr(self.flags, name) for name in generate_flags.DECISIVE}
         return {
-            "checkpoint": str(Path(self.flags.checkpoint).expanduser().absolute()), **decisive,
+            "checkpoint": str(Path(os.path.expanduser(self.flags.checkpoint)).absolute()), **decisive,
             **dataclasses.asdict(self.options), "prompts": prompts.fingerprint(self.rows),
         }  # fmt: skip
 

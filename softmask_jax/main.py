@@ -12,6 +12,7 @@ from pathlib import Path
 
 from softmask_jax import hosts
 from softmask_jax.command_line import ERRORS, command, split_overrides
+from softmask_jax.files import check_folder
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -34,6 +35,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if "://" in found.workdir:
         parser.error(f"--workdir={found.workdir}: a run's folder must be on a mounted file system for now")
     found.workdir = os.path.expanduser(found.workdir)
+    try:
+        check_folder(found.workdir, "--workdir=")
+    except ValueError as error:
+        parser.error(str(error))
     return found, overrides
 
 

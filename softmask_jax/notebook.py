@@ -77,7 +77,7 @@ class Page:
 
 def read_page(path: str | os.PathLike, height: int = 640) -> Page:
     """A page that a command wrote: a run's report, a trajectory, a comparison. OSError if there is none."""
-    return Page(Path(path).expanduser().read_text("utf-8"), height)
+    return Page(Path(os.path.expanduser(path)).read_text("utf-8"), height)
 
 
 def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:

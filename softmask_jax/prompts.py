@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def read(path: str) -> list[Row]:
         content = sys.stdin.buffer.read()
     else:
         try:
-            content = Path(path).expanduser().read_bytes()
+            content = Path(os.path.expanduser(path)).read_bytes()
         except OSError as error:
             raise OSError(f"--prompts={path} cannot be read ({error.strerror}).") from None
     as_text = path.endswith(".txt")

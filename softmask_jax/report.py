@@ -6,6 +6,7 @@ A run writes the page at its end; by hand it can be made of any run, also of one
 """
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def write(folder: str | Path, out: str | Path | None = None, summary: dict | Non
     Raises:
       FileNotFoundError: the folder holds no run. OSError: the page cannot be written.
     """
-    path = Path(out).expanduser() if out else Path(folder).expanduser() / FILE
+    path = Path(os.path.expanduser(out)) if out else Path(os.path.expanduser(folder)) / FILE
     write_atomically(path, build(read(folder, summary)), elsewhere="give another --out")
     return path
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from array import array
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class RunLog:
 
 def read(path: str | Path, summary: dict | None = None) -> RunLog:
     """The run in a folder; `summary` instead of what summary.json says. FileNotFoundError: the folder holds no run."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not any((path / name).is_file() for name in ("config.json", "metrics.jsonl")):
         raise FileNotFoundError(
             f"No run in '{path}' (it has neither config.json nor metrics.jsonl); give the --workdir of a training run."

@@ -9,6 +9,7 @@
 """
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="the folder to write into")
     flags = parser.parse_args(argv)
-    make(Path(flags.out).expanduser())
+    make(Path(os.path.expanduser(flags.out)))
     print(f"Wrote {flags.out}/hf and {flags.out}/chats.jsonl.")
 
 

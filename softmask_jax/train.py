@@ -190,7 +190,7 @@ class Trainer:
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
         """Weights of another run, or of a converted model; its soft-masking scalars too, if it had learned some. The
         EMA starts from them."""
-        source = Path(self.config.init.checkpoint).expanduser()
+        source = Path(os.path.expanduser(self.config.init.checkpoint))
         if converted.is_converted(source):
             params = state.params | converted.start(source, self.tokenizer, abstract.params)
             return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params["backbone"]))

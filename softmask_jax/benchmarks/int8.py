@@ -9,6 +9,7 @@ either base. Minutes on 2 CPU cores; a folder that has the trained models alread
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,7 +193,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
     check_writable(flags.json)
-    found = measure(Path(flags.folder).expanduser().absolute(), flags.steps, flags.adapter_steps)
+    found = measure(Path(os.path.expanduser(flags.folder)).absolute(), flags.steps, flags.adapter_steps)
     print(markdown(found))
     if flags.json:
         write_json(flags.json, found)

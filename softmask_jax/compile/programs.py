@@ -4,6 +4,7 @@ Nothing is allocated: parameters, batches and keys are shapes with shardings, la
 """
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -53,7 +54,7 @@ def sizes_of_base(base: str) -> dict:
     """Hugging Face's config.json of a converted model; Dream-7B's sizes if there is none in `base`."""
     from softmask_jax.tasks.dream import read_base
 
-    folder = Path(base).expanduser()
+    folder = Path(os.path.expanduser(base))
     return read_base(folder)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B
 
 

@@ -10,6 +10,7 @@
 and runs of this package. Nothing that is written looks finished before it is; the same command runs again after a kill.
 """
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from softmask_jax.convert.sources import check_configs, is_run, open_model
 from softmask_jax.convert.tensors import num_bytes
 from softmask_jax.data import open_tokenizer
 from softmask_jax.data.tokenizer_hub import PREFIX
+from softmask_jax.files import check_folder
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,7 +66,8 @@ def convert(flags: argparse.Namespace) -> str:
     vocab_size = model.about.get("vocab_size") or model.about["hf_config"].get("vocab_size")
     if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:
         raise ValueError(f"--tokenizer={flags.tokenizer} has {tokenizer.vocab_size} tokens, the model {vocab_size}.")
-    dst = Path(flags.dst).expanduser().absolute()
+    dst = Path(os.path.expanduser(flags.dst)).absolute()
+    check_folder(dst, "--dst=")
     exists = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
     if exists and not flags.verify:
         raise ValueError(f"--dst: {dst} exists; give another folder, remove it, or compare it with --verify.")
@@ -88,7 +91,7 @@ def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
         check_configs(download(src, CONFIGS))
         path = download(src)
     else:
-        path = Path(src).expanduser()
+        path = Path(os.path.expanduser(src))
     model = open_model(path, weights)
     for note in model.notes:
         print(f"Note: {note}")

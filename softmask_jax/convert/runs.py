@@ -1,4 +1,5 @@
 """Opens a run of this package, its newest checkpoint: an MDLM, a Dream, or an adapter on one."""
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def _adapter(model: Mapping, params: Path) -> adapters.Adapter:
 
 def _hf_config(base: str, dtype: str) -> dict:
     """The base's config.json for weights in `dtype`."""
-    found = read_json(Path(base).expanduser(), "config.json")
+    found = read_json(Path(os.path.expanduser(base)), "config.json")
     if found.get("format") != FORMAT or found.get("kind") != "dream":
         raise ValueError(f"config.model.base: {base} is no converted Dream model; convert it again.")
     kept = found["hf_config"]
@@ -116,7 +117,7 @@ def _hf_config(base: str, dtype: str) -> dict:
 def _origin(base: str) -> str:
     """What the base was converted from, as PEFT names it; the folder itself, if that is gone."""
     try:
-        source = str(read_json(Path(base).expanduser(), "manifest.json").get("source", base))
+        source = str(read_json(Path(os.path.expanduser(base)), "manifest.json").get("source", base))
     except (OSError, ValueError):
         return base
     return match["name"] if (match := NAME.fullmatch(source)) else source

@@ -29,7 +29,7 @@ def cache_folder(configured: str = "") -> Path:
     """The folder for cached data: `configured`, else $SOFTMASK_JAX_CACHE, else softmask_jax in the XDG cache folder."""
     folder = configured or os.environ.get(ENVIRONMENT_VARIABLE, "")
     if folder:
-        return Path(folder).expanduser()
+        return Path(os.path.expanduser(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softmask_jax"
 
 

@@ -11,6 +11,7 @@ when a run goes on another day, and prompts at inference are those of training.
 import datetime
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -239,7 +240,7 @@ def load_template(
 def _local(spec: str | Path, cache_folder: str | Path | None) -> Path:
     if str(spec).startswith(PREFIX):
         return download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
-    return Path(spec).expanduser()
+    return Path(os.path.expanduser(spec))
 
 
 def _default_template(folder: Path) -> tuple[Path, str]:

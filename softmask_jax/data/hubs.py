@@ -113,7 +113,7 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
     )
     try:
-        if "://" in name or Path(name).expanduser().is_dir():
+        if "://" in name or Path(os.path.expanduser(name)).is_dir():
             root = os.path.expanduser(name)
             builder = tensorflow_datasets.builder_from_directory(root)
         else:
@@ -158,7 +158,7 @@ class HuggingFace(_Rows):
 
 
 def _is_saved(location: str) -> bool:
-    return any((Path(location).expanduser() / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return any((Path(os.path.expanduser(location)) / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _load(title: str, location: str, split: str):
@@ -207,7 +207,7 @@ def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequen
 def hugging_face_stamp(location: str, rows) -> str:
     """What changes when the rows that `open_hugging_face` opened do."""
     if _is_saved(location):
-        files = sorted(path for path in Path(location).expanduser().rglob("*") if path.is_file())
+        files = sorted(path for path in Path(os.path.expanduser(location)).rglob("*") if path.is_file())
         return fingerprint([listed(path.as_posix(), path) for path in files])
     return fingerprint(str(rows.info.version), rows.info.download_checksums)
 

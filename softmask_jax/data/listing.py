@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from softmask_jax.files import literal_part, parts
+
 # The properties by which file systems tell that a remote file was written anew; each has its own.
 REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
 READ_BUFFER = 1 << 20
@@ -34,13 +36,12 @@ def listed(name: str, path: Path) -> Listed:
 def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
     """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
 
-    Order: the patterns as given, names sorted within each; a file that several patterns match is taken once.
+    As far as a path exists literally it is no pattern, whatever its characters, and no list. Order: the patterns as given, names sorted within each; a file that several patterns match is taken once.
     Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
     a URL whose file system is not installed or does not answer.
     """
     commas = isinstance(patterns, str) and "," in patterns
-    patterns = patterns.split(",") if isinstance(patterns, str) else list(patterns)
-    patterns = [pattern.strip() for pattern in patterns if pattern.strip()]
+    patterns = parts(patterns, ",") if isinstance(patterns, str) else [one for one in patterns if one.strip()]
     if not patterns:
         raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
     files: dict[Path | str, Listed] = {}
@@ -60,7 +61,9 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
 
 
 def _local_matches(pattern: str) -> tuple[int, list[tuple[Path, Listed]]]:
-    matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    pattern = os.path.expanduser(pattern)
+    fixed = literal_part(pattern)
+    matches = sorted(glob.glob(glob.escape(fixed) + pattern.removeprefix(fixed), recursive=True))
     paths = [Path(match) for match in matches if os.path.isfile(match)]
     return len(matches), [(path.resolve(), listed(path.as_posix(), path)) for path in paths]
 
@@ -77,7 +80,7 @@ def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
     except ValueError as error:
         raise ValueError(f"data.paths: {pattern!r}: nothing here reads {scheme}:// (gs:// and files do)") from error
     try:
-        matches = system.glob(inside, detail=True)
+        matches = {inside: system.info(inside)} if system.isfile(inside) else system.glob(inside, detail=True)
     except Exception as error:  # Every file system, and the network below it, has errors of its own.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OSError(
@@ -100,7 +103,9 @@ def open_file(path: Path | str) -> BinaryIO:
             return path.open("rb", buffering=READ_BUFFER)
         import fsspec
 
-        return io.BufferedReader(fsspec.open(path, "rb").open(), READ_BUFFER)
+        # Not `fsspec.open`, for which the characters of a pattern in a name mean one.
+        system, inside = fsspec.core.url_to_fs(path)
+        return io.BufferedReader(system.open(inside, "rb"), READ_BUFFER)
     except OSError as error:
         raise type(error)(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
     except Exception as error:  # As in `_remote_matches`.

@@ -18,6 +18,7 @@ from softmask_jax.data.cache import content_key
 from softmask_jax.data.corpus import SPLIT_NAMES
 from softmask_jax.data.storage import Folder
 from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
+from softmask_jax.files import parts
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -166,8 +167,8 @@ class PreparedCorpus:
     """
 
     def __init__(self, paths: str | Sequence[str], cache: Path):
-        paths = paths.split(",") if isinstance(paths, str) else paths
-        self.folders = [Folder(path.strip()) for path in paths if path.strip()]
+        paths = parts(paths, ",") if isinstance(paths, str) else paths
+        self.folders = [Folder(path) for path in paths if path.strip()]
         if not self.folders:
             raise ValueError("data.source=shards needs data.paths: a folder that softmask_jax.data.prepare made")
         self.manifests = [read_manifest(folder) for folder in self.folders]

@@ -24,7 +24,10 @@ class Folder:
         self.url = os.path.expanduser(os.fspath(url)).rstrip("/") or "/"
         self.is_remote = "://" in self.url
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
+            if self.is_remote:
+                self._files, self._root = fsspec.core.url_to_fs(self.url)
+            else:  # in a path "::" and "file:" mean nothing
+                self._files, self._root = fsspec.filesystem("file"), os.path.join(os.getcwd(), self.url)
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"{self.url}: {error}; gs:// folders need `pip install 'softmask_jax[gcs]'`, or give a mounted folder"

@@ -4,6 +4,7 @@ A saved tokenizer is a folder with `softmask_tokenizer.json` (kind, ids, fingerp
 library, a `tokenizer.json`, which need not hold the mask. `vocab_size` counts all ids, BOS, EOS and mask among them.
 """
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def open_tokenizer(spec: str | Path, cache_folder: str | Path | None = None) -> 
             return read_tokenizer(folder)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"data.tokenizer={spec}: {error}") from error
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if not path.exists():
         kinds = f"choose bytes, bpe or text8, {PREFIX}owner/name, or a file or folder that exists"
         if len(path.parts) > 1 or path.suffix:

@@ -2,12 +2,13 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from softmask_jax.evaluation.settings import Models, listed
-from softmask_jax.files import explained, write_json
+from softmask_jax.evaluation.settings import Models
+from softmask_jax.files import explained, parts, write_json
 from softmask_jax.samplers import SoftMasking
 
 PLAIN = "#none"
@@ -35,12 +36,9 @@ def checkpoints(models: Models) -> list[Checkpoint]:
       holds no model.
     """
     found = []
-    for part in listed(models.checkpoints):
-        folder, plain = (part.removesuffix(PLAIN), True) if part.endswith(PLAIN) else (part, False)
-        # A path may have "=" in it: only what looks like a name is one.
-        match = re.match(r"([\w.-]+)=(.+)", folder)
-        name, folder = match.groups() if match else ("", folder)
-        path = Path(folder).expanduser()
+    for part in parts(models.checkpoints, ";", lambda part: _named(part)[1].is_dir()):
+        name, path, plain = _named(part)
+        folder = str(path)
         if not path.is_dir():
             raise FileNotFoundError(f"--checkpoint: there is no folder '{folder}'; give a run's or a converted model's.")
         if not (path / "config.json").is_file():
@@ -58,6 +56,18 @@ def checkpoints(models: Models) -> list[Checkpoint]:
         if name.strip(".") == "":
             raise ValueError(f"A checkpoint cannot be called '{name}'; name it: --checkpoint=NAME=FOLDER.")
     return found
+
+
+def _named(part: str) -> tuple[str, Path, bool]:
+    """Name, folder and plainness of `name=folder#none`; of a folder that has just this name, no name."""
+    for text in (part, part.strip()):
+        if (path := Path(os.path.expanduser(text))).is_dir():
+            return "", path, False
+    folder, plain = text.removesuffix(PLAIN), text.endswith(PLAIN)
+    # A path may have "=" in it: only what looks like a name is one, unless there is such a folder.
+    match = None if os.path.isdir(os.path.expanduser(folder)) else re.match(r"([\w.-]+)=(.+)", folder, re.DOTALL)
+    name, folder = match.groups() if match else ("", folder)
+    return name, Path(os.path.expanduser(folder)), plain
 
 
 class Loader:

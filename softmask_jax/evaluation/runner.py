@@ -61,7 +61,7 @@ class Evaluation:
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,
                  allow_code: bool = False, allow_unsafe_code: bool = False):
-        self.settings, self.out, self.tasks = settings, Path(out).expanduser(), list(tasks)
+        self.settings, self.out, self.tasks = settings, Path(os.path.expanduser(out)), list(tasks)
         self._allowed = {"allow_code": allow_code, "allow_unsafe_code": allow_unsafe_code}
         self.checkpoints, self.budgets = checkpoints(settings.models), budgets(settings.run.budgets)
         for task in self.tasks:

@@ -5,6 +5,7 @@ perplexity, and the last token's state behind the final norm, which is MAUVE's f
 `hidden_states[-1]` at a text's last token, of the same tokens).
 """
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def folder_of(spec: str) -> Path:
             return hub.download(spec)
         except (ValueError, OSError) as error:
             raise type(error)(str(error).replace("--src", SETTING)) from error
-    folder = Path(spec).expanduser()
+    folder = Path(os.path.expanduser(spec))
     if not folder.is_dir():
         raise FileNotFoundError(f"{SETTING}: there is no folder '{spec}'; {DOWNLOAD}.")
     return folder

@@ -8,6 +8,7 @@ each example that decides between its passes ("mixed").
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def conversations(work: Work) -> Conversations:
             "give the folder of the run that fine-tuned it."
         )
     config = config_schema.from_dict(read_json(path, "config.json"))
-    base = Path(work.settings.models.base or config.model.base).expanduser()
+    base = Path(os.path.expanduser(work.settings.models.base or config.model.base))
     named, sizes = config.data.tokenizer, tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
     try:
         sft = build_sft(config.data, tokenizer=str(base / "tokenizer") if named == "base" else named)

@@ -1,5 +1,6 @@
 """Fine-tuning Dream on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
 import hashlib
+import os
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ class Dream:
     """See `tasks.Task`."""
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-        self.config, self.mesh, self.base = config, mesh, Path(config.model.base).expanduser()
+        self.config, self.mesh, self.base = config, mesh, Path(os.path.expanduser(config.model.base))
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
         about = read_base(self.base)
         converted.check_base_dtype(self.base, about, config.model.base_dtype)

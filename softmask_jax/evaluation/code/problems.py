@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -163,7 +164,7 @@ def _rows(where: str) -> Iterator[tuple[str, object]]:
         title, _, _, rows = open_hugging_face(where.removeprefix("hf:"))
         yield from ((f"{title}#{number}", row) for number, row in enumerate(rows))
         return
-    path = Path(where).expanduser() if where else _package_file()
+    path = Path(os.path.expanduser(where)) if where else _package_file()
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
