@@ -170,7 +170,7 @@ def read_back(folder: os.PathLike, trees: Mapping[str, dict], data: Mapping | No
         if data is not None and read_json(folder, verified=True) != data:
             raise ValueError("data has changed")
     except Exception as error:
-        raise ValueError(f"it cannot be read back: {one_line(error)}") from error
+        raise ValueError(f"what was written cannot be read back: {one_line(error)}") from error
 
 
 def read_json(folder: os.PathLike, verified: bool) -> dict:

@@ -55,7 +55,8 @@ def check_folder(path: str | os.PathLike, flag: str = "") -> None:
             else ""
         )  # fmt: skip
     if reason:
-        raise ValueError(f"{flag}{os.fspath(path)}: {reason}; rename the folder or give another.")
+        shown = os.fspath(path).encode(errors="backslashreplace").decode()
+        raise ValueError(f"{flag}{shown}: {reason}; rename the folder or give another.")
 
 
 def literal_part(path: str) -> str:

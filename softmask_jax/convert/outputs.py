@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import jax
+
 from softmask_jax import checkpoint_io, transparency
 from softmask_jax.convert import mdlm, orbax_files, safetensors_files
 from softmask_jax.convert.model import FORMAT, VERSION, Model, to_json
@@ -186,6 +188,8 @@ def _write_ours(
         path: {"dtype": spec.dtype.name, "shape": spec.shape}
         for path, spec in orbax_files.stored_specs(folder / "params").items()
     }  # fmt: skip
+    stored = {tuple(path.split("/")): jax.ShapeDtypeStruct(**spec) for path, spec in arrays.items()}
+    checkpoint_io.read_back(folder, {"params": checkpoint_io.nested(stored)})
     write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": described, "arrays": arrays})
     checkpoint_io.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
     return hashed.sha256
