@@ -145,3 +145,12 @@ def test_what_data_reads_are_fields_of_the_data_section_with_the_same_defaults()
     # What both kinds of data have may start differently.
     differing = {name for name in chat if chat[name] != section[name]}
     assert differing <= dataclasses.asdict(data.DataConfig()).keys()
+
+
+def test_a_colon_in_the_path_of_a_config_file_begins_no_variant(tmp_path, monkeypatch):
+    path = tmp_path / "proj:v2" / "a:b.py"
+    path.parent.mkdir()
+    path.write_text("from ml_collections import ConfigDict\n\ndef get_config(name=''):\n    return ConfigDict({'data': {'paths': name}})\n")
+    monkeypatch.chdir(path.parent)
+    for spec, variant in ((path, ""), (f"{path}:smoke", "smoke"), ("a:b.py", ""), ("a:b.py:smoke", "smoke")):
+        assert config.load(str(spec)).data.paths == variant

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from softmask_jax.data import text_files
+from softmask_jax.data.listing import list_files, open_file
 from softmask_jax.data.sources import BadRow, Document, make_source
 from tests.data.source_files import TEXTS, one_line, save_texts
 
@@ -216,3 +217,39 @@ def test_nothing_that_reads_rows_is_imported_before_it_is_needed():
     code = f"import json, sys, softmask_jax.data.sources; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert json.loads(output) == []
+
+
+@pytest.mark.parametrize(
+    "pattern, names",
+    [
+        ("a[b].txt", ["a[b].txt"]),
+        ("[ab].txt", ["a.txt", "b.txt"]),
+        ("?", ["?"]),
+        ("p [v2],/*.txt", ["p [v2],/x.txt"]),
+        ("p [v2],/*.txt,a.txt", ["p [v2],/x.txt", "a.txt"]),
+        ("a.txt, b.txt", ["a.txt", "b.txt"]),
+        ("a.txt,[ab].txt,p [v2],/x.txt", ["a.txt", "b.txt", "p [v2],/x.txt"]),
+        (" c,d ", [" c,d "]),
+        ("**/x.txt", ["p v/x.txt", "p [v2],/x.txt"]),
+        ("~no_such_user/x", ["~no_such_user/x"]),
+        ("HOME/[ab].txt", ["a.txt", "b.txt"]),
+        ("HOME/p [v2],/*.txt,HOME/?", ["?", "p [v2],/x.txt"]),
+    ],
+)
+def test_what_exists_under_its_name_is_neither_a_pattern_nor_a_list(tmp_path, monkeypatch, pattern, names):
+    home = tmp_path / "h [1]*"
+    for name in ("a[b].txt", "ab.txt", "a.txt", "b.txt", "?", "1", "p v/x.txt", "p [v2],/x.txt", " c,d ", "~no_such_user/x"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    monkeypatch.chdir(home)
+    found = [os.path.relpath(file.path, home) for file in list_files(pattern.replace("HOME", str(home)), "files")]
+    assert sorted(found) == sorted(names)
+
+
+def test_an_object_of_a_bucket_that_exists_under_its_name_is_no_pattern():
+    system = fsspec.filesystem("memory")
+    for name in ("/odd/a[b].txt", "/odd/ab.txt"):
+        system.pipe_file(name, name.encode())
+    (file,) = list_files("memory://odd/a[b].txt", "files")
+    assert open_file(file.path).read() == b"/odd/a[b].txt"
+    system.rm("/odd", recursive=True)

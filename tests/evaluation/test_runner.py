@@ -13,7 +13,7 @@ import pytest
 from softmask_jax import config
 from softmask_jax.evaluation import models, plots, tables
 from softmask_jax.evaluation.runner import Evaluation
-from softmask_jax.evaluation.settings import Settings, budgets
+from softmask_jax.evaluation.settings import Models, Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Stopped
 from softmask_jax.samplers import SoftMasking
 
@@ -224,6 +224,23 @@ def test_checkpoints_have_names_and_soft_masking_can_be_turned_off(place):
     assert [(one.name, one.plain) for one in found] == [("a", False), ("soft-plain", True)]
     with pytest.raises(ValueError, match="trained without"):
         models.without_soft_masking(load(place / "binary", weights="", step=None, base="", mesh=None))
+
+
+@pytest.mark.parametrize(
+    "listed, found",
+    [
+        ("a=b/run; c;d", [("run", "a=b/run", False), ("c_d", "c;d", False)]),
+        ("e#none;e#none#none", [("e_none", "e#none", False), ("e_none-plain", "e#none", True)]),
+        ("x=c;d#none;~y", [("x", "c;d", True), ("_y", "~y", False)]),
+    ],
+)
+def test_a_folder_that_exists_under_its_name_is_no_list_and_no_flag(tmp_path, monkeypatch, listed, found):
+    for name in ("a=b/run", "c;d", "c", "e#none", "~y"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    read = models.checkpoints(Models(checkpoints=listed))
+    assert [(one.name, str(one.path), one.plain) for one in read] == found
 
 
 @dataclasses.dataclass(frozen=True)
