@@ -264,8 +264,8 @@ class Checkpoints:
         return self.folder / f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}"
 
     def _seal(self) -> None:
-        # Orbax calls this in its background thread, on one process, after the last data of all and before the rename
-        # (in object stores, which have none and check their objects themselves, before the last file).
+        # Orbax calls this in its background thread, on one process, after the last data of all and before the rename.
+        # Object stores, which have none, check their objects themselves.
         folder = self._temporary(self._saving) if self._is_local else self.folder / str(self._saving)
         checkpoint_io.read_back(folder, *self._written)
         if self._is_local:

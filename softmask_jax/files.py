@@ -67,12 +67,19 @@ def literal_part(path: str) -> str:
     return path[:end]
 
 
-def parts(text: str, separator: str, is_one: Callable[[str], bool] | None = None) -> list[str]:
+def split_paths(text: str, separator: str, is_one: Callable[[str], bool] | None = None) -> list[str]:
     """The paths or patterns that a value lists; a separator in the name of what exists parts nothing.
 
-    is_one: whether a piece with separators in it is one path; by default, if they are in its `literal_part`.
+    is_one: whether a piece with separators in it is one path; by default, if they are in its `literal_part`, or in that
+      of what follows its first colon or equals sign, as in `jsonl:PATH` and `name=PATH`.
     """
-    is_one = is_one or (lambda piece: separator not in piece.removeprefix(literal_part(piece)))
+
+    def by_default(piece: str) -> bool:
+        halves = [piece.partition(sign) for sign in ":="]
+        paths = [piece, *(path for name, _, path in halves if path and separator not in name)]
+        return any(separator not in path.removeprefix(literal_part(path)) for path in paths)
+
+    is_one = is_one or by_default
     pieces, found = text.split(separator), []
     while pieces:
         joined = (separator.join(pieces[:count]) for count in range(len(pieces), 1, -1))

@@ -67,7 +67,8 @@ def convert(flags: argparse.Namespace) -> str:
     if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:
         raise ValueError(f"--tokenizer={flags.tokenizer} has {tokenizer.vocab_size} tokens, the model {vocab_size}.")
     dst = Path(os.path.expanduser(flags.dst)).absolute()
-    check_folder(dst, "--dst=")
+    if to == "orbax":
+        check_folder(dst, "--dst=")
     exists = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
     if exists and not flags.verify:
         raise ValueError(f"--dst: {dst} exists; give another folder, remove it, or compare it with --verify.")

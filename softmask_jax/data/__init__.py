@@ -18,6 +18,7 @@ from softmask_jax.data.tokenizers import (
     BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, open_tokenizer, train_bpe,
 )
 from softmask_jax.data.windows import Mixture, Windows
+from softmask_jax.files import split_paths
 
 __all__ = [
     "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "DataConfig", "Document", "FileSource",
@@ -98,7 +99,7 @@ def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
         raise ValueError("data.source=mixture has no data.validation_paths: split by hash or last, each corpus by itself")
     text = config.paths if isinstance(config.paths, str) else ";".join(config.paths)
     parts = []
-    for entry in filter(None, (entry.strip() for entry in text.split(";"))):
+    for entry in split_paths(text, ";"):
         weight, _, where = entry.partition(" ")
         kind, _, paths = where.strip().partition(":")
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from softmask_jax.data.documents import AllParts, BadRow, Document
 from softmask_jax.data.listing import fingerprint, listed
 from softmask_jax.data.records import checked, nearest, text_or_bad
+from softmask_jax.files import split_paths
 
 PART_ROWS = 10_000
 # Rows are fetched by the batch: one at a time is ten times slower.
@@ -60,7 +61,7 @@ def _check(title: str, length: int, text_key: str, columns: Iterable[str], first
 
 def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
     paths = [paths] if isinstance(paths, str) else list(paths)
-    if len(paths) != 1 or not paths[0].strip() or "," in paths[0]:
+    if len(paths) != 1 or len(split_paths(paths[0], ",")) != 1:
         raise ValueError(
             f"data.source={kind} needs one NAME:SPLIT in data.paths, such as {example}; for several use "
             "data.source=mixture"

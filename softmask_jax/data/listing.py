@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from softmask_jax.files import literal_part, parts
+from softmask_jax.files import literal_part, split_paths
 
 # The properties by which file systems tell that a remote file was written anew; each has its own.
 REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
@@ -36,12 +36,15 @@ def listed(name: str, path: Path) -> Listed:
 def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
     """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
 
-    As far as a path exists literally it is no pattern, whatever its characters, and no list. Order: the patterns as given, names sorted within each; a file that several patterns match is taken once.
+    As far as a path exists as it is written, its characters mean nothing else. Order: the patterns as given, names
+    sorted within each; a file that several patterns match is taken once.
     Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
     a URL whose file system is not installed or does not answer.
     """
     commas = isinstance(patterns, str) and "," in patterns
-    patterns = parts(patterns, ",") if isinstance(patterns, str) else [one for one in patterns if one.strip()]
+    # A name in a sequence may hold commas, and none holds a zero byte.
+    lists = [(patterns, ",")] if isinstance(patterns, str) else [(one, "\0") for one in patterns]
+    patterns = [pattern for text, separator in lists for pattern in split_paths(text, separator)]
     if not patterns:
         raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
     files: dict[Path | str, Listed] = {}

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def build_sft(config: object | None = None, **overrides) -> Sft:
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(SftConfig) if hasattr(config, f.name)}
     config = SftConfig(**given | overrides)
     check_config(config)
-    tokenizer_cache = Path(config.cache_dir) if config.cache_dir else None
+    tokenizer_cache = Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else None
     tokenizer = open_tokenizer(config.tokenizer, tokenizer_cache)
     template = load_template(config.chat_template or config.tokenizer, tokenizer_cache, config.tokenizer)
     sources = open_sources(config.paths, config.messages_key)

@@ -15,6 +15,7 @@ from softmask_jax.data.messages import Conversation, Rejected, Rows, conversatio
 from softmask_jax.data.records import HOPELESS_ROWS
 from softmask_jax.data.tokenizer_specials import QWEN_IDS, QWEN_TOOL_CALLS
 from softmask_jax.data.tokenizers import Tokenizer
+from softmask_jax.files import split_paths
 
 SPLITS = ("train", "validation")
 TOOL_CALL_IDS = tuple(QWEN_IDS[token] for token in QWEN_TOOL_CALLS)
@@ -64,7 +65,7 @@ def check_config(config: SftConfig) -> None:
 
 def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
     """The rows of each source of `SftConfig.paths` and those of its own validation split. Raises as `open_rows`."""
-    entries = [entry.strip() for entry in paths.split(";") if entry.strip()]
+    entries = split_paths(paths, ";")
     if not entries:
         raise ValueError("data.paths names no conversations; write such as jsonl:chats/*.jsonl")
     pairs = (entry.partition("|") for entry in entries)

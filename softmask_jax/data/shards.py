@@ -18,7 +18,7 @@ from softmask_jax.data.cache import content_key
 from softmask_jax.data.corpus import SPLIT_NAMES
 from softmask_jax.data.storage import Folder
 from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
-from softmask_jax.files import parts
+from softmask_jax.files import split_paths
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -167,7 +167,7 @@ class PreparedCorpus:
     """
 
     def __init__(self, paths: str | Sequence[str], cache: Path):
-        paths = parts(paths, ",") if isinstance(paths, str) else paths
+        paths = split_paths(paths, ",") if isinstance(paths, str) else paths
         self.folders = [Folder(path) for path in paths if path.strip()]
         if not self.folders:
             raise ValueError("data.source=shards needs data.paths: a folder that softmask_jax.data.prepare made")

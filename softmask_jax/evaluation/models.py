@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from softmask_jax.evaluation.settings import Models
-from softmask_jax.files import explained, parts, write_json
+from softmask_jax.files import explained, split_paths, write_json
 from softmask_jax.samplers import SoftMasking
 
 PLAIN = "#none"
@@ -36,7 +36,7 @@ def checkpoints(models: Models) -> list[Checkpoint]:
       holds no model.
     """
     found = []
-    for part in parts(models.checkpoints, ";", lambda part: _named(part)[1].is_dir()):
+    for part in split_paths(models.checkpoints, ";", lambda part: _named(part)[1].is_dir()):
         name, path, plain = _named(part)
         folder = str(path)
         if not path.is_dir():

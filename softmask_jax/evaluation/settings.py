@@ -6,6 +6,7 @@ import dataclasses
 from fractions import Fraction
 
 from softmask_jax.config_sections import Mesh
+from softmask_jax.files import split_paths
 from softmask_jax.samplers import Options
 
 
@@ -127,7 +128,7 @@ class Settings:
 
 def listed(text: str) -> list[str]:
     """The parts of a value that names several things."""
-    return [part.strip() for part in text.split(";") if part.strip()]
+    return split_paths(text, ";")
 
 
 def budgets(text: str) -> list[Fraction]:
