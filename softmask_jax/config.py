@@ -39,7 +39,7 @@ class Config:
     @property
     def updates(self) -> int:
         """How many updates the run makes: `train.updates` of one that has begun. Before, iso_flops counts the products of
-        the layers alone, as the sizes of the network are not known (`update_flops.settled` does)."""
+        the layers alone, as the sizes of the network are not known (`update_flops.budgeted` does)."""
         return self.train.updates or self.bought(layer_passes(self.model))
 
     @property

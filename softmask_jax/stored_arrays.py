@@ -39,7 +39,7 @@ def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.
       ValueError, OSError, KeyError, TypeError or AttributeError: Orbax has not written this folder.
     """
     folder = literal(folder)
-    metadata = json.loads((folder / METADATA).read_text())
+    metadata = json.loads((folder / METADATA).read_text("utf-8"))
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     packed = (folder / PACKED).exists()
     opened = {}

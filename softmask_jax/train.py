@@ -17,7 +17,7 @@ from softmask_jax.run_folder import RunFolder
 from softmask_jax.stop_signal import StopSignal
 from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.train_state import TrainState
-from softmask_jax.update_flops import settled
+from softmask_jax.update_flops import budgeted
 
 
 class NonFinite(RuntimeError):
@@ -71,7 +71,7 @@ class Trainer:
         self.task = tasks.make(config, self.mesh)
         hosts.check_same("the text (files, split or tokenizer)", self.task.info["fingerprint"])
         self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
-        self.config = config = settled(config, self.denoiser)
+        self.config = config = budgeted(config, self.denoiser)
         self.tx = optimizer.make(config.optimizer, config.updates)
         self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))

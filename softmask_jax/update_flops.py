@@ -69,7 +69,7 @@ def plain_passes(denoiser, model, length: int) -> float:
     return plain / (both - plain)
 
 
-def settled(config: Config, denoiser) -> Config:
+def budgeted(config: Config, denoiser) -> Config:
     """A config with the number of its updates, if it is not there already: what its budget buys for this network."""
     passes = plain_passes(denoiser, config.model, config.longest_row)
     return config.with_updates(config.train.updates or config.bought(passes))

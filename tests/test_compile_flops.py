@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from softmask_jax import config as schema
+from softmask_jax import update_flops
 from softmask_jax.compile import flops, programs
 from softmask_jax.models import splash
 
@@ -18,8 +19,8 @@ def counted(path: str, overrides=(), **options):
     program = programs.training(config, jax.devices()[:1], **options)
     found = flops.count(program.traced.jaxpr)
     assert not found.unknown
-    how = flops.passes(config.model, two_passes=program.two_passes)
-    return found.flops, flops.closed_form(program.denoiser, program.rows * program.length, program.length, how)
+    how = update_flops.passes(config.model, two_passes=program.two_passes)
+    return found.flops, update_flops.closed_form(program.denoiser, program.rows * program.length, program.length, how)
 
 
 @pytest.mark.parametrize("layers", [2, 28])
@@ -85,7 +86,7 @@ def test_the_attention_kernel_counts_its_products_two_ahead_and_seven_back():
 def test_what_nobody_could_leave_out_is_less_than_what_is_computed():
     config = schema.load(DREAM, ["mesh.fsdp=1"])
     denoiser = programs.training(config, jax.devices()[:1], length=128).denoiser
-    own = flops.model_flops(denoiser, config.model, 128, 128, two_passes=True)
+    own = update_flops.model_flops(denoiser, config.model, 128, 128, two_passes=True)
     plain = dataclasses.replace(config.model, adapter="none", remat="none")
-    again = flops.closed_form(denoiser, 128, 128, flops.passes(config.model, two_passes=True))
-    assert own < again and own < flops.model_flops(denoiser, plain, 128, 128, two_passes=True)
+    again = update_flops.closed_form(denoiser, 128, 128, update_flops.passes(config.model, two_passes=True))
+    assert own < again and own < update_flops.model_flops(denoiser, plain, 128, 128, two_passes=True)

@@ -38,10 +38,10 @@ def asked(folder, steps):
 def test_a_budget_is_settled_with_the_network_once(tmp_path):
     wanted = asked(tmp_path, 4_000)
     network = denoiser.build(wanted.model, wanted.soft_mask, vocab_size=258, mask_token_id=257)
-    passes, found = update_flops.plain_passes(network, wanted.model, 16), update_flops.settled(wanted, network)
+    passes, found = update_flops.plain_passes(network, wanted.model, 16), update_flops.budgeted(wanted, network)
     # The head, which is not run again, is most of so small a network.
     assert 3.3 < passes < 3.5 and found.updates == round(4_000 * passes / (passes + 1)) < wanted.updates
-    assert update_flops.settled(wanted.with_updates(7), network).updates == 7
+    assert update_flops.budgeted(wanted.with_updates(7), network).updates == 7
 
 
 @pytest.mark.full

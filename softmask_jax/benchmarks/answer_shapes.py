@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 
+from softmask_jax.command_line import command
 from softmask_jax.evaluation.code import extraction, prompts
 from softmask_jax.evaluation.code import problems as problem_files
 from softmask_jax.evaluation.code.problems import HUMANEVAL, Problem, family
@@ -175,7 +176,8 @@ def measure(task: str, chosen: list[Problem]) -> dict[str, Mapping[str, int]]:
     return {shape: {way: sum(one in passed for one in made[way][shape]) for way in made} for shape in SHAPES}
 
 
-def main(argv=None) -> int:
+@command()
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.benchmarks.answer_shapes", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -185,22 +187,16 @@ def main(argv=None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="the first so many problems; 0 is all")
     parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
-    try:
-        if flags.json:
-            check_writable(flags.json)
-        loaded = problem_files.load(flags.task, flags.problems, limit=flags.limit)
-        chosen = [problem for problem in loaded if problem.solution]
-        if not chosen:
-            raise ValueError(f"None of the {len(loaded):,} problems has a solution of its own.")
-        found = measure(flags.task, chosen)
-        if flags.json:
-            write_json(flags.json, {"task": flags.task, "problems": len(chosen), "shapes": found})
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"answer_shapes: {error}", file=sys.stderr)
-        return 1
-    rows = [(shape, *(str(counts[way]) for way in ("default", "compat"))) for shape, counts in found.items()]
+    check_writable(flags.json)
+    loaded = problem_files.load(flags.task, flags.problems, limit=flags.limit)
+    chosen = [problem for problem in loaded if problem.solution]
+    if not chosen:
+        raise ValueError(f"None of the {len(loaded):,} problems has a solution of its own.")
+    shapes = measure(flags.task, chosen)
+    if flags.json:
+        write_json(flags.json, {"task": flags.task, "problems": len(chosen), "shapes": shapes})
+    rows = [(shape, *(str(counts[way]) for way in ("default", "compat"))) for shape, counts in shapes.items()]
     print(table(("shape of the answer", f"pass, of {len(chosen)}", "with compat"), rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -128,12 +128,12 @@ def measure(folder: Path, size: int) -> dict[str, dict]:
         "compare": ["-c", f"{here}; compare(Path(sys.argv[1]), Path(sys.argv[2]))", str(theirs), str(back)],
     }  # fmt: skip
     found = {}
-    for name, command in steps.items():
+    for name, words in steps.items():
         if name == "compare":
             shutil.rmtree(ours)
         for place in (theirs, ours):
             forget(place)
-        found[name] = timed(command)
+        found[name] = timed(words)
         found[name]["gb_per_second"] = size / 1e9 / found[name]["seconds"]
         if name == "copy":
             shutil.rmtree(folder / "copy")

@@ -8,10 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import jax
 from jax.extend import core
-
-from softmask_jax.update_flops import closed_form, model_flops, passes  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)

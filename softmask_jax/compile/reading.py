@@ -2,7 +2,7 @@
 import dataclasses
 import math
 
-from softmask_jax import sharding, vocab_head
+from softmask_jax import sharding, update_flops, vocab_head
 from softmask_jax.compile import flops, hlo, traffic
 from softmask_jax.compile.compiled import Compiled, compile_program
 from softmask_jax.compile.hlo import Module
@@ -96,7 +96,7 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
     if train:
         # Nearly all products are a micro-batch's.
         work = count.flops * micro / program.micro
-        own = flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes)
+        own = update_flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes)
     else:
         work = count.flops
         # With a cache less than every position is computed.
