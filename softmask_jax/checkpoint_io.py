@@ -271,7 +271,7 @@ def _read(folder: epath.Path, wanted: Mapping[Path, Any]) -> dict[Path, jax.Arra
         return flat(reader.restore(folder, args=ocp.args.StandardRestore(nested(target))))
 
 
-def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], narrow: bool) -> None:
+def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], narrow: bool = False) -> None:
     def show(leaf) -> str:
         return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
