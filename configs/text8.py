@@ -37,8 +37,9 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "smoke":
         config.model.update(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=16)
         config.data.update(
-            source="stdlib", paths="", seq_len=32, max_documents=40, validation_rule="hash", validation_paths=""
-        )
+            source="stdlib", paths="", seq_len=32, max_documents=40, validation_rule="last", validation_documents=8,
+            validation_paths="",
+        )  # fmt: skip
         config.optimizer.update(warmup_steps=2)
         config.train.update(steps=6, global_batch_size=8, log_every=2)
         config.checkpoint.update(every=3)

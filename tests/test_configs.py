@@ -1,11 +1,13 @@
 """Every config: the paper's values, and a smoke run of the very same code at toy size."""
 import json
+import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from softmask_jax import config, train
-from softmask_jax.data import DataConfig
+from softmask_jax.data import DataConfig, build
 from softmask_jax.data.prepare import prepare
 from tests.tiny_run import home  # noqa: F401
 
@@ -40,6 +42,36 @@ def test_a_smoke_run_trains_validates_samples_saves_and_reports(home, base, name
     assert {row["kind"] for row in rows} >= {"train", "validation", "samples", "final"}
     assert (folder / "report.html").stat().st_size > 10_000
     assert (folder / "checkpoints" / str(summary["step"])).is_dir()
+
+
+@pytest.mark.parametrize(("seed", "kind"), [(0, "small"), (1, "large"), (2, "repeats"), (3, "unreadable")])
+def test_smoke_runs_train_on_32_and_validate_on_8_documents_of_any_library(tmp_path, monkeypatch, seed, kind):
+    random = np.random.default_rng(seed)
+    library = tmp_path / "library"
+    library.mkdir()
+    for number in range(100 if kind == "large" else 40):
+        path, text = library / f"{random.integers(1 << 40):x}.py", f"name = {number}\n" * random.integers(1, 9)
+        path.write_text(text)
+        if kind == "repeats":
+            path.with_suffix(".again.py").write_text(text + "\n")
+            path.with_suffix(".blank.py").write_text("\n" * random.integers(9))
+        if kind == "unreadable":
+            path.with_suffix(".latin.py").write_bytes(b"# caf\xe9\n")
+            path.with_suffix(".gone.py").symlink_to("nothing")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
+    for name in CONFIGS:
+        built = build(config.load(f"configs/{name}.py:smoke").data, cache_dir=str(tmp_path / "cache"))
+        assert (built.info["train_documents"], built.info["validation_documents"]) == (32, 8), name
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_a_library_too_small_for_a_smoke_run_is_one_clear_line(tmp_path, monkeypatch, count):
+    for number in range(count):
+        (tmp_path / f"{number}.py").write_text(f"name = {number}\n" * 20)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises((ValueError, FileNotFoundError), match="no document for train" if count else "without") as error:
+        build(config.load("configs/stdlib.py:smoke").data)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["mdlm_owt", "mdlm_owt_continued", "mdlm_lm1b", "text8"])
@@ -100,9 +132,8 @@ def test_a_continued_recipe_without_its_checkpoint_says_so(home):  # noqa: F811
 
 @pytest.mark.full
 def test_a_run_from_shards_is_the_run_from_text_and_may_take_it_over(home, base):  # noqa: F811
-    prepare(
-        DataConfig(source="stdlib", tokenizer="bytes", max_documents=40), str(home.folder / "shards"), workers=1
-    )
+    split = dict(max_documents=40, validation_rule="last", validation_documents=8)
+    prepare(DataConfig(source="stdlib", tokenizer="bytes", **split), str(home.folder / "shards"), workers=1)
     shards = ["data.source=shards", f"data.paths={home.folder / 'shards'}"]
     assert smoke(home, "mdlm_owt", "from-shards", *shards)["validation"] == base["validation"]
     assert smoke(home, "mdlm_owt", "from-text", "train.steps=3")["step"] == 3

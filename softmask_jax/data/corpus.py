@@ -50,7 +50,9 @@ class SplitRule:
     def assign(self, digests: np.ndarray, for_validation: np.ndarray) -> np.ndarray:
         """int8 [n], TRAIN or VALIDATION for each distinct document, of digests [n 16] uint8; `for_validation` [n] bool
         tells those of the rule `paths`. Raises ValueError when a split is empty."""
+        other = ""
         if self.rule == "hash":
+            other = "set data.validation_rule=last and data.validation_documents, "
             head = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
             splits = np.where(head < np.uint64(int(self.fraction * 2**64)), VALIDATION, TRAIN)
             setting = f"data.validation_fraction={self.fraction}"
@@ -64,7 +66,7 @@ class SplitRule:
             if not (splits == split).any():
                 raise ValueError(
                     f"{setting} leaves no document for {SPLIT_NAMES[split]} (of {len(digests)} distinct documents); "
-                    "change it, add documents, or cut files up with data.separator"
+                    f"change it, {other}add documents, or cut files up with data.separator"
                 )
         return splits.astype(np.int8)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from softmask_jax.data.documents import AllParts, Document, spans
+from softmask_jax.data.documents import AllParts, BadRow, Document, spans
 from softmask_jax.data.listing import Listed, fingerprint, list_files, listed, open_file
 
 # Folders of the standard library that are tests, third-party code or build leftovers rather than library source.
@@ -85,7 +85,20 @@ def decode(content: bytes, path: Path | str, start: int = 0) -> str:
     return text
 
 
-def stdlib() -> FileSource:
+class LibrarySource(FileSource):
+    """Files that the user did not choose: one that cannot be read, or is not UTF-8, is a bad row."""
+
+    def read(self, part: int) -> Iterator[Document | BadRow]:
+        for file in self.listing[slice(*self._groups[part])]:
+            try:
+                yield Document(file.name, decode(file.path.read_bytes(), file.path))
+            except OSError as error:
+                yield BadRow(file.name, f"cannot be read ({error.strerror})")
+            except ValueError:
+                yield BadRow(file.name, "is not UTF-8 text")
+
+
+def stdlib() -> LibrarySource:
     """The running interpreter's standard library: every *.py outside tests and installed packages, about 12 MB.
 
     Names are relative to the library's folder, and so is the order: two machines with the same Python see the same
@@ -105,7 +118,7 @@ def stdlib() -> FileSource:
             f"{root}: this interpreter ships its standard library without *.py sources; use data.source=files with "
             "data.paths"
         )
-    return FileSource("stdlib", tuple(listed(name, path) for name, path in sorted(files)))
+    return LibrarySource("stdlib", tuple(listed(name, path) for name, path in sorted(files)))
 
 
 def local_files(patterns: str | Iterable[str], separator: str = "") -> FileSource:

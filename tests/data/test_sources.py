@@ -43,6 +43,18 @@ def test_the_standard_library_has_sources_but_no_tests_or_installed_packages():
     assert 3e6 < total < 3e7
 
 
+def test_a_file_of_the_standard_library_that_cannot_be_read_is_a_bad_row(tmp_path, monkeypatch):
+    for name, content in {"a.py": b"a = 1", "latin.py": b"# \xe9", "null.py": b"\0", "z.py": b"z = 1"}.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(text_files.sysconfig, "get_path", lambda name: str(tmp_path))
+    source = make_source("stdlib")
+    (tmp_path / "z.py").unlink()
+    assert list(source) == [
+        Document("a.py", "a = 1"), BadRow("latin.py", "is not UTF-8 text"), BadRow("null.py", "is not UTF-8 text"),
+        BadRow("z.py", "cannot be read (No such file or directory)"),
+    ]  # fmt: skip
+
+
 def test_globs_keep_their_order_recurse_and_take_each_file_once(folder):
     names = [name for name, _ in make_source("files", "sub/**/*.txt, *.txt,**/*.txt").files]
     assert names == ["sub/c.txt", "sub/deep/d.txt", "a.txt", "b.txt"]
