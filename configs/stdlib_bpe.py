@@ -38,7 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.soft_mask.variant = "none"
     elif variant == "smoke":
         config.model.update(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=16)
-        config.data.update(bpe_vocab_size=300, seq_len=32, max_documents=40, validation_rule="last", validation_documents=8)
+        config.data.update(
+            bpe_vocab_size=300, seq_len=32, max_documents=40, validation_rule="last", validation_documents=8
+        )
         config.optimizer.update(warmup_steps=2)
         config.train.update(steps=6, global_batch_size=8, log_every=2)
         config.checkpoint.update(every=3)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from softmask_jax.files import explained, plain, sync_folder, write_atomically, write_json
+from softmask_jax.files import explained, is_device, plain, remove_leftovers, sync_folder, write_atomically, write_json
 
 ELSEWHERE = "give another --out"
 ABSENT = "(absent)"
@@ -61,14 +61,14 @@ class AnswerFile:
     def __enter__(self):
         with explained(self.path, ELSEWHERE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if is_device(self.path):
+                raise OSError(f"{self.path} is no file; {ELSEWHERE}.")
             self._file = open(self.path, "a+b", buffering=0)
         try:
             self._lock()
             if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
                 raise RuntimeError(f"Another process has just ended with {self.path}; run the command again.")
-            # Left by a process that was killed while it wrote one.
-            for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(self.path.parent, glob.escape(self.path.name))
             self.rows = self._read()
             self._compare(self._settings)
         except BaseException:

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "soft-masking off")  # fmt: skip
     add("--tasks", default="", help="such as 'perplexity; generative'")
     add("--config", default="", help="a file in configs/ such as eval_text.py, or file:variant")
-    add("--out", required=True, help="the folder of the results; an interrupted evaluation in it goes on")
+    add("--out", required=True, help="the folder of the results; goes on where it stopped, refuses other settings")
     add("--budgets", default="", help="shares of the sampler's steps, such as '1; 1/2; 1/4'")
     add("--allow_code", action="store_true", help="run the programs that a model wrote, each in a sandbox")
     add("--allow_unsafe_code", action="store_true", help="run them even where there can be no sandbox")

@@ -91,18 +91,20 @@ def split_paths(text: str, separator: str, is_one: Callable[[str], bool] | None 
 
 def check_writable(path: str, flag: str = "--json") -> None:
     """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
-    if not path:
+    if not path or is_device(path) and os.access(path, os.W_OK):
         return
     try:
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+        tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
     except OSError as error:
         raise OSError(f"{flag}={path} cannot be written ({error.strerror}); give another file.") from error
 
 
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
     """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
+
+    A link stays, and the file that it leads to is replaced. Devices and pipes are written as they are.
 
     Args:
       content: text, or chunks of bytes as they come.
@@ -111,12 +113,16 @@ def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **
     Raises:
       OSError: the disk is full or the folder cannot be written; the old file is still there.
     """
-    path = Path(path)
+    chunks = [content.encode()] if isinstance(content, str) else content
+    if is_device(path):
+        with explained(path, **explanation), open(path, "wb") as file:
+            file.writelines(chunks)
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with explained(path, **explanation), open(temporary, "wb") as file:
-            for chunk in [content.encode()] if isinstance(content, str) else content:
-                file.write(chunk)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -124,6 +130,17 @@ def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what processes left that were killed in `write_atomically`. name: of the file, a glob pattern."""
+    for leftover in folder.glob(f".{name}.[0-9]*-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def is_device(path: str | os.PathLike) -> bool:
+    """Whether this is neither a file nor a folder but, for example, a pipe or /dev/null."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -152,14 +169,22 @@ def plain(value):
         raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
 
 
-def acquire_lock(folder: Path, elsewhere: str) -> int:
+def acquire_lock(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> int:
     """Lock a folder for this process, until it dies or closes the descriptor that is returned.
 
+    Args:
+      names: what is going to be replaced in it. The lock is a file that stays, so a folder without it is not ours.
+
     Raises:
+      FileExistsError: some of `names` are in a folder that was never locked: they are another program's.
+      OSError: the folder cannot be written.
       RuntimeError: another process holds it; it is named, with a remedy that ends in `elsewhere`.
     """
     path = folder / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if not path.exists() and (others := [name for name in names if _holds(folder / name)]):
+        raise FileExistsError(f"{folder} holds files of something else ({', '.join(others)}); {elsewhere}.")
+    with explained(path, elsewhere):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -174,10 +199,15 @@ def acquire_lock(folder: Path, elsewhere: str) -> int:
     return handle
 
 
+def _holds(path: Path) -> bool:
+    """Whether there is such a file, or such a folder that is not empty but for hidden files."""
+    return any(not name.startswith(".") for name in os.listdir(path)) if path.is_dir() else os.path.lexists(path)
+
+
 @contextlib.contextmanager
-def locked(folder: Path, elsewhere: str) -> Iterator[None]:
+def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[None]:
     """`acquire_lock`, for as long as the block lasts."""
-    handle = acquire_lock(folder, elsewhere)
+    handle = acquire_lock(folder, elsewhere, names)
     try:
         yield
     finally:

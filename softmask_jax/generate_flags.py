@@ -78,7 +78,8 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     source.add_argument("--prompts", default="", metavar="FILE", help="rows of JSON; of text if *.txt; - is stdin")
     source.add_argument("--unconditional", type=_positive, default=0, metavar="N", help="N texts from masks alone")
-    add("--out", default="", metavar="FILE", help="JSON lines, written as answers come; an interrupted one goes on")
+    add("--out", default="", metavar="FILE",
+        help="JSON lines, written as answers come; goes on where it stopped, refuses other settings")
     add("--chat", action="store_true", help="prompts are a user's message, rendered by the model's chat template")
     add("--system", default="", metavar="TEXT", help="the system's message before it")
     add("--max_new_tokens", type=_positive, help="of a prompt; 256, or up to --length")
@@ -90,7 +91,8 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--forbid", action="append", default=[], metavar="TOKEN", help="never write it: an id, or a text of one token")
     add("--stop", action="append", default=[], metavar="TEXT", help="cut answers there")
     add("--show_cost", action="store_true", help="print below each answer what it cost")
-    add("--trajectory", default="", metavar="PAGE", help="write a page that shows the first answer step by step")
+    add("--trajectory", default="", metavar="PAGE",
+        help="write a page that shows the first answer step by step; replaces the file")
     add("--debug", action="store_true", help="show the traceback of an error")
     group = parser.add_argument_group("the sampler's options")
     option_flags.add(group, Options, helps=HELPS, readers={"soft_mask": soft_mask})

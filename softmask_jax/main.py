@@ -22,7 +22,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
-    parser.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics, samples")
+    parser.add_argument(
+        "--workdir", required=True, help="the run's folder: checkpoints, metrics, samples; goes on where it stopped"
+    )
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     hosts.add_flags(parser)

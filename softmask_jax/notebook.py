@@ -13,6 +13,7 @@ import gc
 import html
 import importlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,17 @@ def run(command: str, *words: str) -> None:
         gc.collect()
     if status:
         raise RuntimeError(f"python -m softmask_jax.{command} ended with status {status}; its message is above.")
+
+
+def remove(folder: str | os.PathLike, mark: str) -> None:
+    """Remove a folder that an earlier run of the same cell wrote, which holds the file `mark`; any other stays."""
+    folder = Path(folder)
+    if (folder / mark).is_file():
+        # Renamed first: after a kill there is no half of it under its name.
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
 
 
 def memory_gib() -> float:

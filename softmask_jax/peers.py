@@ -13,7 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
-from softmask_jax.files import write_atomically
+from softmask_jax.files import remove_leftovers, write_atomically
 
 WAITING, RUNNING, DONE, OVER = "waiting", "running", "done", "over"
 ENDS = (DONE, OVER)
@@ -81,8 +81,7 @@ class Peers:
         self.written, self.count, self.said = -float("inf"), 0, None
         if self.shared:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f".{process}.json.*.tmp"):  # of a supervisor killed while it wrote
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(self.folder, f"{process}.json")  # of a supervisor killed while it wrote
             before = [_parse(self._read(i)) for i in range(processes)]
             self.look()
             for peer in self.others:

@@ -194,7 +194,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--chips", type=int, default=1, help="that --run or --seconds were measured on")
     add("--vocab_size", type=int, default=0, help="tokens of a dit, the mask included (GPT-2's)")
     add("--length", type=int, default=0, help="tokens of a row; 0 is the config's, of conversations the longest")
-    add("--json", default="", help="write the figures here too")
+    add("--json", default="", help="write the figures here too; replaces the file")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key, as of softmask_jax.main")
     words, overrides = split_overrides(argv)
     flags = parser.parse_args(words)

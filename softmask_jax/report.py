@@ -283,7 +283,7 @@ def main(argv: list[str]) -> None:
         prog="python -m softmask_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the folder of a run (its --workdir)")
-    parser.add_argument("--out", default="", help=f"where to write the page; <run>/{FILE} by default")
+    parser.add_argument("--out", default="", help=f"the page; replaces the file, <run>/{FILE} by default")
     flags = parser.parse_args(argv)
     print(f"Report  {write(flags.run, flags.out)}")
 

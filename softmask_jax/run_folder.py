@@ -17,7 +17,7 @@ import jax
 
 from softmask_jax import jax_settings
 from softmask_jax.config import flatten
-from softmask_jax.files import acquire_lock, explained, plain, write_atomically, write_json
+from softmask_jax.files import acquire_lock, explained, plain, remove_leftovers, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ BREAKING = (
     "data.bpe_vocab_size",
 )
 ABSENT = "(absent)"
+# What training replaces in its folder.
+NAMES = ("checkpoints", "metrics.jsonl", "report.html", "summary.json", "tokenizer", "versions.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -45,13 +47,15 @@ class RunFolder:
     Args:
       path: the folder.
       lock: False for readers, which write nothing; None is True in the first process of the run, False in the others.
+      names: what is going to be replaced in it.
 
     Raises:
       RuntimeError: another process holds the folder; it is named.
+      FileExistsError: some of `names` are in it, and no run is.
       NotADirectoryError: `path` is a file.
     """
 
-    def __init__(self, path: str | os.PathLike, *, lock: bool | None = None):
+    def __init__(self, path: str | os.PathLike, *, lock: bool | None = None, names: Iterable[str] = ()):
         self.path = Path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; give a folder for the run.")
@@ -61,11 +65,11 @@ class RunFolder:
         if self.is_writer:
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = acquire_lock(self.path, "give another --workdir")
-            # Left by a process that was killed while it wrote one.
-            for pattern in (".*.tmp", "tokenizer/.*.tmp"):
-                for leftover in self.path.glob(pattern):
-                    leftover.unlink(missing_ok=True)
+                # A run that was copied without its lock has its config.
+                names = () if (self.path / "config.json").exists() else names
+                self._lock = acquire_lock(self.path, "give another --workdir", names)
+            for part in (self.path, self.path / "tokenizer"):
+                remove_leftovers(part)
 
     def __enter__(self):
         return self
@@ -84,15 +88,18 @@ class RunFolder:
     def read_config(self) -> dict | None:
         """The nested config that the folder was started with; None in a new folder.
 
-        A file that is not JSON is a ValueError.
+        A file that is not JSON, or not of a run, is a ValueError.
         """
         path = self.path / "config.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ValueError(f"{path} is not readable as JSON ({error}); restore or remove it.") from None
+        if not (isinstance(found, dict) and isinstance(found.get("model"), dict)):
+            raise ValueError(f"{path} is not the config of a run; give another folder.")
+        return found
 
     def read_summary(self) -> dict | None:
         """summary.json, which a run writes at its end; None where it is absent or damaged, so that it is written again.

@@ -28,7 +28,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.supervise", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of python -m softmask_jax.main; see its --help.",
+        epilog="All other flags are those of python -m softmask_jax.main; see its --help. The run in --workdir goes on "
+        "where it stopped.",
     )  # fmt: skip
     seconds = dict(type=float, metavar="SECONDS")
     parser.add_argument("--restarts", type=int, default=3, help="in a row that come no step further (3)")

@@ -5,7 +5,8 @@
     python -m softmask_jax.main --config=configs/dream7b.py:smoke --workdir=runs/dream_smoke
     python -m softmask_jax.convert --src=runs/dream_smoke --to=hf --dst=runs/dream_smoke_adapter
 
-`hf/` is in the format of the published models: config.json, model.safetensors and a tokenizer whose ids are bytes.
+`hf/` is in the format of the published models: config.json, model.safetensors and a tokenizer whose ids are bytes. What
+exists already stays; other files under these names are refused.
 """
 import argparse
 import json
@@ -20,11 +21,13 @@ import numpy as np
 from softmask_jax.command_line import command
 from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import keys
+from softmask_jax.convert.outputs import whole_folder
 from softmask_jax.convert.safetensors_files import write
 from softmask_jax.convert.tensors import InMemory
 from softmask_jax.data.chat_template import CHATML
-from softmask_jax.files import write_atomically, write_json
+from softmask_jax.files import explained, write_atomically, write_json
 
+ELSEWHERE = "give another --out"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
 CONFIG = {
     "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 128,
@@ -36,24 +39,38 @@ STD = 0.05
 
 
 def make(out: Path, *, conversations: int = 160, seed: int = 0, sizes: Mapping = CONFIG) -> None:
-    """Writes `out`/hf and `out`/chats.jsonl. sizes: entries of config.json other than CONFIG's. Raises OSError."""
-    folder = out / "hf"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `out`/hf and `out`/chats.jsonl, or leaves them as they are if they are just that.
+
+    Args:
+      sizes: entries of config.json other than CONFIG's.
+
+    Raises:
+      FileExistsError: one of them is something else; nothing is replaced. OSError: the folder cannot be written.
+    """
+    random, chats = np.random.default_rng(seed), out / "chats.jsonl"
+    with explained(out, ELSEWHERE), whole_folder(out / "hf", 0, ELSEWHERE) as folder:
+        _write_model(folder, random, CONFIG | dict(sizes))
+        text = "".join(json.dumps(chat) + "\n" for chat in _chats(random, conversations))
+        if chats.exists() and chats.read_bytes() != text.encode():
+            raise FileExistsError(f"{chats} is another file than this command writes; remove it, or {ELSEWHERE}.")
+    if not chats.exists():
+        write_atomically(chats, text, elsewhere=ELSEWHERE)
+
+
+def _write_model(folder: Path, random: np.random.Generator, config: Mapping) -> None:
     ids = _write_tokenizer(folder)
-    vocab_size = len(ids)
-    config = CONFIG | dict(sizes) | {
-        "vocab_size": vocab_size, "mask_token_id": ids["<|mask|>"], "bos_token_id": ids["<|beginoftext|>"],
+    config = config | {
+        "vocab_size": len(ids), "mask_token_id": ids["<|mask|>"], "bos_token_id": ids["<|beginoftext|>"],
         "eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
     }  # fmt: skip
     write_json(folder / "config.json", config)
-    random, sizes, tensors = np.random.default_rng(seed), dream.sizes(config), {}
+    sizes, tensors = dream.sizes(config), {}
     for entry in dream.BACKBONE:
         shape = [sizes[letter] for letter in entry.shape]
         for _, key in keys(entry, config["num_hidden_layers"]):
             value = np.ones(shape) if entry.path.endswith("scale") else random.normal(0.0, STD, shape)
             tensors[key] = value.astype(ml_dtypes.bfloat16 if config["torch_dtype"] == "bfloat16" else np.float32)
     write(folder, InMemory(tensors))
-    write_atomically(out / "chats.jsonl", "".join(json.dumps(chat) + "\n" for chat in _chats(random, conversations)))
 
 
 def _write_tokenizer(folder: Path) -> dict[str, int]:
@@ -88,10 +105,12 @@ def main(argv: list[str]) -> None:
         prog="python -m softmask_jax.tiny_dream", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="the folder to write into")
+    parser.add_argument("--out", required=True, help="the folder to write into; what it has already stays")
     flags = parser.parse_args(argv)
-    make(Path(os.path.expanduser(flags.out)))
-    print(f"Wrote {flags.out}/hf and {flags.out}/chats.jsonl.")
+    out = Path(os.path.expanduser(flags.out))
+    existed = (out / "hf").exists() and (out / "chats.jsonl").exists()
+    make(out)
+    print(f"{flags.out}/hf and {flags.out}/chats.jsonl {'exist already, unchanged' if existed else 'are written'}.")
 
 
 if __name__ == "__main__":

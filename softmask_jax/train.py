@@ -13,7 +13,7 @@ from softmask_jax.convert import converted
 from softmask_jax.files import plain, write_json
 from softmask_jax.heartbeat import Heartbeat
 from softmask_jax.jax_settings import root_key, settled
-from softmask_jax.run_folder import RunFolder
+from softmask_jax.run_folder import NAMES, RunFolder
 from softmask_jax.stop_signal import StopSignal
 from softmask_jax.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.train_state import TrainState
@@ -41,7 +41,7 @@ def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.P
       KeyboardInterrupt: SIGTERM or Ctrl-C before the first step or after the last, when everything is saved.
     """
     hosts.start(place or hosts.detect(), config.to_dict(), workdir)
-    with StopSignal() as stop, RunFolder(workdir) as folder:
+    with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
         config = begun(config, folder.read_config())
         folder.check_config(config.to_dict())
         if (done := folder.read_summary()) and done["step"] >= config.updates:

@@ -158,9 +158,9 @@ def main(argv: list[str]) -> None:
         prog="python -m softmask_jax.benchmarks.convert", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--folder", required=True, help="where there is room for the model, three times")
+    parser.add_argument("--folder", required=True, help="with room for the model, three times; removed at the end")
     parser.add_argument("--layers", type=int, default=28, help="of the Dream; 28 are 7B")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     place = Path(flags.folder) / "softmask_jax_convert"
     try:
@@ -169,13 +169,14 @@ def main(argv: list[str]) -> None:
             raise ValueError("--layers must be positive.")
         if place.exists():
             raise ValueError(f"{place} exists; remove it, or give another --folder.")
-        size = write_dream(place / "theirs", num_layers=flags.layers)
-        found = measure(place, size)
+        try:
+            size = write_dream(place / "theirs", num_layers=flags.layers)
+            found = measure(place, size)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
         print(markdown(size, found))
         if flags.json:
             write_json(flags.json, {"bytes": size, "steps": found})
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

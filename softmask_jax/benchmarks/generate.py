@@ -241,7 +241,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="of the samplers with and without soft-masking")
     parser.add_argument("--tokens_per_step", type=int, default=8, help="of decoding in blocks")
     parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
     for field in dataclasses.fields(Sizes):
         group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")

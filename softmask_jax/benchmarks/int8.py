@@ -71,8 +71,7 @@ def grow(folder: Path, steps: int) -> None:
         if not (folder / name).exists() and convert([f"--dst={folder / name}", *arguments]):
             raise RuntimeError(f"{folder / name} was not made.")
 
-    if not (folder / "hf").exists():
-        tiny_dream.make(folder, sizes=SIZES)
+    tiny_dream.make(folder, sizes=SIZES)
     conversations(folder / "sums.jsonl", 1)
     conversations(folder / "differences.jsonl", -1)
     converted_to("start", f"--src={folder / 'hf'}")
@@ -187,10 +186,10 @@ def main(argv: list[str]) -> None:
         prog="python -m softmask_jax.benchmarks.int8", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--folder", required=True, help="for the models and runs")
+    parser.add_argument("--folder", required=True, help="for the models and runs; goes on with those that it has")
     parser.add_argument("--steps", type=int, default=600, help="of training the model")
     parser.add_argument("--adapter_steps", type=int, default=150, help="of training an adapter on either base")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     check_writable(flags.json)
     found = measure(Path(os.path.expanduser(flags.folder)).absolute(), flags.steps, flags.adapter_steps)

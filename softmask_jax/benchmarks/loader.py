@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step_batch", type=int, default=1, help="windows a train step")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of reading while memory is watched")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     if min(flags.batch, flags.step_batch, flags.rounds) < 1 or flags.tokens < 10_000_000:
         parser.error("--batch, --step_batch and --rounds must be positive, --tokens at least 10,000,000")

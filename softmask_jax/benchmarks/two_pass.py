@@ -237,7 +237,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
     parser.add_argument("--remat", default="none,full", help=f"policies, of {', '.join(LIMITS)}")
     parser.add_argument("--vocab_sizes", default="50258,152064", help="for the vocabulary's operations")
-    parser.add_argument("--json", default="", help="write the figures here too")
+    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
     for field in dataclasses.fields(Sizes):
         group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")

@@ -15,7 +15,7 @@ import os
 import sys
 
 from softmask_jax.command_line import command, say, split_overrides
-from softmask_jax.files import write_atomically, write_json
+from softmask_jax.files import check_writable, write_atomically, write_json
 
 
 def flags() -> argparse.ArgumentParser:
@@ -39,8 +39,8 @@ def flags() -> argparse.ArgumentParser:
     add("--chips", default="", help="of --sweep (1,4,16) and --scaling (1,4,16,64,256)")
     add("--batches", default="", help="global batch sizes of --sweep; the config's by default")
     add("--scaling", action="store_true", help="write both models' table from 1 to 256 chips")
-    add("--out", default="", help="of --scaling: the file (standard output)")
-    add("--json", default="", help="write all figures to this file too, - is standard output alone")
+    add("--out", default="", help="of --scaling: the file, which is replaced (standard output)")
+    add("--json", default="", help="write all figures here too; replaces the file, - is standard output alone")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_",
         help="override a key; all are in softmask_jax/config_sections.py")
     return parser
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
         parser.error("--config is required, or --scaling")
     if not given.scaling and bool(given.topology) == given.sweep:
         parser.error("one of --topology and --sweep is required")
+    check_writable("" if given.json == "-" else given.json)
+    check_writable(given.out, "--out")
     if given.scaling:
         return _scaling(given)
     return _sweep(given, overrides) if given.sweep else _one(given, overrides)

@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--src", required=True, help="a folder, a file, or hf://owner/name")
-    parser.add_argument("--dst", required=True, help="the folder to write; must not exist, or be empty")
+    parser.add_argument("--dst", required=True, help="the folder to write; refused unless it is new or empty")
     parser.add_argument("--to", choices=("orbax", "hf"), help="by default the other side: our folder, or PyTorch's")
     parser.add_argument("--weights", choices=("raw", "ema"), help="where the source holds both; ema by default")
     parser.add_argument("--base", default="", help="with --merge: the model that the adapter was trained on")

@@ -1,5 +1,6 @@
 """Writes a model as our folder or as the PyTorch tools' files, whole or not at all, and compares it with its source."""
 import contextlib
+import filecmp
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,34 +23,48 @@ Progress = Callable[[int], object]
 
 
 @contextlib.contextmanager
-def whole_folder(dst: Path, needed: int) -> Iterator[Path]:
+def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
     """A folder to write into, which becomes `dst` at the end; after an error or a kill there is no `dst`.
 
-    What an earlier attempt left is removed first. Raises OSError without space for `needed` bytes, RuntimeError while
-    another process writes the same.
+    What an earlier attempt left is removed first; a `dst` of the same files stays. Raises OSError without space for
+    `needed` bytes, FileExistsError at the end for a `dst` of other files, RuntimeError while another process writes it.
     """
+    # A link stays.
+    dst = Path(os.path.realpath(dst))
+    if dst.is_mount():
+        raise OSError(f"{dst} is a mount point, which no folder can replace; give a folder in it.")
     workshop = dst.parent / f".{dst.name}.partial"
     partial = workshop / "folder"
-    with explained(dst, ELSEWHERE):
+    with explained(dst, elsewhere):
         workshop.mkdir(parents=True, exist_ok=True)
-        with locked(workshop, ELSEWHERE):
+        with locked(workshop, elsewhere):
             try:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 if (free := shutil.disk_usage(partial).free) < needed:
                     raise OSError(
                         f"{dst} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB. Free space, or "
-                        f"{ELSEWHERE}."
+                        f"{elsewhere}."
                     )
                 yield partial
                 for at, _, _ in os.walk(partial):
                     sync_folder(Path(at))
-                if dst.exists():
-                    dst.rmdir()
-                os.rename(partial, dst)
-                sync_folder(dst.parent)
+                if dst.is_dir() and any(dst.iterdir()):
+                    _check_same(partial, dst, elsewhere)
+                else:
+                    os.rename(partial, dst)
+                    sync_folder(dst.parent)
             finally:
                 shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
+    """FileExistsError unless two folders hold the same files."""
+    names = {path.relative_to(at) for at in (folder, dst) for path in at.rglob("*") if not path.is_dir()}
+    for name in sorted(names):
+        pair = folder / name, dst / name
+        if not (all(path.is_file() for path in pair) and filecmp.cmp(*pair, shallow=False)):
+            raise FileExistsError(f"{dst} holds another {name} than this command writes; remove it, or {elsewhere}.")
 
 
 def write(

@@ -136,9 +136,10 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
         named = "the files of the source" if differing == ["texts"] else ", ".join(differing)
         raise ValueError(f"{job.folder} {state} with other settings ({named}); {remedy}")
     if not manifest:
-        if shards and not path.exists():
+        others = shards + [f"tokenizer/{name}" for name in Folder(job.folder.path("tokenizer")).names()]
+        if others and not path.exists():
             remedy = "delete them or give another --out"
-            raise ValueError(f"{job.folder} holds shards without a manifest ({shards[0]}, ...); {remedy}")
+            raise ValueError(f"{job.folder} holds files without a manifest ({others[0]}, ...); {remedy}")
         write_json(path, settings)
     return manifest
 
@@ -261,7 +262,11 @@ def main(argv: list[str]) -> int:
         prog="python -m softmask_jax.data.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="the folder of the prepared corpus; gs:// needs softmask_jax[gcs]")
+    parser.add_argument(
+        "--out", required=True,
+        help="the folder of the prepared corpus; goes on where it stopped, refuses other settings; gs:// needs "
+        "softmask_jax[gcs]",
+    )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="read every shard again and compare checksums")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one a core")
     parser.add_argument("--shard_megabytes", type=int, default=256, help="million characters of text a shard")

@@ -81,7 +81,8 @@ class Evaluation:
     def __call__(self) -> dict:
         with explained(self.out, ELSEWHERE):
             self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out, ELSEWHERE), StopSignal() as stop, stop.postponed():
+        names = ("results.json", "results.md", "plots", *(checkpoint.name for checkpoint in self.checkpoints))
+        with locked(self.out, ELSEWHERE, names), StopSignal() as stop, stop.postponed():
             for checkpoint in self.checkpoints:
                 self._load.step(checkpoint)
             works = {piece: self._work(piece, stop) for piece in self.pieces()}

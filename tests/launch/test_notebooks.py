@@ -1,5 +1,6 @@
 """The Colab notebooks: what is in their files, and what each leaves when a kernel runs it from top to bottom at toy size."""
 import ast
+import copy
 import html
 import json
 import os
@@ -97,9 +98,10 @@ class Kernels(AsyncKernelManager):
 
 
 class Executed:
-    """A notebook that was run in a copy of the project's `configs` and `.assets` in `folder`."""
+    """A notebook whose cells were run, as often as `times` in one kernel, in a copy of the project's `configs` and
+    `.assets` in `folder`."""
 
-    def __init__(self, name: str, folder: Path, monkeypatch):
+    def __init__(self, name: str, folder: Path, monkeypatch, times: int = 1):
         monkeypatch.setenv("SOFTMASK_JAX_SMOKE", "1")
         monkeypatch.setenv("JAX_PLATFORMS", "cpu")
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -113,6 +115,7 @@ class Executed:
         for part in ("configs", ".assets"):
             shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
         self.folder, self.runs, self.book = folder, folder / "runs", nbformat.read(FOLDER / name, as_version=4)
+        self.book.cells = [cell for _ in range(times) for cell in copy.deepcopy(self.book.cells)]
         # A socket's path must be short, and pytest's folders are not.
         with tempfile.TemporaryDirectory() as sockets:
             kernels = Kernels(transport="ipc", ip=f"{sockets}/kernel")
@@ -122,11 +125,14 @@ class Executed:
 
     def output(self, cell_id: str, mime: str) -> str:
         """The last output of a cell that has this form."""
-        (cell,) = (cell for cell in self.book.cells if cell.id == cell_id)
+        cell = self.last(cell_id)
         return [out.data[mime] for out in cell.outputs if mime in out.get("data", {})][-1]
 
+    def last(self, cell_id: str):
+        return [cell for cell in self.book.cells if cell.id == cell_id][-1]
+
     def printed(self, cell_id: str) -> str:
-        (cell,) = (cell for cell in self.book.cells if cell.id == cell_id)
+        cell = self.last(cell_id)
         return "".join(out.text for out in cell.outputs if out.output_type == "stream")
 
     def page(self, cell_id: str) -> str:
@@ -140,7 +146,7 @@ class Executed:
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    return lambda name: Executed(name, tmp_path, monkeypatch)
+    return lambda name, **options: Executed(name, tmp_path, monkeypatch, **options)
 
 
 def assert_four_ways(source: str, steps: int, answers: int = 1) -> list[str]:
@@ -158,7 +164,7 @@ def assert_four_ways(source: str, steps: int, answers: int = 1) -> list[str]:
 
 @pytest.mark.full
 def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
-    done = execute("1_train_small.ipynb")
+    done = execute("1_train_small.ipynb", times=2)
     pictures = done.output("picture", "image/svg+xml"), (ROOT / ".assets" / "soft_masking.svg").read_text()
     words, wanted = (re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in pictures)
     assert words == wanted and "mask" in words
@@ -177,7 +183,7 @@ def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
 
 @pytest.mark.full
 def test_dream_answers_in_four_ways_in_the_notebook(execute):
-    done = execute("2_generate_with_dream.ipynb")
+    done = execute("2_generate_with_dream.ipynb", times=2)
     assert "models/tiny_dream: bfloat16 kernels" in done.printed("convert")
     assert "variant='topk', k=1" in done.printed("load")
     texts = assert_four_ways(done.page("compare"), 16)
@@ -190,7 +196,7 @@ def test_dream_answers_in_four_ways_in_the_notebook(execute):
 
 @pytest.mark.full
 def test_dream_learns_in_the_notebook_survives_a_disconnection_is_exported_and_chats(execute):
-    done = execute("3_finetune_dream.ipynb")
+    done = execute("3_finetune_dream.ipynb", times=2)
     assert "models/tiny_dream_int8: int8 kernels" in done.printed("convert")
     work = done.runs / "notebook_dream"
     steps, losses = done.steps_and_losses("notebook_dream/run")

@@ -4,8 +4,8 @@
         --tasks gsm8k --apply_chat_template --num_fewshot 0 --output_path evaluations/gsm8k
     python -m softmask_jax.evaluation.lm_eval --model_args checkpoint=runs/stdlib,mc_num=64 --tasks wikitext,arc_easy
 
-The harness's own command line follows, whatever it can do; --model softmask_jax goes without saying. --debug shows the
-traceback of an error.
+The harness's own command line follows, whatever it can do; --model softmask_jax goes without saying. A second run adds
+files to --output_path, and with --use_cache goes on where it stopped. --debug shows the traceback of an error.
 """
 import sys
 from collections.abc import Sequence
