@@ -163,20 +163,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     place = Path(flags.folder) / "softmask_jax_convert"
+    check_writable(flags.json)
+    if flags.layers < 1:
+        raise ValueError("--layers must be positive.")
+    if place.exists():
+        raise ValueError(f"{place} exists; remove it, or give another --folder.")
     try:
-        check_writable(flags.json)
-        if flags.layers < 1:
-            raise ValueError("--layers must be positive.")
-        if place.exists():
-            raise ValueError(f"{place} exists; remove it, or give another --folder.")
-        try:
-            size = write_dream(place / "theirs", num_layers=flags.layers)
-            found = measure(place, size)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        print(markdown(size, found))
-        if flags.json:
-            write_json(flags.json, {"bytes": size, "steps": found})
+        size = write_dream(place / "theirs", num_layers=flags.layers)
+        measured = measure(place, size)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    print(markdown(size, measured))
+    if flags.json:
+        write_json(flags.json, {"bytes": size, "steps": measured})
 
 
 if __name__ == "__main__":
