@@ -77,7 +77,7 @@ case "$tier" in
     run -m full tests/test_compile.py tests/test_tpu_compile.py tests/models/test_splash.py
     file="launch/constraints-$($venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
     {
-      echo "# Versions with which the tests passed on $($venv/bin/python --version); made by bash launch/test.sh --freeze."
+      echo "# $($venv/bin/python --version): versions that the tests passed with. \`bash launch/test.sh --freeze\` renews them."
       { $venv/bin/python -m pip freeze --exclude-editable; $venv/bin/python -m pip freeze --path $venv/aot; } | sort -f
     } > "$file.new"
     mv "$file.new" "$file"
