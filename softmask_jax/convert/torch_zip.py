@@ -3,6 +3,7 @@
 A file holds `<name>/data.pkl` and the storages `<name>/data/<number>`, all stored as they are: anything compressed is
 refused, so that nothing in a file can be larger than the file.
 """
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,8 @@ class TorchZip:
                 f"{path} is no whole zip file as torch.save writes them ({error}); copy it again, or save it again "
                 "with PyTorch 1.6 or later."
             ) from None
+        # Of Python 3.12 and later, zipfile's relative seek while it opens a member is not safe among threads.
+        self._lock = threading.Lock()
         self._members = self._checked_members()
         root = self._root()
         self.prefix = f"{root}/data/"
@@ -65,7 +68,7 @@ class TorchZip:
         size = dtype.itemsize
         extent = 1 + sum((n - 1) * s for n, s in zip(shape, tensor.strides)) if 0 not in shape else 0
         try:
-            with self.zip.open(self.prefix + tensor.storage) as file:
+            with self._lock, self.zip.open(self.prefix + tensor.storage) as file:
                 # The zip's CRC is checked when the member is read to its end, which is here most often the case.
                 content = file.read() if not tensor.offset else (file.seek(tensor.offset * size), file.read())[1]
         except (zipfile.BadZipFile, OSError, EOFError) as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from softmask_jax.benchmarks.convert import write_dream
 from softmask_jax.convert import orbax_files, outputs, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
-from softmask_jax.convert.tensors import InMemory
+from softmask_jax.convert.tensors import InMemory, hashes
 from tests.convert.checkpoints import recorded
 from tests.golden import FOLDER
 
@@ -239,3 +240,10 @@ def test_reading_a_large_tensor_takes_pieces_of_bounded_size(tmp_path, monkeypat
     model = open_model(recorded("dream/tiny", tmp_path / "src"))
     for key in model.tensors.specs:
         assert all(piece.nbytes <= 1024 for piece in model.tensors.pieces(key))
+
+
+def test_threads_that_share_a_checkpoint_read_what_one_reads():
+    tensors = open_model(MDLM).tensors
+    once = hashes(tensors)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(found == once for found in pool.map(lambda _: hashes(tensors), range(24)))
