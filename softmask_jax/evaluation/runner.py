@@ -16,7 +16,7 @@ from pathlib import Path
 
 from softmask_jax import sharding
 from softmask_jax.evaluation import tables
-from softmask_jax.evaluation.models import ELSEWHERE, Checkpoint, Loader, checkpoints
+from softmask_jax.evaluation.models import ELSEWHERE, PIN, Checkpoint, Loader, checkpoints
 from softmask_jax.evaluation.settings import Settings, budgets
 from softmask_jax.evaluation.task import Estimate, Result, Task, Work
 from softmask_jax.files import explained, locked, plain, write_atomically, write_json
@@ -81,7 +81,9 @@ class Evaluation:
     def __call__(self) -> dict:
         with explained(self.out, ELSEWHERE):
             self.out.mkdir(parents=True, exist_ok=True)
-        names = ("results.json", "results.md", "plots", *(checkpoint.name for checkpoint in self.checkpoints))
+        names = ["results.json", "results.md", "plots", *(checkpoint.name for checkpoint in self.checkpoints)]
+        if any((self.out / checkpoint.name / PIN).exists() for checkpoint in self.checkpoints):
+            names = []  # an evaluation that was copied without its lock
         with locked(self.out, ELSEWHERE, names), StopSignal() as stop, stop.postponed():
             for checkpoint in self.checkpoints:
                 self._load.step(checkpoint)
