@@ -71,7 +71,7 @@ def read(path: Path) -> Converted:
                 f"model has {about['vocab_size']} and {about['mask_token_id']}. Convert again with the model's own "
                 "--tokenizer."
             )
-    return Converted(config_schema.from_dict(about["config"]), tokenizer, about.get("step", 0))
+    return Converted(config_schema.of_run(about["config"]), tokenizer, about.get("step", 0))
 
 
 def read_params(path: Path, abstract: dict) -> dict:
