@@ -97,7 +97,7 @@ def test_the_continuations_of_the_long_run_cost_the_same_flops():
     soft, binary = config.load("configs/stdlib_bpe.py"), config.load("configs/stdlib_bpe.py:binary")
     network = denoiser.build(soft.model, soft.soft_mask, vocab_size=4099, mask_token_id=4098)
     plain, updates = update_flops.plain_passes(network, soft.model, soft.data.seq_len), update_flops.budgeted(soft, network).updates
-    assert (updates, binary.updates) == (3028, 3800)
+    assert (updates, binary.updates) == (3119, 3800)
     assert updates * (plain + soft.soft_mask.p_sm) == pytest.approx(plain * binary.updates, rel=1e-3)
 
 
