@@ -17,8 +17,13 @@ make_venv() {
   stamp="$folder/.installed-${2:-core}"
   made_by="$(cat "$folder/.made-by" 2>/dev/null || true)"
   if [ "${made_by:-$version}" != "$version" ] || ! "$folder/bin/python" -m pip --version > /dev/null 2>&1; then
-    "$python" -m venv --clear "$folder" || { echo "Could not make $folder; on Debian and Ubuntu: apt install python3-venv" >&2; return 1; }
-    echo "$version" > "$folder/.made-by"
+    if [ -z "$made_by" ] && [ -n "$(ls -A "$folder" 2>/dev/null)" ]; then
+      echo "$PWD/$folder is not of this project and has no pip: move it away." >&2
+      return 1
+    fi
+    # Marked before it is made, so that one whose making was interrupted is made anew.
+    rm -rf "$folder" && mkdir "$folder" && echo "$version" > "$folder/.made-by"
+    "$python" -m venv "$folder" || { echo "Could not make $folder; on Debian and Ubuntu: apt install python3-venv" >&2; return 1; }
   fi
   if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || { [ -n "$constraints" ] && [ "$constraints" -nt "$stamp" ]; }; then
     echo "Installing softmask_jax$extras into $folder ..."

@@ -91,3 +91,13 @@ def test_the_newest_python_is_taken_wherever_it_is_installed(tmp_path):
         assert shell("newest_python", **places) == str(built)
     asked = interpreter(tmp_path / "mine/python", "3.13")
     assert shell("newest_python", **places | {"PYTHON": str(asked)}) == str(asked)
+
+
+def test_an_environment_that_another_tool_made_is_not_cleared(tmp_path):
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "mine").write_text("kept")
+    script = f"source {ROOT}/launch/venv.sh; make_venv environment"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "environment is not of this project and has no pip: move it away." in done.stderr
+    assert (tmp_path / "environment" / "mine").read_text() == "kept"
