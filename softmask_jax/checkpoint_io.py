@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,11 @@ def read_trees(
       ValueError: keys, shapes or dtypes differ from `abstract`; they are named.
       Damaged: see `verify`; without checksums, also what Orbax cannot read.
     """
+
+    def converts(has, needs) -> bool:
+        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (has, needs))
+        return floats and (narrow or jnp.promote_types(has, needs) == needs)
+
     folder, abstract = literal(folder), abstract or {}
     verified = verify(folder, items)
     if "params" in items and not (folder / "params").exists():
@@ -142,7 +147,7 @@ def read_trees(
     wanted = {item: flat(abstract[item]) if item in abstract else found[item] for item in items}
     if absent := [item for item in items if wanted[item] and not found[item] and not verified]:
         raise Damaged(f"{', '.join(absent)} missing, and no {CHECKSUMS}")
-    _require_same(folder, found, wanted, narrow)
+    _require_same(folder, found, wanted, converts)
     with _damage_unless(verified):
         leaves = {item: _read(folder / item, wanted[item]) for item in items}
     trees = {}
@@ -271,25 +276,22 @@ def _read(folder: epath.Path, wanted: Mapping[Path, Any]) -> dict[Path, jax.Arra
         return flat(reader.restore(folder, args=ocp.args.StandardRestore(nested(target))))
 
 
-def _require_same(folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], narrow: bool = False) -> None:
+def _require_same(
+    folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], converts: Callable = lambda has, needs: False
+) -> None:  # fmt: skip
     def show(leaf) -> str:
         return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-    def converts(has, needs) -> bool:
-        if has is None or needs is None or has.shape != needs.shape:
-            return False
-        floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (has, needs))
-        return floats and (narrow or jnp.promote_types(has.dtype, needs.dtype) == needs.dtype)
 
     differences, converted = [], set()
     for item in wanted:
         for path in sorted(found[item].keys() | wanted[item].keys()):
-            leaves = found[item].get(path), wanted[item].get(path)
-            has, needs = map(show, leaves)
-            if has != needs and converts(*leaves):
-                converted.add(f"from {leaves[0].dtype} as {leaves[1].dtype}")
-            elif has != needs:
-                differences.append(f"{'/'.join((item, *path))}: found {has}, wanted {needs}")
+            has, needs = found[item].get(path), wanted[item].get(path)
+            if show(has) == show(needs):
+                continue
+            if has is not None and needs is not None and has.shape == needs.shape and converts(has.dtype, needs.dtype):
+                converted.add(f"from {has.dtype} as {needs.dtype}")
+            else:
+                differences.append(f"{'/'.join((item, *path))}: found {show(has)}, wanted {show(needs)}")
     if differences:
         more = f"; and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else ""
         raise ValueError(
