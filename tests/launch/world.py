@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("gcloud", "xpk", "kubectl", "docker", "ssh", "scp", "rsync", "sbatch", "srun", "squeue", "scancel", "scontrol")
+# Nothing else of the caller's environment reaches a script: it reads PYTHON, PYTHONPATH, HF_TOKEN, SLURM_* and more.
+INHERITED = ("LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "JAX_PLATFORMS", "XLA_FLAGS")
 PATIENCE = 120
 
 
@@ -37,7 +39,7 @@ class World:
 
     def environment(self, **more: str) -> dict[str, str]:
         (self.bin / "rules.json").write_text(json.dumps(self.rules))
-        kept = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "WANDB_API_KEY", "PYTHONPATH")}
+        kept = {key: os.environ[key] for key in INHERITED if key in os.environ}
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         path = f"{self.bin}:/usr/local/bin:/usr/bin:/bin"
