@@ -12,7 +12,7 @@ gradient's mean over 8 micro-batches; the paper's 7.0 was that of their sum. `:b
     python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream_int8 --int8
     python -m softmask_jax.main --config=configs/dream7b.py:int8 --workdir=runs/dream7b_int8
 
-`:smoke` runs the same code in seconds, on the model and the conversations of `python -m softmask_jax.tiny_dream`.
+`:smoke` runs the same code in seconds, on the model and the conversations of `python -m softmask_jax.convert.tiny_dream`.
 """
 from ml_collections import ConfigDict
 

@@ -6,7 +6,7 @@
 
 The last command writes a PEFT adapter with transparency_config.json beside it. The clipping of 0.875 is that of the
 gradient's mean over 8 micro-batches; the paper's 7.0 was that of their sum. `:binary` trains without soft-masking.
-`:smoke` runs the same code in seconds, on the model and the conversations of `python -m softmask_jax.tiny_dream`.
+`:smoke` runs the same code in seconds, on the model and the conversations of `python -m softmask_jax.convert.tiny_dream`.
 """
 from ml_collections import ConfigDict
 

@@ -3,7 +3,7 @@
     python -m softmask_jax.main --config=configs/stdlib_bpe.py:base --workdir=runs/stdlib_bpe_base
     python -m softmask_jax.main --config=configs/stdlib_bpe.py --workdir=runs/stdlib_bpe_soft
     python -m softmask_jax.main --config=configs/stdlib_bpe.py:binary --workdir=runs/stdlib_bpe_binary
-    python -m softmask_jax.compare runs/stdlib_bpe_binary runs/stdlib_bpe_soft
+    python -m softmask_jax.evaluate.compare runs/stdlib_bpe_binary runs/stdlib_bpe_soft
 
 The two continuations cost the same FLOPs: 3,800 binary updates, 3,119 soft-masked ones. `:smoke` runs the same code at
 toy size in seconds, from scratch.

@@ -74,7 +74,7 @@ case "$tier" in
     make_venv $venv test,chat,eval,gcs,hf,hub,parquet,tfds,wandb,zst
     run -m "$markers" "$@"
     ensure_tpu_compiler
-    run -m full tests/test_compile.py tests/test_tpu_compile.py tests/models/test_splash.py
+    run -m full tests/compile/test_compile.py tests/compile/test_tpu_compile.py tests/models/nn/test_splash.py
     file="launch/constraints-$($venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
     {
       echo "# $($venv/bin/python --version): versions that the tests passed with. \`bash launch/test.sh --freeze\` renews them."

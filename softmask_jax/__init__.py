@@ -4,7 +4,7 @@
 def __getattr__(name: str):
     # `import softmask_jax.data` and the like should not load JAX.
     if name in ("load", "DreamModel", "LanguageModel"):
-        from softmask_jax import api
+        from softmask_jax.generate import model
 
-        return getattr(api, name)
+        return getattr(model, name)
     raise AttributeError(f"module 'softmask_jax' has no attribute '{name}'")

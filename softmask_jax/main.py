@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from softmask_jax import hosts
-from softmask_jax.command_line import ERRORS, command, split_overrides
-from softmask_jax.files import check_folder
+from softmask_jax.config.command_line import ERRORS, command, split_overrides
+from softmask_jax.distributed import hosts
+from softmask_jax.io.files import check_folder
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     hosts.add_flags(parser)
     parser.add_argument(
         "--config.SECTION.KEY", metavar="VALUE", dest="_",
-        help="override a key; all are in softmask_jax/config_sections.py",
+        help="override a key; all are in softmask_jax/config/sections.py",
     )
     words, overrides = split_overrides(argv)
     found = parser.parse_args(words)
@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def report(summary: dict, workdir: str) -> str:
     """What a finished run prints: perplexity, samples, and where everything is."""
-    from softmask_jax.evaluation.intervals import bracketed
+    from softmask_jax.training.intervals import bracketed
 
     folder, scores = Path(workdir), summary["validation"]
     loss = "loss" in scores
@@ -90,10 +90,11 @@ def main(argv: list[str]) -> None:
     try:
         import jax
 
-        from softmask_jax import config, train
+        from softmask_jax import config
+        from softmask_jax.training import loop
 
         settings, place = config.load(flags.config, overrides), hosts.from_flags(flags)
-        summary = train.train(settings, flags.workdir, profile=flags.profile, place=place)
+        summary = loop.train(settings, flags.workdir, profile=flags.profile, place=place)
     except (*ERRORS, KeyboardInterrupt) as error:
         hosts.leave_soon(130 if isinstance(error, KeyboardInterrupt) else 1)
         raise

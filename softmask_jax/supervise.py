@@ -11,10 +11,11 @@ import signal
 import sys
 import time
 
-from softmask_jax import hosts, main, peers, watched
-from softmask_jax.command_line import command, say
-from softmask_jax.peers import ENDS, OVER, RUNNING, WAITING, Peer, Peers
-from softmask_jax.watched import Watched, in_words
+from softmask_jax import main
+from softmask_jax.config.command_line import command, say
+from softmask_jax.distributed import child_process, hosts, peers
+from softmask_jax.distributed.child_process import Watched, in_words
+from softmask_jax.distributed.peers import ENDS, OVER, Peer, Peers, RUNNING, WAITING
 
 NEVER = {2: "its command line was refused", 130: "its process was interrupted"}
 LONGEST_PAUSE = 300.0

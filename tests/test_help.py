@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softmask_jax"
 # Not commands of the user: they are what a sandboxed process runs.
-INTERNAL = {"softmask_jax.evaluation.code.enter"}
+INTERNAL = {"softmask_jax.evaluate.code.enter"}
 COMMANDS = sorted(
     {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from softmask_jax import main, train
-from softmask_jax.run_folder import RunFolder
-from tests import crafted_run, tiny_run
+from softmask_jax import main
+from softmask_jax.io.run_folder import RunFolder
+from softmask_jax.training import loop
+from tests.helpers import crafted_run, tiny_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,7 +139,7 @@ def test_debug_shows_the_traceback(command, capsys):
 
 
 def test_ctrl_c_outside_the_loop_says_that_nothing_is_lost(command, capsys, monkeypatch):
-    monkeypatch.setattr(train, "Trainer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop, "Trainer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main.main(command()) == 130
     assert capsys.readouterr().err == "Interrupted. The same command continues from the last checkpoint.\n"
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from softmask_jax import config, tiny_dream
-from softmask_jax.command_line import split_overrides
-from softmask_jax.evaluation.settings import Settings
-from tests.tiny_run import quick_compiles
+from softmask_jax import config
+from softmask_jax.config.command_line import split_overrides
+from softmask_jax.convert import tiny_dream
+from softmask_jax.evaluate.settings import Settings
+from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
@@ -80,7 +81,7 @@ def check_config(module: str, given: list[str]) -> None:
     others, overrides = split_overrides(given)
     named = [word.removeprefix("--config=") for word in others if word.startswith("--config=")]
     for spec in named:
-        if module == "softmask_jax.evaluate":
+        if module == "softmask_jax.evaluate.__main__":
             config.complete(config.read(str(ROOT / spec), overrides, Settings), Settings)
         else:
             config.load(str(ROOT / spec), overrides)
@@ -126,11 +127,11 @@ def walked(tmp_path_factory):
 
 def smaller(words: list[str]) -> list[str]:
     """What makes a command quick that has no smoke variant, and fits it to eight devices."""
-    if words[2] == "softmask_jax.evaluate":
+    if words[2] == "softmask_jax.evaluate.__main__":
         return ["--config.perplexity.max_windows=16", "--config.perplexity.draws=1"]
     if "configs/dream7b.py:smoke" in words[3]:
         return ["--config.train.micro_batches=1"]
-    return ["--steps=4"] if words[2] == "softmask_jax.generate" else []
+    return ["--steps=4"] if words[2] == "softmask_jax.generate.__main__" else []
 
 
 def run(module: str, given: list[str]) -> None:

@@ -13,15 +13,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 
-from softmask_jax.command_line import command
-from softmask_jax.evaluation.code import extraction, prompts
-from softmask_jax.evaluation.code import problems as problem_files
-from softmask_jax.evaluation.code.problems import HUMANEVAL, Problem, family
-from softmask_jax.evaluation.code.running import Limits, Program
-from softmask_jax.evaluation.code.sandbox import Sandbox
-from softmask_jax.files import check_writable, write_json
-from softmask_jax.generation import cut
-from softmask_jax.markdown import table
+from softmask_jax.config.command_line import command
+from softmask_jax.evaluate.code import extraction, problems as problem_files, prompts
+from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem, family
+from softmask_jax.evaluate.code.running import Limits, Program
+from softmask_jax.evaluate.code.sandbox import Sandbox
+from softmask_jax.generate.batches import cut
+from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.report.markdown import table
 
 
 @dataclasses.dataclass(frozen=True)

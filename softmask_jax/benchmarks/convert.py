@@ -23,12 +23,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.command_line import command
+from softmask_jax.config.command_line import command
 from softmask_jax.convert import dream, safetensors_files
 from softmask_jax.convert.key_tables import Spec, keys
 from softmask_jax.convert.tensors import PIECE_BYTES
-from softmask_jax.files import check_writable, write_json
-from softmask_jax.markdown import table
+from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.report.markdown import table
 
 SEVEN_BILLION = {
     "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import denoiser, dream_denoiser, objective
 from softmask_jax.benchmarks.report import alternate, device_name
 from softmask_jax.config import Model, SoftMask
-from softmask_jax.command_line import command
-from softmask_jax.files import check_writable, write_json
-from softmask_jax.jax_settings import root_key, settled
-from softmask_jax.markdown import table
+from softmask_jax.config.command_line import command
+from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.diffusion import nelbo
+from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.models import denoiser, dream_denoiser
+from softmask_jax.report.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
 from softmask_jax.samplers.options import run
 
@@ -141,7 +142,7 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
     @jax.jit
     def predict(params, tokens, given, scale):
-        x = objective.soft_embed(model, part.soft_mask, params, tokens, given, scale)
+        x = nelbo.soft_embed(model, part.soft_mask, params, tokens, given, scale)
         hidden = model.trunk(params["backbone"], x)[0]
         head = model.head(params["backbone"])
         return dream_draw.predict(hidden, head, tokens == mask, part.filters, k=part.soft_mask.reads,
@@ -149,13 +150,13 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
     def loop(tokens: np.ndarray) -> np.ndarray:
         tokens = np.array(tokens)
-        given, scale = objective.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
+        given, scale = nelbo.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
         for share in shares:
             masked = tokens == mask
             if not masked.any():
                 break
             found = predict(params, tokens, given, scale)
-            given, scale = objective.soft_masking.Feedback(*found[2:5]), 1.0
+            given, scale = nelbo.soft_masking.Feedback(*found[2:5]), 1.0
             confidence, drawn = np.asarray(found.confidence), np.asarray(found.drawn)
             for row, count in enumerate((masked.sum(-1).astype(np.float32) * share).astype(int)):
                 surest = np.argsort(np.where(masked[row], -confidence[row], np.inf), kind="stable")[:count]

@@ -19,18 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import softmask_jax
-from softmask_jax import dream_denoiser, dream_objective, dream_step, sharding, tasks, tiny_dream, train
 from softmask_jax import config as config_schema
-from softmask_jax.command_line import command
-from softmask_jax.config_sections import Model, SoftMask
-from softmask_jax.convert import converted
+from softmask_jax.config.command_line import command
+from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.config.sections import Model, SoftMask
+from softmask_jax.convert import converted, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
-from softmask_jax.data.buckets import bucket_validation_batches
-from softmask_jax.evaluation.intervals import bracketed
-from softmask_jax.evaluation.perplexity import Nats
-from softmask_jax.files import check_writable, write_atomically, write_json
-from softmask_jax.jax_settings import root_key, settled
-from softmask_jax.markdown import table
+from softmask_jax.data.chat.buckets import bucket_validation_batches
+from softmask_jax.diffusion import dream_loss
+from softmask_jax.distributed import sharding
+from softmask_jax.io.files import check_writable, write_atomically, write_json
+from softmask_jax.models import dream_denoiser
+from softmask_jax.report.markdown import table
+from softmask_jax.training import dream_step, loop, tasks
+from softmask_jax.training.intervals import bracketed
+from softmask_jax.training.perplexity import Nats
 
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "torch_dtype": "float32"}
 CONVERSATIONS = 4000
@@ -75,7 +78,7 @@ def grow(folder: Path, steps: int) -> None:
     conversations(folder / "sums.jsonl", 1)
     conversations(folder / "differences.jsonl", -1)
     converted_to("start", f"--src={folder / 'hf'}")
-    train.train(config(folder, "start", "sums.jsonl", steps), str(folder / "grown"))
+    loop.train(config(folder, "start", "sums.jsonl", steps), str(folder / "grown"))
     converted_to("float", f"--src={folder / 'grown'}", "--to=orbax")
     converted_to("int8", f"--src={folder / 'float'}", "--int8")
 
@@ -83,7 +86,7 @@ def grow(folder: Path, steps: int) -> None:
 def adapt(folder: Path, base: str, steps: int) -> Path:
     """The run of an adapter on a base."""
     settings = config(folder, base, "differences.jsonl", steps, base_dtype=base, adapter="dora")
-    train.train(settings, str(folder / f"adapted_{base}"))
+    loop.train(settings, str(folder / f"adapted_{base}"))
     return folder / f"adapted_{base}"
 
 
@@ -101,18 +104,18 @@ def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0
     @jax.jit
     def rows(params, batch):
         key = root_key(KEY)
-        return dream_objective.validation_losses(denoiser, spec, params, batch, key, count, p_sm)
+        return dream_loss.validation_losses(denoiser, spec, params, batch, key, count, p_sm)
 
     return Nats(np.concatenate([np.asarray(rows(params, batch), np.float64)[batch["valid"]] for batch in batches]), 1)
 
 
 def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndarray:
     """[n V] float32, at the masked positions of the first batches; one pass."""
-    spec = dream_objective.DreamLoss()
+    spec = dream_loss.DreamLoss()
 
     @jax.jit
     def run(params, batch):
-        noisy = dream_objective.corrupt(spec, batch, root_key(KEY), mask_token_id=denoiser.mask_token_id)
+        noisy = dream_loss.corrupt(spec, batch, root_key(KEY), mask_token_id=denoiser.mask_token_id)
         backbone = params["backbone"]
         hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.noisy), segment_ids=noisy.segment_ids)
         head = denoiser.head(backbone)

@@ -16,14 +16,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from softmask_jax import config, data, denoiser, optimizer, sharding, train_state, train_step
+from softmask_jax import config, data
 from softmask_jax.benchmarks.report import alternate
-from softmask_jax.data.shard_writer import RecordFile
+from softmask_jax.config.command_line import command
+from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.data.shards import Shard, ShardStream
-from softmask_jax.command_line import command
-from softmask_jax.files import check_writable, write_json
-from softmask_jax.jax_settings import root_key, settled
-from softmask_jax.markdown import table
+from softmask_jax.data.shards.writer import RecordFile
+from softmask_jax.distributed import sharding
+from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.models import denoiser
+from softmask_jax.report.markdown import table
+from softmask_jax.training import optimizer, train_state, train_step
 
 VOCAB_SIZE = 50_258
 READ = 16  # batches a turn

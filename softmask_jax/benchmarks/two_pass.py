@@ -19,12 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import config, denoiser, optimizer, sharding, train_state, train_step, vocab_head
+from softmask_jax import config
 from softmask_jax.benchmarks.report import alternate, device_name, mebibytes
-from softmask_jax.command_line import command
-from softmask_jax.files import check_writable, write_json
-from softmask_jax.jax_settings import root_key, settled
-from softmask_jax.markdown import table
+from softmask_jax.config.command_line import command
+from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.distributed import sharding
+from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.models import denoiser
+from softmask_jax.report.markdown import table
+from softmask_jax.training import optimizer, train_state, train_step
 
 LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
 SCORED = 3  # k of the sweep

@@ -14,8 +14,8 @@ import json
 import os
 import sys
 
-from softmask_jax.command_line import command, say, split_overrides
-from softmask_jax.files import check_writable, write_atomically, write_json
+from softmask_jax.config.command_line import command, say, split_overrides
+from softmask_jax.io.files import check_writable, write_atomically, write_json
 
 
 def flags() -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def flags() -> argparse.ArgumentParser:
     add("--out", default="", help="of --scaling: the file, which is replaced (standard output)")
     add("--json", default="", help="write all figures here too; replaces the file, - is standard output alone")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_",
-        help="override a key; all are in softmask_jax/config_sections.py")
+        help="override a key; all are in softmask_jax/config/sections.py")
     return parser
 
 

@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from softmask_jax.data.cache import cache_folder, write_cached
+from softmask_jax.data.shards.cache import cache_folder, write_cached
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

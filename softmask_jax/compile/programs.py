@@ -10,10 +10,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from softmask_jax import denoiser, dream_denoiser, dream_step, optimizer, sharding, train_state, train_step
-from softmask_jax.jax_settings import root_key, settled
+from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.distributed import sharding
+from softmask_jax.models import denoiser, dream_denoiser
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import Options
+from softmask_jax.training import dream_step, optimizer, train_state, train_step
 
 VOCAB_SIZE = 50_258  # GPT-2's with the mask
 DREAM_7B = {
@@ -52,7 +54,7 @@ class Program:
 
 def sizes_of_base(base: str) -> dict:
     """Hugging Face's config.json of a converted model; Dream-7B's sizes if there is none in `base`."""
-    from softmask_jax.tasks.dream import read_base
+    from softmask_jax.training.tasks.dream import read_base
 
     folder = Path(os.path.expanduser(base))
     return read_base(folder)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B

@@ -2,13 +2,15 @@
 import dataclasses
 import math
 
-from softmask_jax import sharding, update_flops, vocab_head
 from softmask_jax.compile import flops, hlo, traffic
 from softmask_jax.compile.compiled import Compiled, compile_program
 from softmask_jax.compile.hlo import Module
 from softmask_jax.compile.programs import Program, bytes_per_chip
 from softmask_jax.compile.topology import Topology
 from softmask_jax.compile.traffic import Traffic
+from softmask_jax.diffusion.vocab import head
+from softmask_jax.distributed import sharding
+from softmask_jax.training import update_flops
 
 
 # Below it an array of all logits is none to warn of: small vocabularies take one dense window on purpose.
@@ -126,7 +128,7 @@ class Loops:
         self.program, self.micro = program, micro
         shards = sharding.batch_shards(program.mesh)
         total = max(1, program.rows // program.micro // shards) * program.length
-        per = min(total, max(vocab_head.FEWEST, total // 8))
+        per = min(total, max(head.FEWEST, total // 8))
         self.sweep = (-(-total // per) + 1) / 2
 
     def of_jaxpr(self, depth: int, holds_another: bool) -> float:

@@ -2,8 +2,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from softmask_jax.compile import programs, report
-from softmask_jax.compile import sweep as sweeps
+from softmask_jax.compile import programs, report, sweep as sweeps
 from softmask_jax.compile.reading import Reading
 from softmask_jax.compile.roofline import ASSUMED, roofline
 
@@ -75,10 +74,10 @@ def remarks(points: list[Reading]) -> str:
 BEYOND = """## Beside it: what was run
 
 The same program as several processes on one machine, each with its own devices, which find each other as hosts do
-(`tests/test_several_hosts.py`, whole runs of a small model): two and four processes give the losses of one, two of the four
+(`tests/distributed/test_several_hosts.py`, whole runs of a small model): two and four processes give the losses of one, two of the four
 go on from its checkpoint with the same examples, a process that is killed or stopped is named on the others, and the run
 that its supervisors start again ends with the bits of one that nobody disturbed. On eight devices of one process the step
-gives the same losses and gradients on meshes of every shape, the sequence axis among them (`tests/test_train_step.py`,
+gives the same losses and gradients on meshes of every shape, the sequence axis among them (`tests/training/test_train_step.py`,
 `test_dream_mesh.py`). That shows that the program is right, not how fast it would be.
 
 ## What holds a chip back already

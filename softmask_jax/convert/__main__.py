@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from softmask_jax.command_line import command
+from softmask_jax.config.command_line import command
 from softmask_jax.convert import outputs
 from softmask_jax.convert.hub import CONFIGS, download
 from softmask_jax.convert.int8 import quantise
@@ -25,8 +25,8 @@ from softmask_jax.convert.model import Model, merge
 from softmask_jax.convert.sources import check_configs, is_run, open_model
 from softmask_jax.convert.tensors import num_bytes
 from softmask_jax.data import open_tokenizer
-from softmask_jax.data.tokenizer_hub import PREFIX
-from softmask_jax.files import check_folder
+from softmask_jax.data.tokenizers.hub import PREFIX
+from softmask_jax.io.files import check_folder
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import numpy as np
 from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.tensors import Tensors, whole
-from softmask_jax.models.config_fields import check_unknown, check_values, is_off
+from softmask_jax.models.nn.config_fields import check_unknown, check_values, is_off
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d{1,4}\.(?:self_attn|mlp)\.\w+?_proj)"

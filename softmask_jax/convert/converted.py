@@ -6,14 +6,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from softmask_jax import checkpoint_io, soft_masking
 from softmask_jax import config as config_schema
 from softmask_jax.convert.model import FORMAT
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.sources import read_ours
 from softmask_jax.data import Tokenizer, open_tokenizer
-from softmask_jax.data.tokenizer_base import SavableTokenizer, hash_of
-from softmask_jax.data.tokenizer_files import holds_tokenizer
+from softmask_jax.data.tokenizers.base import SavableTokenizer, hash_of
+from softmask_jax.data.tokenizers.files import holds_tokenizer
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.io import tree_files
 
 
 class Ids(SavableTokenizer):
@@ -84,8 +85,8 @@ def read_params(path: Path, abstract: dict) -> dict:
       ValueError: another model's parameters. RuntimeError: damaged files.
     """
     try:
-        return checkpoint_io.read_trees(path, ("params",), {"params": abstract})["params"]
-    except checkpoint_io.Damaged as damage:
+        return tree_files.read_trees(path, ("params",), {"params": abstract})["params"]
+    except tree_files.Damaged as damage:
         raise RuntimeError(f"The model {path} is damaged: {damage}. Convert it again.") from damage
 
 

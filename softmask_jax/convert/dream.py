@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from softmask_jax.convert.key_tables import Entry
 from softmask_jax.convert.wrappers import own_keys
-from softmask_jax.models.dream_config import DreamConfig
+from softmask_jax.models.nn.dream_config import DreamConfig
 
 BLOCK = "model.layers.{i}."
 # Our name of each linear layer, PyTorch's, and its shape [out, in].

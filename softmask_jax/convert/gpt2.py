@@ -17,7 +17,7 @@ from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.safetensors_files import INDEX, SINGLE, SafetensorsFolder
 from softmask_jax.convert.tensors import Hashed, Renamed, Tensors, in_threads
 from softmask_jax.convert.wrappers import own_keys, without_wrappers
-from softmask_jax.models.gpt2 import GPT2Config, shapes
+from softmask_jax.models.nn.gpt2 import GPT2Config, shapes
 
 log = logging.getLogger("softmask_jax")
 

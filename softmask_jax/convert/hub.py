@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softmask_jax.convert.model import CARRIED
-from softmask_jax.data.tokenizer_hub import NAME, PREFIX
+from softmask_jax.data.tokenizers.hub import NAME, PREFIX
 
 CONFIGS = ("config.json", "adapter_config.json", "transparency_config.json")
 EVERYTHING = ("*.safetensors", "*.safetensors.index.json", *CONFIGS, *CARRIED)

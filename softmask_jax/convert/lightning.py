@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softmask_jax import transparency
 from softmask_jax.convert import mdlm
 from softmask_jax.convert.key_tables import Spec, count_blocks
 from softmask_jax.convert.model import dit_about
@@ -11,7 +10,8 @@ from softmask_jax.convert.pickles import Stub
 from softmask_jax.convert.tensors import Tensors
 from softmask_jax.convert.torch_zip import Tensor, TorchZip, ZipTensors
 from softmask_jax.convert.wrappers import without_wrappers
-from softmask_jax.models.config_fields import check_values
+from softmask_jax.diffusion import transparency
+from softmask_jax.models.nn.config_fields import check_values
 
 DEEPEST = 20
 # What configs of MDLM, Duo, ReMDM and soft-masked MDLM say of the method, on top or under `algo`: what is built here.

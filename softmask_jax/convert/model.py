@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax import config as config_schema
-from softmask_jax import soft_masking
 from softmask_jax.convert import adapters, dream, mdlm
 from softmask_jax.convert.key_tables import Entry, below, match
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
 from softmask_jax.convert.tensors import Floats, InMemory, Joined, Renamed, Tensors, whole
+from softmask_jax.diffusion import soft_masking
 
 FORMAT, VERSION = "softmask_jax model", 1
 KINDS = ("dit", "dream", "adapter")

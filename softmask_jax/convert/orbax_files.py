@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from softmask_jax import stored_arrays
-from softmask_jax.convert.key_tables import VOCABULARY_MULTIPLE, Entry, Spec, keys, our_shape, padded
+from softmask_jax.convert.key_tables import Entry, Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
+from softmask_jax.io import stored_arrays
 
 CHUNK_BYTES = 64 * 2**20
 

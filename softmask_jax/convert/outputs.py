@@ -8,14 +8,15 @@ from pathlib import Path
 
 import jax
 
-from softmask_jax import checkpoint_io, transparency
 from softmask_jax.convert import mdlm, orbax_files, safetensors_files
-from softmask_jax.convert.model import FORMAT, VERSION, Model, to_json
+from softmask_jax.convert.model import FORMAT, Model, VERSION, to_json
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
 from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
 from softmask_jax.convert.tensors import Hashed, InMemory, Joined, Tensors, hashes, num_bytes
 from softmask_jax.data import Tokenizer
-from softmask_jax.files import explained, locked, sync_folder, write_atomically, write_json
+from softmask_jax.diffusion import transparency
+from softmask_jax.io import tree_files
+from softmask_jax.io.files import explained, locked, sync_folder, write_atomically, write_json
 
 ELSEWHERE = "give another --dst"
 MDLM_CLASSES = "kuleshov-group/mdlm-owt"
@@ -117,9 +118,9 @@ def verify(
     if to == "orbax":
         try:
             # The parameters are compared below, tensor by tensor.
-            if not checkpoint_io.verify(folder, [path.name for path in folder.iterdir() if path.name != "params"]):
-                raise ValueError(f"{folder} has no {checkpoint_io.CHECKSUMS}; convert again.")
-        except checkpoint_io.Damaged as damage:
+            if not tree_files.verify(folder, [path.name for path in folder.iterdir() if path.name != "params"]):
+                raise ValueError(f"{folder} has no {tree_files.CHECKSUMS}; convert again.")
+        except tree_files.Damaged as damage:
             raise ValueError(f"{folder} is damaged: {damage}. Convert again.") from None
     else:
         for name, content in small_files(model).items():
@@ -204,9 +205,9 @@ def _write_ours(
         for path, spec in orbax_files.stored_specs(folder / "params").items()
     }  # fmt: skip
     stored = {tuple(path.split("/")): jax.ShapeDtypeStruct(**spec) for path, spec in arrays.items()}
-    checkpoint_io.read_back(folder, {"params": checkpoint_io.nested(stored)})
+    tree_files.read_back(folder, {"params": tree_files.nested(stored)})
     write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": described, "arrays": arrays})
-    checkpoint_io.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
+    tree_files.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
     return hashed.sha256
 
 

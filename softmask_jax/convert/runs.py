@@ -3,16 +3,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from softmask_jax import checkpoint_io
 from softmask_jax import config as config_schema
 from softmask_jax.convert import adapters, dream, mdlm
 from softmask_jax.convert.key_tables import Entry, below
-from softmask_jax.convert.model import FORMAT, SCALARS, Model, carried
+from softmask_jax.convert.model import FORMAT, Model, SCALARS, carried
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.tensors import Floats, Joined, Renamed, Tensors
 from softmask_jax.data import load_tokenizer
-from softmask_jax.data.tokenizer_hub import NAME
+from softmask_jax.data.tokenizers.hub import NAME
+from softmask_jax.io import tree_files
 
 
 def open_run(path: Path, weights: str | None) -> Model:
@@ -71,8 +71,8 @@ def _newest(path: Path) -> tuple[Path, int]:
         raise FileNotFoundError(f"{path / 'checkpoints'} holds no checkpoint yet.")
     folder = path / "checkpoints" / str(max(steps))
     try:
-        checkpoint_io.verify(folder, ("params", "ema"))
-    except checkpoint_io.Damaged as damage:
+        tree_files.verify(folder, ("params", "ema"))
+    except tree_files.Damaged as damage:
         raise ValueError(
             f"The checkpoint {folder} is damaged: {damage}. Move it away to convert the one before."
         ) from None

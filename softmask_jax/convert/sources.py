@@ -2,7 +2,6 @@
 import re
 from pathlib import Path
 
-from softmask_jax import transparency
 from softmask_jax.convert import adapters, dream, lightning, mdlm
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
@@ -23,8 +22,9 @@ from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
 from softmask_jax.convert.tensors import Floats, Renamed, Tensors
 from softmask_jax.convert.wrappers import without_wrappers
-from softmask_jax.models import dream_config
-from softmask_jax.models.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
+from softmask_jax.diffusion import transparency
+from softmask_jax.models.nn import dream_config
+from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 
 # Of config.json of a converted model.
 ENTRIES = (

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from softmask_jax.data.conversations import is_message
-from softmask_jax.data.records import BYTE_ORDER_MARK
+from softmask_jax.data.chat.conversations import is_message
+from softmask_jax.data.shards.records import BYTE_ORDER_MARK
 
 HEAD_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
 ROW_CHARACTERS = 64 << 20

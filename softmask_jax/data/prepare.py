@@ -20,20 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
-from softmask_jax.command_line import command
+from softmask_jax.config.command_line import command
 from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
-from softmask_jax.data.cache import cache_folder, content_key
-from softmask_jax.data.corpus import DROPPED, SPLIT_NAMES, Corpus, enough, joined, sort_documents, token_dtype
-from softmask_jax.data.shard_pool import progress_bar, run
-from softmask_jax.data.shard_verifier import verify
-from softmask_jax.data.shard_writer import Job, Task, keep_shards, read_scan, read_shards, scan_part, write_shards
 from softmask_jax.data.shards import (
-    MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, open_tokenizer_folder, read_manifest,
+    MANIFEST,
+    RECORD_TOKENS,
+    Manifest,
+    Shard,
+    Split,
+    open_tokenizer_folder,
+    read_manifest,
 )
+from softmask_jax.data.shards.cache import cache_folder, content_key
+from softmask_jax.data.shards.pool import progress_bar, run
+from softmask_jax.data.shards.verifier import verify
+from softmask_jax.data.shards.writer import Job, Task, keep_shards, read_scan, read_shards, scan_part, write_shards
 from softmask_jax.data.sources import Source
-from softmask_jax.data.storage import ELSEWHERE, Folder
+from softmask_jax.data.sources.corpus import Corpus, DROPPED, SPLIT_NAMES, enough, joined, sort_documents, token_dtype
+from softmask_jax.data.sources.storage import ELSEWHERE, Folder
 from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
-from softmask_jax.files import explained, locked, write_json
+from softmask_jax.io.files import explained, locked, write_json
 
 MILLION = 1_000_000
 # Not of a preparation: how windows are cut and read comes later.

@@ -1,1 +1,1 @@
-"""Metrics of the paper; perplexity for now."""
+"""Moved to `softmask_jax.evaluate`; this name is removed in the next release."""

@@ -1,7 +1,7 @@
 """Samplers: compiled loops over swappable parts, frozen dataclasses called with parameters and keys."""
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.dream import DreamSampler, Draws
+from softmask_jax.samplers.dream import Draws, DreamSampler
 from softmask_jax.samplers.dream_generate import diffusion_generate, soft_mask_from
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.mdlm import MDLMSampler, recorded_gumbel

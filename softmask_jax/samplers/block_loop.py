@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from softmask_jax import objective, soft_masking
-from softmask_jax.models.cache import Window
-from softmask_jax.samplers import commit, dream_draw
-from softmask_jax.samplers import feedback as feeding
+from softmask_jax.diffusion import nelbo, soft_masking
+from softmask_jax.models.nn.cache import Window
+from softmask_jax.samplers import commit, dream_draw, feedback as feeding
 from softmask_jax.samplers.result import Trace, recorded
 
 # A row's key is folded with a place for the token's draw; with this first for choosing the positions.
@@ -134,7 +133,7 @@ class Run(NamedTuple):
 
         given = feeding.read(options.soft_mask, carry.feedback)
         tokens, given, scale = jax.tree.map(cut, (carry.tokens, given, self.scale(carry)))
-        x = objective.soft_embed(options.denoiser, options.soft_mask, self.params, tokens, given, scale)
+        x = nelbo.soft_embed(options.denoiser, options.soft_mask, self.params, tokens, given, scale)
         return options.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.layout))
 
     def scale(self, carry: Carry) -> jax.Array:

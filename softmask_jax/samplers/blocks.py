@@ -11,9 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from softmask_jax import objective
-from softmask_jax.samplers import commit, dream_draw
-from softmask_jax.samplers import feedback as feeding
+from softmask_jax.diffusion import nelbo
+from softmask_jax.samplers import commit, dream_draw, feedback as feeding
 from softmask_jax.samplers.block_loop import Carry, Run
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import Draws
@@ -152,7 +151,7 @@ class BlockSampler:
                   places, layout, bias)
         if self.soft_mask.on or self.trace:
             spec = dataclasses.replace(self.soft_mask, k=max(self.reads, 1))
-            feedback = objective.empty_feedback(self.denoiser, spec, params["backbone"], tokens)
+            feedback = nelbo.empty_feedback(self.denoiser, spec, params["backbone"], tokens)
         nobody, zero = jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32)
         end = run.blocks(Carry(
             step=jnp.int32(0), tokens=tokens, feedback=feedback, known=jnp.zeros(tokens.shape, bool), finished=nobody,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.vocab_chunks import Head
+from softmask_jax.diffusion.vocab.chunks import Head
 
 # Its exponential is 0 in any float, and a product with 0 is finite, unlike that of -inf.
 IMPOSSIBLE = -1e9

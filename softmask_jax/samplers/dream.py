@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import objective, soft_masking
+from softmask_jax.diffusion import nelbo, soft_masking
 from softmask_jax.samplers import commit, dream_draw, feedback
 from softmask_jax.samplers.constraints import Constraints, ended
 from softmask_jax.samplers.feedback import SoftMasking
@@ -217,11 +217,11 @@ class DreamSampler:
         if not (self.soft_mask.on or self.trace):
             return None
         soft_mask = dataclasses.replace(self.soft_mask, k=max(self._read, 1))
-        return objective.empty_feedback(self.denoiser, soft_mask, params["backbone"], tokens)
+        return nelbo.empty_feedback(self.denoiser, soft_mask, params["backbone"], tokens)
 
     def _network(self, params, carry: _Carry, scale, layout):
         given = feedback.read(self.soft_mask, carry.given)
-        x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
+        x = nelbo.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
         return self.denoiser.trunk(params["backbone"], x, **layout)[0]
 
     def _chosen(self, chance, confidence, at_start, masks, step, row_keys, places, draws: Draws):

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.vocab_chunks import LANES, Columns, Head, Mass, columns, logits_of, top_k, wide
-from softmask_jax.vocab_draw import Best, keyed_noise
+from softmask_jax.diffusion.vocab.chunks import Columns, Head, LANES, Mass, columns, logits_of, top_k, wide
+from softmask_jax.diffusion.vocab.draw import Best, keyed_noise
 
 CONFIDENCES = ("none", "probability", "margin", "entropy")
 # Elements of one dense block, positions x V.

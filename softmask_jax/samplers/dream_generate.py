@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import diffusion, transparency
-from softmask_jax.jax_settings import checked_key, settled
-from softmask_jax.samplers.dream import DreamSampler, Draws
+from softmask_jax.config.jax_settings import checked_key, settled
+from softmask_jax.diffusion import noise, transparency
+from softmask_jax.samplers.dream import Draws, DreamSampler
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import run
 from softmask_jax.samplers.result import Generated
@@ -83,7 +83,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
     sampler = DreamSampler(denoiser, soft_mask or SoftMasking(), **options)
     rows = len(tokens)
     keys = None if key is None else checked_key(key)
-    keys = diffusion.row_keys(keys, jnp.arange(rows)) if keys is not None and keys.ndim == 0 else keys
+    keys = noise.row_keys(keys, jnp.arange(rows)) if keys is not None and keys.ndim == 0 else keys
     new = ((0, 0), (0, max_new_tokens))
     tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
     # Without padding the model needs no mask, and attention is cheaper.

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import soft_masking, vocab_head
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.soft_masking import Feedback
+from softmask_jax.diffusion.vocab import head
 from softmask_jax.samplers.result import Trace
-from softmask_jax.soft_masking import Feedback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _weight(soft_mask: SoftMasking, denoiser, params: dict, tokens, given: Feedb
         return jnp.zeros(tokens.shape, jnp.float32)
     if soft_mask.variant == "full":
         temperature = soft_masking.effective(params["soft_mask"]).temperature
-        found = vocab_head.sweep(given.hidden, denoiser.head(params["backbone"]), k=1, temperature=temperature)
+        found = head.sweep(given.hidden, denoiser.head(params["backbone"]), k=1, temperature=temperature)
         sure = found.neg_entropy if given.certain is None else jnp.where(given.certain >= 0, 0.0, found.neg_entropy)
         given = given._replace(neg_entropy=sure)
     return soft_masking.blend_weight(tokens, given, params["soft_mask"], mask_token_id=denoiser.mask_token_id, scale=scale)

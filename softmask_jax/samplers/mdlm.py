@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import diffusion, objective, soft_masking, vocab_head
+from softmask_jax.diffusion import nelbo, noise as diffusion, soft_masking
+from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.diffusion.vocab.head import Draw
 from softmask_jax.samplers import feedback, transitions
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.result import Generated, Trace, recorded
-from softmask_jax.vocab_head import Draw
 
 REUSE = ("exact", "compat", "never")
 # A row key's numbers beside the positions' own: the mask's Gumbel noise, and that of tokens that may be masked again.
@@ -135,7 +136,7 @@ class MDLMSampler:
         backbone, rows, keep = params["backbone"], tokens.shape[:1], (self.steps + 1, *tokens.shape)
         hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], backbone)
         k = max(self.soft_mask.reads, self._shown, 1)
-        empty = objective.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
+        empty = nelbo.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
         if self.soft_mask.variant == "full":
             empty = empty._replace(certain=jnp.full(tokens.shape, -1, jnp.int32))
         return _Carry(
@@ -159,7 +160,7 @@ class MDLMSampler:
 
         def network():
             given = feedback.read(self.soft_mask, carry.given)
-            x = objective.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
+            x = nelbo.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
             return jnp.where(needed[:, None, None], self.denoiser.trunk(params["backbone"], x, **layout)[0], carry.hidden)
 
         called = needed.any()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.jax_settings import checked_key, settled
+from softmask_jax.config.jax_settings import checked_key, settled
 from softmask_jax.samplers import dream, transitions
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints

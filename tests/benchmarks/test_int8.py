@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from softmask_jax.benchmarks import int8
-from tests.tiny_run import QUICK_COMPILES
+from tests.helpers.tiny_run import QUICK_COMPILES
 
 pytestmark = pytest.mark.full
 

@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from softmask_jax import vocab_head
 from softmask_jax.benchmarks import two_pass
 from softmask_jax.benchmarks.report import Spread, alternate
-from softmask_jax.markdown import table
-from softmask_jax.vocab_head import Head
+from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.diffusion.vocab.head import Head
+from softmask_jax.report.markdown import table
 
 TOY = ["--hidden_size=16", "--num_blocks=2", "--num_heads=2", "--seq_len=16", "--batch=4", "--vocab_size=64",
        "--head_batch=2", "--head_seq_len=32", "--head_width=16", "--vocab_sizes=4000", "--steps=3", "--calls=2",

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from softmask_jax import files
 from softmask_jax.benchmarks.convert import write_dream
 from softmask_jax.convert import orbax_files, outputs, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import InMemory, hashes
-from tests.convert.checkpoints import recorded
+from softmask_jax.io import files
 from tests.golden import FOLDER
+from tests.helpers.checkpoint_files import recorded
 
 MDLM = FOLDER / "mdlm_dit/mdlm_sm.ckpt"
 

@@ -9,15 +9,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import softmask_jax
-from softmask_jax import checkpoint, checkpoint_io, config, data, denoiser, soft_masking
+from softmask_jax import config, data
 from softmask_jax.convert import converted, mdlm, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import InMemory, whole
-from softmask_jax.models import dit
-from softmask_jax.run_folder import RunFolder
-from tests.convert.checkpoints import recorded
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.io import checkpoint, tree_files
+from softmask_jax.io.run_folder import RunFolder
+from softmask_jax.models import denoiser
+from softmask_jax.models.nn import dit
 from tests.golden import FOLDER, load
+from tests.helpers.checkpoint_files import recorded
 
 LOGITS = {"mdlm": "mdlm_dit/mdlm_ckpt_logits.npz", "mdlm_sm": "mdlm_dit/mdlm_sm_ckpt_logits.npz"}
 
@@ -50,7 +53,7 @@ def test_dream_becomes_stacked_transposed_and_padded_arrays_of_its_own_type(tmp_
     src = recorded("dream/tiny_bf16", tmp_path / "src")
     converts(src, tmp_path / "ours")
     theirs = load_file(src / "model.safetensors")
-    backbone = checkpoint_io.read_trees(tmp_path / "ours", ("params",))["params"]["backbone"]
+    backbone = tree_files.read_trees(tmp_path / "ours", ("params",))["params"]["backbone"]
     assert set(backbone) == {"embed", "layers", "final_norm", "head"}
     assert backbone["embed"]["table"].shape == (256, 64) and backbone["embed"]["table"].dtype == jnp.bfloat16
     assert not np.any(backbone["head"]["weight"][200:])
@@ -124,7 +127,7 @@ def test_mdlm_goes_to_hugging_faces_format_and_back(tmp_path):
         98,
     )
     converts(tmp_path / "hf", tmp_path / "again", "--verify")
-    one, other = (checkpoint_io.read_trees(tmp_path / name, ("params",)) for name in ("ours", "again"))
+    one, other = (tree_files.read_trees(tmp_path / name, ("params",)) for name in ("ours", "again"))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
     again = softmask_jax.load(tmp_path / "again")
     assert (again.config.soft_mask.variant, again.config.soft_mask.k) == ("topk", 3)
@@ -152,7 +155,7 @@ def test_an_adapter_comes_back_as_the_same_files(tmp_path):
     converts(src, tmp_path / "ours", "--verify")
     converts(tmp_path / "ours", tmp_path / "back", "--verify")
     same_files(src, tmp_path / "back")
-    params = checkpoint_io.read_trees(tmp_path / "ours", ("params",))["params"]
+    params = tree_files.read_trees(tmp_path / "ours", ("params",))["params"]
     assert params["adapter"]["layers"]["k"]["a"].shape == (2, 64, 4)
     assert params["adapter"]["layers"]["k"]["b"].shape == (2, 4, 32)
     assert params["adapter"]["layers"]["k"]["magnitude"].shape == (2, 32)
@@ -282,7 +285,7 @@ def test_the_manifest_lists_hashes_types_and_shapes(tmp_path):
     assert manifest["arrays"]["backbone/layers/q/kernel"] == {"dtype": "bfloat16", "shape": [2, 64, 64]}
     head = manifest["tensors"]["lm_head.weight"]
     assert (head["dtype"], head["shape"], len(head["sha256"])) == ("bfloat16", [200, 64], 64)
-    assert checkpoint_io.verify(tmp_path / "ours")
+    assert tree_files.verify(tmp_path / "ours")
 
 
 def test_damaged_parameters_are_not_loaded(tmp_path):
@@ -308,7 +311,7 @@ def test_an_adapter_that_was_trained_here_is_exported_for_peft(tmp_path):
     recorded_adapter = recorded("dora/adapter", tmp_path / "theirs")
     converts(recorded("dream/tiny", tmp_path / "hub"), tmp_path / "base")
     converts(recorded_adapter, tmp_path / "ours")
-    params = checkpoint_io.read_trees(tmp_path / "ours", ("params",))["params"]
+    params = tree_files.read_trees(tmp_path / "ours", ("params",))["params"]
     model = {
         "kind": "dream",
         "base": str(tmp_path / "base"),

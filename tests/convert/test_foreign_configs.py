@@ -11,9 +11,9 @@ from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.safetensors_files import SafetensorsFile
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import hashes
-from softmask_jax.models.dream_config import DreamConfig
-from tests.convert.checkpoints import mdlm_checkpoint, recorded
+from softmask_jax.models.nn.dream_config import DreamConfig
 from tests.golden import FOLDER
+from tests.helpers.checkpoint_files import mdlm_checkpoint, recorded
 
 MODEL = {"length": 32, "n_heads": 2, "n_blocks": 2, "type": "ddit"}
 MDLM = {

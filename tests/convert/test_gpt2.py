@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from softmask_jax.convert.gpt2 import Checkpoint
-from softmask_jax.models import gpt2
-from tests import tiny_gpt2
+from softmask_jax.models.nn import gpt2
 from tests.golden import FOLDER
+from tests.helpers import tiny_gpt2
 
 FILES = {
     "tiny": ("gpt2/tiny/config.json", "gpt2/tiny/model.safetensors"),

@@ -10,8 +10,8 @@ import pytest
 from softmask_jax.convert import safe_files, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
-from tests.convert.checkpoints import Global, pickled, recorded, safetensors, tensor, torch_zip
 from tests.golden import FOLDER
+from tests.helpers.checkpoint_files import Global, pickled, recorded, safetensors, tensor, torch_zip
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 HEADERS = {

@@ -7,19 +7,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import softmask_jax
-from softmask_jax import checkpoint_io
 from softmask_jax.convert import dream, int8, tensors
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
-from softmask_jax.models import layers
-from tests.convert.checkpoints import recorded
+from softmask_jax.io import tree_files
+from softmask_jax.models.nn import layers
 from tests.golden import FOLDER
+from tests.helpers.checkpoint_files import recorded
 
 KINDS = ["dream/tiny", "dream/tiny_bf16"]
 
 
 def arrays(folder) -> dict[str, np.ndarray]:
-    found = checkpoint_io.flat(checkpoint_io.read_trees(folder, ("params",))["params"]["backbone"])
+    found = tree_files.flat(tree_files.read_trees(folder, ("params",))["params"]["backbone"])
     return {"/".join(path): np.asarray(leaf) for path, leaf in found.items()}
 
 

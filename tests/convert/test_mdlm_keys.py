@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.convert import mdlm
-from softmask_jax.models import dit
+from softmask_jax.models.nn import dit
 from tests.golden import load
 
 INVERSE_FREQUENCIES = "backbone.rotary_emb.inv_freq"

@@ -11,8 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import softmask_jax
-from softmask_jax import config, sharding, tiny_dream, train
+from softmask_jax import config
+from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
+from softmask_jax.distributed import sharding
+from softmask_jax.training import loop
 
 pytestmark = pytest.mark.full
 
@@ -40,8 +43,8 @@ def fine_tuned(folder, hf):
     ])  # fmt: skip
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.sharding, "make_mesh", lambda **_: mesh)
-        train.train(settings, str(folder / "run"))
+        patch.setattr(loop.sharding, "make_mesh", lambda **_: mesh)
+        loop.train(settings, str(folder / "run"))
     return folder / "run"
 
 

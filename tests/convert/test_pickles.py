@@ -5,7 +5,7 @@ import pytest
 
 from softmask_jax.convert import pickles
 from softmask_jax.convert.pickles import BadPickle, Stub, read
-from tests.convert.checkpoints import Global, pickled
+from tests.helpers.checkpoint_files import Global, pickled
 
 PLAIN = {
     "epoch": 1, "big": 2**70, "negative": -5, "nothing": None, "yes": True, "no": False, "half": 0.5, "text": "déjà",

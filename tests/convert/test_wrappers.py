@@ -8,8 +8,8 @@ from softmask_jax.convert.gpt2 import Checkpoint
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import hashes
 from softmask_jax.convert.wrappers import own_keys, without_wrappers
-from tests.convert.checkpoints import mdlm_checkpoint, recorded
 from tests.golden import FOLDER
+from tests.helpers.checkpoint_files import mdlm_checkpoint, recorded
 
 FILES = {"dream/tiny": "model.safetensors", "dora/adapter": "adapter_model.safetensors"}
 

@@ -4,11 +4,15 @@ import itertools
 import numpy as np
 import pytest
 
-from softmask_jax.data.buckets import (
-    Buckets, bucket_batches, bucket_validation_batches, extra_pads, steps_per_epoch,
+from softmask_jax.data.chat.buckets import (
+    Buckets,
+    bucket_batches,
+    bucket_validation_batches,
+    extra_pads,
+    steps_per_epoch,
 )
+from softmask_jax.data.chat.sft import Examples
 from softmask_jax.data.pipeline import micro_batch_of
-from softmask_jax.data.sft import Examples
 
 PAD = 999
 

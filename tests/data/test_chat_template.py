@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from softmask_jax.data import open_tokenizer
-from softmask_jax.data.chat_template import CHATML, SHIELDS, ChatTemplate, TemplateError, load_template
-from softmask_jax.data.tokenizer_library import QWEN_PATTERN
-from softmask_jax.data.tokenizer_specials import QWEN_IDS
+from softmask_jax.data.chat.template import CHATML, ChatTemplate, SHIELDS, TemplateError, load_template
 from softmask_jax.data.tokenizers import ByteTokenizer
-from tests.data.chats import END, START, chat, tokenizer, write_tokenizer
+from softmask_jax.data.tokenizers.hf_library import QWEN_PATTERN
+from softmask_jax.data.tokenizers.specials import QWEN_IDS
 from tests.data.test_tokenizer_references import package_folder
+from tests.helpers.chats import END, START, chat, tokenizer, write_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 OWN = (

@@ -9,8 +9,8 @@ import logging
 
 import pytest
 
-from softmask_jax.data.chat_template import ChatTemplate, TemplateError, load_template
-from tests.data.chats import chat
+from softmask_jax.data.chat.template import ChatTemplate, TemplateError, load_template
+from tests.helpers.chats import chat
 
 TOKENS = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "sep_token": "<sep>",
@@ -211,7 +211,7 @@ def test_the_date_is_part_of_the_fingerprint_and_the_same_on_every_day(monkeypat
     first = ChatTemplate(HEADERS_WITH_DATE)
     assert "Today: 26 Jul 2024\n" in first.render(ONE)
     fingerprints = first.fingerprint(), ChatTemplate(TURNS).fingerprint()
-    monkeypatch.setattr("softmask_jax.data.chat_template.DATE", datetime.datetime(2025, 1, 1))
+    monkeypatch.setattr("softmask_jax.data.chat.template.DATE", datetime.datetime(2025, 1, 1))
     assert ChatTemplate(HEADERS_WITH_DATE).fingerprint() != fingerprints[0]
     assert ChatTemplate(TURNS).fingerprint() == fingerprints[1]
     assert "Today: 01 Jan 2025\n" in ChatTemplate(HEADERS_WITH_DATE).render(ONE)

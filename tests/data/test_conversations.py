@@ -1,8 +1,8 @@
 """A conversation in a row, whichever way it is written, and what is wrong with a row that has none."""
 import pytest
 
-from softmask_jax.data.conversations import KEYS, Rejected, conversation
-from tests.data.chats import chat
+from softmask_jax.data.chat.conversations import KEYS, Rejected, conversation
+from tests.helpers.chats import chat
 
 IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 

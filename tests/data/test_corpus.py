@@ -11,10 +11,19 @@ import pytest
 
 from softmask_jax import data
 from softmask_jax.data import (
-    BadRow, ByteTokenizer, DataConfig, Document, SplitRule, Windows, build, cache, corpus as corpus_module, read_corpus,
+    BadRow,
+    ByteTokenizer,
+    DataConfig,
+    Document,
+    SplitRule,
+    Windows,
+    build,
+    read_corpus,
     token_stream,
 )
-from softmask_jax.data.corpus import TRAIN, VALIDATION
+from softmask_jax.data.shards import cache
+from softmask_jax.data.sources import corpus as corpus_module
+from softmask_jax.data.sources.corpus import TRAIN, VALIDATION
 
 BOS = EOS = 256
 

@@ -1,7 +1,7 @@
 """Detokenizers: the spacing that people write."""
 import pytest
 
-from softmask_jax.data.detokenizers import find_detokenizer
+from softmask_jax.data.sources.detokenizers import find_detokenizer
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from softmask_jax.data import hubs
-from softmask_jax.data.sources import BadRow, make_source
-from tests.data.source_files import TEXTS, build_tfds, one_line
+from softmask_jax.data.sources import BadRow, hubs, make_source
+from tests.helpers.source_files import TEXTS, build_tfds, one_line
 
 
 @pytest.fixture(autouse=True)

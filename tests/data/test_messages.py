@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from softmask_jax.data.messages import Conversation, conversation, open_rows
-from tests.data.chats import chat, write_chats
+from softmask_jax.data.chat.messages import Conversation, conversation, open_rows
+from tests.helpers.chats import chat, write_chats
 
 
 def read(rows, numbers=None):

@@ -15,9 +15,9 @@ import pytest
 
 from softmask_jax.data import DataConfig, build, prepare as prepare_module, shards
 from softmask_jax.data.prepare import main, prepare
-from softmask_jax.data.shard_verifier import verify
-from softmask_jax.data.storage import Folder
-from softmask_jax.files import locked
+from softmask_jax.data.shards.verifier import verify
+from softmask_jax.data.sources.storage import Folder
+from softmask_jax.io.files import locked
 
 WORDS = "mask token noise step blend weight soft hard train sample λ top draw time batch row".split()
 SETTINGS = dict(source="jsonl", tokenizer="bytes", seq_len=64, validation_fraction=0.15)
@@ -38,7 +38,7 @@ def corpus(tmp_path, monkeypatch):
     """400 documents in JSONL and small shards; tokens and parts of a size that a test can hold."""
     monkeypatch.setattr(shards, "RECORD_TOKENS", 100)
     monkeypatch.setattr(prepare_module, "RECORD_TOKENS", 100)
-    monkeypatch.setattr("softmask_jax.data.shard_writer.RECORD_TOKENS", 100)
+    monkeypatch.setattr("softmask_jax.data.shards.writer.RECORD_TOKENS", 100)
     monkeypatch.setattr(prepare_module, "MILLION", 3_000)
     paths = write_jsonl(tmp_path / "texts.jsonl", [*texts(400), "", texts(400)[7]])
     return DataConfig(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))

@@ -13,8 +13,8 @@ import pytest
 
 from softmask_jax.data import DataConfig, build
 from softmask_jax.data.prepare import main, prepare
-from softmask_jax.data.shard_verifier import verify
-from softmask_jax.data.storage import Folder
+from softmask_jax.data.shards.verifier import verify
+from softmask_jax.data.sources.storage import Folder
 
 
 def write_jsonl(path: Path, documents: int, words: int = 20, word: str = "mask") -> str:

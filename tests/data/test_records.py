@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from softmask_jax.data import records
+from softmask_jax.data.shards import records
 from softmask_jax.data.sources import BadRow, make_source
-from tests.data.source_files import json_rows, one_line
+from tests.helpers.source_files import json_rows, one_line
 
 GOOD = b'{"text": "fine"}\n'
 

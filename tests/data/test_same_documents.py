@@ -4,7 +4,7 @@ import pytest
 
 from softmask_jax.data import DataConfig, batches, build
 from softmask_jax.data.prepare import prepare
-from tests.data.source_files import SEPARATOR, save_texts
+from tests.helpers.source_files import SEPARATOR, save_texts
 
 KINDS = ("files", "jsonl", "parquet", "tfds", "shards")
 

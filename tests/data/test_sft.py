@@ -5,11 +5,11 @@ import logging
 import numpy as np
 import pytest
 
-from softmask_jax.data import sft
-from softmask_jax.data.messages import open_rows
-from softmask_jax.data.sft import SftConfig, build_sft
-from softmask_jax.data.sft_rows import choose_rows
-from tests.data.chats import CALL, END, PAD, chat, write_chats, write_tokenizer
+from softmask_jax.data.chat import sft
+from softmask_jax.data.chat.messages import open_rows
+from softmask_jax.data.chat.rows import choose_rows
+from softmask_jax.data.chat.sft import SftConfig, build_sft
+from tests.helpers.chats import CALL, END, PAD, chat, write_chats, write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from softmask_jax.data import text_files
-from softmask_jax.data.listing import list_files, open_file
-from softmask_jax.data.sources import BadRow, Document, make_source
-from tests.data.source_files import TEXTS, one_line, save_texts
+from softmask_jax.data.sources import BadRow, Document, make_source, text_files
+from softmask_jax.data.sources.listing import list_files, open_file
+from tests.helpers.source_files import TEXTS, one_line, save_texts
 
 
 @pytest.fixture

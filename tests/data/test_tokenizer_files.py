@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from softmask_jax.data import open_tokenizer
-from softmask_jax.data.tokenizer_hub import download_tokenizer
-from softmask_jax.data.tokenizer_ranks import ALPHABET
 from softmask_jax.data.tokenizers import DESCRIPTION, HuggingFaceTokenizer
+from softmask_jax.data.tokenizers.hub import download_tokenizer
+from softmask_jax.data.tokenizers.ranks import ALPHABET
 from tests.data.test_tokenizers import word_pieces
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from softmask_jax.data import load_tokenizer, open_tokenizer
-from softmask_jax.data.tokenizer_library import QWEN_PATTERN
-from softmask_jax.data.tokenizer_ranks import ALPHABET, merges_of
 from softmask_jax.data.tokenizers import HuggingFaceTokenizer
+from softmask_jax.data.tokenizers.hf_library import QWEN_PATTERN
+from softmask_jax.data.tokenizers.ranks import ALPHABET, merges_of
 from tests.data.test_tokenizer_files import ids, write_vocabulary
 from tests.data.test_tokenizers import HARD, check_pieces
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from softmask_jax.data import BPETokenizer, ByteTokenizer, load_tokenizer, open_tokenizer, tokenizer_library, train_bpe
-from softmask_jax.data.tokenizers import DESCRIPTION, TEXT8_TOKENS, HuggingFaceTokenizer, Text8Tokenizer
+from softmask_jax.data import BPETokenizer, ByteTokenizer, load_tokenizer, open_tokenizer, train_bpe
+from softmask_jax.data.tokenizers import DESCRIPTION, HuggingFaceTokenizer, TEXT8_TOKENS, Text8Tokenizer, hf_library
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 8, "class A:\n\tpass\n" * 5, "naïve café — Zürich ☕ " * 4]
 HARD = [
@@ -228,8 +228,8 @@ def check_pieces(tokenizer, monkeypatch):
     assert tokenizer._is_cuttable and all(len(list(tokenizer._pieces(text))) == 1 for text in texts)
     whole = tokenizer.encode_batch(texts)
     for piece, call in ((1, 2**20), (50, 200)):
-        monkeypatch.setattr(tokenizer_library, "PIECE_CHARACTERS", piece)
-        monkeypatch.setattr(tokenizer_library, "CALL_CHARACTERS", call)
+        monkeypatch.setattr(hf_library, "PIECE_CHARACTERS", piece)
+        monkeypatch.setattr(hf_library, "CALL_CHARACTERS", call)
         assert all(len(list(tokenizer._pieces(text))) > 20 for text in texts[:20])
         assert all("".join(tokenizer._pieces(text)) == text for text in texts)
         for found, expected in zip(tokenizer.encode_batch(texts), whole, strict=True):
@@ -249,8 +249,8 @@ def test_a_long_text_has_the_same_ids_in_pieces(monkeypatch):
 ])  # fmt: skip
 def test_a_tokenizer_that_looks_across_spaces_encodes_long_texts_whole(change):
     content = json.loads(train_bpe(TEXTS, 300)._json)
-    assert tokenizer_library.is_cuttable(content)
-    assert not tokenizer_library.is_cuttable(content | change)
+    assert hf_library.is_cuttable(content)
+    assert not hf_library.is_cuttable(content | change)
 
 
 def test_loading_from_a_folder_without_a_tokenizer_is_an_error(tmp_path):

@@ -18,8 +18,10 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from safetensors.numpy import load_file
 
-from softmask_jax import config, notebook, run_log
-from tests import crafted_run
+from softmask_jax import config
+from softmask_jax.generate import notebook
+from softmask_jax.io import run_log
+from tests.helpers import crafted_run
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "launch" / "colab"

@@ -8,7 +8,7 @@ import pytest
 
 from softmask_jax import config, main, supervise
 from softmask_jax.compile.__main__ import flags as compile_flags
-from softmask_jax.command_line import split_overrides
+from softmask_jax.config.command_line import split_overrides
 from softmask_jax.convert.__main__ import parse as parse_convert
 from tests.launch import toy_project
 from tests.launch.world import ROOT, World, value

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import dream_denoiser, sharding, soft_masking
-from softmask_jax.config_sections import Model, SoftMask
+from softmask_jax.config.sections import Model, SoftMask
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.vocab.head import Head
+from softmask_jax.distributed import sharding
+from softmask_jax.models import dream_denoiser
 from softmask_jax.samplers.block_loop import slice_sizes
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import Draws
 from softmask_jax.samplers.feedback import SoftMasking
-from softmask_jax.vocab_head import Head
-from tests import dream_model, golden_model
-from tests.dream_model import MASK, VOCAB
 from tests.golden import load, meta
-from tests.models import test_splash
-from tests.samplers import plain_blocks
+from tests.helpers import dream_model, golden_model, plain_blocks
+from tests.helpers.dream_model import MASK, VOCAB
+from tests.models.nn import test_splash
 
 QUICK = ("dream_generate/fastdllm_dual_entropy.npz", "dream_generate/fastdllm_prefix_thr0.25.npz")
 MORE = (

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import objective, soft_masking
-from softmask_jax.samplers import Constraints, DreamSampler, Draws, SoftMasking, diffusion_generate, soft_mask_from
+from softmask_jax.diffusion import nelbo, soft_masking
+from softmask_jax.samplers import Constraints, Draws, DreamSampler, SoftMasking, diffusion_generate, soft_mask_from
 from softmask_jax.samplers.commit import surest, unmask_shares
 from softmask_jax.samplers.dream import ALGORITHMS
-from tests.dream_model import MASK, VOCAB
 from tests.golden import load, meta
-from tests.samplers.dream_denoiser import PAD, logits, model, params, recorded
+from tests.helpers.dream_denoiser import PAD, logits, model, params, recorded
+from tests.helpers.dream_model import MASK, VOCAB
 from tests.samplers.test_dream_draw import softmax, sorted_filter
 
 QUICK = (
@@ -122,7 +122,7 @@ def test_soft_inputs_match_the_recorded_ones():
     spec, scalars = soft_mask_from(settings)
     feedback = soft_masking.feedback_from_logits(jnp.asarray(z["logits_step0"]), k=3)
     weights = {**params(), "soft_mask": scalars}
-    x = objective.soft_embed(model(), spec, weights, jnp.asarray(z["history"][0]), feedback)
+    x = nelbo.soft_embed(model(), spec, weights, jnp.asarray(z["history"][0]), feedback)
     np.testing.assert_allclose(x, z["inputs_embeds_step1"], atol=2e-6)
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from softmask_jax.diffusion.vocab.head import Head, VocabSharding
 from softmask_jax.samplers import dream_draw
 from softmask_jax.samplers.dream_draw import Filters, filtered, predict
-from softmask_jax.vocab_head import Head, VocabSharding
 from tests.golden import load
 
 FUNCTIONS = "dream_generate/sampling_fns.npz"

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import soft_masking
+from softmask_jax.diffusion import soft_masking
 from softmask_jax.samplers import SoftMasking, diffusion_generate, soft_mask_from
 from softmask_jax.samplers.dream_generate import pad_left
-from tests.samplers.dream_denoiser import PAD, model, params
+from tests.helpers.dream_denoiser import PAD, model, params
 
 SETTINGS = {
     "transparency_alg": "mixinputs_with_topk", "transparency_scale": 0.8984375, "transparency_centre": -3.0,

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import soft_masking
+from softmask_jax.diffusion import soft_masking
 from softmask_jax.samplers import Constraints, MDLMSampler, SoftMasking, recorded_gumbel, transitions
-from tests import golden_model
 from tests.golden import load, meta
-from tests.samplers import dream_denoiser
+from tests.helpers import dream_denoiser, golden_model
 
 QUICK = (
     "mdlm_dit/generate_mdlm.npz",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax import vocab_head
+from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.samplers import recorded_gumbel, transitions
 from tests.golden import load, meta
 

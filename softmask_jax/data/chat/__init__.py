@@ -1,0 +1,1 @@
+"""Conversations to rows of tokens: files, templates, length buckets, padding."""

@@ -1,0 +1,176 @@
+"""A conversation in a row of data, whichever way people write it, as messages of one form.
+
+A row has a list of messages under the first of `KEYS` that holds any, or the two halves of one in `PAIRS`, and may have
+a system message in `SYSTEM_KEY`. A message is {"role", "content"} or {"from", "value"}; the list may also be an object
+of lists, as data sets store it by column. Content is text, or a list of parts that are all text.
+"""
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from softmask_jax.data.shards.records import nearest
+
+KEYS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+# What the user asks and what the assistant answers: text or messages.
+PAIRS = (("prompt", "completion"), ("prompt", "response"))
+SYSTEM_KEY = "system"
+ROLES = {
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
+    "bot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
+}  # fmt: skip
+TEXT_TYPES = (None, "text", "input_text", "output_text")
+EXPECTED = f"a conversation is a list of messages under one of {', '.join(KEYS)}, or a prompt and its completion"
+
+
+class Conversation(NamedTuple):
+    """Messages {"role": user | assistant | system, "content": str}; the last is the assistant's."""
+
+    name: str
+    messages: tuple[dict[str, str], ...]
+
+
+class Rejected(NamedTuple):
+    """A row that is no example. `kind` is what it is counted as; `name` and `reason` make a sentence."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+class NoConversation(ValueError):
+    """Why a row is none: a sentence whose subject is the row; `kind` is what such a row is counted as."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+def conversation(name: str, row: object, key: str = "") -> Conversation | Rejected:
+    """The messages of a row under `key` ("": see above), of which the last must be a response."""
+    if isinstance(row, Rejected):
+        return row
+    try:
+        messages = read_row(row, key)
+        if messages[-1]["role"] != "assistant":
+            raise NoConversation("no response", f"ends with a message of the {messages[-1]['role']}, not the assistant")
+        if len(messages) == 1:
+            raise NoConversation("no prompt", "holds a response alone; give the messages before it")
+    except NoConversation as error:
+        return Rejected(name, error.kind, str(error))
+    return Conversation(name, tuple(messages))
+
+
+def columns(names: Iterable[str], key: str = "") -> list[str]:
+    """The columns of a table that `read_row` wants. ValueError, the end of a sentence, when none is a conversation."""
+    names = list(names)
+    wanted = [name for name in ([key] if key else KEYS) if name in names]
+    pairs = [] if key else [name for pair in PAIRS if set(pair) <= set(names) for name in pair]
+    if not wanted and not pairs:
+        raise ValueError(_missing("column", key, names))
+    return list(dict.fromkeys([*wanted, *pairs, *[SYSTEM_KEY] * (SYSTEM_KEY in names)]))
+
+
+def read_row(row: object, key: str = "") -> list[dict[str, str]]:
+    """The messages of a row, at least one. Raises NoConversation."""
+    if isinstance(row, list) and row and all(map(is_message, row)):
+        return read_messages(row)
+    if not isinstance(row, Mapping):
+        raise NoConversation("messages", f"is no JSON object but {type(row).__name__}")
+    present = [name for name in ([key] if key else KEYS) if name in row]
+    filled = next((name for name in present if _is_filled(row[name])), None)
+    pair = next((pair for pair in PAIRS if not key and all(row.get(name) is not None for name in pair)), None)
+    if filled is not None or pair is None:
+        if not present:
+            raise NoConversation("messages", _missing("key", key, row))
+        filled = filled or present[0]
+        messages = read_messages(row[filled], filled)
+    else:
+        messages = [
+            message for name, role in zip(pair, ("user", "assistant"), strict=True)
+            for message in _half(row[name], name, role)
+        ]  # fmt: skip
+    system = row.get(SYSTEM_KEY)
+    if system is None or system == "":
+        return messages
+    system = _message({"role": "system", "content": system}, f"has in {SYSTEM_KEY!r} a message")
+    if messages[0]["role"] != "system":
+        return [system, *messages]
+    if messages[0] != system:
+        raise NoConversation("messages", f"has a system message in {SYSTEM_KEY!r} and another among its messages")
+    return messages
+
+
+def read_messages(value: object, name: str = KEYS[0]) -> list[dict[str, str]]:
+    """A list of messages, or an object of lists, by our names. Raises NoConversation; `name`: the key of the value."""
+    value = _by_row(value, name)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        kind = "an empty list" if value == [] else "null" if value is None else type(value).__name__
+        raise NoConversation("messages", f"has in {name!r} {kind} instead of a list of messages")
+    return [_message(message, f"has a message (number {number})") for number, message in enumerate(value, 1)]
+
+
+def is_message(value: object) -> bool:
+    """Whether a JSON value is a message, good or bad, and no row that has some."""
+    return isinstance(value, Mapping) and ("role" in value or "from" in value) and not any(key in value for key in KEYS)
+
+
+def _missing(what: str, key: str, names: Iterable[str]) -> str:
+    wanted = key or KEYS[0]
+    setting = " (data.messages_key)" if what == "column" else ""
+    return f"has no {what} {wanted!r}{setting}; {nearest(wanted, names)}" + ("" if key else f"; {EXPECTED}")
+
+
+def _is_filled(value: object) -> bool:
+    return any(value.values()) if isinstance(value, Mapping) else bool(value)
+
+
+def _half(value: object, name: str, role: str) -> list[dict[str, str]]:
+    return read_messages([{"role": role, "content": value}] if isinstance(value, str) else value, name)
+
+
+def _by_row(value: object, name: str) -> object:
+    """A list of objects from an object of lists; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    fields = {key: items for key, items in value.items() if isinstance(items, list)}
+    if not fields or len(set(map(len, fields.values()))) > 1:
+        lengths = ", ".join(f"{len(items)} of {key!r}" for key, items in fields.items())
+        kind = f"lists of different lengths ({lengths})" if fields else "an object"
+        raise NoConversation("messages", f"has in {name!r} {kind} instead of a list of messages")
+    return [dict(zip(fields, items, strict=True)) for items in zip(*fields.values(), strict=True)]
+
+
+def _message(message: object, subject: str) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise NoConversation("messages", f"{subject} that is {type(message).__name__}, no object")
+    # Parquet fills in the fields that other rows have with nulls.
+    role = message.get("role") if message.get("role") is not None else message.get("from")
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    if role is None:
+        raise NoConversation("role", f'{subject} without a role; write {{"role": "user", "content": "..."}}')
+    if not isinstance(role, str) or role.casefold() not in ROLES:
+        raise NoConversation("role", f"{subject} of the role {role!r:.60}; known are {', '.join(ROLES)}")
+    if message.get("tool_calls") or message.get("function_call"):
+        raise NoConversation("role", f"{subject} that calls tools")
+    if isinstance(content, list | Mapping) and content:
+        content = "".join(_part(part, subject) for part in _by_row(content, "content"))
+    if not isinstance(content, str):
+        kind = "an empty list" if content == [] else "null" if content is None else type(content).__name__
+        raise NoConversation("content", f"{subject} whose content is {kind}, not text")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        reason = f"{subject} with half a character (\\u{ord(content[error.start]):04x})"
+        raise NoConversation("content", reason) from None
+    return {"role": ROLES[role.casefold()], "content": content}
+
+
+def _part(part: object, subject: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise NoConversation("content", f"{subject} whose content is list with a part that is {type(part).__name__}")
+    if part.get("type") not in TEXT_TYPES:
+        raise NoConversation("content", f"{subject} with a part of the type {part['type']!r:.60}; only text is read")
+    if not isinstance(part.get("text"), str):
+        raise NoConversation("content", f"{subject} with a part of text that has none")
+    return part["text"]

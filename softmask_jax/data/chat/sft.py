@@ -1,0 +1,187 @@
+"""Supervised fine-tuning data by index: conversations as prompts and responses in token ids, kept in the cache.
+
+The cache of a data set is one stream of ids (both splits, in the order of the sources), for each split a table of where
+its examples lie in it, and, written last, what became of the rows.
+"""
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data.chat.messages import Rejected
+from softmask_jax.data.chat.rows import SPLITS, SftConfig, check_config, choose_rows, open_sources, read_examples
+from softmask_jax.data.chat.template import ChatTemplate, load_template
+from softmask_jax.data.shards.cache import cache_folder, content_key, logger, open_stream, write_cached, write_stream
+from softmask_jax.data.sources.corpus import token_dtype
+from softmask_jax.data.tokenizers import END_OF_TEXT, Tokenizer, open_tokenizer
+
+__all__ = ["Examples", "Sft", "SftConfig", "build_sft"]
+
+EXAMPLES_OF_BAD_ROWS = 3
+# `paths` and the tokenizer are in the cache's key by what they mean.
+NOT_CONTENT = ("paths", "tokenizer", "chat_template", "cache_dir")
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split by index: `examples[i]` is (ids int32 [n], length of the prompt). `table` [N 3]: start in the stream
+    `tokens`, length, length of the prompt."""
+
+    tokens: np.ndarray
+    table: np.ndarray
+    name: str = "train"
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        start, length, prompt_length = self.table[index].tolist()
+        return self.tokens[start : start + length].astype(np.int32), prompt_length
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [N] tokens of prompt and response."""
+        return self.table[:, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """Examples ready for training. `info` is JSON-able: counts by reason, and `fingerprint` of all that a run sees."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    train: Examples
+    validation: Examples
+    info: dict
+
+    @property
+    def pad_id(self) -> int:
+        """Dream's pad, which is also its end of text: `<|endoftext|>`, 151,643 in Qwen's vocabulary."""
+        return self.tokenizer.special_tokens.get(END_OF_TEXT, self.tokenizer.eos_id)
+
+
+def build_sft(config: object | None = None, **overrides) -> Sft:
+    """Reads, splits, renders, filters and tokenizes (or takes from the cache) the conversations `config` describes.
+
+    `config` is anything with fields of `SftConfig`'s names; `overrides` go on top. Raises ValueError, ImportError or
+    OSError, each one line that says what to do.
+    """
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(SftConfig) if hasattr(config, f.name)}
+    config = SftConfig(**given | overrides)
+    check_config(config)
+    tokenizer_cache = Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else None
+    tokenizer = open_tokenizer(config.tokenizer, tokenizer_cache)
+    template = load_template(config.chat_template or config.tokenizer, tokenizer_cache, config.tokenizer)
+    sources = open_sources(config.paths, config.messages_key)
+    folder = cache_folder(config.cache_dir)
+    same = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
+    key = "chat-" + content_key(
+        chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
+        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **same,
+    )  # fmt: skip
+    found = _open(folder, key)
+    if found is None:
+        logger.info("tokenizing the conversations of data.paths=%s", config.paths)
+        _write(folder, key, sources, config, tokenizer, template)
+        found = _open(folder, key)
+        if found is None:
+            raise OSError(f"{folder}: the token cache cannot be read back right after writing it; check the disk")
+    tokens, tables, info = found
+    for split in SPLITS:
+        bad = {reason: count for reason, count in info[split]["rejected"].items() if count}
+        if bad:
+            listed = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items(), key=lambda item: -item[1]))
+            logger.warning(
+                "%d of %d %s rows are left out (%s), for example %s", sum(bad.values()), info[split]["rows"], split,
+                listed, info[split]["bad"][0],
+            )  # fmt: skip
+    train, validation = (Examples(tokens, table, split) for split, table in zip(SPLITS, tables, strict=True))
+    return Sft(tokenizer, template, train, validation, info)
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What becomes of the rows of one split; `spans` by (place, number): start, length and length of the prompt."""
+
+    rows: int = 0
+    rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    bad: list[str] = dataclasses.field(default_factory=list)
+    spans: dict[tuple[int, int], tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+
+    def reject(self, row: Rejected) -> None:
+        self.rejected[row.kind] += 1
+        if len(self.bad) < EXAMPLES_OF_BAD_ROWS:
+            self.bad.append(f"{row.name} {row.reason}")
+
+
+def _write(folder: Path, key: str, sources, config: SftConfig, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    chosen = choose_rows(sources, config)
+    tallies = {split: _Tally(rows=len(rows)) for split, rows in chosen.items()}
+    digest = hashlib.sha256()
+
+    def stream() -> Iterator[np.ndarray]:
+        start = 0
+        for place, rows in enumerate(rows for pair in sources for rows in pair):
+            numbers = {split: np.sort(found[found[:, 0] == place, 1]) for split, found in chosen.items()}
+            if rows is None or not sum(map(len, numbers.values())):
+                continue
+            of_validation = set(numbers["validation"].tolist())
+            wanted = np.sort(np.concatenate(list(numbers.values())))
+            results = read_examples(rows, wanted, config, tokenizer, template)
+            for number, result in zip(wanted.tolist(), results, strict=True):
+                tally = tallies["validation" if number in of_validation else "train"]
+                if isinstance(result, Rejected):
+                    tally.reject(result)
+                    continue
+                prompt, response = result
+                ids = np.concatenate([prompt, response])
+                tally.spans[place, number] = (start, len(ids), len(prompt))
+                start += len(ids)
+                digest.update(ids.tobytes())
+                yield ids
+
+    write_stream(folder, key, stream(), token_dtype(tokenizer))
+    info = {}
+    for split, rows in chosen.items():
+        tally = tallies[split]
+        spans = [tally.spans[at] for at in map(tuple, rows.tolist()) if at in tally.spans]
+        if not spans:
+            raise ValueError(
+                f"data.paths: no {split} example is left of {len(rows)} rows"
+                + (f", for example {tally.bad[0]}" if tally.bad else "; add conversations")
+            )
+        table = np.array(spans, np.int64)
+        digest.update(table.tobytes())
+        write_stream(folder, f"{key}-{split}", [table.ravel()], np.dtype(np.int64))
+        info[split] = {
+            "rows": tally.rows, "examples": len(table), "prompt_tokens": int(table[:, 2].sum()),
+            "response_tokens": int((table[:, 1] - table[:, 2]).sum()), "rejected": dict(tally.rejected),
+            "bad": tally.bad,
+        }  # fmt: skip
+    info |= {
+        "fingerprint": digest.hexdigest(), "tokenizer_fingerprint": tokenizer.fingerprint(),
+        "template_fingerprint": template.fingerprint(), "vocab_size": tokenizer.vocab_size,
+    }  # fmt: skip
+    write_cached(folder / f"{key}-info.json", [json.dumps(info, indent=1).encode()])
+
+
+def _open(folder: Path, key: str):
+    """Tokens, tables [N 3] and info of the cache; None when a part of it is missing or damaged."""
+    path = folder / f"{key}-info.json"
+    if not path.is_file():
+        return None
+    tokens, *tables = (open_stream(folder, name) for name in (key, *(f"{key}-{split}" for split in SPLITS)))
+    try:
+        info = json.loads(path.read_text("utf-8"))
+        if tokens is None or any(table is None for table in tables):
+            raise ValueError("a part of it is missing")
+        tables = [table.reshape(-1, 3) for table in tables]
+        if [info[split]["examples"] for split in SPLITS] != [len(table) for table in tables]:
+            raise ValueError("its parts do not belong together")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cache of conversations %s is damaged (%s); building it again", path, error)
+        return None
+    return tokens, tables, info

@@ -1,0 +1,262 @@
+"""Chat templates: messages to text by the tokenizer's own Jinja template, and that text to ids.
+
+The template is trusted, contents of messages are not: `<|im_end|>` is one id where the template writes it and ordinary
+text where a message spells it. So special tokens in contents are broken up by a character that no content has before
+the template is rendered, and put together again once the rendering is cut at the special tokens that are left.
+
+Templates are rendered as Hugging Face `transformers` renders them (4.57 and 5.24: `utils/chat_template_utils.py`), with
+one difference: the day that `strftime_now` formats is always `DATE`, so that the tokens of a conversation are the same
+when a run goes on another day, and prompts at inference are those of training.
+"""
+import datetime
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data.shards.cache import logger
+from softmask_jax.data.sources.listing import fingerprint
+from softmask_jax.data.tokenizers.base import Tokenizer
+from softmask_jax.data.tokenizers.files import TEMPLATE_FILE
+from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
+from softmask_jax.data.tokenizers.specials import CONFIG_FILE, read_json, read_text, template_tokens
+
+Messages = Sequence[Mapping[str, str]]
+
+# ChatML with the default system prompt of Qwen 2.5's base models.
+CHATML = """\
+{%- if messages[0].role != "system" %}
+    {{- "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {{- "<|im_start|>" + message.role + "\\n" + message.content + "<|im_end|>\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|im_start|>assistant\\n" }}
+{%- endif %}
+"""
+# The date of Llama 3's own templates where they cannot ask for today's.
+DATE = datetime.datetime(2024, 7, 26)
+# Code points that Unicode keeps free of characters.
+SHIELDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+
+
+class TemplateError(ValueError):
+    """The template cannot render these messages; `kind` is what such a row is counted as."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class ChatTemplate:
+    """A Jinja chat template (as text) and the tokens (bos_token, ..., see `template_tokens`) that it may name.
+
+    Raises ImportError without jinja2, ValueError for a template that is none.
+    """
+
+    def __init__(self, text: str = CHATML, tokens: Mapping[str, str | list[str]] | None = None):
+        self.text, self.tokens = text, dict(tokens or {})
+        self._render = _compile(text)
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        """The conversation as text. Raises TemplateError for messages that the template refuses."""
+        # Templates test `tools is not none`, which is true of an undefined variable.
+        values = self.tokens | {"messages": messages, "tools": None, "documents": None}
+        try:
+            return self._render(values, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template can fail as any program can
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TemplateError("template", f"is refused by the chat template ({reason:.200})") from error
+
+    def split(self, messages: Messages) -> tuple[str, str]:
+        """Prompt, the generation prompt included, and response, the last message, which together are the rendering.
+
+        Raises TemplateError, also when the whole does not begin with the prompt.
+        """
+        prompt, whole = self.render(messages[:-1], add_generation_prompt=True), self.render(messages)
+        if not whole.startswith(prompt):
+            raise TemplateError("prefix", "has a rendering that does not begin with that of its prompt")
+        return prompt, whole.removeprefix(prompt)
+
+    def encode_prompt(self, tokenizer: Tokenizer, messages: Messages) -> np.ndarray:
+        """Ids int32 [n] of messages and generation prompt, for generating. Raises TemplateError."""
+        shielded, shield = shield_contents(messages, tokenizer.special_tokens)
+        return encode_renderings(tokenizer, [(self.render(shielded, add_generation_prompt=True), shield)])[0]
+
+    def encode_chats(
+        self, tokenizer: Tokenizer, chats: Iterable[Messages]
+    ) -> list[tuple[np.ndarray, np.ndarray] | TemplateError]:
+        """Ids int32 of prompt and response of each conversation, or why it has none.
+
+        The response is encoded apart from the prompt, as it is when the model writes it. The ids are those of the whole
+        unless a response begins with line ends: a token would reach across the border.
+        """
+        found, texts = [], []
+        for messages in chats:
+            try:
+                shielded, shield = shield_contents(messages, tokenizer.special_tokens)
+                texts += [(text, shield) for text in self.split(shielded)]
+                found.append(None)
+            except TemplateError as error:
+                found.append(error)
+        parts = iter(encode_renderings(tokenizer, texts))
+        return [(next(parts), next(parts)) if error is None else error for error in found]
+
+    @property
+    def has_date(self) -> bool:
+        """Whether renderings may hold the date."""
+        return "strftime_now" in self.text
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.text, sorted(self.tokens.items()), *[DATE.isoformat()] * self.has_date)
+
+    def files(self) -> dict[str, str]:
+        """Texts of the files, by name, from which `load_template` makes the same template."""
+        named = {name: token for name, token in self.tokens.items() if name.endswith(("_token", "_tokens"))}
+        others = {name: token for name, token in self.tokens.items() if name not in named}
+        more = {"extra_special_tokens": others} if others else {}
+        return {CONFIG_FILE: json.dumps({"chat_template": self.text} | named | more, indent=1)}
+
+
+def shield_contents(messages: Messages, special_tokens: Iterable[str]) -> tuple[list[dict[str, str]], str]:
+    """Messages whose special tokens are broken up behind their first character by the shield returned ("": none were).
+
+    Raises TemplateError for contents that leave no character to do it with.
+    """
+    pattern = _special_pattern(tuple(special_tokens))
+    messages = [dict(message) for message in messages]
+    if pattern is None or not any(pattern.search(message["content"]) for message in messages):
+        return messages, ""
+    everything = "".join(message["content"] for message in messages)
+    shield = next((free for free in SHIELDS if free not in everything), None)
+    if shield is None:
+        raise TemplateError("content", "spells special tokens beside every noncharacter of Unicode")
+    for message in messages:
+        message["content"] = pattern.sub(lambda m: m.group()[0] + shield + m.group()[1:], message["content"])
+    return messages, shield
+
+
+def encode_renderings(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> list[np.ndarray]:
+    """Ids int32 [n] of renderings, each with its shield: special tokens become their ids, the rest is text."""
+    pattern = _special_pattern(tuple(tokenizer.special_tokens))
+    runs, plans = [], []
+    for text, shield in texts:
+        plan = []
+        # A pattern in a group: what matches stands at the odd places.
+        for place, piece in enumerate([text] if pattern is None else pattern.split(text)):
+            if place % 2:
+                plan.append(np.array([tokenizer.special_tokens[piece]], np.int32))
+            elif piece:
+                plan.append(len(runs))
+                runs.append(piece.replace(shield, "") if shield else piece)
+        plans.append(plan)
+    encoded = tokenizer.encode_batch(runs)
+    empty = np.zeros(0, np.int32)
+    return [
+        np.concatenate([empty, *(encoded[part] if isinstance(part, int) else part for part in plan)]) for plan in plans
+    ]
+
+
+@functools.lru_cache(maxsize=16)
+def _special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern | None:
+    # Longer ones first: one may begin another.
+    ordered = sorted(filter(None, special_tokens), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
+
+
+def _compile(text: str) -> Callable[..., str]:
+    try:
+        import jinja2
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ImportError("chat templates need a package: pip install 'softmask_jax[chat]'") from error
+
+    class Generation(jinja2.ext.Extension):
+        # `{% generation %}` marks what the assistant wrote. As in `transformers` its body is a scope of its own.
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+        def _body(self, caller):
+            return caller()
+
+    def refuse(message):
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        # Jinja's own escapes HTML, which models were not trained on.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    # Spaces and loops as `transformers` sets them up, for which templates are written.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": refuse, "strftime_now": DATE.strftime}
+    try:
+        return environment.from_string(text).render
+    except jinja2.exceptions.TemplateSyntaxError as error:
+        raise ValueError(f"the chat template is no Jinja template (line {error.lineno}: {error.message})") from error
+
+
+def load_template(
+    spec: str | Path, cache_folder: str | Path | None = None, tokenizer: str | Path | None = None
+) -> ChatTemplate:
+    """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
+
+    Of several named templates the one called default. `tokenizer`: whose tokens the template may name, if it is not its
+    own; where that names none, those of the files beside the template. `cache_folder` as for `open_tokenizer`.
+    Raises ValueError, FileNotFoundError or another OSError, ImportError without jinja2.
+    """
+    path = _local(spec, cache_folder)
+    is_template = path.is_file() and path.suffix not in (".json", ".tiktoken")
+    if not path.exists():
+        if path.suffix == ".jinja" or tokenizer is not None and str(spec) != str(tokenizer):
+            raise FileNotFoundError(f"{path}: no such chat template; give a *.jinja file")
+        # Names such as `bytes` are no files, and have no neighbours.
+        return ChatTemplate()
+    folder = path if path.is_dir() else path.parent
+    source, text = (path, read_text(path)) if is_template else _default_template(folder)
+    owner = folder if tokenizer is None else _local(tokenizer, cache_folder)
+    tokens = template_tokens(owner if owner.is_dir() else owner.parent) if owner.exists() else {}
+    try:
+        template = ChatTemplate(text, tokens or template_tokens(folder))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if template.has_date:
+        logger.info("the chat template writes the date: it gets %s on every day", DATE.date())
+    return template
+
+
+def _local(spec: str | Path, cache_folder: str | Path | None) -> Path:
+    if str(spec).startswith(PREFIX):
+        return download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
+    return Path(os.path.expanduser(spec))
+
+
+def _default_template(folder: Path) -> tuple[Path, str]:
+    """The template of a tokenizer's folder, and the file that it is in. Files of their own go before the config's."""
+    source = folder / TEMPLATE_FILE
+    if source.is_file():
+        return source, read_text(source)
+    source = folder / CONFIG_FILE
+    template = read_json(source, optional=True).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = template.get("default", template)
+    if not isinstance(template or CHATML, str):
+        raise ValueError(
+            f"{source}: chat_template is neither text nor a list with one named default; give a *.jinja "
+            "file as data.chat_template"
+        )
+    return source, template or CHATML

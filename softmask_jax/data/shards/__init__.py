@@ -1,0 +1,240 @@
+"""Prepared corpora: token streams in ArrayRecord shards, as `softmask_jax.data.prepare` writes them.
+
+A folder holds `manifest.json`, `tokenizer/` and shards. The records of a split's shards, in the manifest's order, are
+its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in a shard's last one). A
+window is found by arithmetic, whatever its length.
+"""
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data.shards.cache import content_key
+from softmask_jax.data.sources.corpus import SPLIT_NAMES
+from softmask_jax.data.sources.storage import Folder
+from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
+from softmask_jax.io.files import split_paths
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+CHECKSUM = "checksum"
+RECORD_TOKENS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of a split. `sha256` is of the file."""
+
+    name: str
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+
+    @property
+    def records(self) -> int:
+        return -(-self.tokens // RECORD_TOKENS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """`fingerprint`: a hash of its texts and their order, as `Corpus.fingerprint`."""
+
+    documents: int
+    tokens: int
+    fingerprint: str
+    shards: tuple[Shard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder says of itself. `settings`: everything that decides its bytes."""
+
+    settings: dict
+    dtype: str
+    tokenizer: str
+    vocab_size: int
+    eos_id: int
+    duplicate_documents: int
+    blank_documents: int
+    bad_rows: int
+    splits: dict[str, Split]
+
+    def to_json(self) -> bytes:
+        values = {"format": FORMAT} | dataclasses.asdict(self)
+        return (json.dumps(values | {CHECKSUM: content_key(**values)}, indent=1) + "\n").encode()
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """Raises FileNotFoundError for a folder that holds no finished corpus, ValueError for a damaged manifest."""
+    try:
+        values = json.loads(folder.read(MANIFEST))
+        if (checksum := values.pop(CHECKSUM, None)) not in (None, content_key(**values)):
+            raise ValueError("its checksum is wrong")
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}; prepare it with this version")
+        splits = values.pop("splits")
+        if set(splits) != set(SPLIT_NAMES):
+            raise ValueError(f"it has the splits {', '.join(splits)}")
+        found = {}
+        for name, split in splits.items():
+            shards = tuple(Shard(**shard) for shard in split.pop("shards"))
+            found[name] = Split(shards=shards, **split)
+            for key in ("tokens", "documents"):
+                if sum(getattr(shard, key) for shard in shards) != getattr(found[name], key):
+                    raise ValueError(f"the {key} of the {name} shards do not add up")
+        return Manifest(splits=found, **values)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder}: no prepared corpus here ({MANIFEST} is missing); `python -m softmask_jax.data.prepare "
+            f"--out={folder} ...` makes one, or finishes it"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "prepare the corpus anew in another folder"
+        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); {remedy}") from error
+
+
+class ShardStream:
+    """A token stream over ArrayRecord files, read at random.
+
+    Args:
+      files: of the shards, in order.
+
+    Reading raises OSError, one line, for a damaged or missing shard.
+    """
+
+    def __init__(self, files: Sequence[Path], shards: Sequence[Shard], dtype: str):
+        self._files, self._dtype = [str(file) for file in files], np.dtype(dtype).newbyteorder("<")
+        self._first = [0, *itertools.accumulate(shard.tokens for shard in shards)]
+        self._readers = {}
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def spans(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """[n length] ids of the spans that begin at `starts` [n]."""
+        out = np.empty((len(starts), length), np.int32)
+        pieces: dict[int, dict[int, list]] = {}  # by shard and record: where in it, and where in `out`
+        for row, token in enumerate(np.asarray(starts).tolist()):
+            column = 0
+            while column < length:
+                number = bisect.bisect_right(self._first, token) - 1
+                within = token - self._first[number]
+                record, place = divmod(within, RECORD_TOKENS)
+                count = min(length - column, RECORD_TOKENS - place, self._first[number + 1] - token)
+                pieces.setdefault(number, {}).setdefault(record, []).append((place, count, row, column))
+                token, column = token + count, column + count
+        for number, records in pieces.items():
+            for content, wanted in zip(self._read(number, list(records)), records.values(), strict=True):
+                ids = np.frombuffer(content, self._dtype)
+                for place, count, row, column in wanted:
+                    out[row, column : column + count] = ids[place : place + count]
+        return out
+
+    def _read(self, number: int, records: list[int]) -> Sequence[bytes]:
+        from array_record.python import array_record_module
+
+        file = self._files[number]
+        try:
+            if number not in self._readers:
+                # Files of windows drawn at random: reading ahead would be for nothing.
+                self._readers[number] = array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
+            return self._readers[number].read(records)
+        except Exception as error:  # the library raises whatever its C++ status says
+            first = str(error).strip().splitlines()[:1]
+            raise OSError(
+                f"{file}: cannot be read ({''.join(first)}); `python -m softmask_jax.data.prepare --verify "
+                f"--out={Path(file).parent}` says which shards are damaged"
+            ) from error
+
+    def __getstate__(self):
+        return self.__dict__ | {"_readers": {}}
+
+
+class PreparedCorpus:
+    """Prepared folders, one behind the other, as a corpus.
+
+    Args:
+      paths: folders or URLs, comma-separated or a sequence; remote ones are copied into `cache` when a stream is opened.
+
+    Raises FileNotFoundError or ValueError, one line: no finished corpus, another tokenizer, a shard that is missing,
+    cut short or there twice.
+    """
+
+    def __init__(self, paths: str | Sequence[str], cache: Path):
+        paths = split_paths(paths, ",") if isinstance(paths, str) else paths
+        self.folders = [Folder(path) for path in paths if path.strip()]
+        if not self.folders:
+            raise ValueError("data.source=shards needs data.paths: a folder that softmask_jax.data.prepare made")
+        self.manifests = [read_manifest(folder) for folder in self.folders]
+        self._cache, seen = cache, {}
+        for folder, manifest in zip(self.folders, self.manifests, strict=True):
+            if manifest.tokenizer != self.manifests[0].tokenizer:
+                raise ValueError(f"{folder} and {self.folders[0]} were prepared with different tokenizers; prepare one anew")
+            for split in manifest.splits.values():
+                for shard in split.shards:
+                    path = folder.path(shard.name)
+                    if twice := seen.get(shard.sha256):
+                        raise ValueError(f"{path} and {twice} are the same shard; take one of them out of data.paths")
+                    seen[shard.sha256] = path
+        self.duplicates = sum(manifest.duplicate_documents for manifest in self.manifests)
+        self.blank = sum(manifest.blank_documents for manifest in self.manifests)
+        self.bad_rows = sum(manifest.bad_rows for manifest in self.manifests)
+        self.bad = ()
+
+    def _splits(self, split: int) -> list[Split]:
+        return [manifest.splits[SPLIT_NAMES[split]] for manifest in self.manifests]
+
+    def count(self, split: int) -> int:
+        return sum(found.documents for found in self._splits(split))
+
+    def fingerprint(self, split: int) -> str:
+        """Of one folder, that of the texts it was made from: a run may go on from either."""
+        first, *others = (found.fingerprint for found in self._splits(split))
+        return hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the shards were made with."""
+        return load_tokenizer(open_tokenizer_folder(self.folders[0], self._cache))
+
+    def stream(self, split: int, tokenizer: Tokenizer, folder: Path) -> ShardStream:
+        """Raises ValueError for another tokenizer than the shards', or a shard that is not as long as it was."""
+        if tokenizer.fingerprint() != self.manifests[0].tokenizer:
+            raise ValueError(
+                f"{self.folders[0]} was prepared with another tokenizer than data.tokenizer names: its ids mean other "
+                "tokens; give --config.data.tokenizer=shards, or prepare the text with yours"
+            )
+        files, shards = [], []
+        for folder, found in zip(self.folders, self._splits(split), strict=True):
+            for shard in found.shards:
+                size = folder.size(shard.name)
+                if size != shard.bytes:
+                    state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
+                    raise ValueError(
+                        f"{folder.path(shard.name)} {state}; delete it if it is there and run the prepare command again"
+                    )
+                # By content: shards are padded, so that another corpus at the same address often has their sizes.
+                files.append(folder.local(shard.name, mirror(folder, self._cache) / shard.sha256[:16]))
+                shards.append(shard)
+        return ShardStream(files, shards, self.manifests[0].dtype)
+
+
+def mirror(folder: Folder, cache: Path) -> Path:
+    """Where the files of a remote folder are kept on this machine."""
+    return cache / f"mirror-{content_key(url=folder.url)}"
+
+
+def open_tokenizer_folder(folder: Folder, cache: Path) -> Path:
+    """A local folder with the tokenizer that a prepared folder holds."""
+    inner = Folder(folder.path("tokenizer"))
+    if not inner.is_remote:
+        return Path(folder.url) / "tokenizer"
+    target = mirror(folder, cache) / "tokenizer"
+    for name in inner.names():  # anew each time: small, and other tokenizers' files may be as long
+        inner.fetch(name, target / name)
+    return target

@@ -1,0 +1,285 @@
+"""Text in the rows of files: JSON Lines, plain or compressed, and Parquet."""
+import collections
+import contextlib
+import difflib
+import importlib.util
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from softmask_jax.data.sources.documents import AllParts, BadRow, Document, spans
+from softmask_jax.data.sources.listing import (
+    Listed,
+    check_compression,
+    fingerprint,
+    is_compressed,
+    list_files,
+    open_file,
+    open_unpacked,
+)
+
+# Plain JSON Lines are cut into ranges of this size, and row groups of Parquet joined up to it.
+PART_BYTES = 64 << 20
+# Rows of Parquet are decoded in batches of about this much text.
+BATCH_BYTES = 4 << 20
+# That many rows without a good one are no accident.
+HOPELESS_ROWS = 20
+# How many times larger the content of a compressed file is, about.
+COMPRESSION = 4
+# What to do with a JSON array, or with objects over several lines.
+ONE_A_LINE = "this is JSON, but not JSON Lines: write one object a line, as `jq -c` does"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def checked(
+    items: Iterable[Document | BadRow], name: str, whole: bool, remedy: str = "check data.text_key"
+) -> Iterator[Document | BadRow]:
+    """The items of one file, or of a part of it. Raises ValueError, at the end, when not one was good.
+
+    A part that is not the `whole` has to hold enough rows for that.
+    """
+    first, bad, good = None, 0, False
+    for item in items:
+        if type(item) is BadRow:
+            first, bad = first or item, bad + 1
+        else:
+            good = True
+        yield item
+    if bad >= HOPELESS_ROWS and not good or whole and first and not good:
+        raise ValueError(f"{name}: none of its {bad} rows holds text; {first.name} {first.reason}; {remedy}")
+    if whole and not good:
+        raise ValueError(f"{name}: holds no row; leave it out of data.paths")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a `name` that is not among the `known`."""
+    known = [key if len(key) <= 40 else key[:37] + "..." for key in itertools.islice(known, 100)]
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"the nearest is {close[0]!r}"
+    return "there are " + ", ".join(map(repr, known[:8])) if known else "there is none"
+
+
+def text_or_bad(name: str, value: object, key: str) -> Document | BadRow:
+    """A row whose field `key` holds `value`: text, UTF-8 bytes, or something that is neither."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return BadRow(name, f"is not UTF-8 at byte {error.start} of {key!r}")
+    if isinstance(value, str):
+        return Document(name, value)
+    return BadRow(name, f"has no text in {key!r} but {'null' if value is None else type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class JsonLines(AllParts):
+    """One JSON object a line, its text under `text_key` (`meta.text` is `text` inside `meta`); blank lines are ignored.
+
+    A file is read in ranges of `part_bytes`; a range has the lines that begin in it. Lines that hold no text are
+    `BadRow`s. Reading raises ValueError for a damaged file or one without any good row, OSError for an unreadable one.
+    """
+
+    listing: tuple[Listed, ...]
+    text_key: str = "text"
+    part_bytes: int = PART_BYTES
+    name: str = "jsonl"
+
+    @cached_property
+    def _ranges(self) -> tuple[tuple[int, int, int], ...]:
+        # (file, first byte, last + 1)
+        return tuple(
+            (number, start, min(start + self.part_bytes, file.size))
+            for number, file in enumerate(self.listing)
+            for start in ([0] if is_compressed(file) else range(0, file.size, self.part_bytes))
+        )
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[int, int], ...]:
+        weights = [COMPRESSION if is_compressed(file) else 1 for file in self.listing]
+        return spans(((stop - start) * weights[file] for file, start, stop in self._ranges), self.part_bytes)
+
+    def identity(self) -> str:
+        return fingerprint(self.name, self.text_key, self.part_bytes, self.listing)
+
+    def num_parts(self) -> int:
+        return len(self._groups)
+
+    def read(self, part: int) -> Iterator[Document | BadRow]:
+        for number, start, stop in self._ranges[slice(*self._groups[part])]:
+            file = self.listing[number]
+            whole = is_compressed(file) or stop - start == file.size
+            yield from checked(self._rows(file, start, stop), file.name, whole)
+
+    def _rows(self, file: Listed, start: int, stop: int) -> Iterator[Document | BadRow]:
+        keys = self.text_key.split(".")
+        for name, line in _lines(file, start, stop):
+            if not line.isspace():
+                yield _parse(name, line, self.text_key, keys)
+
+
+def _lines(file: Listed, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
+    with open_unpacked(file) as opened:
+        if start:
+            # A line begins behind the end of another, which may be the last byte before `start`.
+            opened.seek(start - 1)
+            skipped = opened.readline(stop - start)
+            offset = start - 1 + len(skipped) if skipped.endswith(b"\n") else stop
+            while offset < stop and (line := opened.readline()):
+                yield f"{file.name}:byte {offset}", line
+                offset += len(line)
+            return
+        offset, stop = 0, math.inf if is_compressed(file) else stop
+        for number, line in enumerate(opened, 1):
+            offset += len(line)
+            yield f"{file.name}:{number}", line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            if offset >= stop:
+                return
+
+
+def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(name, f"is not UTF-8 at byte {error.start} (0x{line[error.start]:02x}) of the line")
+    except json.JSONDecodeError as error:
+        hint = f"; {ONE_A_LINE}" if line.strip() in (b"[", b"[{", b"{") else ""
+        return BadRow(name, f"is not valid JSON ({error.msg} at column {error.colno}){hint}")
+    except (ValueError, RecursionError) as error:
+        return BadRow(name, f"is not readable JSON ({str(error).splitlines()[0]:.100})")
+    value = row
+    for depth, key in enumerate([text_key] if isinstance(row, dict) and text_key in row else keys):
+        inside = ".".join(keys[:depth])
+        if not isinstance(value, dict):
+            subject = f"has in {inside!r} no" if inside else "is no"
+            hint = f"; {ONE_A_LINE}" if isinstance(row, list) else ""
+            return BadRow(name, f"{subject} JSON object but {type(value).__name__}{hint}")
+        if key not in value:
+            known = [f"{inside}.{known}" if inside else known for known in itertools.islice(value, 100)]
+            return BadRow(name, f"has no key {text_key!r}; {nearest(text_key, known)}")
+        value = value[key]
+    # JSON can spell halves of surrogate pairs, which no encoding of text has.
+    if b"\\u" in line and isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return BadRow(name, f"holds half a character (\\u{ord(value[error.start]):04x}) in {text_key!r}")
+    return text_or_bad(name, value, text_key)
+
+
+def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLines:
+    """The rows of the files that `list_files` finds; its errors, and ValueError for an empty file."""
+    listing = list_files(patterns, "jsonl", "texts/*.jsonl")
+    check_compression(listing)
+    for file in listing:
+        if not file.size:
+            raise ValueError(f"{file.name}: is empty; leave it out of data.paths")
+    return JsonLines(listing, text_key, PART_BYTES)
+
+
+@dataclass(frozen=True)
+class Parquet(AllParts):
+    """One document a row, from the string column `text_key`; nulls are `BadRow`s.
+
+    `row_groups` [groups] are (file, row group, its first row, its rows, bytes of text). Reading raises ValueError for a
+    damaged file or one without any text, OSError for an unreadable one.
+    """
+
+    listing: tuple[Listed, ...]
+    row_groups: tuple[tuple[int, int, int, int, int], ...]
+    text_key: str = "text"
+    name: str = "parquet"
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[int, int], ...]:
+        return spans((size for *_, size in self.row_groups), PART_BYTES)
+
+    @cached_property
+    def _counts(self) -> collections.Counter:
+        return collections.Counter(group[0] for group in self.row_groups)
+
+    def identity(self) -> str:
+        return fingerprint(self.name, self.text_key, self._groups, self.listing)
+
+    def num_parts(self) -> int:
+        return len(self._groups)
+
+    def read(self, part: int) -> Iterator[Document | BadRow]:
+        chosen = self.row_groups[slice(*self._groups[part])]
+        for number, groups in itertools.groupby(chosen, key=lambda group: group[0]):
+            file, groups = self.listing[number], list(groups)
+            yield from checked(self._rows(file, groups), file.name, len(groups) == self._counts[number])
+
+    def _rows(self, file: Listed, groups: list[tuple[int, int, int, int, int]]) -> Iterator[Document | BadRow]:
+        _, _, row, _, _ = groups[0]
+        rows, size = sum(group[3] for group in groups), sum(group[4] for group in groups)
+        batch_rows = max(1, min(BATCH_BYTES * rows // max(size, 1), 1 << 16))
+        with _opened_parquet(file) as opened:
+            batches = opened.iter_batches(batch_rows, [group[1] for group in groups], [self.text_key])
+            for batch in batches:
+                for value in _values(batch.column(0)):
+                    yield text_or_bad(f"{file.name}:row {row}", value, self.text_key)
+                    row += 1
+
+
+def _values(column) -> Iterator[str | bytes | None]:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return column.cast(pyarrow.large_binary()).to_pylist()
+
+
+@contextlib.contextmanager
+def _opened_parquet(file: Listed) -> Iterator:
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_file(file.path) as opened:
+        try:
+            # The buffer keeps a large row group out of memory: pages are read as they are needed.
+            yield pyarrow.parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
+
+
+def parquet(patterns: str | Iterable[str], text_key: str = "text") -> Parquet:
+    """The rows of the files that `list_files` finds, and its errors.
+
+    Raises ImportError without pyarrow, ValueError for a damaged or empty file or one without a column of text.
+    """
+    if not importlib.util.find_spec("pyarrow"):
+        raise ImportError("data.source=parquet needs a package: pip install 'softmask_jax[parquet]'")
+    listing = list_files(patterns, "parquet", "texts/*.parquet")
+    row_groups: list[tuple[int, int, int, int, int]] = []
+    for number, file in enumerate(listing):
+        with _opened_parquet(file) as opened:
+            metadata, schema = opened.metadata, opened.schema_arrow
+        if text_key not in schema.names:
+            near = nearest(text_key, schema.names)
+            raise ValueError(f"{file.name}: has no column {text_key!r} (data.text_key); {near}")
+        _check_type(file, text_key, schema.field(text_key).type)
+        if not metadata.num_rows:
+            raise ValueError(f"{file.name}: holds no row; leave it out of data.paths")
+        leaf = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(text_key)
+        first = 0
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            row_groups.append((number, index, first, group.num_rows, group.column(leaf).total_uncompressed_size))
+            first += group.num_rows
+    return Parquet(listing, tuple(row_groups), text_key)
+
+
+def _check_type(file: Listed, text_key: str, kind) -> None:
+    import pyarrow
+
+    values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if str(values) not in ("string", "large_string", "string_view"):
+        raise ValueError(f"{file.name}: column {text_key!r} holds {kind}, not strings; name another in data.text_key")

@@ -1,0 +1,60 @@
+"""Whether a prepared corpus is still what was written."""
+import concurrent.futures
+
+from softmask_jax.data.shards import MANIFEST, Shard, open_tokenizer_folder, read_manifest
+from softmask_jax.data.shards.cache import cache_folder
+from softmask_jax.data.sources.storage import Folder, sha256
+from softmask_jax.data.tokenizers import load_tokenizer
+
+
+def verify(folder: Folder, threads: int = 1) -> list[str]:
+    """Reads every shard of a prepared corpus from its store and compares it with the manifest; prints progress.
+
+    Returns:
+      One line for each shard that is missing, damaged or not in the manifest, with what to do.
+
+    Raises FileNotFoundError or ValueError when there is no manifest, or none to trust.
+    """
+    from tqdm import tqdm
+
+    manifest = read_manifest(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    again = "delete it and run the prepare command again, which makes what is missing"
+    problems = []
+    total = sum(shard.bytes for shard in shards)
+    with (
+        tqdm(total=total, desc="Verifying", unit="B", unit_scale=True, dynamic_ncols=True) as bar,
+        concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    ):
+        for shard, state in zip(shards, pool.map(lambda shard: _state(folder, shard), shards), strict=True):
+            bar.update(shard.bytes)
+            if state:
+                problems.append(f"{folder.path(shard.name)} {state}; {again}")
+    known = {MANIFEST, *(shard.name for shard in shards)}
+    for name in folder.names():
+        if name not in known:
+            problems.append(f"{folder.path(name)} is not in {MANIFEST}; delete it")
+    try:
+        tokenizer = load_tokenizer(open_tokenizer_folder(folder, cache_folder()))
+        if tokenizer.fingerprint() != manifest.tokenizer:
+            problems.append(f"{folder.path('tokenizer')} is not the tokenizer of these shards; {again}")
+    except (ValueError, OSError) as error:
+        problems.append(f"{error}; {again}")
+    if not problems:
+        print(f"{folder}: {len(shards)} shards and their tokenizer are whole ({total:,} bytes).")
+    return problems
+
+
+def _state(folder: Folder, shard: Shard) -> str:
+    """What is wrong with a shard; "" if nothing."""
+    size = folder.size(shard.name)
+    if size is None:
+        return "is missing"
+    if size != shard.bytes:
+        return f"has {size:,} bytes instead of {shard.bytes:,}"
+    try:
+        if sha256(folder.chunks(shard.name)) == shard.sha256:
+            return ""
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "is damaged (its checksum is wrong)"

@@ -1,0 +1,223 @@
+"""Text in data sets that TFDS or Hugging Face's `datasets` keep on disk, read by the row."""
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from softmask_jax.data.shards.records import checked, nearest, text_or_bad
+from softmask_jax.data.sources.documents import AllParts, BadRow, Document
+from softmask_jax.data.sources.listing import fingerprint, listed
+from softmask_jax.io.files import split_paths
+
+PART_ROWS = 10_000
+# Rows are fetched by the batch: one at a time is ten times slower.
+BATCH_ROWS = 500
+# The last colon that stands outside of brackets: `wiki40b/en:1.3.0:train[:10%]`.
+NAME_AND_SPLIT = re.compile(r"(.+):((?:[^:/\[\]]|\[[^\]]*\])+)")
+
+
+class _Rows(AllParts):
+    """What the sources here share: `length` rows of `title`, read through `open`."""
+
+    def num_parts(self) -> int:
+        return -(-self.length // PART_ROWS)
+
+    def identity(self) -> str:
+        return fingerprint(self, PART_ROWS)
+
+    def read(self, part: int) -> Iterator[Document | BadRow]:
+        return checked(self._rows(part * PART_ROWS), self.title, self.num_parts() == 1)
+
+    def _rows(self, first: int) -> Iterator[Document | BadRow]:
+        texts = _opened(self)
+        end = min(first + PART_ROWS, self.length)
+        for start in range(first, end, BATCH_ROWS):
+            for row, value in enumerate(texts(range(start, min(start + BATCH_ROWS, end))), start):
+                yield text_or_bad(f"{self.title}#{row}", value, self.text_key)
+
+
+# One process reads many parts of a source in turn, and opening takes longer than reading.
+@lru_cache(maxsize=4)
+def _opened(source: _Rows):
+    """A function from a range of rows to their texts. Raises ValueError when there are not as many as there were."""
+    rows, texts = source.open()
+    if len(rows) != source.length:
+        raise ValueError(f"{source.title}: has {len(rows)} rows, {source.length} when it was listed; start again")
+    return texts
+
+
+def _check(title: str, length: int, text_key: str, columns: Iterable[str], first) -> None:
+    if not length:
+        raise ValueError(f"{title}: holds no row; choose another split")
+    if text_key not in (columns := list(columns)):
+        raise ValueError(f"{title}: has no column {text_key!r} (data.text_key); {nearest(text_key, columns)}")
+    value = first()
+    if value is not None and not isinstance(value, (str, bytes)):
+        kind = type(value).__name__
+        raise ValueError(f"{title}: column {text_key!r} holds {kind}, not text; name another in data.text_key")
+
+
+def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    if len(paths) != 1 or len(split_paths(paths[0], ",")) != 1:
+        raise ValueError(
+            f"data.source={kind} needs one NAME:SPLIT in data.paths, such as {example}; for several use "
+            "data.source=mixture"
+        )
+    return paths[0].strip()
+
+
+def _short(error: BaseException) -> str:
+    return f"{next(iter(str(error).splitlines()), '') or type(error).__name__:.200}"
+
+
+@dataclass(frozen=True)
+class Tfds(_Rows):
+    """A split of a data set that TFDS has built in `folder`, in files that can be read by the row. No TensorFlow."""
+
+    title: str
+    folder: str
+    split: str
+    length: int
+    stamp: str
+    text_key: str = "text"
+    name: str = "tfds"
+
+    def open(self) -> tuple[Sequence, object]:
+        import tensorflow_datasets
+
+        rows = tensorflow_datasets.builder_from_directory(self.folder).as_data_source(self.split)
+        return rows, lambda numbers: [row[self.text_key] for row in rows.__getitems__(list(numbers))]
+
+
+def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
+    """`NAME:SPLIT`: NAME is TFDS's (`lm1b`, `wiki40b/en:1.3.0`), built in $TFDS_DATA_DIR, or the folder of a version.
+
+    Nothing is ever downloaded. Raises ImportError without the package, FileNotFoundError, with the command that builds
+    it, for a data set that is not there, ValueError for a split, column or format that cannot be read.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            f"data.source=tfds needs packages: pip install 'softmask_jax[tfds]' ({_short(error)})"
+        ) from error
+    title = _single(paths, "tfds", "lm1b:train")
+    if not (match := NAME_AND_SPLIT.fullmatch(title)):
+        raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as lm1b:train")
+    name, split = match.groups()
+    root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    command = (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+    )
+    try:
+        if "://" in name or Path(os.path.expanduser(name)).is_dir():
+            root = os.path.expanduser(name)
+            builder = tensorflow_datasets.builder_from_directory(root)
+        else:
+            builder = tensorflow_datasets.builder(name, data_dir=root)
+        built = (builder.data_path / "dataset_info.json").exists()
+        problem = "" if built else "only its recipe is known"
+    except Exception as error:  # TFDS raises whatever comes to hand, assertions and its own among them.
+        problem = _short(error)
+    if problem:
+        raise FileNotFoundError(f"data.paths: {name!r} is not built in {root} ({problem}); build it with: {command}")
+    try:
+        rows = builder.as_data_source(split) if builder.info.splits[split].num_examples else ()
+    except NotImplementedError as error:
+        stored = builder.info.file_format.name.lower()
+        raise ValueError(
+            f"data.paths: {name!r} is stored as {stored}, which cannot be read by the row; build it in another "
+            f"$TFDS_DATA_DIR with: {command}"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"data.paths: {title!r}: {_short(error)}") from error
+    _check(title, len(rows), text_key, builder.info.features or (), lambda: rows[0][text_key])
+    folder = str(builder.data_path)
+    stamp = fingerprint(builder.info.full_name, [(s.name, s.num_examples) for s in builder.info.splits.values()])
+    return Tfds(title, folder, split, len(rows), stamp, text_key)
+
+
+@dataclass(frozen=True)
+class HuggingFace(_Rows):
+    """A split of a data set of the Hub, or one that `save_to_disk` wrote to a folder; Arrow files mapped from disk."""
+
+    title: str
+    location: str
+    split: str
+    length: int
+    stamp: str
+    text_key: str = "text"
+    name: str = "hf"
+
+    def open(self) -> tuple[Sequence, object]:
+        rows = _load(self.title, self.location, self.split).select_columns([self.text_key])
+        return rows, lambda numbers: rows[numbers.start : numbers.stop][self.text_key]
+
+
+def _is_saved(location: str) -> bool:
+    return any((Path(os.path.expanduser(location)) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _load(title: str, location: str, split: str):
+    from datasets import load_dataset, load_from_disk
+
+    saved = _is_saved(location)
+    try:
+        if not saved:
+            owner, name, config = re.fullmatch(r"([^/]+/)?([^/]+)/?(.*)", location).groups()
+            return load_dataset((owner or "") + name, config or None, split=split)
+        rows = load_from_disk(os.path.expanduser(location))
+    except Exception as error:  # Whatever the network, the Hub, its client and Arrow raise.
+        kind = OSError if isinstance(error, OSError) else ValueError
+        hint = "" if saved else "; check the name, the network and, for private data, HF_TOKEN"
+        raise kind(f"data.paths: {title!r} cannot be loaded ({_short(error)}){hint}") from error
+    if not isinstance(rows, dict):
+        if split:
+            raise ValueError(f"data.paths: {location!r} holds one split; leave ':{split}' away")
+        return rows
+    if split not in rows:
+        raise ValueError(f"data.paths: write {location}:SPLIT with one of its splits: {', '.join(rows)}")
+    return rows[split]
+
+
+def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequence]:
+    """Title, location, split ("": the only one) and rows of `OWNER/NAME[/CONFIG]:SPLIT`, or of a folder.
+
+    Code that comes with data is never run. Raises ImportError without the package, OSError without the network,
+    ValueError for a name or split that does not exist.
+    """
+    try:
+        from datasets import load_dataset  # noqa: F401  (a folder called datasets can be imported as well)
+    except ImportError as error:
+        raise ImportError(
+            f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})"
+        ) from error
+    title = _single(paths, "hf", "Skylion007/openwebtext:train")
+    location, split = title, ""
+    if not _is_saved(title):
+        if not (match := NAME_AND_SPLIT.fullmatch(title)):
+            raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as owner/name:train")
+        location, split = match.groups()
+    return title, location, split, _load(title, location, split)
+
+
+def hugging_face_stamp(location: str, rows) -> str:
+    """What changes when the rows that `open_hugging_face` opened do."""
+    if _is_saved(location):
+        files = sorted(path for path in Path(os.path.expanduser(location)).rglob("*") if path.is_file())
+        return fingerprint([listed(path.as_posix(), path) for path in files])
+    return fingerprint(str(rows.info.version), rows.info.download_checksums)
+
+
+def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
+    """`OWNER/NAME[/CONFIG]:SPLIT` (`train[:1%]` is a split too), downloaded once into the package's cache, or a folder.
+
+    Raises what `open_hugging_face` does, ValueError for a column that does not exist too.
+    """
+    title, location, split, rows = open_hugging_face(paths)
+    _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])
+    return HuggingFace(title, location, split, len(rows), hugging_face_stamp(location, rows), text_key)

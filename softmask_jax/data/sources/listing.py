@@ -1,0 +1,179 @@
+"""Which files glob patterns mean, on this machine or behind a URL such as gs://, and how to open them."""
+import contextlib
+import glob
+import gzip
+import hashlib
+import importlib.util
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from softmask_jax.io.files import literal_part, split_paths
+
+# The properties by which file systems tell that a remote file was written anew; each has its own.
+REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
+READ_BUFFER = 1 << 20
+
+
+class Listed(NamedTuple):
+    """A file: its name for messages, where it is (a str is a URL), its bytes, and what changes when it is rewritten."""
+
+    name: str
+    path: Path | str
+    size: int
+    stamp: str
+
+
+def listed(name: str, path: Path) -> Listed:
+    """A local file as it is now."""
+    stat = path.stat()
+    return Listed(name, path, stat.st_size, str(stat.st_mtime_ns))
+
+
+def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
+    """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
+
+    As far as a path exists as it is written, its characters mean nothing else. Order: the patterns as given, names
+    sorted within each; a file that several patterns match is taken once.
+    Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
+    a URL whose file system is not installed or does not answer.
+    """
+    commas = isinstance(patterns, str) and "," in patterns
+    # A name in a sequence may hold commas, and none holds a zero byte.
+    lists = [(patterns, ",")] if isinstance(patterns, str) else [(one, "\0") for one in patterns]
+    patterns = [pattern for text, separator in lists for pattern in split_paths(text, separator)]
+    if not patterns:
+        raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
+    files: dict[Path | str, Listed] = {}
+    for pattern in patterns:
+        matches, found = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
+        if not found:
+            if matches:
+                if os.path.islink(pattern):
+                    raise FileNotFoundError(f"data.paths: {pattern!r} is a link to a file that does not exist; mend it")
+                inside = pattern.rstrip("/") + "/**/*"
+                raise FileNotFoundError(f"data.paths: {pattern!r} matches only folders; for their files use {inside!r}")
+            hint = "; commas part patterns, ? stands for one in a name" if commas else ""
+            raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()}){hint}")
+        for key, file in found:
+            files.setdefault(key, file)
+    return tuple(files.values())
+
+
+def _local_matches(pattern: str) -> tuple[int, list[tuple[Path, Listed]]]:
+    pattern = os.path.expanduser(pattern)
+    fixed = literal_part(pattern)
+    matches = sorted(glob.glob(glob.escape(fixed) + pattern.removeprefix(fixed), recursive=True))
+    paths = [Path(match) for match in matches if os.path.isfile(match)]
+    return len(matches), [(path.resolve(), listed(path.as_posix(), path)) for path in paths]
+
+
+def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
+    import fsspec
+
+    scheme = pattern.split("://")[0]
+    try:
+        system, inside = fsspec.core.url_to_fs(pattern)
+    except ImportError as error:
+        remedy = "pip install 'softmask_jax[gcs]'" if scheme in ("gs", "gcs") else str(error).splitlines()[0]
+        raise ImportError(f"data.paths: {pattern!r} needs a package that is missing: {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"data.paths: {pattern!r}: nothing here reads {scheme}:// (gs:// and files do)") from error
+    try:
+        matches = {inside: system.info(inside)} if system.isfile(inside) else system.glob(inside, detail=True)
+    except Exception as error:  # Every file system, and the network below it, has errors of its own.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(
+            f"data.paths: {pattern!r} cannot be listed ({reason:.200}); check the network and your credentials"
+        ) from error
+    found = []
+    for path, properties in sorted(matches.items()):
+        if properties["type"] == "file":
+            url = system.unstrip_protocol(path)
+            stamp = "/".join(str(properties[key]) for key in REMOTE_STAMPS if key in properties)
+            found.append((url, Listed(url, url, properties["size"], stamp)))
+    return len(matches), found
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """The file for reading bytes. Raises OSError of the original kind that names it and says what to do."""
+    hint = "fix its permissions or leave it out of data.paths"
+    try:
+        if isinstance(path, Path):
+            return path.open("rb", buffering=READ_BUFFER)
+        import fsspec
+
+        # Not `fsspec.open`, for which the characters of a pattern in a name mean one.
+        system, inside = fsspec.core.url_to_fs(path)
+        return io.BufferedReader(system.open(inside, "rb"), READ_BUFFER)
+    except OSError as error:
+        raise type(error)(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
+    except Exception as error:  # As in `_remote_matches`.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(f"{path}: cannot be read ({reason:.200}); check the network, {hint}") from error
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of `repr`s."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_compressed(file: Listed) -> bool:
+    return file.name.endswith((".gz", ".zst"))
+
+
+def check_compression(files: Iterable[Listed]) -> None:
+    """Raises ImportError when a *.zst file is there and nothing can read it."""
+    compressed = [file.name for file in files if file.name.endswith(".zst")]
+    if compressed and not importlib.util.find_spec("zstandard"):
+        raise ImportError(f"{compressed[0]}: *.zst needs a package: pip install 'softmask_jax[zst]'")
+
+
+@contextlib.contextmanager
+def open_unpacked(file: Listed) -> Iterator[BinaryIO]:
+    """The bytes of a file, of its content for *.gz and *.zst. Raises ValueError when that is damaged or cut short."""
+    with open_file(file.path) as opened:
+        if not is_compressed(file):
+            yield opened
+            return
+        if file.name.endswith(".gz"):
+            unpacked, damage = gzip.GzipFile(fileobj=opened), (EOFError, zlib.error, gzip.BadGzipFile)
+        else:
+            import zstandard
+
+            unpacked, damage = _ZstdFrames(opened), (EOFError, zstandard.ZstdError)
+        try:
+            yield io.BufferedReader(unpacked, READ_BUFFER)
+        except damage as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{file.name}: damaged or cut short ({reason}); fetch or compress it again") from error
+
+
+class _ZstdFrames(io.RawIOBase):
+    # zstandard's own reader takes a file that was cut short for a whole one.
+    def __init__(self, file: BinaryIO):
+        self._file, self._frame, self._rest, self._ready = file, None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            packed = self._rest or self._file.read(READ_BUFFER)
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self._frame is None:
+                import zstandard
+
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready, self._rest = memoryview(self._frame.decompress(packed)), b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count

@@ -1,0 +1,114 @@
+"""Folders of finished files, here or in an object store (`gs://`), through one code: fsspec."""
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from softmask_jax.io.files import explained, sync_folder, write_atomically
+
+CHUNK_BYTES = 1 << 22
+ELSEWHERE = "give another --out"
+
+
+class Folder:
+    """A folder by path or URL. Files appear in it whole or not at all.
+
+    Raises ValueError for "", and for a URL whose protocol is unknown or needs a package that is missing.
+    """
+
+    def __init__(self, url: str | os.PathLike):
+        import fsspec
+
+        if not os.fspath(url).strip():
+            raise ValueError("the path of a folder is empty; name one, . is the folder you are in")
+        self.url = os.path.expanduser(os.fspath(url)).rstrip("/") or "/"
+        self.is_remote = "://" in self.url
+        try:
+            if self.is_remote:
+                self._files, self._root = fsspec.core.url_to_fs(self.url)
+            else:  # in a path "::" and "file:" mean nothing
+                self._files, self._root = fsspec.filesystem("file"), os.path.join(os.getcwd(), self.url)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{self.url}: {error}; gs:// folders need `pip install 'softmask_jax[gcs]'`, or give a mounted folder"
+            ) from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __reduce__(self):
+        return Folder, (self.url,)
+
+    def path(self, name: str) -> str:
+        """As `name` is shown to the user."""
+        return f"{self.url}/{name}"
+
+    def names(self) -> list[str]:
+        """Sorted names of the files in it, those that begin with a dot left out; [] if there is no such folder."""
+        try:
+            self._files.invalidate_cache()
+            found = self._files.ls(self._root, detail=True)
+        except FileNotFoundError:
+            return []
+        names = (entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+        return sorted(name for name in names if not name.startswith("."))
+
+    def size(self, name: str) -> int | None:
+        """Bytes; None if there is no such file."""
+        try:
+            self._files.invalidate_cache()
+            return int(self._files.info(f"{self._root}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return self._files.cat_file(f"{self._root}/{name}")
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The file's bytes from the store itself, a few MB at a time."""
+        with self._files.open(f"{self._root}/{name}", "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    def put(self, local: Path, name: str) -> None:
+        """Moves a finished local file in; of a local folder it must lie on the same disk. Raises OSError."""
+        with explained(self.path(name), ELSEWHERE):
+            if self.is_remote:
+                self._files.put_file(os.fspath(local), f"{self._root}/{name}")
+                local.unlink()
+                return
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            with open(local, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(local, Path(self._root, name))
+        sync_folder(Path(self._root))
+
+    def local(self, name: str, mirror: Path) -> Path:
+        """A local path of the file: itself, or its copy in the folder `mirror`, fetched if need be."""
+        if not self.is_remote:
+            return Path(self._root, name)
+        path = mirror / name
+        if not path.exists() or path.stat().st_size != self.size(name):
+            self.fetch(name, path)
+        return path
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies the file to a local path. Raises OSError."""
+        elsewhere = "point config.data.cache_dir at a larger disk"
+        with explained(path, elsewhere):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, self.chunks(name), elsewhere=elsewhere)
+
+
+def sha256(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_chunks(path: str | os.PathLike) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk

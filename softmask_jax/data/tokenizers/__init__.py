@@ -1,0 +1,165 @@
+"""Text to token ids and back: raw bytes, text8's letters, byte-level BPE trained on the corpus, others' tokenizers.
+
+A saved tokenizer is a folder with `softmask_tokenizer.json` (kind, ids, fingerprint) and, for those of Hugging Face's
+library, a `tokenizer.json`, which need not hold the mask. `vocab_size` counts all ids, BOS, EOS and mask among them.
+"""
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data.tokenizers.base import (
+    DESCRIPTION,
+    END_OF_TEXT,
+    MASK_TEXT,
+    SavableTokenizer,
+    Tokenizer,
+    hash_of,
+    utf8,
+)
+from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
+from softmask_jax.data.tokenizers.hf_library import BPETokenizer, HuggingFaceTokenizer
+from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
+
+__all__ = [
+    "BPETokenizer", "ByteTokenizer", "DESCRIPTION", "END_OF_TEXT", "HuggingFaceTokenizer", "MASK_TEXT",
+    "Text8Tokenizer", "Tokenizer", "load_tokenizer", "open_tokenizer", "train_bpe",
+]
+
+TEXT8_TOKENS = (
+    "[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", " ",
+)
+TEXT8_PIECE = 2**20
+
+
+class ByteTokenizer(SavableTokenizer):
+    """Ids 0..255 are the bytes of the UTF-8 text, 256 is BOS and EOS, 257 the mask."""
+
+    kind = "bytes"
+    bos_id = eos_id = 256
+    mask_token_id = 257
+    vocab_size = 258
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(utf8(text), np.uint8).astype(np.int32) for text in texts]
+
+    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
+        return run.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def fingerprint(self) -> str:
+        return hash_of("bytes", self.bos_id, self.eos_id, self.mask_token_id)
+
+
+class Text8Tokenizer(SavableTokenizer):
+    """MDLM's 35 ids for text8: eight special tokens, the letters a to z, the space; any other character is unknown."""
+
+    kind = "text8"
+    bos_id, eos_id, mask_token_id = (TEXT8_TOKENS.index(token) for token in ("[BOS]", "[EOS]", "[MASK]"))
+    vocab_size = len(TEXT8_TOKENS)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        # An id for each byte; those that continue a character of several bytes have none.
+        table = np.full(256, TEXT8_TOKENS.index("[UNK]"), np.uint8)
+        table[0x80:0xC0] = nothing = 255
+        for id_, token in enumerate(TEXT8_TOKENS):
+            if len(token) == 1:
+                table[ord(token)] = id_
+        pieces = [np.zeros(0, np.uint8)]
+        for start in range(0, len(text), TEXT8_PIECE):
+            piece = text[start:start + TEXT8_PIECE].lower()
+            ids = table[np.frombuffer(utf8(piece), np.uint8)]
+            pieces.append(ids if piece.isascii() else ids[ids != nothing])
+        return np.concatenate(pieces, dtype=np.int32)
+
+    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
+        return "".join([TEXT8_TOKENS[id_] for id_ in run.tolist()])
+
+    def fingerprint(self) -> str:
+        return hash_of("text8", *TEXT8_TOKENS)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Byte-level BPE with at most `vocab_size` ids, end token and mask included; fewer when the texts are few.
+
+    The same texts give the same tokenizer. Raises ValueError when `vocab_size` leaves no room for the 256 bytes.
+    """
+    if vocab_size < 258:
+        raise ValueError(f"data.bpe_vocab_size={vocab_size} is too small: 256 bytes, an end token, a mask make 258")
+    from tokenizers import AddedToken, Tokenizer as LibraryTokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = LibraryTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return BPETokenizer(tokenizer.to_str())
+
+
+def open_tokenizer(spec: str | Path, cache_folder: str | Path | None = None) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names, unless it has to be trained.
+
+    Args:
+      spec: bytes | text8 | a folder that `save` wrote | a tokenizer.json, a *.tiktoken file, or a folder with either or
+        with vocab.json and merges.txt | hf://owner/name.
+      cache_folder: where downloads are kept; None is the hub library's own cache.
+
+    Raises:
+      ValueError, FileNotFoundError or another OSError, each one line that says what to do.
+    """
+    simple = {"bytes": ByteTokenizer, "text8": Text8Tokenizer}
+    if spec in simple:
+        return simple[spec]()
+    if str(spec).startswith(PREFIX):
+        folder = download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
+        try:
+            return read_tokenizer(folder)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"data.tokenizer={spec}: {error}") from error
+    path = Path(os.path.expanduser(spec))
+    if not path.exists():
+        kinds = f"choose bytes, bpe or text8, {PREFIX}owner/name, or a file or folder that exists"
+        if len(path.parts) > 1 or path.suffix:
+            raise FileNotFoundError(f"data.tokenizer={str(spec)!r} does not exist; {kinds}")
+        raise ValueError(f"data.tokenizer={str(spec)!r} is unknown; {kinds}")
+    folder = path.parent if path.name == JSON_FILE else path
+    return load_tokenizer(folder) if (folder / DESCRIPTION).is_file() else read_tokenizer(path)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer saved in `folder`. Raises FileNotFoundError without one, ValueError when it is damaged."""
+    description = Path(folder) / DESCRIPTION
+    if not description.is_file():
+        raise FileNotFoundError(f"{folder}: no saved tokenizer here ({DESCRIPTION} is missing)")
+    try:
+        saved = json.loads(description.read_text("utf-8"))
+        tokenizer = _restore(saved, Path(folder) / JSON_FILE)
+        if saved != tokenizer.describe():
+            raise ValueError("its files do not belong together")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: the saved tokenizer is damaged ({error})") from error
+    return tokenizer
+
+
+def _restore(saved: dict, json_file: Path) -> Tokenizer:
+    kind = saved["kind"]
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "text8":
+        return Text8Tokenizer()
+    if kind not in ("bpe", "huggingface"):
+        raise ValueError(f"unknown kind {kind!r}")
+    content = json_file.read_bytes().decode("utf-8")
+    if kind == "bpe":
+        return BPETokenizer(content)
+    return HuggingFaceTokenizer(content, *(int(saved[name]) for name in ("bos_id", "eos_id", "mask_token_id")))

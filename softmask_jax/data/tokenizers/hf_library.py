@@ -1,0 +1,229 @@
+"""Tokenizers of the Hugging Face `tokenizers` library, made to encode any text as text, and long ones in pieces."""
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from softmask_jax.data.tokenizers.base import END_OF_TEXT, SavableTokenizer, hash_of, utf8
+
+# Longer texts are encoded in pieces of about this many characters: the library needs some hundred bytes for each.
+PIECE_CHARACTERS = 2**20
+# So many characters go to the library, and its threads, at once.
+CALL_CHARACTERS = 2**23
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+# Patterns that always begin a new match at `CUT`; GPT-2's, the one built into ByteLevel, does so too.
+CUTTABLE_PATTERNS = (QWEN_PATTERN, QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
+# Before a space or after a newline, alone between a visible character and one that NFC cannot join to what precedes it.
+# U+180E was white space in older versions of Unicode.
+CUT = re.compile(r"(?<=[^\s\u180e])(?: (?=[0-9A-Za-z])|\n(?=\w))")
+
+
+class HuggingFaceTokenizer(SavableTokenizer):
+    """A tokenizer as a Hugging Face `tokenizer.json` (given as text) and its BOS, EOS and mask.
+
+    These may be tokens of the file or ids that it does not use. `vocab_size` covers the largest id. Special tokens that
+    a text spells out are encoded as other text; truncation, padding and dropout that the file asks for are ignored.
+    Raises ValueError when the JSON is no tokenizer.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, tokenizer_json: str, bos_id: int, eos_id: int, mask_token_id: int):
+        self._json = tokenizer_json
+        self.bos_id, self.eos_id, self.mask_token_id = bos_id, eos_id, mask_token_id
+        largest = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size = max(bos_id, eos_id, mask_token_id, largest) + 1
+
+    @functools.cached_property
+    def _library(self):
+        # Built when first needed: unpickling it in a process that never encodes should cost nothing.
+        return open_library(self._json)
+
+    @functools.cached_property
+    def _content(self) -> dict:
+        content = json.loads(self._json)
+        content["model"] = {name: content["model"].get(name) for name in ("unk_token", "unk_id")}
+        return content
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the file's special tokens by their text; `encode` yields none of them (see `chat_template`)."""
+        special = [token["content"] for token in self._content.get("added_tokens") or () if token.get("special")]
+        return {token: self._library.token_to_id(token) for token in special}
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        model = self._content["model"]
+        return self._library.token_to_id(model["unk_token"]) if model["unk_token"] else model["unk_id"]
+
+    @functools.cached_property
+    def _forbidden(self) -> np.ndarray:
+        """bool [vocab_size]: ids that no text may become. Unknown is not one of them, unless it is also the end."""
+        ids = set(self.special_tokens.values()) - {self._unknown_id}
+        forbidden = np.zeros(self.vocab_size, bool)
+        forbidden[[*ids, self.bos_id, self.eos_id, self.mask_token_id]] = True
+        return forbidden
+
+    @functools.cached_property
+    def _is_cuttable(self) -> bool:
+        return is_cuttable(self._content)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return hash_of(self.kind, self.bos_id, self.eos_id, self.mask_token_id, self._json)
+
+    def __getstate__(self) -> dict:
+        names = ("_json", "bos_id", "eos_id", "mask_token_id", "vocab_size")
+        return {name: getattr(self, name) for name in names}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        found = [[] for _ in texts]
+        pieces = ((index, piece) for index, text in enumerate(texts) for piece in self._pieces(text))
+        for group in _groups(pieces, CALL_CHARACTERS):
+            indices, members = zip(*group, strict=True)
+            for index, ids in zip(indices, self._encode_pieces(list(members)), strict=True):
+                found[index].append(ids)
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Cuts a long text where the ids of the pieces are those of the whole."""
+        start = 0
+        while self._is_cuttable and len(text) - start > PIECE_CHARACTERS:
+            cut = CUT.search(text, start + PIECE_CHARACTERS)
+            if cut is None:
+                break
+            end = cut.start() if cut.group() == " " else cut.end()
+            yield text[start:end]
+            start = end
+        yield text[start:] if start else text
+
+    def _encode_pieces(self, texts: list[str]) -> list[np.ndarray]:
+        try:
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            for text in texts:
+                utf8(text)
+            raise
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        del encodings
+        return [
+            self._encode_literally(text) if self._forbidden[text_ids].any() else text_ids
+            for text, text_ids in zip(texts, ids, strict=True)
+        ]
+
+    def _encode_literally(self, text: str) -> np.ndarray:
+        """For models that know special tokens as words: cuts the text behind the first character of each.
+
+        What is special all the same (a token of one character) becomes unknown or, without such a token, is left out.
+        """
+        encoding = self._library.encode(text, add_special_tokens=False)
+        cuts = {0, len(text)}
+        for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if self._forbidden[id_]:
+                cuts.add(end - len(text[start:end].lstrip()) + 1)
+        pieces = [text[start:end] for start, end in itertools.pairwise(sorted(cuts))]
+        encodings = self._library.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
+        if self._unknown_id is None or self._forbidden[self._unknown_id]:
+            return ids[~self._forbidden[ids]]
+        return np.where(self._forbidden[ids], np.int32(self._unknown_id), ids)
+
+    @functools.cached_property
+    def _lead(self) -> tuple[list[int], str]:
+        ids = self.encode("a").tolist()
+        return ids, self._library.decode(ids, skip_special_tokens=False)
+
+    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
+        ids = run.tolist()
+        if ids and follows_mask:
+            # Decoders of word pieces drop the space before a text's first word, but a mask is a word too.
+            lead_ids, lead = self._lead
+            text = self._library.decode(lead_ids + ids, skip_special_tokens=False)
+            if text.startswith(lead):
+                return text[len(lead):]
+        return self._library.decode(ids, skip_special_tokens=False)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def files(self) -> dict[str, str]:
+        return {"tokenizer.json": self._json}
+
+
+class BPETokenizer(HuggingFaceTokenizer):
+    """Byte-level BPE whose `<|endoftext|>` is BOS and EOS, with the mask appended as the last id, as `train_bpe` makes.
+
+    Raises ValueError when the JSON is no tokenizer or lacks `<|endoftext|>`.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, tokenizer_json: str):
+        self._json = tokenizer_json
+        eos_id = self._library.token_to_id(END_OF_TEXT)
+        if eos_id is None:
+            raise ValueError(f"the tokenizer.json has no {END_OF_TEXT} token")
+        super().__init__(tokenizer_json, eos_id, eos_id, self._library.get_vocab_size(with_added_tokens=True))
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return hash_of("bpe", self._json)
+
+
+def open_library(tokenizer_json: str):
+    """The library's own tokenizer. Raises ValueError, one line, when the JSON is none."""
+    # Imported here: a folder of byte-level data needs no BPE library.
+    from tokenizers import Tokenizer
+
+    try:
+        library = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"not a Hugging Face tokenizer.json: {error}") from error
+    # A document that spells out the end token must not end: its characters are encoded like any others.
+    library.encode_special_tokens = True
+    library.no_truncation()
+    library.no_padding()
+    if getattr(library.model, "dropout", None):
+        library.model.dropout = None
+    return library
+
+
+def is_cuttable(content: dict) -> bool:
+    """Whether a text cut at `CUT` has the same ids in pieces: a known pattern, then bytes, and nothing that looks back.
+
+    Why it does: the patterns match a space or a newline behind a visible character only at a match's beginning, or end
+    one with that newline, and look no further back or ahead than the white space around it.
+    """
+    split = content.get("pre_tokenizer") or {}
+    steps = split.get("pretokenizers", [split])
+    if [step.get("type") for step in steps] not in (["ByteLevel"], ["Split", "ByteLevel"]):
+        return False
+    if steps[-1].get("add_prefix_space", True) or steps[-1].get("use_regex", True) != (len(steps) == 1):
+        return False
+    if len(steps) == 2:
+        pattern = steps[0].get("pattern", {}).get("Regex")
+        if pattern not in CUTTABLE_PATTERNS or steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
+            return False
+    ordinary = [token for token in content.get("added_tokens") or () if not token.get("special")]
+    if any(token.get("lstrip") or token.get("rstrip") or re.search(r"\s", token["content"]) for token in ordinary):
+        return False
+    return content.get("normalizer") is None or content["normalizer"].get("type") == "NFC"
+
+
+def _groups(pieces: Iterable[tuple[int, str]], characters: int) -> Iterator[list[tuple[int, str]]]:
+    group, size = [], 0
+    for index, piece in pieces:
+        group.append((index, piece))
+        size += len(piece)
+        if size >= characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

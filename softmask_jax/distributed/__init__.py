@@ -1,0 +1,1 @@
+"""Meshes and sharding rules, hosts and their rendezvous, preemption, heartbeat files."""

@@ -1,0 +1,1 @@
+"""Benchmarks of trained models: perplexity, generative quality, code, lm-evaluation-harness."""

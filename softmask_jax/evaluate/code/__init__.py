@@ -1,0 +1,1 @@
+"""HumanEval and MBPP: problems, prompts, extraction of programs from answers, a sandbox to run them."""

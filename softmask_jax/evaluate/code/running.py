@@ -1,0 +1,232 @@
+"""One program on its way through `enter` and `runner`: what it is given, what it says, when it must end."""
+import dataclasses
+import functools
+import importlib.util
+import marshal
+import math
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from softmask_jax.evaluate.code import system_calls
+
+# MiB of files, open files, threads (which is a limit on processes; starting one is refused).
+DISK, FILES, THREADS = 32, 64, 64
+# Seconds in which a program must have begun: what takes longer is no fault of the program.
+START = 60.0
+# Bytes of what it says: kept, its end; and in all, after which it is killed.
+KEPT, FLOOD = 4_096, 16 << 20
+ENTER, RUNNER = (Path(__file__).with_name(name) for name in ("enter.py", "runner.py"))
+STARTED = b"started\n"
+# NumPy, for tests that need it.
+PACKAGES = "/packages"
+ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+PASSED, FAILED, TIMED_OUT, KILLED, FLOODED = "passed", "failed", "timed out", "killed", "too much output"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of one program: seconds, MiB of memory."""
+
+    timeout: float = 10.0
+    memory: int = 1_024
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Source text, and that of the tests that are run in the same module after it."""
+
+    source: str
+    tests: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """kind: PASSED, FAILED, TIMED_OUT, KILLED (by the signal `detail`) or FLOODED. detail: of FAILED, the last line that
+    the program wrote, which may be anything."""
+
+    kind: str
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.kind == PASSED
+
+
+class Running:
+    """A program that was started. place: the data of its files in `selector`, for which `read` is to be called.
+
+    deadline: by time.monotonic, when `verdict` has to be asked at the latest.
+    """
+
+    def __init__(self, place: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
+        self.limits, self.isolated, self._selector = limits, isolated, selector
+        self._word = secrets.token_hex(32).encode()
+        self._work = "/scratch" if isolated else tempfile.mkdtemp(prefix="program-")
+        self._begun, self._written, self._report, self._output, self._cause = 0.0, 0, b"", b"", ""
+        self.deadline = time.monotonic() + START
+        given = {
+            "word": self._word.decode(), "program": program.source, "tests": program.tests,
+            "site": PACKAGES if isolated else str(_numpy().parent),
+        }  # fmt: skip
+        report, report_end = os.pipe()
+        output, output_end = os.pipe()
+        source = os.memfd_create("program")
+        try:
+            with open(source, "wb", closefd=False) as file:
+                file.write(marshal.dumps(given))
+            os.lseek(source, 0, os.SEEK_SET)
+            spec = _spec(limits, isolated, report_end, self._work)
+            command = [spec["python"], "-s", "-S", "-B", "-P", str(ENTER), marshal.dumps(spec).hex()]
+            self._process = subprocess.Popen(
+                command, stdin=source, stdout=output_end, stderr=output_end, pass_fds=(report_end,), env=ENVIRONMENT,
+                cwd="/", start_new_session=True,
+            )  # fmt: skip
+        finally:
+            for file in (report_end, output_end, source):
+                os.close(file)
+        self._ended = os.pidfd_open(self._process.pid)
+        self._files = {report: "report", output: "output"}
+        for file in self._files:
+            os.set_blocking(file, False)
+        for file in (*self._files, self._ended):
+            selector.register(file, selectors.EVENT_READ, place)
+
+    def read(self, file: int) -> None:
+        """What has arrived in one of the files."""
+        if file == self._ended:
+            return
+        try:
+            chunk = os.read(file, 1 << 16)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self._close(file)
+            return
+        self._written += len(chunk)
+        if self._files[file] == "output":
+            self._output = (self._output + chunk)[-KEPT:]
+            return
+        self._report = (self._report + chunk)[-KEPT:]
+        if not self._begun and self._report.startswith(STARTED):
+            self._begun = time.monotonic()
+            self.deadline = self._begun + self.limits.timeout
+
+    def verdict(self) -> Verdict | None:
+        """None while it runs within its limits; else it has ended. RuntimeError if it could not be started."""
+        code, now = self._process.poll(), time.monotonic()
+        if code is None:
+            if now < self.deadline and self._written <= FLOOD:
+                return None
+            self._cause = TIMED_OUT if now >= self.deadline else FLOODED
+        for file in list(self._files):
+            # What was written before the end and is not read yet; a pipe holds no more than this.
+            for _ in range(17):
+                if file in self._files:
+                    self.read(file)
+        self.end()
+        if not self._begun:
+            raise RuntimeError(f"a program could not be started in it ({self._reason()})")
+        seconds = round(now - self._begun, 3)
+        if self._report.endswith(self._word):
+            return Verdict(PASSED, "", seconds)
+        if self._cause:
+            return Verdict(self._cause, "", seconds)
+        number = -code if code < 0 else code - 128
+        if number in signal.valid_signals():
+            killer = signal.Signals(number).name
+            return Verdict(*((TIMED_OUT, "") if killer == "SIGXCPU" else (KILLED, killer)), seconds)
+        return Verdict(FAILED, self._said() if code else "ended before its tests did", seconds)
+
+    def end(self) -> None:
+        """Kill it, and whatever it has started, and close its files."""
+        if self._process.poll() is None:
+            # Within its namespaces everything dies with this one process.
+            self._process.kill()
+        if not self.isolated:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._process.wait()
+        for file in [*self._files, self._ended]:
+            self._close(file)
+        if not self.isolated:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def _close(self, file: int) -> None:
+        self._files.pop(file, None)
+        try:
+            self._selector.unregister(file)
+        except KeyError:
+            return
+        os.close(file)
+
+    def _said(self) -> str:
+        """The last line of the output, printable."""
+        lines = self._output.decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self._process.returncode}")
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in last[:200])
+
+    def _reason(self) -> str:
+        if self._report.startswith(b"error: "):
+            return self._report.decode("utf-8", "replace").removeprefix("error: ")
+        return f"nothing happened in {START:.0f} s" if self._cause else self._said()
+
+
+def _spec(limits: Limits, isolated: bool, report: int, work: str) -> dict:
+    """What `enter` is told."""
+    bounds = {
+        "AS": limits.memory << 20, "CPU": math.ceil(limits.timeout) + 1, "FSIZE": DISK << 20, "NOFILE": FILES, "CORE": 0,
+        "STACK": 8 << 20, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": FILES,
+    }  # fmt: skip
+    return {
+        "parent": os.getpid(), "report": report, "work": work, "isolated": isolated, "disk": DISK,
+        # Outside of a user namespace this user's other processes would count, too.
+        "limits": bounds | ({"NPROC": THREADS} if isolated else {}),
+        "binds": _binds() if isolated else [], "filter": _filter(isolated), "python": _python(),
+        "arguments": ["-s", "-S", "-B", "-P", "-c", RUNNER.read_text("utf-8")],
+        "environment": ENVIRONMENT | {"HOME": work, "TMPDIR": work},
+    }  # fmt: skip
+
+
+def _filter(isolated: bool) -> str:
+    try:
+        return system_calls.assembled().hex()
+    except ValueError:
+        if isolated:
+            raise
+        return ""
+
+
+def _python() -> str:
+    """The interpreter itself, not the one of a virtual environment."""
+    return os.path.realpath(sys._base_executable)
+
+
+def _numpy() -> Path:
+    return Path(importlib.util.find_spec("numpy").origin).parent
+
+
+@functools.cache
+def _binds() -> list[tuple[str, str]]:
+    """(from, to) of what an interpreter needs, no link among the former."""
+    libraries = [os.path.join(sys.base_prefix, name) for name in ("lib", sys.platlibdir)]
+    wanted = [_python(), *libraries, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
+    pairs: dict[str, str] = {}
+    for path in wanted:
+        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in pairs):
+            pairs[path] = os.path.realpath(path)
+    numpy = _numpy()
+    for folder in (numpy, numpy.with_name("numpy.libs")):
+        if folder.is_dir():
+            pairs[f"{PACKAGES}/{folder.name}"] = os.path.realpath(folder)
+    return [(source, target) for target, source in pairs.items()]

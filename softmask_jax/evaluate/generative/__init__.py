@@ -1,0 +1,1 @@
+"""Quality of generated text: perplexity under GPT-2, entropy, MAUVE."""

@@ -1,0 +1,124 @@
+"""The network that judges texts: GPT-2, or another causal model of its family, from a Hugging Face folder.
+
+One pass over a text gives both of what is asked of it: -log p of each token given those before it, for generative
+perplexity, and the last token's state behind the final norm, which is MAUVE's feature (`mauve-text` 0.4 takes
+`hidden_states[-1]` at a text's last token, of the same tokens).
+"""
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax.convert import hub
+from softmask_jax.convert.gpt2 import Checkpoint
+from softmask_jax.data.tokenizers import END_OF_TEXT, Tokenizer, open_tokenizer
+from softmask_jax.diffusion.vocab.head import Head, VocabSharding, cross_entropy
+from softmask_jax.distributed import sharding
+from softmask_jax.models.nn import gpt2
+
+SETTING = "config.generative.scorer"
+DOWNLOAD = (
+    "download openai-community/gpt2-large (config.json, model.safetensors, and tokenizer.json or vocab.json with "
+    f"merges.txt) into a folder and name that in {SETTING}, or give {SETTING}=hf://openai-community/gpt2-large"
+)
+
+
+def folder_of(spec: str) -> Path:
+    """The folder that config.generative.scorer names, downloaded if it is hf://owner/name.
+
+    Raises:
+      ValueError, FileNotFoundError or another OSError, one line: nothing named, not there, cannot be downloaded.
+    """
+    if not spec:
+        raise ValueError(f"Generative perplexity needs a scorer: {DOWNLOAD}.")
+    if spec.startswith(hub.PREFIX):
+        try:
+            return hub.download(spec)
+        except (ValueError, OSError) as error:
+            raise type(error)(str(error).replace("--src", SETTING)) from error
+    folder = Path(os.path.expanduser(spec))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{SETTING}: there is no folder '{spec}'; {DOWNLOAD}.")
+    return folder
+
+
+def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, Tokenizer]:
+    """Checkpoint (weights unread) and tokenizer of a scorer.
+
+    Raises:
+      ValueError, OSError: files that are missing, with what to download; no GPT-2; a tokenizer that is not the network's.
+    """
+    folder = folder_of(spec)
+    try:
+        checkpoint, tokenizer = Checkpoint(folder, compute_dtype), open_tokenizer(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{SETTING}: {str(error).rstrip('.')}; {DOWNLOAD}.") from error
+    except ValueError as error:
+        raise ValueError(f"{SETTING}: {error}") from error
+    # A vocabulary without a mask gets one, which no text becomes.
+    largest = tokenizer.vocab_size - 1 - (tokenizer.mask_token_id == tokenizer.vocab_size - 1)
+    if max(largest, tokenizer.eos_id) >= checkpoint.config.vocab_size:
+        raise ValueError(
+            f"{SETTING}: the tokenizer in {folder} has ids up to {largest}, the network only "
+            f"{checkpoint.config.vocab_size} of them; give files of one model."
+        )
+    return checkpoint, tokenizer
+
+
+class Scorer:
+    """Weights on every device of a mesh, rows cut over it; compiled once per shape of a batch.
+
+    fingerprint: a hash of weights, config, tokenizer and compute dtype.
+    """
+
+    def __init__(self, spec: str, mesh: jax.sharding.Mesh, compute_dtype: str = "float32"):
+        checkpoint, self.tokenizer = open_files(spec, compute_dtype)
+        params, weights = checkpoint.read()
+        self.config, self.mesh = checkpoint.config, mesh
+        self.fingerprint = f"{weights}-{self.tokenizer.fingerprint()}-{compute_dtype}"
+        # Whole everywhere: the largest GPT-2 has 6 GB in float32.
+        self._params = jax.device_put(params, sharding.replicated(mesh))
+        self._run = compiled(self.config, mesh)
+
+    def retokenized(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+        """int32 [n] of each text, n at most max_length: the first tokens, an EOS where it says `<|endoftext|>`.
+
+        So does the reference, whose tokenizer knows that text as a token and cuts behind.
+        """
+        parts = [text.split(END_OF_TEXT) for text in texts]
+        ids = iter(self.tokenizer.encode_batch([part for pieces in parts for part in pieces]))
+        end, found = np.array([self.tokenizer.eos_id], np.int32), []
+        for pieces in parts:
+            joined = [next(ids)]
+            for _ in pieces[1:]:
+                joined += [end, next(ids)]
+            found.append(np.concatenate(joined).astype(np.int32)[:max_length])
+        return found
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [B L] padded on the right, their lengths [B] -> (-log p of each next token [B L - 1] nats, the last
+        token's state [B D]), float32. What is behind a row's length means nothing."""
+        layout = sharding.batch_sharding(self.mesh)
+        batch = (jax.device_put(np.asarray(x, np.int32), layout) for x in (tokens, lengths))
+        nll, features = self._run(self._params, *batch)
+        return np.asarray(nll), np.asarray(features)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(config: gpt2.GPT2Config, mesh: jax.sharding.Mesh):
+    """What a scorer calls: (params, tokens [B L], lengths [B]). Every host reads every row's result; weights may come and
+    go, the programs stay."""
+    return jax.jit(functools.partial(_score, config, mesh), out_shardings=sharding.replicated(mesh))
+
+
+def _score(config: gpt2.GPT2Config, mesh, params: dict, tokens: jax.Array, lengths: jax.Array):
+    over = mesh.size > 1
+    hidden = gpt2.hidden(config, params, tokens, sharding.rows_over(mesh) if over else lambda x: x)
+    head = Head(gpt2.head(params), None, config.vocab_size, -1, False, VocabSharding(mesh) if over else None)
+    nll = cross_entropy(hidden[:, :-1], head, tokens[:, 1:], train_head=False)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
+    return nll, last.astype(jnp.float32)

@@ -1,0 +1,140 @@
+"""What a scorer says of many texts, kept batch by batch: -log p, numbers of tokens, features.
+
+How perplexity is taken is MDLM's (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo's (`s-sahoo/duo`,
+`record_generative_perplexity`), which the soft-masking reference uses: exp of the sum of -log p over all texts, divided by
+the number of all tokens that count. A text's first token does not count: nothing predicts it. Of the others, every one
+counts that is no EOS, and the first EOS of the text; so where a text begins with an EOS, no other one does. What stands
+behind an EOS counts. (There a text that is shorter than the longest is padded with EOS, and the first pad counts if the
+text has none of its own; here padding counts nowhere.)
+"""
+import dataclasses
+import hashlib
+import io
+import logging
+import math
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax.data.shards.cache import content_key
+from softmask_jax.distributed import sharding
+from softmask_jax.evaluate.generative.scorer import Scorer
+from softmask_jax.evaluate.task import Estimate
+from softmask_jax.generate.batches import Batch, Shape, plan
+from softmask_jax.io.files import explained, write_atomically
+
+log = logging.getLogger("softmask_jax")
+FORMAT = 1
+# Lengths are rounded up to it, so that few programs are compiled.
+MULTIPLE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T], as the scorer sees them; features
+    [T D] float32, zeros for a text without any token, which has none; key: a hash of texts, scorer and settings."""
+
+    nll: np.ndarray
+    counted: np.ndarray
+    tokens: np.ndarray
+    features: np.ndarray
+    key: str
+
+    @property
+    def written(self) -> np.ndarray:
+        """[T] bool: the texts that have a token."""
+        return self.tokens > 0
+
+    def perplexity(self) -> Estimate:
+        """exp of nats per counted token; ValueError if no token counts."""
+        if not self.counted.any():
+            raise ValueError("Generative perplexity: no text has two tokens, so there is nothing to score.")
+        return Estimate.of_ratio(self.nll, self.counted).mapped(math.exp, unit="", better="lower")
+
+
+def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """[n] ids -> [n - 1] bool, which of the tokens behind the first count; see above."""
+    ends = tokens == eos_id
+    return (~ends | (np.cumsum(ends) == 1))[1:]
+
+
+def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
+          check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
+    """Scores of texts, those that are in `folder` and the missing ones, which are written there.
+
+    They lie in a folder below it, named after a hash of texts, scorer and settings. A text's scores depend neither on the
+    texts beside it nor on padding.
+
+    Raises:
+      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` says what to do. Whatever
+      check_stop raises, between two batches.
+    """
+    rows = scorer.retokenized(texts, max_length)
+    shards = sharding.batch_shards(scorer.mesh)
+    size = -(-batch_size // shards) * shards
+    key = _key(scorer, rows, max_length, size)
+    folder = folder / f"scores-{key}"
+    written = [row for row, ids in enumerate(rows) if len(ids)]
+    shapes = [Shape(min(-(-len(rows[row]) // MULTIPLE) * MULTIPLE, max_length), 0, True) for row in written]
+    found = {
+        "nll": np.zeros(len(rows)), "counted": np.zeros(len(rows), np.int64),
+        "features": np.zeros((len(rows), scorer.config.hidden_size), np.float32),
+    }  # fmt: skip
+    batches = plan(shapes, samples=1, batch_size=size)
+    for number, batch in enumerate(batches):
+        members = np.array([written[index] for index, _ in batch.keys])
+        path = folder / f"{number:05}.npz"
+        part = _stored(path, members)
+        if part is None:
+            check_stop()
+            part = _scored(scorer, batch, members, rows)
+            content = io.BytesIO()
+            np.savez(content, **part)
+            with explained(path.parent, elsewhere):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, [content.getvalue()], elsewhere=elsewhere)
+            log.info("%s of %s batches of texts scored", f"{number + 1:,}", f"{len(batches):,}")
+        for name, values in found.items():
+            values[members] = part[name]
+    return Scores(tokens=np.array([len(ids) for ids in rows]), key=key, **found)
+
+
+def _key(scorer: Scorer, rows: Sequence[np.ndarray], max_length: int, size: int) -> str:
+    texts = hashlib.sha256()
+    for ids in rows:
+        texts.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return content_key(
+        scores_format=FORMAT, scorer=scorer.fingerprint, texts=texts.hexdigest(), max_length=max_length, rows=size
+    )
+
+
+def _stored(path: Path, members: np.ndarray) -> dict | None:
+    """A batch's scores, None if they are not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("rows", "nll", "counted", "features")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged (%s); these texts are scored again", path, error)
+        return None
+    return found if np.array_equal(found["rows"], members) else None
+
+
+def _scored(scorer: Scorer, batch: Batch, members: np.ndarray, rows: Sequence[np.ndarray]) -> dict:
+    eos_id = scorer.tokenizer.eos_id
+    tokens = np.full((batch.size, batch.shape.length), eos_id, np.int32)
+    lengths = np.ones(batch.size, np.int32)
+    for place, row in enumerate(members):
+        lengths[place] = len(rows[row])
+        tokens[place, : lengths[place]] = rows[row]
+    nll, features = scorer(tokens, lengths)
+    kept = [(nll[place, : len(rows[row]) - 1], counts(rows[row], eos_id)) for place, row in enumerate(members)]
+    sums = np.array([values[which].sum(dtype=np.float64) for values, which in kept])
+    features = features[: len(members)]
+    if not (np.isfinite(sums).all() and np.isfinite(features).all()):
+        raise ValueError("The scorer's numbers are NaN or infinite; set config.generative.compute_dtype=float32, or get its "
+                         "weights anew.")
+    return {"rows": members, "nll": sums, "counted": np.array([which.sum() for _, which in kept]), "features": features}

@@ -1,0 +1,146 @@
+"""What `--model_args` may say: which model, how its likelihoods are estimated, and every option of its samplers."""
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from fractions import Fraction
+
+from softmask_jax.config import option_flags
+from softmask_jax.config.sections import Mesh
+from softmask_jax.data.shards.records import nearest
+from softmask_jax.evaluate.generative.samples import counts_steps
+from softmask_jax.generate import sampler_flags
+from softmask_jax.samplers import Options
+from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
+from softmask_jax.samplers.options import MDLM_STEPS
+
+# Given to every model by the harness, of no use to ours: JAX knows the devices.
+FOREIGN = ("device", "trust_remote_code", "max_batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The arguments beside the sampler's; see `HELPS`."""
+
+    checkpoint: str = ""
+    weights: str = "ema"
+    step: int | None = None
+    base: str = ""
+    batch_size: int = 8
+    seed: int = 0
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    bos: bool | None = None
+    mc_num: int = 128
+    check_greedy: bool = True
+
+
+HELPS = {
+    "checkpoint": "a run's folder, or a converted model's",
+    "weights": "ema or raw, of a run",
+    "step": "which checkpoint of a run; the newest by default",
+    "base": "of an adapter, the converted model that it was trained on",
+    "batch_size": "rows of a network call",
+    "seed": "of everything that is drawn",
+    "max_new_tokens": "of an answer, instead of what the task asks for",
+    "max_length": "positions of a row at most; longer contexts lose their beginning (default: the model's, up to 2048)",
+    "bos": "begin contexts with BOS, but for chats; by default where training did",
+    "mc_num": "masks that a likelihood is averaged over",
+    "check_greedy": "decode continuations to see whether they are the model's own; without, none is",
+}
+# steps may be a share of the sampler's own number, such as 1/4.
+OPTION_HELPS = sampler_flags.HELPS | {"steps": "", "forbidden": "ids that are never written, as [1,2]"}
+MESH_HELPS = {name: f"devices along the mesh's axis {name}" for name in ("data", "fsdp", "sequence", "tensor")}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"--model_args: {message.replace('argument --', '')}.")
+
+
+def _steps(text: str) -> int | Fraction:
+    if "/" not in text:
+        return int(text)
+    share = Fraction(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the steps, which is above 0 and up to 1")
+    return share
+
+
+_steps.__name__ = "number of steps or share of them"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Its flags are the arguments; every fault is a ValueError of one line."""
+    found = _Parser(prog="--model_args", add_help=False, allow_abbrev=False, usage="--model_args NAME=VALUE ...")
+    option_flags.add(found.add_argument_group("the model"), Model, helps=HELPS)
+    group = found.add_argument_group("the sampler's options")
+    group.add_argument("--steps", type=_steps, default=argparse.SUPPRESS, metavar="INT",
+                       help="denoising steps, or a share of the default such as 1/4 (default: 128 for mdlm and remdm, else "
+                       "one a new token)")  # fmt: skip
+    option_flags.add(group, Options, helps=OPTION_HELPS, readers={"soft_mask": sampler_flags.soft_mask})
+    option_flags.add(found.add_argument_group("several devices"), Mesh, helps=MESH_HELPS)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """options: of the sampler, without steps where `share` says them. mesh: its sizes; None is a single device."""
+
+    model: Model
+    options: Options
+    share: Fraction | None = None
+    mesh: Mesh | None = None
+
+    def options_for(self, alg: str, new_tokens: int) -> Options:
+        """The sampler's options for answers of `new_tokens`, where `alg` is the model's own algorithm.
+
+        So as a step commits one token by default, and padding adds none, steps are written out on Dream's grid.
+        """
+        alg = self.options.alg or alg
+        default = new_tokens if alg in DREAMS else MDLM_STEPS
+        steps = self.options.steps
+        if self.share is not None:
+            steps = max(1, int(self.share * default))
+        elif steps is None and alg in DREAMS and counts_steps(dataclasses.replace(self.options, alg=alg)):
+            steps = default
+        return dataclasses.replace(self.options, alg=alg, steps=steps)
+
+
+def read(given: Mapping[str, object]) -> Arguments:
+    """Arguments as the harness passes them, by name: texts, or values that it made of them.
+
+    Raises:
+      ValueError: an unknown name, or a value that cannot be; one line.
+    """
+    given = {name: value for name, value in given.items() if value is not None and name not in FOREIGN}
+    known = [field.name for section in (Model, Options, Mesh) for field in dataclasses.fields(section)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"--model_args has no {name[:40]!r}; {nearest(name, known)}.")
+    flags = parser().parse_args([f"--{name}={_text(value)}" for name, value in given.items()])
+    model = Model(**option_flags.given(flags, Model))
+    if not model.checkpoint:
+        raise ValueError("--model_args needs checkpoint=FOLDER, a run's or a converted model's.")
+    for name in ("batch_size", "max_new_tokens", "max_length", "mc_num"):
+        value = getattr(model, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--model_args: {name} must be at least 1, not {value}.")
+    if not 0 <= model.seed < 2**32:
+        raise ValueError(f"--model_args: seed must be in 0 .. 2**32 - 1, not {model.seed}.")
+    share = getattr(flags, "steps", None)
+    share = share if isinstance(share, Fraction) else None
+    if share is not None:
+        # Any number of steps shows whether the sampler counts them.
+        flags.steps = 1
+    options = sampler_flags.options(flags)
+    if share is not None:
+        options = dataclasses.replace(options, steps=None)
+    mesh = option_flags.given(flags, Mesh)
+    return Arguments(model, options, share, Mesh(**mesh) if mesh else None)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    # The harness makes numbers of what looks like one, and whole numbers are written with a point or an exponent, too.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,191 @@
+"""Validation of a Dream that was fine-tuned on conversations: the recipe's loss of every held-out response.
+
+A row is an example under one draw of t and masks, with one pass and with two on the same. By default the t of all
+examples and draws are stratified jointly between t_min and t_max (`validation_draws`). `compat` is the recipe's own
+validation and gives what training reports: t evenly spaced over the examples, the seed of config.eval, and a coin for
+each example that decides between its passes ("mixed").
+"""
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax import config as config_schema
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.convert import converted
+from softmask_jax.convert.safe_files import read_json
+from softmask_jax.data.chat.buckets import Buckets
+from softmask_jax.data.chat.sft import build_sft
+from softmask_jax.diffusion import dream_loss, nelbo, noise
+from softmask_jax.distributed import sharding
+from softmask_jax.evaluate.perplexity.mask_draws import Strata, padded_to, stratified
+from softmask_jax.evaluate.perplexity.records import Columns, Piece, columns, record
+from softmask_jax.evaluate.perplexity.text_sets import OWN
+from softmask_jax.evaluate.settings import Perplexity
+from softmask_jax.evaluate.task import Work
+from softmask_jax.io import tree_files
+
+
+def is_dream(path: Path) -> bool:
+    """Whether a folder that `softmask_jax.load` takes holds a Dream, an adapter, or a run of one."""
+    about = read_json(path, "config.json")
+    return about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversations:
+    """A run's validation examples: its config, where they lie padded in buckets, and a hash of what they are."""
+
+    config: config_schema.Config
+    buckets: Buckets
+    fingerprint: str
+
+
+def conversations(work: Work) -> Conversations:
+    """Rebuilt from the run's config.
+
+    Raises:
+      ValueError: no run, or its conversations are not here or have changed since.
+    """
+    path = work.path
+    if converted.is_converted(path):
+        raise ValueError(
+            f"perplexity: {path} is a converted Dream, which brings no validation split along; leave this task away, or "
+            "give the folder of the run that fine-tuned it."
+        )
+    config = config_schema.from_dict(read_json(path, "config.json"))
+    base = Path(os.path.expanduser(work.settings.models.base or config.model.base))
+    named, sizes = config.data.tokenizer, tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
+    try:
+        sft = build_sft(config.data, tokenizer=str(base / "tokenizer") if named == "base" else named)
+        manifest = (base / "manifest.json").read_bytes()
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(
+            f"The conversations that {path} was trained on cannot be read here ({error}). Bring them back."
+        ) from error
+    checkpoint = path / "checkpoints" / str(work.model.step)
+    was = tree_files.read_json(checkpoint, tree_files.verify(checkpoint, ["data"]))["cursor"]["data"]
+    # As the run made it, of its base, too.
+    now = hashlib.sha256(f"{sft.info['fingerprint']} {sizes} ".encode() + manifest).hexdigest()
+    if was != now:
+        raise ValueError(
+            f"The conversations or the base that config.json of {path} describes have changed since the run (fingerprint "
+            f"{now[:12]} instead of {was[:12]}). Bring them back."
+        )
+    buckets = Buckets(sft.validation, sft.pad_id, config.train.seed, sizes)
+    return Conversations(config, buckets, sft.info["fingerprint"])
+
+
+def loss_spec(config: config_schema.Config, soft_mask) -> dream_loss.DreamLoss:
+    """The run's loss with the soft-masking that the model has now; every example with a t of its own."""
+    names = {field.name for field in dataclasses.fields(dream_loss.DreamLoss)} - {"variant", "k"}
+    same = {name: getattr(config.objective, name) for name in names}
+    return dream_loss.DreamLoss(variant=soft_mask.variant, k=soft_mask.k, **same | {"t_per": "row"})
+
+
+def measured(work: Work) -> Columns:
+    """The columns of the run's validation, from its record, which is completed first. ValueError: see `conversations`.
+    """
+    given, model = work.settings.perplexity, work.model
+    if given.texts or not given.own:
+        raise ValueError(
+            f"perplexity: {work.path} was fine-tuned on conversations and is measured on those alone; leave "
+            "config.perplexity.texts and own away, or evaluate it by itself."
+        )
+    found = conversations(work)
+    spec, total = loss_spec(found.config, model.soft_mask), len(found.buckets)
+    count = min(given.max_windows, total) if given.max_windows else total
+    numbers = np.arange(count) * total // count
+    draws, seed, strata = given.draws, work.settings.run.seed, None
+    if given.compat:
+        draws, seed = 1, found.config.eval.seed
+    else:
+        strata = stratified(count, draws, seed)
+    settings = {
+        "metric": "loss", "text": found.fingerprint, "pads": found.config.train.seed, "tokens": 1, "windows": count,
+        "draws": draws, "seed": seed, "compat": given.compat, "p_sm": found.config.soft_mask.p_sm if given.compat else 0.0,
+        "step": model.step, **dataclasses.asdict(spec),
+    }  # fmt: skip
+    rows = padded_to(min(given.batch_size, count), work.mesh)
+    score = _Scorer(work, found, spec, numbers, strata, seed, rows)
+    with work.records(OWN, settings, count * draws) as file:
+        if not file.complete:
+            record(work, file, pieces(found.buckets, numbers, draws, given.batch_size), score)
+        return columns(file.rows.values(), draws)
+
+
+def pieces(buckets: Buckets, numbers: np.ndarray, draws: int, batch_size: int) -> Iterator[Piece]:
+    """All examples `numbers` [W] under each draw; a piece is of one bucket."""
+    of = buckets.bucket_of[numbers]
+    for size in np.unique(of).tolist():
+        members = numbers[of == size]
+        for draw in range(draws):
+            for start in range(0, len(members), batch_size):
+                yield Piece(members[start : start + batch_size], draw, size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scorer:
+    """As `validation_draws.Scorer`; strata: None for the recipe's t."""
+
+    work: Work
+    found: Conversations
+    spec: dream_loss.DreamLoss
+    numbers: np.ndarray
+    strata: Strata | None
+    seed: int
+    rows: int
+
+    def __call__(self, piece: Piece) -> dict[str, np.ndarray]:
+        index, work = piece.filled(self.rows), self.work
+        batch = self.found.buckets.gather(index, piece.size)
+        if self.strata is not None:
+            place = np.searchsorted(self.numbers, index)
+            batch |= {"place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw]}
+        program = _program(work.model.denoiser, self.spec, work.mesh, len(self.found.buckets))
+        key, p_sm = root_key(self.seed), np.float32(self.found.config.soft_mask.p_sm)
+        made = program(work.model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key, p_sm)
+        return {name: np.asarray(values)[: len(piece.index)] for name, values in made.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _program(denoiser, spec: dream_loss.DreamLoss, mesh: jax.sharding.Mesh, total: int):
+    """(params, batch, draw, key, p_sm) -> columns [B]."""
+
+    def score(params, batch, draw, key, p_sm):
+        compat = "place" not in batch
+        if compat:
+            t = dream_loss.validation_t(spec, batch["index"], total)
+        else:
+            keys = dream_loss.example_keys(key, noise.Stream.T, batch["index"], draw)
+            u = noise.stratified_t(keys, batch["place"], batch["count"], 0.0)
+            t = spec.t_min + (spec.t_max - spec.t_min) * u
+        noisy = dream_loss.corrupt(spec, batch, key, mask_token_id=denoiser.mask_token_id, t=t, epoch=draw)
+        inside = dream_loss.within(denoiser, noisy.segment_ids)
+        nll = nelbo.nll_by_passes(inside, spec, params, noisy.noisy, noisy.tokens)
+        made = {"t": noisy.t, "masked": noisy.masked.sum(-1, dtype=jnp.int32)}
+        for name, values in nll.items():
+            values = jnp.where(noisy.masked, values, 0.0)
+            made |= {name: (values * noisy.weights).sum(-1), f"{name}_cross_entropy": values.sum(-1)}
+        if compat and "two_pass" in made:
+            coins = dream_loss.coins(key, batch["index"], p_sm)
+            made["mixed"] = jnp.where(coins, made["two_pass"], made["one_pass"])
+        return made
+
+    return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+
+def said(given: Perplexity) -> str:
+    """What a reader of the numbers has to know."""
+    if given.compat:
+        return "The recipe's own validation: t evenly spaced over the examples, a coin decides between one pass and two."
+    return (
+        f"The recipe's loss of responses over {given.draws} draws of t and masks an example, the same for every model; 95 % "
+        "intervals are over examples."
+    )

@@ -1,0 +1,135 @@
+"""The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
+
+It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
+included, is what the papers call perplexity. Text8's bits per character are of the text alone. A model that was
+fine-tuned on conversations has no such bound: its validation loss is measured instead (`validation_dream`).
+"""
+import dataclasses
+
+import numpy as np
+
+from softmask_jax.data.tokenizers import Text8Tokenizer
+from softmask_jax.evaluate.perplexity import conversations, estimates, mask_draws, records
+from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, described, sources, texts_of
+from softmask_jax.evaluate.settings import Perplexity, Settings
+from softmask_jax.evaluate.task import Estimate, Result, Work
+
+UNITS = {"nelbo": "nats/token", "loss": "nats"}
+# Windows that are read at once.
+AT_A_TIME = 1_024
+# What may differ between two records whose rows are of the same windows and masks.
+OF_THE_MODEL = ("step", "variant", "k", "p_sm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """See `task.Task`."""
+
+    name = "perplexity"
+    sections = ("perplexity",)
+    sweeps = False
+
+    def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
+        given = settings.perplexity
+        for name in ("draws", "batch_size", "bins"):
+            if getattr(given, name) < 1:
+                raise ValueError(f"config.perplexity.{name} is {getattr(given, name)}; it must be at least 1.")
+        if given.max_windows < 0:
+            raise ValueError(f"config.perplexity.max_windows is {given.max_windows}; give 0 for all, or more.")
+        if not sources(given.texts) and not given.own:
+            raise ValueError("config.perplexity.own=False leaves no text; name some in config.perplexity.texts.")
+
+    def run(self, work: Work) -> Result:
+        """Texts one after the other, each with its own record and estimates.
+
+        Raises:
+          ValueError: no text, or one that is not what the run was trained on; a model whose loss is not finite.
+        """
+        given = work.settings.perplexity
+        if conversations.is_dream(work.path):
+            return self._conversations(work)
+        made, curves, notes, calls = {}, {}, [], 0
+        for text in texts_of(work.path, work.model, own=given.own, others=sources(given.texts)):
+            columns = _measured(work, text)
+            calls = columns.values["t"].shape[1] * len(columns.passes)
+            prefix = "" if text.name == OWN else f"{text.name}/"
+            characters = _characters(work.model.tokenizer, text, columns.numbers, given.compat)
+            found = estimates.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
+            made |= {prefix + name: estimate for name, estimate in found.items()}
+            curves[text.name] = estimates.cross_entropy_by_t(columns, given.bins)
+            notes += text.notes
+        return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (*notes, _said(given)))
+
+    def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
+        """Window by window where both records are of the same windows, tokens and masks; {} elsewhere."""
+        made = {}
+        for name in (OWN, *described(other.settings.perplexity.texts)):
+            ours, theirs = (records.stored(work.folder, name) for work in (other, baseline))
+            if ours is None or theirs is None or _shared(ours[0]) != _shared(theirs[0]):
+                continue
+            prefix, tokens = "" if name == OWN else f"{name}/", ours[0]["tokens"]
+            metric, unit = ours[0]["metric"], UNITS[ours[0]["metric"]]
+            found = estimates.differences(theirs[1], ours[1], metric, tokens, unit)
+            made |= {prefix + name: estimate for name, estimate in found.items()}
+        return made
+
+    def _conversations(self, work: Work) -> Result:
+        given = work.settings.perplexity
+        columns = conversations.measured(work)
+        made = estimates.estimates(columns, "loss", 1, UNITS["loss"])
+        curves = {OWN: estimates.cross_entropy_by_t(columns, given.bins)}
+        calls = columns.values["t"].shape[1] * len(columns.passes)
+        return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (conversations.said(given),))
+
+
+def _characters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> np.ndarray | None:
+    """How many characters each window [W] has, where a token is one; None elsewhere.
+
+    BOS and EOS are none. compat: they count, as in the reference.
+    """
+    if tokenizer.kind != Text8Tokenizer.kind:
+        return None
+    ends = () if compat else (tokenizer.bos_id, tokenizer.eos_id)
+    parts = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
+    counts = [np.isin(text.windows.gather(part), ends, invert=True).sum(1) for part in parts]
+    return np.concatenate(counts)
+
+
+def _shared(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in OF_THE_MODEL}
+
+
+def _measured(work: Work, text: Text) -> records.Columns:
+    """One text's columns, from its record, which is completed first."""
+    given, model, seed = work.settings.perplexity, work.model, work.settings.run.seed
+    spec, numbers = model.spec, text.chosen(given.max_windows)
+    draws = 1 if given.compat else given.draws
+    if given.compat:
+        strata = mask_draws.of_the_reference(len(numbers), given.batch_size)
+    else:
+        strata = mask_draws.stratified(len(numbers), draws, seed)
+        spec = dataclasses.replace(spec, stratified=True)
+    settings = {
+        "metric": "nelbo", "text": text.fingerprint(numbers), "tokenizer": model.tokenizer.fingerprint(),
+        "tokens": text.windows.seq_len, "windows": len(numbers), "draws": draws, "seed": seed, "compat": given.compat,
+        # Batches decide which t are drawn in the reference's protocol alone.
+        "batch_size": given.batch_size if given.compat else 0, "step": model.step, **dataclasses.asdict(spec),
+    }  # fmt: skip
+    rows = mask_draws.padded_to(min(given.batch_size, len(numbers)), work.mesh)
+    score = mask_draws.Scorer(work, text, spec, numbers, strata, rows)
+    with work.records(text.name, settings, len(numbers) * draws) as file:
+        if not file.complete:
+            records.record(work, file, mask_draws.pieces(numbers, draws, given.batch_size), score)
+        return records.columns(file.rows.values(), draws)
+
+
+def _said(given: Perplexity) -> str:
+    if given.compat:
+        return (
+            f"By the reference's protocol: one t a window, stratified within batches of {given.batch_size}; intervals are "
+            "over windows."
+        )
+    return (
+        f"NELBO over {given.draws} draws of t and masks a window, the same for every model; 95 % intervals are over windows "
+        "and cover these and their draws."
+    )

@@ -1,0 +1,81 @@
+"""An evaluation's numbers as tables for people."""
+from collections.abc import Mapping, Sequence
+
+from softmask_jax.evaluate.task import Result
+from softmask_jax.report import chart_axes
+from softmask_jax.report.markdown import table
+
+# The first of a task's estimates that a line of the log shows.
+SHOWN = 2
+
+
+def number(value: float | str | None) -> str:
+    """Four significant digits, whole numbers whole; "" for None. NaN and infinities are as JSON has them here: text."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else chart_axes.number(value)
+
+
+def estimate(found: Mapping) -> str:
+    """Such as "27.98 [24.5, 31.9]"."""
+    value = number(found["value"])
+    return value if found["low"] is None else f"{value} [{number(found['low'])}, {number(found['high'])}]"
+
+
+def line(result: Result) -> str:
+    """The most important numbers of a result."""
+    named = [f"{name} {estimate(vars(one))}" for name, one in list(result.estimates.items())[:SHOWN]]
+    return ", ".join(named) or "; ".join(result.notes) or "done"
+
+
+def markdown(report: Mapping) -> str:
+    """Of what `results.json` holds: a table a task, paired differences, notes, and under what it was measured."""
+    parts = ["# Evaluation", "95 % intervals in brackets."]
+    for task in dict.fromkeys(row["task"] for row in report["results"]):
+        rows = [row for row in report["results"] if row["task"] == task]
+        parts += [f"## {task}", _of_task(rows)]
+        notes = dict.fromkeys(note for row in rows for note in row["notes"])
+        parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    if report["differences"]:
+        rows = [
+            (one["task"], one["budget"], f"{one['model']} - {one['baseline']}", one["name"], estimate(one), _verdict(one))
+            for one in report["differences"]
+        ]
+        header = ("task", "budget", "models", "what", "difference", "in favour of")
+        parts += ["## Paired differences", "On the same draws.", table(header, rows)]
+    models = [
+        (name, one["path"].replace("|", r"\|"), f"{one['step']:,}", one["soft_masking"])
+        for name, one in report["models"].items()
+    ]
+    parts += ["## Models", table(("model", "folder", "step", "soft-masking"), models)]
+    used = [(name, str(value)) for name, value in report["versions"].items() if value is not None]
+    parts += ["## Versions", table(("what", "version"), used)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_task(rows: Sequence[Mapping]) -> str:
+    """Models and budgets down, numbers across; a number that only some have is left empty for the others."""
+    names = list(dict.fromkeys(name for row in rows for name in row["estimates"]))
+    costs = list(dict.fromkeys(name for row in rows for name in row["cost"]))
+    sweep = len({row["budget"] for row in rows}) > 1
+    header = ["model", *(["budget"] if sweep else []), *(_with_unit(name, rows) for name in names), *costs]
+    cells = [
+        [row["model"], *([row["budget"]] if sweep else []),
+         *(estimate(row["estimates"][name]) if name in row["estimates"] else "" for name in names),
+         *(number(row["cost"].get(name)) for name in costs)]
+        for row in rows
+    ]  # fmt: skip
+    return table(header, cells)
+
+
+def _with_unit(name: str, rows: Sequence[Mapping]) -> str:
+    unit = next(row["estimates"][name]["unit"] for row in rows if name in row["estimates"])
+    return f"{name}, {unit}" if unit else name
+
+
+def _verdict(one: Mapping) -> str:
+    """Whom a difference favours, if its interval leaves out 0."""
+    if one["low"] is None or not one["better"] or one["low"] <= 0 <= one["high"]:
+        return "neither"
+    lower = one["high"] < 0
+    return one["model"] if lower == (one["better"] == "lower") else one["baseline"]

@@ -1,0 +1,26 @@
+"""The evaluation tasks by name."""
+import difflib
+
+from softmask_jax.evaluate.code.task import CodeTask
+from softmask_jax.evaluate.generative.task import Generative
+from softmask_jax.evaluate.perplexity.task import Validation
+from softmask_jax.evaluate.settings import listed
+from softmask_jax.evaluate.task import Task
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (Validation(), Generative(), *map(CodeTask, ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")))
+}
+
+
+def chosen(names: str) -> list[Task]:
+    """Of "perplexity; generative", commas as good as semicolons. ValueError for none, or one that there is not."""
+    found = list(dict.fromkeys(listed(names.replace(",", ";"))))
+    if not found:
+        raise ValueError(f"There is nothing to measure: give --tasks with some of {', '.join(TASKS)}.")
+    for name in found:
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            nearest = f"; the nearest is '{close[0]}'" if close else ""
+            raise ValueError(f"There is no task '{name}'{nearest}. There are {', '.join(TASKS)}.")
+    return [TASKS[name] for name in found]

@@ -1,0 +1,227 @@
+"""For notebooks: commands of this package in the kernel's own process, pages in the output, a run's curves while it trains,
+answers side by side.
+
+    from softmask_jax.generate import notebook
+    with notebook.watch("runs/stdlib"):
+        notebook.run("main", "--config=configs/stdlib.py", "--workdir=runs/stdlib")
+    notebook.read_page("runs/stdlib/report.html")
+"""
+import contextlib
+import dataclasses
+import functools
+import gc
+import html
+import importlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from softmask_jax.data.prompts import Row
+from softmask_jax.generate.batches import Generator, lay_out, plan, shape_of
+from softmask_jax.generate.dream_model import DreamModel
+from softmask_jax.io import run_log
+from softmask_jax.io.answers import summarize
+from softmask_jax.report import curves, page, viewer
+from softmask_jax.report.charts import Series, line_chart
+from softmask_jax.report.patterns import Encoder
+from softmask_jax.samplers import Options
+from softmask_jax.samplers.dream_generate import soft_mask_from
+
+EVERY = 10.0
+
+
+def run(command: str, *words: str) -> None:
+    """`python -m softmask_jax.COMMAND WORDS`, in this process: a TPU is one process's alone, and stays this kernel's.
+
+    Raises RuntimeError if the command fails; what it said stands in the output.
+    """
+    module = importlib.import_module(f"softmask_jax.{command}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"softmask_jax.{command}.__main__")
+    try:
+        status = module.main(list(words))
+    except SystemExit as end:
+        status = end.code
+    finally:
+        # Parameters in reference cycles would keep the accelerator's memory from the next command.
+        gc.collect()
+    if status:
+        raise RuntimeError(f"python -m softmask_jax.{command} ended with status {status}; its message is above.")
+
+
+def remove(folder: str | os.PathLike, mark: str) -> None:
+    """Remove a folder that an earlier run of the same cell wrote, which holds the file `mark`; any other stays."""
+    folder = Path(folder)
+    if (folder / mark).is_file():
+        # Renamed first: after a kill there is no half of it under its name.
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
+
+
+def memory_gib() -> float:
+    """Memory of the first accelerator in GiB; of the machine where there is none."""
+    found = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return (found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A whole HTML page, shown in a notebook as a frame of so many pixels' height. It reaches nothing outside it."""
+
+    source: str
+    height: int = 640
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(self.source)}" width="100%" height="{self.height}" '
+            'style="border: 0"></iframe>'
+        )
+
+    def __repr__(self) -> str:
+        return f"<a page of {len(self.source):,} characters>"
+
+
+def read_page(path: str | os.PathLike, height: int = 640) -> Page:
+    """A page that a command wrote: a run's report, a trajectory, a comparison. OSError if there is none."""
+    return Page(Path(os.path.expanduser(path)).read_text("utf-8"), height)
+
+
+def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:
+    """Losses, validation and mean lambda of a run as far as it is; an empty page before its first row."""
+    try:
+        log = run_log.read(workdir)
+    except FileNotFoundError:
+        return Page(page.document("Curves", "<p>Starting ...</p>"), height)
+    charts, state = [], f"Step {log.step:,}" + (f" of {log.planned:,}" if log.planned else "")
+    for name, title, label in (("loss", "Training loss", "nats"), ("lambda_mean", "Mean \u03bb", "\u03bb")):
+        if len(log.column("train", name)[0]):
+            each = curves.trained(log, name, "each row", faint=True, colour=0)
+            mean = curves.trained_smoothed(log, name, "running mean", colour=0)
+            charts.append(line_chart(title, [each, mean], y_label=label))
+    scored = {
+        "Validation perplexity": [curves.perplexity(log, key, name) for key, name in curves.ESTIMATES.items()],
+        "Validation loss": [curves.validation_loss(log, "by the recipe")],
+    }
+    for title, series in scored.items():
+        if any(len(one.x) for one in series):
+            charts.insert(1, line_chart(title, [Series(one.name, one.x, one.y) for one in series]))
+    style = ".charts { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }"
+    return Page(page.document("Curves", f"<p>{state}</p>\n", page.figures(*charts), style=style), height)
+
+
+@contextlib.contextmanager
+def watch(workdir: str | os.PathLike, every: float = EVERY) -> Iterator[None]:
+    """Show the curves of the run that trains in the `with` block, drawn anew every so many seconds and at its end."""
+    from IPython.display import display
+
+    shown, over = display(curves_page(workdir), display_id=True), threading.Event()
+
+    def follow():
+        while not over.wait(every):
+            shown.update(curves_page(workdir))
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+        shown.update(curves_page(workdir))
+
+
+def soft_masked(model: DreamModel, config: Mapping) -> DreamModel:
+    """A Dream with the soft-masking of a `transparency_config.json`'s entries instead of its own.
+
+    Raises ValueError for entries that are missing or unknown.
+    """
+    settings, scalars = soft_mask_from(config)
+    params = model.params if scalars is None else model.params | {"soft_mask": scalars}
+    return dataclasses.replace(model, soft_mask=settings, params=params)
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """answers: by the name of a way, a row for each prompt as `Generator.batch` makes it; shown as a table."""
+
+    prompts: tuple[str, ...]
+    answers: dict[str, list[dict]]
+    height: int = 640
+
+    @functools.cached_property
+    def page(self) -> Page:
+        return Page(page.document("Side by side", self._table(), style="td pre { min-width: 12rem; }"), self.height)
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+    def _table(self) -> str:
+        head = "".join(f'<th scope="col">{page.text(name)}<br>{_cost(rows)}</th>' for name, rows in self.answers.items())
+        body = ""
+        for i, prompt in enumerate(self.prompts):
+            cells = "".join(f"<td><pre>\n{page.text(rows[i]['text'])}</pre></td>" for rows in self.answers.values())
+            body += f'<tr><th colspan="{len(self.answers)}">{page.text(prompt)}</th></tr>\n<tr>{cells}</tr>\n'
+        return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+
+
+def _cost(rows: Sequence[Mapping]) -> str:
+    total = summarize(rows)
+    return (
+        f'<span class="pale">{total["calls"]:.1f} calls, {total["tokens_per_call"]:.2f} tokens a call, '
+        f'{total["seconds"] / len(rows):.2f} s an answer</span>'
+    )
+
+
+def side_by_side(model, prompts: Sequence[str], ways: Mapping[str, Options], *, max_new_tokens: int | None = None,
+                 seed: int = 0) -> SideBySide:  # fmt: skip
+    """Each prompt answered in each of the `ways`, timed without compilation: every way runs twice.
+
+    Args:
+      model: of `softmask_jax.load`; one that chats takes the prompts as a user's messages, another continues them.
+      max_new_tokens: of an answer; up to the model's length by default.
+
+    Raises ValueError for prompts that are too long, options that make no sense, or nothing to do.
+    """
+    if not prompts or not ways:
+        raise ValueError("side_by_side needs a prompt and a way to answer it at least.")
+    rows, patterns = _encoded(model, prompts, max_new_tokens)
+    shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
+    batches, found = plan(shapes, samples=1, batch_size=len(prompts)), {}
+    for name, options in ways.items():
+        generator = Generator(model, options, seed)
+        for _ in range(2):
+            made = [row for batch in batches for row in generator.batch(batch, rows, patterns)]
+        found[name] = sorted(made, key=lambda row: row["index"])
+    return SideBySide(tuple(prompts), found)
+
+
+def trajectory(model, prompt: str, options: Options, *, max_new_tokens: int | None = None, seed: int = 0,
+               height: int = 900) -> Page:  # fmt: skip
+    """The page that plays how a prompt was answered, see `viewer.trajectory_page`; as the first of `side_by_side`."""
+    _, (pattern,) = _encoded(model, [prompt], max_new_tokens)
+    shape, generator = shape_of(pattern, model, model.max_length), Generator(model, options, seed)
+    made = generator.fill([(0, 0)], [pattern], shape, trace=True)
+    facts = {
+        "sampler": f"{options.alg or model.default_alg}, {int(made.steps):,} steps",
+        "network calls": int(np.asarray(made.row_calls)[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}",
+    }  # fmt: skip
+    attended = lay_out([pattern], shape, model.padding, generator.pad)[1]
+    source = viewer.trajectory_page(
+        made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, attention_mask=attended
+    )
+    return Page(source, height)
+
+
+def _encoded(model, prompts: Sequence[str], max_new_tokens: int | None):
+    """Rows and patterns of the prompts."""
+    chats = hasattr(model, "encode_chat")
+    encode = Encoder(model, model.max_length, max_new_tokens, chat=chats, bos=not chats)
+    rows = [Row(f"prompt {i + 1}", "prompt", prompt) for i, prompt in enumerate(prompts)]
+    return rows, [encode(row) for row in rows]

@@ -1,0 +1,116 @@
+"""The command line of `softmask_jax.generate.__main__`."""
+import argparse
+import os
+from collections.abc import Sequence
+
+from softmask_jax.config import option_flags
+from softmask_jax.samplers import Options, SoftMasking
+
+# Flags that decide the answers, beside the checkpoint, the prompts and the sampler's options.
+DECISIVE = (
+    "weights", "base", "chat", "system", "max_new_tokens", "length", "bos", "num_samples", "seed", "forbid", "stop",
+)  # fmt: skip
+
+# A text for each of the sampler's options; one without goes by its name.
+HELPS = {
+    "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise "
+    "schedule, remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for "
+    "origin; confidence_threshold, confidence_factor: all that are sure enough (default: mdlm, or entropy for Dream)",
+    "steps": "denoising steps (default: 128 for mdlm and remdm, else about one a token)",
+    "temperature": "of the draws; 0 takes the likeliest token, but for mdlm and remdm (default: 1 for these, else 0)",
+    "top_p": "draw from the likeliest tokens that reach this probability",
+    "top_k": "draw from this many of the likeliest tokens",
+    "alg_temp": "above 0, positions are drawn by their confidence instead of taken in its order",
+    "nucleus_p": "nucleus of the draws of mdlm and remdm",
+    "eta": "how much remdm masks again",
+    "t_on": "the time when remdm_loop begins to mask again",
+    "t_off": "when it ends",
+    "alpha_on": "the share of tokens that remdm_loop keeps in between",
+    "block_length": "fill blocks of so many positions from left to right",
+    "cache": "keys and values kept while a block is filled: none, prefix, dual (all outside the block; the default)",
+    "full_call": "whether the call at a block's start commits its first token only (first), or by the rule (rule)",
+    "threshold": "confidence_threshold: how sure (default: 0.9)",
+    "factor": "confidence_factor: Fast-dLLM's (default: 1)",
+    "tokens_per_step": "fill so many tokens a step",
+    "suppress_mask": "never predict the mask itself",
+    "end_penalty": "nats off the logits of end of text and padding, against empty answers",
+    "stop_at_end": "no more work on what stands behind an end of text",
+    "soft_mask": "none, or VARIANT[:K[:SCHEDULE]] such as topk:3 (default: as the model was trained)",
+    "compat": "as the reference where ours is better",
+    "forbidden": "",  # --forbid
+}
+
+
+def soft_mask(text: str):
+    """"none" or `SoftMasking` of "variant:k:schedule". argparse.ArgumentTypeError for another text."""
+    if text == "none":
+        return "none"
+    variant, _, rest = text.partition(":")
+    k, _, schedule = rest.partition(":")
+    try:
+        return SoftMasking(variant, int(k or 1), schedule or "none")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+_positive.__name__ = "integer"
+
+
+def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
+    """The flags; options of the sampler are there only where they were given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m softmask_jax.generate", description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a run's folder, or a converted model's")
+    add("--weights", default="ema", choices=("ema", "raw"), help="which weights of a run")
+    add("--step", type=int, help="which checkpoint of a run; the newest by default")
+    add("--base", default="", help="of an adapter, the converted model that it was trained on")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    source.add_argument("--prompts", default="", metavar="FILE", help="rows of JSON; of text if *.txt; - is stdin")
+    source.add_argument("--unconditional", type=_positive, default=0, metavar="N", help="N texts from masks alone")
+    add("--out", default="", metavar="FILE",
+        help="JSON lines, written as answers come; goes on where it stopped, refuses other settings")
+    add("--chat", action="store_true", help="prompts are a user's message, rendered by the model's chat template")
+    add("--system", default="", metavar="TEXT", help="the system's message before it")
+    add("--max_new_tokens", type=_positive, help="of a prompt; 256, or up to --length")
+    add("--length", type=_positive, help="of a text, for models of fixed length; the training length by default")
+    add("--bos", action=argparse.BooleanOptionalAction, help="begin texts with BOS; by default where training did")
+    add("--num_samples", type=_positive, default=1, help="answers to each prompt")
+    add("--seed", type=int, default=0, help="of everything that is drawn")
+    add("--batch_size", type=_positive, help="rows at a time; by default 8, or all if they are fewer")
+    add("--forbid", action="append", default=[], metavar="TOKEN", help="never write it: an id, or a text of one token")
+    add("--stop", action="append", default=[], metavar="TEXT", help="cut answers there")
+    add("--show_cost", action="store_true", help="print below each answer what it cost")
+    add("--trajectory", default="", metavar="PAGE",
+        help="write a page that shows the first answer step by step; replaces the file")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    group = parser.add_argument_group("the sampler's options")
+    option_flags.add(group, Options, helps=HELPS, readers={"soft_mask": soft_mask})
+    flags = parser.parse_args(argv)
+    flags.out, flags.trajectory = map(os.path.expanduser, (flags.out, flags.trajectory))
+    if flags.system and not flags.chat:
+        parser.error("--system is for --chat")
+    if "" in flags.stop:
+        parser.error("--stop must be a text")
+    if not 0 <= flags.seed < 2**32:
+        parser.error("--seed must be in 0 .. 2**32 - 1")
+    return flags
+
+
+def options(flags: argparse.Namespace) -> Options:
+    """The sampler's options, as far as the command line says. ValueError for such as make no sense."""
+    found = Options(**option_flags.given(flags, Options))
+    counts = found.tokens_per_step is not None or found.alg == "confidence_factor"
+    if found.steps is not None and (counts or (found.alg == "confidence_threshold" and found.block_length is not None)):
+        raise ValueError("How many steps there are follows from how many tokens each fills; leave --steps out.")
+    return found

@@ -1,0 +1,1 @@
+"""Files, checkpoints and run folders that survive interruption, on disk or in a bucket."""

@@ -1,0 +1,213 @@
+"""What a run's folder tells without its weights: config, versions, summary and the rows of metrics.jsonl, as columns.
+
+Reads whatever is there, also of a run that is still going on or was interrupted; what is missing or damaged is noted
+in `RunLog.notes`, one line each.
+"""
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from softmask_jax import config as config_schema
+from softmask_jax.io.files import plain
+
+KEPT_SAMPLES = 4
+# Beyond, a value counts as infinite, so that differences and margins of axes stay finite.
+LARGEST = 1e150
+NAMED_LINES = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunLog:
+    """columns: {(kind, name): (steps [N], values [N])} of the rows that have such a number, by ascending step.
+
+    last: {kind: the newest row of that kind}; samples: the newest rows of samples, oldest first; histogram: the newest
+    row with lambda's, or None; config: nested, {} if it cannot be read; summary: None before the run's end.
+    """
+
+    path: Path
+    config: dict
+    versions: dict
+    summary: dict | None
+    columns: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+    last: dict[str, dict]
+    samples: list[dict]
+    histogram: dict | None
+    notes: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name or str(self.path)
+
+    @property
+    def step(self) -> int:
+        """The newest step that is known of."""
+        steps = [row["step"] for row in self.last.values()]
+        return max([*steps, self.summary["step"] if self.summary else 0])
+
+    @property
+    def planned(self) -> int | None:
+        """How many updates the config asks for; None where it doesn't say."""
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # of another version's schema, or edited by hand
+            return config_schema.of_run(self.config).updates if self.config else None
+        steps = self.setting("train.steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's summary is there and no later step is known of."""
+        return bool(self.summary) and self.summary["step"] >= max(self.step, self.planned or 0)
+
+    @property
+    def soft_masked(self) -> bool:
+        return self.setting("soft_mask.variant") not in (None, "none")
+
+    def setting(self, name: str):
+        """A value of the config as "section.key"; None if it isn't there."""
+        return config_schema.flatten(self.config).get(name)
+
+    def column(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values), empty where no row has such a number."""
+        return self.columns.get((kind, name), (np.zeros(0), np.zeros(0)))
+
+    def tokens(self, steps) -> np.ndarray | None:
+        """Training tokens seen at steps [N]; None where the config doesn't say, as of conversations of any length."""
+        if self.setting("model.kind") == "dream":
+            return None
+        rows, length = self.setting("train.global_batch_size"), self.setting("data.seq_len")
+        return np.asarray(steps) * float(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
+
+    def flops(self, steps) -> np.ndarray | None:
+        """Matrix-product FLOPs of training up to steps [N]: a plain step costs 3 forward passes, a step of two passes
+        4; what is computed again does not count. None for a run that has not measured its speed."""
+        at, share = self.column("train", "two_pass_share")
+        timed, speed = self.column("train", "tokens_per_second")
+        both, used = self.column("train", "model_flops_per_second")
+        if not len(speed) or len(speed) != len(used) or self.tokens(steps) is None:
+            return None
+        forward = np.nanmedian(used / (speed * (3.0 + np.interp(timed, at, share) if len(share) else 3.0)))
+        passes = np.cumsum(np.diff(at, prepend=0) * (3.0 + np.nan_to_num(share)))
+        return np.interp(steps, [0, *at], [0, *passes]) * self.tokens(1) * forward
+
+
+def read(path: str | Path, summary: dict | None = None) -> RunLog:
+    """The run in a folder; `summary` instead of what summary.json says. FileNotFoundError: the folder holds no run."""
+    path = Path(os.path.expanduser(path))
+    if not any((path / name).is_file() for name in ("config.json", "metrics.jsonl")):
+        raise FileNotFoundError(
+            f"No run in '{path}' (it has neither config.json nor metrics.jsonl); give the --workdir of a training run."
+        )
+    notes: list[str] = []
+    config = _object(path / "config.json", notes, "the settings are unknown")
+    versions = _object(path / "versions.json", notes, "versions and device are unknown")
+    # A run that goes on has no summary yet.
+    summary = _object(path / "summary.json", notes, None) if summary is None else plain(summary)
+    if summary and not _is_step(summary.get("step")):
+        notes.append("summary.json has no step; it is left out.")
+        summary = {}
+    reader = _Rows()
+    try:
+        with open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                reader.add(number, line)
+    except FileNotFoundError:
+        notes.append("There is no metrics.jsonl, so there are no curves.")
+    except OSError as error:
+        notes.append(f"metrics.jsonl cannot be read ({error.strerror}).")
+    return RunLog(
+        path, {k: v for k, v in config.items() if isinstance(v, dict)}, versions, summary or None, reader.arrays(),
+        reader.last, sorted(reader.samples, key=lambda row: row["step"]), reader.histogram, [*notes, *reader.notes()],
+    )  # fmt: skip
+
+
+def number(value) -> float | None:
+    """A number as `files.plain` writes it, "nan" and "inf" included; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.inf
+    return found if not abs(found) > LARGEST else math.copysign(math.inf, found)
+
+
+class _Rows:
+    """Rows as they are read: 200,000 of them as dicts would fill the memory of a laptop."""
+
+    def __init__(self):
+        self.last, self.samples, self.histogram = {}, collections.deque(maxlen=KEPT_SAMPLES), None
+        self._columns, self._damaged, self._not_finite = {}, [], []
+
+    def add(self, line_number: int, line: str) -> None:
+        if not line.strip():
+            return
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not _is_step(row.get("step")) or not isinstance(row.get("kind"), str):
+            self._damaged.append(line_number)
+            return
+        step, kind = row["step"], row["kind"]
+        if kind not in self.last or step >= self.last[kind]["step"]:
+            self.last[kind] = row
+        if kind == "samples":
+            self.samples.append(row)
+        if isinstance(row.get("lambda_histogram"), list):
+            self.histogram = row
+        for name, value in row.items():
+            if name not in ("step", "kind") and (found := number(value)) is not None:
+                steps, values = self._columns.setdefault((kind, name), (array("d"), array("d")))
+                steps.append(step)
+                values.append(found)
+                if not math.isfinite(found):
+                    self._not_finite.append((name, step))
+
+    def arrays(self) -> dict:
+        found = {}
+        for key, (steps, values) in self._columns.items():
+            steps, values = np.array(steps), np.array(values)
+            order = np.argsort(steps, kind="stable")
+            found[key] = (steps[order], values[order])
+        return found
+
+    def notes(self) -> list[str]:
+        said = []
+        if self._damaged:
+            named = ", ".join(map(str, self._damaged[:NAMED_LINES])) + (", ..." * (len(self._damaged) > NAMED_LINES))
+            count = len(self._damaged)
+            said.append(f"{count:,} line{'s' * (count > 1)} of metrics.jsonl ({named}) can't be read and are left out.")
+        if self._not_finite:
+            (name, step), count = self._not_finite[0], len(self._not_finite)
+            are = "values are not finite, the first one" if count > 1 else "value is not finite:"
+            said.append(f"{count:,} {are} {name} at step {step:,}.")
+        return said
+
+
+def _is_step(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _object(path: Path, notes: list[str], lost: str | None) -> dict:
+    """A JSON object of a file; {} and a note where there is none. lost: what a reader misses; None: its absence is
+    nothing unusual."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if lost:
+            notes.append(f"There is no {path.name}: {lost}.")
+        return {}
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} is damaged{f': {lost}' if lost else ' and left out'}.")
+        return {}
+    return found

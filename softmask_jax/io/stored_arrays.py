@@ -1,0 +1,88 @@
+"""Arrays in Orbax's folders: the one way from a path to them, and whether all of their values are there.
+
+Orbax and etils glob whatever path they get, and etils, fsspec and TensorStore read parts of some as URLs. Every folder
+goes through `literal` first.
+"""
+import glob
+import json
+import math
+import os
+
+import tensorstore
+from etils import epath
+
+from softmask_jax.io.files import check_folder
+
+METADATA, PACKED = "_METADATA", "manifest.ocdbt"
+DECODED_BYTES = 4 * 2**20
+
+
+class _Literal(type(epath.Path("/"))):
+    """A local path whose own characters are no pattern; what is derived from it is of this class too."""
+
+    def glob(self, pattern: str):
+        return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
+def literal(folder: str | os.PathLike) -> epath.Path:
+    """A folder as Orbax may have it: absolute, without links. URLs stay. Raises ValueError as `check_folder` does."""
+    if "://" in os.fspath(folder):
+        return epath.Path(folder)
+    check_folder(folder)
+    return _Literal(os.path.realpath(folder))
+
+
+def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.TensorStore]:
+    """The arrays of one tree by their path, whatever the layout that Orbax has chosen. Values are not read yet.
+
+    Raises:
+      ValueError, OSError, KeyError, TypeError or AttributeError: Orbax has not written this folder.
+    """
+    folder = literal(folder)
+    metadata = json.loads((folder / METADATA).read_text("utf-8"))
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    packed = (folder / PACKED).exists()
+    opened = {}
+    for entry in metadata["tree_metadata"].values():
+        names = tuple(str(part["key"]) for part in entry["key_metadata"])
+        name = ".".join(names)
+        store = {"driver": "ocdbt", "base": _store(folder), "path": f"{name}/"} if packed else _store(folder / name)
+        opened[names] = tensorstore.open({"driver": driver, "kvstore": store}, open=True, read=True)
+    return {names: future.result() for names, future in opened.items()}
+
+
+def check_values(folder: str | os.PathLike) -> None:
+    """Raise ValueError unless every chunk of a tree's arrays is there in full; small ones are decoded too.
+
+    Decoding all of them would take half as long as writing them, and one process sees those of all hosts.
+    """
+    folder = literal(folder)
+    for names, array in open_arrays(folder).items():
+        if not array.storage_statistics(query_fully_stored=True).result().fully_stored:
+            raise ValueError(f"{'/'.join(names)} lacks values")
+        if math.prod(array.chunk_layout.read_chunk.shape or ()) * array.dtype.numpy_dtype.itemsize <= DECODED_BYTES:
+            array[tuple(slice(max(size - 1, 0), None) for size in array.shape)].read().result()
+    if (folder / PACKED).exists():
+        _check_packed(folder)
+
+
+def _check_packed(folder: epath.Path) -> None:
+    """Raise ValueError where an OCDBT database refers to bytes that its files do not have."""
+    store = tensorstore.KvStore.open(_store(folder)).result()
+    nodes = [tensorstore.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]]
+    while nodes:
+        for entry in tensorstore.ocdbt.dump(store, nodes.pop()).result()["entries"]:
+            if "location" in entry:
+                nodes.append(entry["location"])
+            elif "indirect_value" in entry:
+                # value:BASE:NAME:START:LENGTH, where the file BASENAME has the value.
+                where, start, length = entry["indirect_value"].rsplit(":", 2)
+                name = "".join(where.split(":", 2)[1:])
+                if not (folder / name).exists() or (folder / name).stat().length < int(start) + int(length):
+                    raise ValueError(f"{name} lacks values of {entry['key'].decode()}")
+
+
+def _store(folder: epath.Path) -> str | dict:
+    # As a file:// URL its %, # and ? would mean something.
+    url = f"{folder}/"
+    return url if "://" in url else {"driver": "file", "path": url}

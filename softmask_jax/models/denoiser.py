@@ -1,0 +1,122 @@
+"""Where a model meets objectives and samplers: three plain functions over the backbone's parameters.
+
+Everything above `models/` and below `train.py` sees a network only through `Denoiser`.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from softmask_jax.config import Model, SoftMask
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.vocab.head import Head, VocabSharding
+from softmask_jax.distributed import sharding
+from softmask_jax.models.nn import dit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network as functions, equal only to itself; `backbone` is the subtree `params["backbone"]`.
+
+    embedding(backbone) -> [Vpad D]: the table that soft-masking mixes rows of.
+    embed(backbone, tokens [B L]) -> [B L D].
+    trunk(backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
+      -> (hidden [B L D], cache). cache: None; True keeps keys and values; a `models.cache.Window` takes a slice of the
+      sequence and sees the rest in what was kept. Where predictions are shifted by one, so are these hidden states, and
+      `hidden[:, i]` of the whole sequence is what `Window.before` wants of position i - 1.
+    head(backbone) -> vocab_head.Head.
+    init(key, base=None) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
+      frozen: entries of the backbone that are not trained; `base` holds them, random ones are made without.
+    flops_per_token(L): matrix-product FLOPs of one forward pass.
+    """
+
+    embedding: Callable
+    embed: Callable
+    trunk: Callable
+    head: Callable
+    init: Callable
+    axes: dict
+    vocab_size: int
+    mask_token_id: int
+    num_params: int
+    flops_per_token: Callable[[int], float]
+    frozen: tuple[str, ...] = ()
+
+
+def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
+    """The denoiser that a config describes.
+
+    Args:
+      vocab_size: tokens including the mask.
+      mesh: where activations and the vocabulary lie; None for a single device.
+
+    Raises:
+      ValueError: sizes that cannot be built.
+    """
+    if soft_mask.k >= vocab_size:
+        raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
+    fields = {f.name for f in dataclasses.fields(Model)} & {f.name for f in dataclasses.fields(dit.DiTConfig)}
+    spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
+    scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)
+
+    def init(key: jax.Array, base: None = None) -> dict:
+        return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
+
+    def head(backbone: dict) -> Head:
+        weights = backbone["head"]
+        return Head(whole_rows(weights["weight"]), weights["bias"], vocab_size, mask_token_id, True, over_devices)
+
+    def embedding(backbone: dict) -> jax.Array:
+        return whole_rows(dit.embedding(backbone))
+
+    def embed(backbone: dict, tokens: jax.Array) -> jax.Array:
+        return rows_over(dit.embed({"embed": {"table": embedding(backbone)}}, tokens))
+
+    return Denoiser(
+        embedding=embedding,
+        embed=embed,
+        trunk=dit.trunk(spec, rows_over),
+        head=head,
+        init=init,
+        axes={"backbone": dit.logical_axes(spec), "soft_mask": jax.tree.map(lambda _: (), scalars())},
+        vocab_size=vocab_size,
+        mask_token_id=mask_token_id,
+        num_params=dit.num_params(spec),
+        flops_per_token=functools.partial(dit.flops_per_token, spec),
+    )
+
+
+def abstract(denoiser: Denoiser, mesh=None) -> dict:
+    """The tree of `denoiser.init` as shapes and dtypes and, on a mesh, where each parameter lies there."""
+    shapes = jax.eval_shape(denoiser.init, root_key(0))
+    if mesh is None:
+        return shapes
+    layouts = sharding.param_shardings(mesh, denoiser.axes, shapes)
+    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
+
+
+def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
+    """What makes the raw soft-masking scalars that a config starts with."""
+    return functools.partial(
+        soft_masking.init_scalars,
+        scale=soft_mask.init_scale,
+        centre=soft_mask.init_centre,
+        steepness=soft_mask.init_steepness,
+        temperature=soft_mask.init_temperature,
+    )
+
+
+def layouts(mesh) -> tuple[VocabSharding | None, Callable, Callable]:
+    """Of a mesh, or None for a single device: where the vocabulary lies; how activations [B L D] and tables [Vpad D]
+    are laid out."""
+    if mesh is None:
+        return None, _same, _same
+    # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
+    over_devices = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
+    return over_devices, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh)
+
+
+def _same(x):
+    return x

@@ -1,0 +1,1 @@
+"""Networks in Flax NNX, their parameters as nested dicts of arrays."""

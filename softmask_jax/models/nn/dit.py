@@ -1,0 +1,291 @@
+"""MDLM's diffusion transformer (arXiv 2406.07524; `kuleshov-group/mdlm`), the 169M model of the paper by default.
+
+Embedding, N blocks of bidirectional attention and MLP with adaptive layer norm (adaLN) from the noise level, a final
+adaptive layer norm; the output matrix belongs to the parameters, but is applied by `vocab_head`, chunk by chunk.
+Time conditioning is off when sigma is None: the network then runs as at sigma = 0, which the weights expect.
+
+Outside this module a model is a nested dict of float32 arrays (blocks stacked on axis 0) and these pure functions.
+The vocabulary axis is padded to a multiple of 128; pad rows are zero and not counted as parameters.
+
+Precision: `compute_dtype` is the type of the matrix products and of what flows between them. The residual stream,
+norms, modulation, rotary angles and softmax are float32: the residual is a sum of 2N small updates, which bfloat16
+would round away one by one (the reference's autocast keeps it in float32 too), and it costs one array [B L D] a layer.
+
+Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width.
+"""
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from softmask_jax.models.nn import layers
+from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
+from softmask_jax.models.nn.scan import check_remat, remat_attention, scan_layers
+
+VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape and execution of a DiT; the defaults are the 169M model. ValueError when the numbers cannot be built.
+
+    compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. attention: "auto", "xla" or "cudnn".
+    dropout: rate on the residual branches, used only where dropout keys are given. unroll: a Python loop over
+    blocks instead of a scan (the same numbers; for tests).
+    """
+
+    vocab_size: int
+    hidden_size: int = 768
+    num_blocks: int = 12
+    num_heads: int = 12
+    cond_dim: int = 128
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    rope_base: float = 1e4
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DiTConfig.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be divisible by 2 * num_heads = {2 * self.num_heads}: every head "
+                "needs the same even width, its rotary embedding pairs channels."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"DiTConfig.dropout must be in [0, 1), got {self.dropout}.")
+        if self.rope_base <= 1.0:
+            raise ValueError(f"DiTConfig.rope_base must be above 1, got {self.rope_base}.")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"Unknown compute_dtype {self.compute_dtype!r}; choose one of float32, bfloat16.")
+        if self.attention not in layers.ATTENTION:
+            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(layers.ATTENTION)}.")
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise ValueError("attention='cudnn' computes in bfloat16 only; set compute_dtype='bfloat16' or 'auto'.")
+        check_remat(self.remat)
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each x + gate * dropout(branch(modulate(norm(x)))); all gates start at zero."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        width, hidden = config.hidden_size, config.mlp_ratio * config.hidden_size
+        self.config = config
+        self.norm1 = layers.LayerNorm(width)
+        self.qkv = layers.Linear(width, 3 * width, axes=("embed", "qkv"), rngs=rngs, bias=False)
+        self.attn_out = layers.Linear(width, width, axes=("heads", "embed"), rngs=rngs, bias=False)
+        self.norm2 = layers.LayerNorm(width)
+        self.mlp_in = layers.Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs)
+        self.mlp_out = layers.Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs)
+        self.adaln = layers.Linear(config.cond_dim, 6 * width, axes=("cond", "mod"), rngs=rngs, zero=True)
+
+    def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None,
+                 constrain: Callable[[Array], Array], slot: Slot | None = None) -> Array:
+        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] and cache of this layer.
+
+        `constrain` pins the layout of what joins the residual stream on a mesh: left to itself the partitioner of
+        jax 0.10 has given wrong sums where a product over `heads` meets a gate (a 2 x 2 x 2 mesh shows it).
+        """
+        rate, dtype = self.config.dropout, jnp.dtype(self.config.compute_dtype)
+        # Float32: one row per sequence, so it is free, and the gates scale every update of the residual.
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.adaln(condition)[:, None], 6, axis=-1)
+
+        def add(x: Array, branch: Array, gate: Array, which: int) -> Array:
+            branch_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, which))(keys)
+            return x + gate * layers.dropout(constrain(branch), branch_keys, rate)
+
+        inside = layers.modulate(self.norm1(x), shift1, scale1).astype(dtype)
+        x = add(x, self.attn_out(self.attention(inside, angles, segment_ids, slot)), gate1, 0)
+        inside = layers.modulate(self.norm2(x), shift2, scale2).astype(dtype)
+        return add(x, self.mlp_out(jax.nn.gelu(self.mlp_in(inside), approximate=True)), gate2, 1)
+
+    def attention(self, x: Array, angles, segment_ids: Array | None, slot: Slot | None = None) -> Array:
+        """Multi-head attention before its output projection, [B L D] -> [B L D]; qkv is laid out (three, heads, d)."""
+        config = self.config
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, config.num_heads, config.head_width), 2, 0)
+        chosen = layers.choose_attention(config.attention, x.dtype, config.head_width)
+        attend = partial(layers.attend, implementation=chosen)
+        if chosen == "xla":  # cuDNN's kernel never keeps the attention weights
+            attend = remat_attention(attend, config.remat)
+        q, k, others = layers.rotate(q, angles), layers.rotate(k, angles), None
+        if slot is not None:
+            (k, v), others = slot.put(k, v), slot.window and slot.window.segment_ids
+        return attend(q, k, v, segment_ids, others).reshape(x.shape)
+
+
+class Embedding(nnx.Module):
+    """A table [Vpad D] whose pad rows are zero."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        table = layers.uniform_fan_in(rngs.params(), (config.vocab_size, config.hidden_size), config.hidden_size)
+        padding = config.padded_vocab_size - config.vocab_size
+        self.table = nnx.Param(jnp.pad(table, ((0, padding), (0, 0))), axes=("vocab", "embed"))
+
+
+class Final(nnx.Module):
+    """The last adaptive layer norm."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.norm = layers.LayerNorm(config.hidden_size)
+        self.adaln = layers.Linear(config.cond_dim, 2 * config.hidden_size, axes=("cond", "mod"), rngs=rngs, zero=True)
+
+    def __call__(self, x: Array, condition: Array) -> Array:
+        shift, scale = jnp.split(self.adaln(condition)[:, None], 2, axis=-1)
+        return layers.modulate(self.norm(x), shift, scale)
+
+
+class Head(nnx.Module):
+    """The output matrix and bias, not tied to the embedding; zero at the start."""
+
+    def __init__(self, config: DiTConfig):
+        shape = (config.padded_vocab_size, config.hidden_size)
+        self.weight = nnx.Param(jnp.zeros(shape, jnp.float32), axes=("vocab", "embed"))
+        self.bias = nnx.Param(jnp.zeros(shape[:1], jnp.float32), axes=("vocab",))
+
+
+class Shell(nnx.Module):
+    """Everything but the blocks, which are stored stacked."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.embed = Embedding(config, rngs)
+        self.sigma_map = layers.TimestepMLP(config.cond_dim, rngs=rngs)
+        self.final = Final(config, rngs)
+        self.head = Head(config)
+
+
+@lru_cache
+def _split(module: type[nnx.Module], config: DiTConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of a module and its parameters as shapes; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
+
+
+def init(config: DiTConfig, key: Array) -> dict:
+    """Fresh parameters: a nested dict of float32 arrays, blocks stacked on axis 0, initialised as the reference's."""
+
+    def make(module: type[nnx.Module], key: Array) -> dict:
+        return nnx.to_pure_dict(nnx.state(module(config, nnx.Rngs(params=key)), nnx.Param))
+
+    shell_key, blocks_key = jax.random.split(key)
+    blocks = jax.vmap(partial(make, Block))(jax.random.split(blocks_key, config.num_blocks))
+    return {**make(Shell, shell_key), "blocks": blocks}
+
+
+def logical_axes(config: DiTConfig) -> dict:
+    """The tree of `init` with a tuple of logical axis names, one per axis, in place of every array."""
+
+    def axes(module: type[nnx.Module], *front: str) -> dict:
+        state = _split(module, config)[1]
+        flat = {path: (*front, *leaf.get_metadata("axes")) for path, leaf in nnx.to_flat_state(state)}
+        return nnx.traversals.unflatten_mapping(flat)
+
+    return {**axes(Shell), "blocks": axes(Block, "layers")}
+
+
+def embedding(params: dict) -> Array:
+    """The embedding table [Vpad D]."""
+    return params["embed"]["table"]
+
+
+def embed(params: dict, tokens: Array) -> Array:
+    """Token ids [B L] -> embeddings [B L D] float32; an id beyond the table gives NaN, never another token's row."""
+    return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
+
+
+def shell(config: DiTConfig, params: dict) -> Shell:
+    """The module of everything but the blocks, holding these parameters."""
+    return nnx.merge(_split(Shell, config)[0], {name: tree for name, tree in params.items() if name != "blocks"})
+
+
+def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
+    """Conditioning [1|B C] from noise levels [B]; None is sigma = 0 for everybody, computed once."""
+    sigma = jnp.zeros((1,), jnp.float32) if sigma is None else sigma
+    return jax.nn.silu(shell(config, params).sigma_map(sigma))
+
+
+def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
+               segment_ids: Array | None = None, dropout_keys: Array | None = None,
+               constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
+    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache (x, cache)."""
+    graph, window = _split(Block, config)[0], window_of(cache)
+    positions = positions_of(x, window) if positions is None else positions
+    angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
+    keys = dropout_keys if config.dropout > 0 else None
+
+    def layer(parameters: tuple[dict, Cache | None], index: Array, x: Array):
+        layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        slot = None if cache is None else Slot(parameters[1], window)
+        x = nnx.merge(graph, parameters[0])(x, condition, angles, segment_ids, layer_keys, constrain, slot)
+        return x if slot is None else (x, slot.kept)
+
+    stacked = params["blocks"], window and window.kept
+    return scan_layers(layer, stacked, constrain(x.astype(jnp.float32)), remat=config.remat, unroll=config.unroll,
+                       keep=cache is not None)
+
+
+@lru_cache
+def trunk(config: DiTConfig,
+          constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, Cache | None]]:
+    """The network between embedding and output matrix, as a function of its parameters; the same object per config.
+
+    trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache). A position attends to all
+    positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes back.
+    Without dropout_keys there is no dropout. `constrain` lays out [B L D] activations on a mesh (batch rows over
+    devices, D whole). ValueError for wrong shapes, untyped keys, and for a cache together with a noise level, whose
+    keys and values would be another level's in the next call.
+    """
+
+    def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
+            segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
+        layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
+        if sigma is not None and sigma.shape != x.shape[:1]:
+            raise ValueError(f"sigma must have shape {x.shape[:1]}, one noise level per row, got {sigma.shape}.")
+        if cache is not None and sigma is not None:
+            raise ValueError("Keys and values of one noise level are of no use at the next: pass no sigma or no cache.")
+        if isinstance(cache, Window):
+            check_window(cache, x, segment_ids, config.num_blocks, config.num_heads, config.head_width,
+                         config.compute_dtype)
+        conditioning, kept = condition(config, params, sigma), None
+        x = run_blocks(config, params, x, conditioning, positions=positions, segment_ids=segment_ids,
+                       dropout_keys=dropout_keys, constrain=constrain, cache=cache)
+        if cache is not None:
+            x, kept = x
+        hidden = constrain(shell(config, params).final(x, conditioning))
+        return hidden.astype(config.compute_dtype), kept
+
+    return run
+
+
+def num_params(config: DiTConfig) -> int:
+    """Number of parameters without the vocabulary's padding: 169,627,218 for the default with V = 50,258."""
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0, impl="threefry2x32"))
+    padding = (config.padded_vocab_size - config.vocab_size) * (2 * config.hidden_size + 1)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
+
+
+def flops_per_token(config: DiTConfig, seq_len: int) -> int:
+    """Floating-point operations of the forward pass's matrix products for one token, a multiply-add counting as two.
+
+    N (8 D^2 [qkv, output] + 4 D F [MLP] + 4 L D [scores and mixing]) + 2 D V [head], F = mlp_ratio D. Not counted:
+    elementwise work, and conditioning (once per sequence). A backward pass costs twice as much again.
+    """
+    width, hidden = config.hidden_size, config.mlp_ratio * config.hidden_size
+    block = 8 * width**2 + 4 * width * hidden + 4 * seq_len * width
+    return config.num_blocks * block + 2 * width * config.vocab_size

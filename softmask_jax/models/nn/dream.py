@@ -1,0 +1,273 @@
+"""Dream (`DreamLM/Dream`): the Qwen2.5 architecture (arXiv 2412.15115) with bidirectional attention.
+
+Embedding, N layers of grouped-query attention and gated MLP, each behind an RMSNorm, and a final RMSNorm; the output
+matrix belongs to the parameters, but is applied by `vocab_head`. There is no time conditioning. The logits of position
+i stand at position i - 1: `shift` moves the hidden states. With an `AdapterConfig` the trunk expects an adapter
+(`dora`) in its parameters under "adapter", so that a loss can be taken for it alone: {**base, "adapter": adapter}.
+
+Outside this module a model is a nested dict of arrays in `param_dtype` (layers stacked on axis 0) and these pure
+functions. The vocabulary axis is padded to a multiple of 128; pad rows are zero and not counted as parameters.
+
+Precision: `compute_dtype` is the type of the matrix products, of what flows between them and of the residual stream:
+PyTorch's bfloat16 model, as it was trained, keeps it in bfloat16 too, and it is the one array that full
+rematerialisation keeps for every layer. Norms, rotary angles, softmax and DoRA's scale are float32.
+
+Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers.
+"""
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from softmask_jax.models.nn import dora, layers, splash
+from softmask_jax.models.nn.cache import (
+    Cache,
+    Slot,
+    Window,
+    attention_for_slices,
+    check_window,
+    positions_of,
+    window_of,
+)
+from softmask_jax.models.nn.dora import AdapterConfig
+from softmask_jax.models.nn.dream_config import DreamConfig
+from softmask_jax.models.nn.scan import remat_attention, scan_layers
+from softmask_jax.models.nn.splash import Layout
+
+INITIAL_STD = 0.02
+
+
+def _plain(name: str, linear: layers.Linear, x: Array) -> Array:
+    return linear(x)
+
+
+class Layer(nnx.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: DreamConfig, rngs: nnx.Rngs):
+        width, hidden, dtype = config.hidden_size, config.intermediate_size, jnp.dtype(config.param_dtype)
+        keys = config.num_kv_heads * config.head_width
+        norm = partial(layers.RMSNorm, width, config.norm_eps, dtype)
+        linear = partial(layers.Linear, rngs=rngs, std=INITIAL_STD, dtype=dtype, int8=config.base_dtype == "int8")
+        self.config = config
+        self.attn_norm = norm()
+        self.q = linear(width, width, axes=("embed", "qkv"))
+        self.k = linear(width, keys, axes=("embed", "kv"))
+        self.v = linear(width, keys, axes=("embed", "kv"))
+        self.o = linear(width, width, axes=("heads", "embed"), bias=False)
+        self.mlp_norm = norm()
+        self.gate = linear(width, hidden, axes=("embed", "mlp"), bias=False)
+        self.up = linear(width, hidden, axes=("embed", "mlp"), bias=False)
+        self.down = linear(hidden, width, axes=("mlp", "embed"), bias=False)
+
+    def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
+                 constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None,
+                 slot: Slot | None = None) -> Array:
+        """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product.
+
+        slot: this layer's cache, if one is kept.
+        """
+        x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout, slot))
+        inside = self.mlp_norm(x).astype(x.dtype)
+        gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
+        return x + constrain(adapt("down", self.down, gated))
+
+    def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
+                  layout: Layout | None = None, slot: Slot | None = None) -> Array:
+        """Grouped-query attention with its output projection, [B L D] -> [B L D]."""
+        config = self.config
+        q, k, v = (adapt(name, getattr(self, name), x) for name in ("q", "k", "v"))
+        q, k, v = (y.reshape(*x.shape[:2], -1, config.head_width) for y in (q, k, v))
+        q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+        if slot is not None:
+            k, v = slot.put(k, v)
+        if slot is not None and slot.window is not None:
+            chosen = attention_for_slices(config.attention, x.dtype, config.head_width)
+            attend = partial(layers.attend, key_segment_ids=slot.window.segment_ids, implementation=chosen)
+            return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
+        chosen = splash.choose(config.attention, x.dtype, config.head_width, x.shape[1], layout)
+        if chosen == "splash":
+            attend = partial(splash.attend, layout=layout)
+        else:
+            attend = partial(layers.attend, implementation=chosen)
+        if chosen == "xla":  # the kernels never keep the attention weights
+            attend = remat_attention(attend, config.remat)
+        return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
+
+
+class Table(nnx.Module):
+    """One matrix [Vpad D] whose pad rows are zero, under the given name."""
+
+    def __init__(self, name: str, config: DreamConfig, rngs: nnx.Rngs):
+        shape, dtype = (config.vocab_size, config.hidden_size), jnp.dtype(config.param_dtype)
+        rows = layers.normal(rngs.params(), shape, INITIAL_STD, dtype)
+        padding = config.padded_vocab_size - config.vocab_size
+        setattr(self, name, nnx.Param(jnp.pad(rows, ((0, padding), (0, 0))), axes=("vocab", "embed")))
+
+
+class Shell(nnx.Module):
+    """Everything but the layers, which are stored stacked."""
+
+    def __init__(self, config: DreamConfig, rngs: nnx.Rngs):
+        self.embed = Table("table", config, rngs)
+        self.final_norm = layers.RMSNorm(config.hidden_size, config.norm_eps, jnp.dtype(config.param_dtype))
+        self.head = Table("weight", config, rngs)
+
+
+@lru_cache
+def _split(module: type[nnx.Module], config: DreamConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of a module and its parameters as shapes; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
+
+
+def init(config: DreamConfig, key: Array) -> dict:
+    """Fresh parameters: a nested dict in `param_dtype`, layers stacked on axis 0; N(0, 0.02^2), biases 0, norms 1."""
+
+    def make(module: type[nnx.Module], key: Array) -> dict:
+        return nnx.to_pure_dict(nnx.state(module(config, nnx.Rngs(params=key)), nnx.Param))
+
+    shell_key, layers_key = jax.random.split(key)
+    stacked = jax.vmap(partial(make, Layer))(jax.random.split(layers_key, config.num_layers))
+    return {**make(Shell, shell_key), "layers": stacked}
+
+
+def logical_axes(config: DreamConfig) -> dict:
+    """The tree of `init` with a tuple of logical axis names, one per axis, in place of every array."""
+
+    def axes(module: type[nnx.Module], *front: str) -> dict:
+        state = _split(module, config)[1]
+        flat = {path: (*front, *leaf.get_metadata("axes")) for path, leaf in nnx.to_flat_state(state)}
+        return nnx.traversals.unflatten_mapping(flat)
+
+    return {**axes(Shell), "layers": axes(Layer, "layers")}
+
+
+def embedding(params: dict) -> Array:
+    """The embedding table [Vpad D]."""
+    return params["embed"]["table"]
+
+
+def embed(params: dict, tokens: Array) -> Array:
+    """Token ids [B L] -> their rows [B L D]; an id beyond the table gives NaN, never another token's row."""
+    return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
+
+
+def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None = None) -> Array:
+    """Hidden states [B L D] moved to where their predictions belong: i gets i - 1's, position 0 keeps its own.
+
+    segment_ids: [B L], 0 for padding: a row's first token behind padding keeps its own, as without that padding.
+
+    Of a slice, the first position that is fresh gets `window.before` [B D], or without it keeps its own.
+    """
+    moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if segment_ids is not None:
+        padded = jnp.pad(segment_ids[:, :-1] == 0, ((0, 0), (1, 0)))
+        moved = jnp.where((padded & (segment_ids != 0))[..., None], hidden, moved)
+    if window is None or (window.fresh is None and window.before is None):
+        return moved
+    own = jax.lax.dynamic_slice_in_dim(hidden, window.first, 1, 1)
+    first = own if window.before is None else window.before[:, None].astype(hidden.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(moved, first, window.first, 1)
+
+
+def layer(config: DreamConfig, parameters: dict) -> Layer:
+    """The module of one layer, holding these parameters (a slice of params["layers"])."""
+    return nnx.merge(_split(Layer, config)[0], parameters)
+
+
+def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
+    """(positions, segment_ids), both [B L], of rows whose pads are 0 in attention_mask [B L] and tokens 1.
+
+    Tokens are counted from 0, pads stand at 1. Tokens see tokens; pads see pads, so that they are finite (and nothing
+    reads them). A mask without zeros gives what no mask gives.
+    """
+    real = jnp.asarray(attention_mask) != 0
+    return jnp.where(real, jnp.cumsum(real, axis=1) - 1, 1), real.astype(jnp.int32)
+
+
+@lru_cache
+def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x,
+          adapter: AdapterConfig | None = None,
+          layout: Layout | None = None) -> Callable[..., tuple[Array, Cache | None]]:
+    """The network between embedding and output matrix, as a function of its parameters; the same object per config.
+
+    trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache), not shifted. A position attends
+    to all positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes
+    back. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D] activations on a mesh (batch
+    rows over devices, D whole), and `layout` says the same to attention kernels. With `adapter`, params["adapter"] is
+    applied.
+    ValueError for wrong shapes, untyped keys, noise levels, and for an adapter or a cache that is not the config's.
+    """
+
+    def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
+            segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
+        if sigma is not None:
+            raise ValueError("Dream is not conditioned on the noise level; pass sigma=None.")
+        layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
+        _check_adapter(params, adapter)
+        window = window_of(cache)
+        if window is not None:
+            check_window(window, x, segment_ids, config.num_layers, config.num_kv_heads, config.head_width,
+                         config.compute_dtype)
+        positions = positions_of(x, window) if positions is None else positions
+        angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
+        keys = dropout_keys if adapter is not None and adapter.dropout > 0 else None
+
+        def one(parameters: tuple[dict, dict | None, Cache | None], index: Array, x: Array):
+            base, low, kept = parameters
+            slot = None if cache is None else Slot(kept, window)
+
+            def adapt(name: str, linear: layers.Linear, x: Array) -> Array:
+                if low is None or name not in low:
+                    return linear(x)
+                own = None
+                if keys is not None:
+                    own = jax.vmap(lambda key: dora.fold_name(jax.random.fold_in(key, index), name))(keys)
+                bias = None if linear.bias is None else linear.bias[...]
+                scale = None if linear.kernel_scale is None else linear.kernel_scale[...]
+                return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own, scale)
+
+            x = layer(config, base)(x, angles, segment_ids, adapt, constrain, layout, slot)
+            return x if slot is None else (x, slot.kept)
+
+        stacked = params["layers"], params["adapter"]["layers"] if adapter else None, window and window.kept
+        x = scan_layers(one, stacked, constrain(x.astype(config.compute_dtype)), remat=config.remat,
+                        unroll=config.unroll, keep=cache is not None)
+        x, kept = (x, None) if cache is None else x
+        hidden = layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+        return constrain(hidden.astype(config.compute_dtype)), kept
+
+    return run
+
+
+def _check_adapter(params: dict, adapter: AdapterConfig | None) -> None:
+    if adapter is None and "adapter" in params:
+        raise ValueError("The parameters hold an adapter, but the trunk was made without; give it its AdapterConfig.")
+    if adapter is not None:
+        if "adapter" not in params:
+            raise ValueError('The trunk was made with an adapter; put one into params["adapter"].')
+        dora.check(params["adapter"], adapter, (name for name, leaf in params["layers"].items() if "kernel" in leaf))
+
+
+def num_params(config: DreamConfig) -> int:
+    """Number of parameters without the vocabulary's padding and any adapter: 7,615,616,512 for V = 152,064."""
+    # The scales of an int8 kernel stand for no parameters of their own.
+    shapes = jax.eval_shape(partial(init, replace(config, base_dtype="float")), jax.random.key(0, impl="threefry2x32"))
+    padding = (config.padded_vocab_size - config.vocab_size) * 2 * config.hidden_size
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
+
+
+def flops_per_token(config: DreamConfig, seq_len: int) -> int:
+    """Floating-point operations of the forward pass's matrix products for one token, a multiply-add counting as two.
+
+    N (4 D^2 [q, o] + 4 D G d [k, v] + 6 D F [MLP] + 4 L D [scores and mixing]) + 2 D V [head], without an adapter. A
+    backward pass costs twice as much again, with a frozen base about once.
+    """
+    width, keys = config.hidden_size, config.num_kv_heads * config.head_width
+    layer = 4 * width**2 + 4 * width * keys + 6 * width * config.intermediate_size + 4 * seq_len * width
+    return config.num_layers * layer + 2 * width * config.vocab_size

@@ -1,0 +1,156 @@
+"""Shape and execution of Dream's network (`dream`), and how they are read from Hugging Face's config.json."""
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
+from softmask_jax.models.nn.scan import check_remat
+from softmask_jax.models.nn.splash import ATTENTION
+
+VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
+DTYPES = ("float32", "bfloat16")
+BASE_DTYPES = ("float", "int8")
+
+# config.json -> DreamConfig
+HUGGING_FACE = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "intermediate_size": "intermediate_size",
+    "rms_norm_eps": "norm_eps",
+}
+BUILT = {
+    "tie_word_embeddings": (False,), "hidden_act": ("silu", "swish"), "use_sliding_window": (False,),
+    "attention_bias": (True,), "mlp_bias": (False,), "partial_rotary_factor": (1.0,),
+}  # fmt: skip
+# Where transformers 4 and 5 keep the rotary embedding's settings; the base may also be on top, as rope_theta.
+ROPE = ("rope_parameters", "rope_scaling")
+ROPE_BUILT = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1.0,)}
+# Of training and sampling, or without effect while use_sliding_window is false.
+HARMLESS = ("attention_dropout", "mask_token_id", "max_position_embeddings", "max_window_layers", "sliding_window")
+KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "rope_theta", "head_dim", "layer_types")) | TRANSFORMERS
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """Shape and execution; the defaults are Dream-7B's. ValueError when the numbers cannot be built.
+
+    param_dtype, compute_dtype: "float32" or "bfloat16". base_dtype: "float" (every parameter in param_dtype), or
+    "int8" for the kernels of the layers, which then cannot be trained (`layers.quantised`). remat: a name from `scan.REMAT`. attention: a name from
+    `splash.ATTENTION`. unroll: a Python loop over layers instead of a scan (the same numbers; for tests).
+    """
+
+    vocab_size: int
+    hidden_size: int = 3584
+    num_layers: int = 28
+    num_heads: int = 28
+    num_kv_heads: int = 4
+    intermediate_size: int = 18944
+    rope_base: float = 1e6
+    norm_eps: float = 1e-6
+    param_dtype: str = "bfloat16"
+    compute_dtype: str = "bfloat16"
+    base_dtype: str = "float"
+    remat: str = "full"
+    attention: str = "auto"
+    unroll: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DreamConfig.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be divisible by 2 * num_heads = {2 * self.num_heads}: every head "
+                "needs the same even width, its rotary embedding pairs channels."
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}: every key/value "
+                "head serves the same number of query heads."
+            )
+        if self.rope_base <= 1.0:
+            raise ValueError(f"DreamConfig.rope_base must be above 1, got {self.rope_base}.")
+        if not self.norm_eps > 0.0:
+            raise ValueError(f"DreamConfig.norm_eps must be above 0, got {self.norm_eps}.")
+        for name in ("param_dtype", "compute_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(DTYPES)}.")
+        if self.base_dtype not in BASE_DTYPES:
+            raise ValueError(f"Unknown base_dtype {self.base_dtype!r}; choose one of {', '.join(BASE_DTYPES)}.")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(ATTENTION)}.")
+        if self.attention in ("cudnn", "splash") and self.compute_dtype != "bfloat16":
+            raise ValueError(f"attention={self.attention!r} computes in bfloat16 only; set compute_dtype='bfloat16' or "
+                             "attention='auto'.")
+        check_remat(self.remat)
+
+    @classmethod
+    def from_hf(cls, config_json: Mapping, **overrides) -> "DreamConfig":
+        """Sizes from Hugging Face's config.json, execution from `overrides` (which may replace sizes too).
+
+        ValueError naming every missing key, and for a network that is not this one (tied head, scaled rotary angles).
+        """
+        found = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
+        if missing := [theirs for theirs, value in found.items() if value is None]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a Dream model?")
+        for theirs, value in found.items():
+            real = theirs in ("rms_norm_eps", "rope_theta")
+            number = type(value) is int or (real and type(value) is float)
+            if not number or not 0 < value < (math.inf if real else 10**7):
+                raise ValueError(f"config.json: {theirs} is {value!r:.60}; a Dream model needs a positive number.")
+        check_values(config_json, "config.json", BUILT)
+        kinds = config_json.get("layer_types")
+        if not is_off(kinds) and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+            raise ValueError(f"config.json has layer_types = {kinds!r:.60}; every layer here is full_attention.")
+        sizes = {ours: found[theirs] for theirs, ours in HUGGING_FACE.items()}
+        config = cls(**{**sizes, "rope_base": found["rope_theta"], **overrides})
+        if config_json.get("head_dim") not in (None, config.head_width):
+            raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size "
+                             f"/ num_attention_heads = {config.head_width}.")
+        return config
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]:
+    """The mask, the tokens that end a text and the padding of config.json; without padding the first end, if any.
+
+    ValueError for what is no token of the vocabulary, or without a mask.
+    """
+    found, vocab_size = {}, config_json["vocab_size"]
+    for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+        value = config_json.get(name)
+        found[name] = value if isinstance(value, list) else [] if value is None else [value]
+        valid = all(type(id_) is int and 0 <= id_ < vocab_size for id_ in found[name])
+        if not valid or (name == "mask_token_id" and len(found[name]) != 1):
+            raise ValueError(f"config.json has {name} = {value!r:.60}; it must be one of the {vocab_size} tokens.")
+    mask, ends, pads = found.values()
+    return mask[0], tuple(ends), next(iter(pads + ends), None)
+
+
+def _rope_base(config_json: Mapping):
+    """The base of the rotary embedding, wherever config.json has it; None where it is missing."""
+    bases = {"rope_theta": config_json.get("rope_theta")}
+    for name in ROPE:
+        if is_off(entry := config_json.get(name)):
+            continue
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"config.json has {name} = {entry!r:.60}, which is no JSON object.")
+        check_values(entry, f"config.json: {name}", ROPE_BUILT)
+        check_unknown(entry, f"config.json: {name}", {*ROPE_BUILT, "rope_theta"})
+        bases[f"{name}.rope_theta"] = entry.get("rope_theta")
+    bases = {name: base for name, base in bases.items() if base is not None}
+    base = next(iter(bases.values()), None)
+    if any(other != base for other in bases.values()):
+        listed = ", ".join(f"{name} = {other!r:.40}" for name, other in bases.items())
+        raise ValueError(f"config.json has {listed}, which disagree; keep the one that the model was trained with.")
+    return base

@@ -1,0 +1,251 @@
+"""Line and bar charts as inline SVG: ticks, legend, intervals, a logarithmic version, figures for the hover read-out.
+
+Colours, dashes and what the check boxes do are in the style sheet of page.py. A chart has no size of its own: it fills
+the width it is given.
+"""
+import dataclasses
+import html
+import json
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from softmask_jax.report.chart_axes import Axis, log_ticks, number, tick_name, ticks, widened, with_margin
+
+MOST_POINTS = 600
+WIDTH, HEIGHT = 400, 240
+LEFT, RIGHT, TOP, BOTTOM = 57, 385, 10, 202
+# Up to here every estimate of a series shows its own interval; above, intervals are a band.
+MOST_WHISKERS = 12
+COLOURS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve: x [N] ascending, y [N], low and high [N] (an interval around y) or None.
+
+    What is not finite leaves a gap. `faint`: drawn pale, behind the others. `colour`: its number in the palette; by
+    default the series' place in the chart.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+    colour: int | None = None
+
+    def thinned(self, most: int = MOST_POINTS) -> "Series":
+        """The same curve of at most so many points: each bucket's least and greatest y, or its means if there are
+        intervals."""
+        x, y = (np.asarray(values, np.float64) for values in (self.x, self.y))
+        if len(x) <= most:
+            return self
+        if self.low is None:
+            kept = np.unique(np.concatenate([_extremes(y, part) for part in _buckets(len(x), most // 2)]))
+            return dataclasses.replace(self, x=x[kept], y=y[kept])
+        buckets = _buckets(len(x), most)
+        found = {
+            name: np.array([np.mean(np.asarray(getattr(self, name), np.float64)[part]) for part in buckets])
+            for name in ("x", "y", "low", "high")
+        }
+        return dataclasses.replace(self, **found)
+
+
+def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
+    """Centred running mean of y [N] over 2 x `rows` + 1 entries (by default a fiftieth of all), of what is finite."""
+    y = np.asarray(y, np.float64)
+    rows = max(2, len(y) // 100) if rows is None else rows
+    finite = np.isfinite(y)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    at = np.arange(len(y))
+    first, last = np.maximum(at - rows, 0), np.minimum(at + rows + 1, len(y))
+    count = counts[last] - counts[first]
+    return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)
+
+
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "", log: bool = False
+) -> str:
+    """A `<figure>`; titles must differ within a page. `log`: which scale of y shows first, where both make sense."""
+    series = [one.thinned() for one in series if len(one.x)]
+    x = _finite(one.x for one in series)
+    values = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
+    if not (len(x) and len(values)):
+        return _figure(title, '<p class="none">no finite value</p>', note=note)
+    first = 0.0 if 0 < x.min() < 0.2 * x.max() else x.min()  # a run starts at 0, its rows a little later
+    horizontal = Axis(*widened(first, x.max()), LEFT, RIGHT)
+    linear = Axis(*with_margin(values.min(), values.max()), BOTTOM, TOP)
+    offers_log = values.min() > 0 and values.max() / values.min() > 2
+    drawn = [("linear", linear)]
+    if offers_log:
+        factor = (values.max() / values.min()) ** 0.04
+        drawn.append(("log", Axis(values.min() / factor, values.max() * factor, BOTTOM, TOP, log=True)))
+    described = _describe(series, x_label, y_label)
+    svgs = [
+        _svg(f"{title} ({kind})" if offers_log else title, described, kind, [
+            *_grid(horizontal, vertical), *_curves(series, horizontal, vertical), *_axis_names(x_label, y_label)
+        ], horizontal)
+        for kind, vertical in drawn
+    ]  # fmt: skip
+    return _figure(
+        title, *svgs, note=note, legend=_legend(series), toggle=offers_log, log=log, data=_data(series, x_label)
+    )
+
+
+def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, x_label: str = "", y_label: str = "",
+              note: str = "") -> str:  # fmt: skip
+    """A `<figure>` with a bar for every name, which a histogram's bins have too."""
+    heights = np.asarray(values, np.float64)
+    finite = heights[np.isfinite(heights)]
+    if not len(finite):
+        return _figure(title, '<p class="none">no finite value</p>', note=note)
+    vertical = Axis(*with_margin(min(0.0, finite.min()), max(0.0, finite.max()) or 1.0, below=False), BOTTOM, TOP)
+    step, zero, parts = (RIGHT - LEFT) / len(heights), float(vertical(0.0)), []
+    for i, (name, height) in enumerate(zip(names, heights, strict=True)):
+        middle = LEFT + (i + 0.5) * step
+        if np.isfinite(height):
+            top = float(vertical(height))
+            parts.append(
+                f'<rect class="bar c0" x="{middle - 0.4 * step:.1f}" width="{0.8 * step:.1f}" y="{min(top, zero):.1f}" '
+                f'height="{abs(zero - top):.1f}"><title>{html.escape(name)}: {number(height)}</title></rect>'
+            )
+        if i % -(-len(heights) // 10) == 0:
+            parts.append(f'<text class="tick x" x="{middle:.1f}" y="{BOTTOM + 14}">{html.escape(name)}</text>')
+    described = "; ".join(f"{name}: {number(height)}" for name, height in zip(names, heights))
+    grid = _grid(None, vertical)
+    return _figure(title, _svg(title, described, "linear", [*grid, *parts, *_axis_names(x_label, y_label)]), note=note)
+
+
+def _buckets(count: int, buckets: int) -> list[slice]:
+    edges = np.linspace(0, count, buckets + 1).astype(int)
+    return [slice(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+
+
+def _extremes(y: np.ndarray, part: slice) -> list[int]:
+    inside = y[part]
+    finite = np.flatnonzero(np.isfinite(inside))
+    if not len(finite):
+        return [part.start]
+    return [part.start + int(finite[pick(inside[finite])]) for pick in (np.argmin, np.argmax)]
+
+
+def _finite(parts) -> np.ndarray:
+    values = np.concatenate([np.zeros(0), *(np.asarray(part, np.float64) for part in parts)])
+    return values[np.isfinite(values)]
+
+
+def _grid(horizontal: Axis | None, vertical: Axis) -> list[str]:
+    parts, marks = [], (log_ticks if vertical.log else ticks)(vertical.low, vertical.high)
+    gaps = np.diff(marks) if len(marks) > 1 else [vertical.high - vertical.low]
+    for i, value in enumerate(marks):
+        y, step = float(vertical(value)), gaps[max(i - 1, 0)] if vertical.log else gaps[0]
+        name = tick_name(value, step, value if vertical.log else max(map(abs, marks)))
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick y" x="{LEFT - 5}" y="{y + 4:.1f}">{name}</text>')
+    for value in ticks(horizontal.low, horizontal.high) if horizontal else ():
+        x = float(horizontal(value))
+        name = tick_name(value, (horizontal.high - horizontal.low) / 5, horizontal.high)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}"/>')
+        parts.append(f'<text class="tick x" x="{x:.1f}" y="{BOTTOM + 14}">{name}</text>')
+    return [*parts, f'<path class="frame" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
+
+
+def _axis_names(x_label: str, y_label: str) -> list[str]:
+    middle, rotated = (TOP + BOTTOM) / 2, f'transform="rotate(-90 11 {(TOP + BOTTOM) / 2:.0f})"'
+    return [
+        f'<text class="name" x="{(LEFT + RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{html.escape(x_label)}</text>',
+        f'<text class="name" x="11" y="{middle:.0f}" {rotated}>{html.escape(y_label)}</text>',
+    ]
+
+
+def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[str]:
+    parts = []
+    for i, one in sorted(enumerate(series), key=lambda pair: not pair[1].faint):
+        x, y = horizontal(one.x), vertical(one.y)
+        look = _look(one, i)
+        bands = (y, y) if one.low is None else (vertical(one.low), vertical(one.high))
+        for part in _runs(np.isfinite(x) & np.isfinite(y)):
+            low, high = bands[0][part], bands[1][part]
+            known = one.low is not None and bool(np.isfinite(low).all() and np.isfinite(high).all())
+            if known and len(x) > MOST_WHISKERS:
+                around = np.concatenate([x[part], x[part][::-1]]), np.concatenate([low, high[::-1]])
+                parts.append(f'<path class="band {look}" d="{_path(*around)}Z"/>')
+            parts.append(f'<path class="line {look}" d="{_path(x[part], y[part])}"/>')
+            few = len(x) <= MOST_WHISKERS
+            if few and known:
+                aside = 3.0 * (i - (len(series) - 1) / 2)  # so that one series' whiskers don't hide another's
+                bars = "".join(f"M{a + aside:.1f} {b:.1f}V{c:.1f}" for a, b, c in zip(x[part], low, high))
+                parts.append(f'<path class="whisker {look}" d="{bars}"/>')
+            if few or part.stop - part.start == 1:
+                dots = zip(x[part], y[part])
+                parts += [f'<circle class="{look}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in dots]
+    return parts
+
+
+def _look(one: Series, place: int) -> str:
+    colour = place if one.colour is None else one.colour
+    return f"c{colour % COLOURS} d{colour // COLOURS % 3}{' faint' if one.faint else ''}"
+
+
+def _runs(wanted: np.ndarray) -> list[slice]:
+    """Stretches of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], wanted.astype(int), [0]])))
+    return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y))
+
+
+def _svg(title: str, described: str, kind: str, parts: Sequence[str], horizontal: Axis | None = None) -> str:
+    name = "chart-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    domain = f' data-x="{LEFT} {RIGHT} {float(horizontal.low)} {float(horizontal.high)}"' if horizontal else ""
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name} {name}-text"{domain}>'
+        f'<title id="{name}">{html.escape(title)}</title><desc id="{name}-text">{html.escape(described)}</desc>'
+        f'{"".join(parts)}<line class="rule" y1="{TOP}" y2="{BOTTOM}"/></svg>'
+    )
+
+
+def _figure(title: str, *content: str, note: str = "", legend: str = "", toggle: bool = False, log: bool = False,
+            data: str = "") -> str:  # fmt: skip
+    name = "log-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    box = (
+        f'<input type="checkbox" id="{name}"{" checked" * log}><label for="{name}">log scale</label>' if toggle else ""
+    )
+    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    inner = "".join([f"<figcaption>{html.escape(title)}</figcaption>", box, legend, *content, note])
+    return f"<figure{data}>{inner}</figure>\n"
+
+
+def _legend(series: Sequence[Series]) -> str:
+    if len(series) < 2:
+        return ""
+    sample = '<svg class="key" viewBox="0 0 22 8" aria-hidden="true"><path class="line {}" d="M0 4H22"/></svg>'
+    keys = (f"<li>{sample.format(_look(one, i))}{html.escape(one.name)}</li>" for i, one in enumerate(series))
+    return f'<ul class="legend">{"".join(keys)}</ul>'
+
+
+def _data(series: Sequence[Series], x_label: str) -> str:
+    def plain(values):
+        return [float(f"{v:.6g}") if math.isfinite(v) else None for v in map(float, values)]
+
+    found = [{"name": one.name, "x": plain(one.x), "y": plain(one.y)} for one in series]
+    encoded = html.escape(json.dumps(found, separators=(",", ":")))
+    return f' data-x-name="{html.escape(x_label)}" data-series="{encoded}"'
+
+
+def _describe(series: Sequence[Series], x_label: str, y_label: str) -> str:
+    said = []
+    for one in series:
+        y = _finite([one.y])
+        said.append(
+            f"{one.name}: {len(one.x)} points, first {number(y[0])}, last {number(y[-1])}, "
+            f"least {number(y.min())}, greatest {number(y.max())}" if len(y) else f"{one.name}: no finite value"
+        )  # fmt: skip
+    return f"{y_label or 'Values'} against {x_label}. {'; '.join(said)}."

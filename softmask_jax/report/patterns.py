@@ -1,0 +1,143 @@
+"""From what a row asks for to tokens: the given ones, and masks where text is wanted."""
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from softmask_jax.data.prompts import MASKS, Row, is_integer
+from softmask_jax.data.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pattern:
+    """tokens: [n] int32, the mask where text is wanted, no padding. answer: where the answer begins; 0 for a row that
+    is a pattern itself."""
+
+    tokens: np.ndarray
+    answer: int
+
+
+def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
+    """The token that `text` names: an id, a special token, or a text that is exactly one token, "text:..." in any case.
+
+    Raises ValueError for a text of several tokens, or an id that the model does not have.
+    """
+    if text.lstrip("-").isdigit() and text.isascii():
+        if not 0 <= int(text) < vocab_size:
+            raise ValueError(f"{text} is no token's id; ids are 0..{vocab_size - 1}.")
+        return int(text)
+    text = text.removeprefix("text:")
+    if tokenizer is None:
+        raise ValueError(f"{text!r} is no id, and this model has no tokenizer; give the token's id.")
+    if text in tokenizer.special_tokens:
+        return tokenizer.special_tokens[text]
+    ids = tokenizer.encode(text).tolist()
+    if len(ids) != 1:
+        raise ValueError(f"{text!r:.60} is {len(ids)} tokens ({ids[:8]}), not one; give one of them, by its id.")
+    return ids[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """Rows to patterns, for one model (its tokenizer, mask, `max_length`, and `encode_chat` if it chats).
+
+    limit: the most positions of a row. max_new_tokens: of a prompt that does not say; None fills up to the limit.
+    chat: render prompts as a user's message, after `system`'s if there is one. bos: begin texts with it.
+    """
+
+    model: object
+    limit: int
+    max_new_tokens: int | None = None
+    chat: bool = False
+    system: str = ""
+    bos: bool = False
+
+    def __call__(self, row: Row) -> Pattern:
+        """The pattern of a row. ValueError, with the row's name, for one that is too long, or has nothing masked."""
+        try:
+            return self._encode(row)
+        except ValueError as error:
+            raise ValueError(f"{row.name}: {error}") from None
+
+    def _encode(self, row: Row) -> Pattern:
+        mask = self.model.mask_token_id
+        if row.kind == MASKS:
+            tokens = np.full(self.limit, mask, np.int32)
+        elif row.is_pattern:
+            tokens = self._ids(row.value) if row.kind == "tokens" else self._parts(row.value)
+            if len(tokens) > self.limit:
+                raise ValueError(f"its {len(tokens):,} tokens are more than the {self.limit:,} that a row may have.")
+        else:
+            tokens = self._continued(row)
+        masked = tokens == mask
+        if not masked.any():
+            raise ValueError(f"nothing is masked: no token is the mask ({mask}), so there is nothing to fill.")
+        answer = 0 if row.is_pattern else int(np.flatnonzero(masked)[0])
+        tokens = self._with_forced(tokens, np.flatnonzero(masked), row.forced)
+        if not (tokens == mask).any():
+            raise ValueError("every token of the answer is forced, so there is nothing to fill.")
+        return Pattern(tokens, answer)
+
+    def _continued(self, row: Row) -> np.ndarray:
+        given = self._prompt(row)
+        count = row.max_new_tokens or self.max_new_tokens or self.limit - len(given)
+        if count < 1 or len(given) + count > self.limit:
+            wanted = f" and {count:,} new ones" if count > 0 else ""
+            raise ValueError(
+                f"the prompt's {len(given):,} tokens{wanted} are too long for the {self.limit:,} positions that a row "
+                "may have: shorten it, or ask for fewer with max_new_tokens."
+            )
+        return np.concatenate([given, np.full(count, self.model.mask_token_id, np.int32)])
+
+    def _prompt(self, row: Row) -> np.ndarray:
+        messages = row.value if row.kind == "messages" else None
+        if row.kind == "prompt" and self.chat:
+            messages = [{"role": "user", "content": row.value}]
+            messages = [{"role": "system", "content": self.system}] * bool(self.system) + messages
+        if messages is None:
+            return self._text(row.value, first=True)
+        if not hasattr(self.model, "encode_chat"):
+            raise ValueError("this model has no chat template; give a prompt, without --chat.")
+        return self._without_mask(self.model.encode_chat(messages))
+
+    def _parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        mask = self.model.mask_token_id
+        found = [
+            np.full(part, mask, np.int32) if is_integer(part) else self._text(part, first=not i)
+            for i, part in enumerate(parts) if part != ""
+        ]  # fmt: skip
+        return np.concatenate(found)
+
+    def _text(self, text: str, first: bool) -> np.ndarray:
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise ValueError("this model has no tokenizer, so give tokens; or convert it again with its files.")
+        ids = tokenizer.encode(text)
+        if not len(ids):
+            raise ValueError(f"the text {text!r:.40} has no token in this tokenizer.")
+        return np.concatenate([np.array([tokenizer.bos_id] * (first and self.bos), np.int32), self._without_mask(ids)])
+
+    def _without_mask(self, ids: np.ndarray) -> np.ndarray:
+        if (ids == self.model.mask_token_id).any():
+            raise ValueError("the text holds the mask's own token; give parts, with a number of masks.")
+        return np.asarray(ids, np.int32)
+
+    def _ids(self, ids: Sequence[int]) -> np.ndarray:
+        size = self.model.denoiser.vocab_size
+        unknown = next((id_ for id_ in ids if not 0 <= id_ < size), None)
+        if unknown is not None:
+            raise ValueError(f"{unknown} is no token's id; ids are 0..{size - 1}.")
+        return np.array(ids, np.int32)
+
+    def _with_forced(self, tokens: np.ndarray, places: np.ndarray, forced) -> np.ndarray:
+        tokens, taken = tokens.copy(), set()
+        for place, token in forced:
+            ids = self._without_mask(self._ids([token]) if is_integer(token) else self._text(token, first=False))
+            wanted = range(place, place + len(ids))
+            if wanted.stop > len(places):
+                raise ValueError(f"forced reaches to position {wanted.stop - 1} of an answer of {len(places)} tokens.")
+            if taken & set(wanted):
+                raise ValueError(f"forced has two tokens for position {min(taken & set(wanted))}.")
+            taken |= set(wanted)
+            tokens[places[wanted]] = ids
+        return tokens

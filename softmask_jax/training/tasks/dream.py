@@ -1,0 +1,172 @@
+"""Fine-tuning Dream on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softmask_jax.config import Config
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.convert import converted
+from softmask_jax.data.chat.buckets import Buckets, bucket_batches, bucket_validation_batches
+from softmask_jax.data.chat.sft import build_sft
+from softmask_jax.data.pipeline import Batches
+from softmask_jax.diffusion import dream_loss
+from softmask_jax.distributed import sharding
+from softmask_jax.io.files import write_atomically
+from softmask_jax.models import dream_denoiser
+from softmask_jax.samplers import SoftMasking
+from softmask_jax.samplers.dream_generate import diffusion_generate
+from softmask_jax.training import dream_step
+from softmask_jax.training.intervals import bracketed
+from softmask_jax.training.perplexity import Nats
+from softmask_jax.training.tracking import ends
+
+SAMPLE_LENGTH = 128
+# Prompts of many lengths share few compiled samplers.
+PROMPT_MULTIPLE = 128
+GET_BASE = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst={} makes one"
+
+
+class Dream:
+    """See `tasks.Task`."""
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        self.config, self.mesh, self.base = config, mesh, Path(os.path.expanduser(config.model.base))
+        sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
+        about = read_base(self.base)
+        converted.check_base_dtype(self.base, about, config.model.base_dtype)
+        named = config.data.tokenizer
+        self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if named == "base" else named)
+        self.tokenizer = self.sft.tokenizer
+        self.denoiser = dream_denoiser.build(config.model, config.soft_mask, about["hf_config"], mesh=mesh)
+        check_tokenizer(self.tokenizer, self.denoiser, self.base)
+        sizes = bucket_sizes(config.data.buckets)
+        self.train, self.validation = (
+            Buckets(examples, self.sft.pad_id, config.train.seed, sizes)
+            for examples in (self.sft.train, self.sft.validation)
+        )
+        self.row_length = round(float(self.train.bucket_of.mean()))
+        # The base is part of what a run may not change when it goes on.
+        seen = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
+        self.info = self.sft.info | {"fingerprint": hashlib.sha256(seen).hexdigest()}
+        self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        for name, text in self.sft.template.files().items():
+            write_atomically(folder / name, text)
+
+    def load_base(self, shapes: dict) -> dict:
+        return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
+
+    def make_step(self, tx) -> dream_step.DreamStep:
+        return dream_step.make(self.config, self.denoiser, tx)
+
+    def batches(self, start_step: int) -> Batches:
+        config = self.config.train
+        return bucket_batches(
+            self.train, global_batch_size=config.global_batch_size, seed=config.seed, start_step=start_step,
+            host_index=jax.process_index(), host_count=jax.process_count(), micro_batches=config.micro_batches,
+        )  # fmt: skip
+
+    @property
+    def forwards_per_step(self) -> float:
+        # A frozen base has no gradient of its own: its backward pass costs what its forward pass does.
+        return 2.0 if self.denoiser.frozen else 3.0
+
+    def _losses(self, params, batch, p_sm):
+        spec, count = dream_step.loss_spec(self.config), len(self.validation)
+        key = root_key(self.config.eval.seed)
+        losses = dream_loss.validation_losses(self.denoiser, spec, params, batch, key, count, p_sm)
+        return losses, batch["valid"]
+
+    def validate(self, state, *, final: bool) -> dict[str, float]:
+        """The recipe's loss, a coin deciding each example's passes; at the end also one pass and two for everyone."""
+        soft = self.config.soft_mask.variant != "none"
+        wanted = {"": self.config.soft_mask.p_sm}
+        if final and soft:
+            wanted |= {"one_pass/": 0.0, "two_pass/": 1.0}
+        found = {name: self._validation(state.eval_params(), p_sm) for name, p_sm in wanted.items()}
+        row = {}
+        for name, nats in found.items():
+            row |= {f"{name}loss": nats.mean} | ends(f"{name}loss_", nats.interval())
+        if final and soft:
+            one, two = found["one_pass/"], found["two_pass/"]
+            row |= {"gain/loss": one.mean - two.mean} | ends("gain/loss_", one.interval(two))
+        return row
+
+    def _validation(self, params, p_sm: float) -> Nats:
+        losses = []
+        batches = bucket_validation_batches(
+            self.validation, global_batch_size=self.config.eval.batch_size, host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )  # fmt: skip
+        for batch in batches:
+            found, valid = self.losses(params, sharding.global_batch(batch, self.mesh), jnp.float32(p_sm))
+            losses.append(np.asarray(found, np.float64)[np.asarray(valid)])
+        return Nats(np.concatenate(losses), 1)
+
+    def rank(self, row: dict[str, float]) -> dict[str, float]:
+        return {"validation/loss": row["loss"]}
+
+    def describe(self, row: dict[str, float]) -> str:
+        return f"validation loss {row['loss']:.4f}{bracketed(row.get('loss_low'), row.get('loss_high'))}"
+
+    def sample(self, state, step: int) -> list[str]:
+        """Answers to the first prompts of the validation split, the likeliest token at every position."""
+        config, soft = self.config.sample, self.config.soft_mask
+        prompts = [self._prompt(number) for number in range(min(config.count, len(self.sft.validation)))]
+        if not prompts:
+            return []
+        length = config.length or SAMPLE_LENGTH
+        out = diffusion_generate(
+            self.denoiser, state.eval_params(), prompts, max_new_tokens=length, steps=min(config.steps, length),
+            pad_token_id=self.sft.pad_id, soft_mask=SoftMasking(soft.variant, soft.k), alg="entropy", temperature=0.0,
+            pad_multiple=PROMPT_MULTIPLE,
+        )  # fmt: skip
+        answers = np.asarray(out.tokens)[:, -length:]
+        return [
+            f"{self.tokenizer.decode(prompt)}{self.tokenizer.decode(answer)}"
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _prompt(self, number: int) -> np.ndarray:
+        ids, length = self.sft.validation[number]
+        return ids[:length]
+
+    def describe_data(self) -> str:
+        sizes = np.unique(self.train.bucket_of)
+        return (
+            f"{len(self.train):,} training and {len(self.validation):,} validation conversations in rows of "
+            f"{sizes.min()} to {sizes.max()} tokens"
+        )
+
+
+def read_base(folder: Path) -> dict:
+    """config.json of a converted Dream. Raises FileNotFoundError, ValueError: there is none."""
+    if not (folder / "config.json").is_file() or not converted.is_converted(folder):
+        raise FileNotFoundError(f"config.model.base: no converted model in {folder}; {GET_BASE.format(folder)}.")
+    about = converted.read_ours(folder)
+    if about["kind"] != "dream":
+        raise ValueError(f"config.model.base: {folder} holds a converted {about['kind']}; {GET_BASE.format('DIR')}.")
+    return about
+
+
+def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
+    """Raises ValueError for a tokenizer whose ids are not the model's."""
+    if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
+        raise ValueError(
+            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the model "
+            f"in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
+        )
+
+
+def bucket_sizes(text: str) -> tuple[int, ...]:
+    """Of config.data.buckets, such as "512,1024,2048". Raises ValueError."""
+    try:
+        return tuple(int(size) for size in text.split(",") if size.strip())
+    except ValueError:
+        raise ValueError(f"config.data.buckets='{text}' must be lengths such as 512,1024,2048, or empty.") from None

@@ -1,0 +1,86 @@
+"""Masked diffusion of running text: the NELBO, its perplexity, the ancestral sampler."""
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from softmask_jax import data
+from softmask_jax.config import Config
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
+from softmask_jax.distributed import sharding
+from softmask_jax.models import denoiser
+from softmask_jax.samplers import MDLMSampler, SoftMasking
+from softmask_jax.training import train_step
+from softmask_jax.training.perplexity import Perplexity
+from softmask_jax.training.tracking import scores
+
+
+class Mdlm:
+    """See `tasks.Task`."""
+
+    forwards_per_step = 3.0
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        self.config, self.mesh = config, mesh
+        sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
+        self.data = data.build(config.data)
+        self.tokenizer, self.info, self.row_length = self.data.tokenizer, self.data.info, config.data.seq_len
+        self.denoiser = denoiser.build(
+            config.model, config.soft_mask, mesh=mesh,
+            vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
+        )  # fmt: skip
+        spec = train_step.nelbo_spec(config)
+        self.perplexity = Perplexity(self.denoiser, spec, mesh)
+        soft_mask = SoftMasking(spec.variant, spec.k)
+        sampler = MDLMSampler(self.denoiser, soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
+        self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    def load_base(self, shapes: dict) -> dict:
+        return {}
+
+    def make_step(self, tx) -> train_step.TrainStep:
+        return train_step.make(self.config, self.denoiser, tx)
+
+    def batches(self, start_step: int) -> data.Batches:
+        config = self.config
+        return data.batches(
+            self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
+            start_step=start_step, host_index=jax.process_index(), host_count=jax.process_count(),
+            micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
+        )  # fmt: skip
+
+    def validate(self, state, *, final: bool) -> dict[str, float]:
+        config, windows = self.config.eval, len(self.data.validation)
+        most = config.max_windows if final else config.windows
+        batches = data.validation_batches(
+            self.data.validation, global_batch_size=config.batch_size, max_windows=min(most or windows, windows),
+            host_index=jax.process_index(), host_count=jax.process_count(),
+        )  # fmt: skip
+        return scores(self.perplexity(state.eval_params(), batches, windows, config.seed))
+
+    def rank(self, row: dict[str, float]) -> dict[str, float]:
+        return {"validation/nelbo": row.get("two_pass/nelbo", row["one_pass/nelbo"])}
+
+    def describe(self, row: dict[str, float]) -> str:
+        parts = [f"one pass {row['one_pass/perplexity']:.2f}"]
+        if "two_pass/perplexity" in row:
+            parts.append(f"two passes with soft-masking {row['two_pass/perplexity']:.2f}")
+        return f"validation perplexity: {', '.join(parts)}"
+
+    def sample(self, state, step: int) -> list[str]:
+        config, shards = self.config.sample, sharding.batch_shards(self.mesh)
+        rows = -(-config.count // shards) * shards  # each device has as many; the rows too many are dropped
+        keys = row_keys(stream_key(root_key(config.seed), Stream.SAMPLE, step), np.arange(rows))
+        masks = np.full((rows, config.length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
+        tokens = np.asarray(self.sampler(state.eval_params(), keys, masks).tokens)[: config.count]
+        return [self.tokenizer.decode(row) for row in tokens]
+
+    def describe_data(self) -> str:
+        return (
+            f"{len(self.data.train):,} training and {len(self.data.validation):,} validation windows of "
+            f"{self.config.data.seq_len} tokens"
+        )

@@ -1,0 +1,276 @@
+"""What a run writes down: metrics.jsonl, TensorBoard event files, W&B, a progress bar; and how fast a device could be.
+"""
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
+
+from softmask_jax.config import Config
+from softmask_jax.diffusion.soft_masking import effective
+from softmask_jax.io.files import explained
+from softmask_jax.io.run_folder import RunFolder
+from softmask_jax.training import optimizer
+from softmask_jax.training.wandb_rows import FAILED, WandbRows
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by a substring of `device_kind`.
+PEAK_FLOPS = {
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    # Per core: these chips are two JAX devices each.
+    "TPU v3": 61.5e12,
+    "TPU v2": 22.5e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "T4": 65e12,
+}
+
+
+def peak_flops(device) -> float:
+    """FLOP/s of one device: the data sheet's, or where the device is not listed the best of five matrix products."""
+    for kind, peak in PEAK_FLOPS.items():
+        if kind.lower() in device.device_kind.lower():
+            return peak
+    size, dtype = (1024, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    x = jax.device_put(jnp.ones((size, size), dtype), device)
+    product = jax.jit(jnp.dot)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) * (1 / len(jax.local_devices()) if device.platform == "cpu" else 1)
+
+
+def summarise(pending: list) -> dict[str, float | list]:
+    """One row of metrics from the `Metrics` of several steps, on the host, without the bins of t that no masked token
+    fell into."""
+    m = jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *pending)
+    sums, counts = m.xent_sum.sum(0), m.xent_count.sum(0)
+    row = {
+        "loss": m.loss.mean(),
+        "grad_norm": m.grad_norm.mean(),
+        "cross_entropy": sums.sum() / max(counts.sum(), 1),
+        "two_pass_share": m.two_pass.mean(),
+    }
+    bins = len(counts)
+    row |= {
+        f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}": sums[i] / counts[i] for i in range(bins) if counts[i]
+    }
+    if m.fed_back.sum() > 0:
+        row |= {
+            "lambda_mean": m.lambda_sum.sum() / m.fed_back.sum(),
+            "top_k_hit_rate": m.top_k_hits.sum() / m.fed_back.sum(),
+            "lambda_histogram": (m.lambda_hist.sum(0) / m.fed_back.sum()).tolist(),
+        }
+    return {name: value if isinstance(value, list) else float(value) for name, value in row.items()}
+
+
+def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Array]:
+    """The learning rates of the last of so many updates and, of a soft-masked run, its effective scalars; to be jitted:
+    a log costs the device one call."""
+    peaks, found = {"learning_rate": config.optimizer.learning_rate}, {}
+    if config.soft_mask.variant != "none":
+        peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
+        found = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
+    for name, peak in peaks.items():
+        found[name] = optimizer.learning_rate(peak, config.optimizer, config.updates)(updates - 1)
+    return found
+
+
+def scores(found: dict) -> dict[str, float]:
+    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval, if it has one."""
+    row = {}
+    for name, nats in found.items():
+        row |= {f"{name}/nelbo": nats.mean, f"{name}/perplexity": nats.perplexity}
+        row |= ends(f"{name}/nelbo_", nats.interval())
+    if "two_pass" in found:
+        one, two = found["one_pass"], found["two_pass"]
+        row |= {"gain/nelbo": one.mean - two.mean} | ends("gain/", one.interval(two))
+    return row
+
+
+def ends(name: str, interval: tuple) -> dict[str, float]:
+    """The entries of a row for an interval; none where there is none, as of a single window."""
+    return {} if interval[0] is None else {f"{name}low": interval[0], f"{name}high": interval[1]}
+
+
+class Openness:
+    """What to tell the user of the mean lambda: when it opens, when it closes, and now and then while it is closed."""
+
+    CLOSED, REMIND_AFTER = 0.01, 1000
+
+    def __init__(self):
+        self.closed, self.warned = None, 0
+
+    def line(self, step: int, mean: float, scale: float) -> str | None:
+        """To be asked in every row that has a mean lambda; `scale` is the effective omega_s."""
+        before, self.closed = self.closed, mean < self.CLOSED
+        if not self.closed:
+            opened = before is not False
+            return f"Step {step}: the mean lambda is {mean:.3f}: soft-masking is open." if opened else None
+        if before and step - self.warned < self.REMIND_AFTER:
+            return None
+        self.warned = step
+        why = "it opens as the predictions become less uncertain"
+        if scale < self.CLOSED:
+            why = f"soft_mask.scale is {scale:.1e} and moves slowly; config.soft_mask.init_scale starts it higher"
+        state = "has closed" if before is False else "is still closed"
+        return (
+            f"Warning: the mean lambda is {mean:.1e} at step {step}: soft-masking {state}, two passes do what one "
+            f"would ({why})."
+        )
+
+
+class Clock:
+    """Speed of training alone: restarted after compilation, validation, sampling and saving."""
+
+    def restart(self, step: int) -> None:
+        self.step, self.since = step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        """Since the last restart; 0 where there was no step."""
+        return (step - self.step) / max(time.perf_counter() - self.since, 1e-9)
+
+
+class Profiler:
+    """A trace of a few steps in `folder`: from the third after the start, when everything is compiled."""
+
+    FIRST, LAST = 3, 7
+
+    def __init__(self, folder: Path, wanted: bool):
+        self.folder, self.wanted, self.running = folder, wanted, False
+
+    def before(self, step: int) -> bool:
+        """To be called before every step, counted from 1 at the start of this process; whether it took time."""
+        starts, ends = self.wanted and step == self.FIRST, self.running and step > self.LAST
+        if starts:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        if ends:
+            self.stop()
+        return starts or ends
+
+    def stop(self) -> None:
+        """End the trace, if one is running."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+
+
+class Tracker:
+    """Writes rows to metrics.jsonl, TensorBoard and, where config.train.wandb says so, to Weights & Biases, all on the
+    first process; shows a progress bar.
+
+    Args:
+      start: the step a resumed run continues from; TensorBoard drops what was written after it.
+
+    Raises:
+      OSError, ValueError, RuntimeError: the folder cannot be written, or W&B cannot be started (see `WandbRows`).
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, *, start: int):
+        self.first = jax.process_index() == 0
+        self.folder, self.wandb, self.exit_code = folder, None, FAILED
+        if self.first:
+            self.board = Board(folder.path / "tensorboard", start)
+            if config.train.wandb:
+                self.wandb = WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say)
+        self.bar = tqdm(
+            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True,
+            smoothing=0.05,
+        )  # fmt: skip
+
+    def row(self, step: int, kind: str, values: dict) -> None:
+        """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard and W&B for each value."""
+        if self.first:
+            self.folder.append({"step": step, "kind": kind, **values})
+            self.board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+            if self.wandb is not None:
+                self.wandb.write(step, kind, values)
+
+    def progress(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
+
+    def speed(self, loss: float, tokens_per_second: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        if self.first:
+            tqdm.write(line)
+
+    def end_progress(self) -> None:
+        self.bar.close()
+
+    def close(self) -> None:
+        """End what is being written; W&B is told `exit_code`, which whoever ends the run sets before."""
+        self.end_progress()
+        if self.first:
+            self.board.close()
+            if self.wandb is not None:
+                self.wandb.close(self.exit_code)
+
+
+class Board:
+    """A TensorBoard event file, written at once.
+
+    tensorboardX's own `SummaryWriter` writes from a thread: on a full disk that thread dies and the program waits for
+    it for ever.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        self.folder = folder
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+            # Tells TensorBoard to forget what an interrupted run wrote from this step on.
+            forget = Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            self._file.write_event(forget)
+
+    def write(self, step: int, values: dict) -> None:
+        """Numbers as scalars, lists of shares as histograms over [0, 1], lists of texts as texts.
+
+        Raises:
+          OSError: the disk is full or the folder cannot be written; one line that says what to do.
+        """
+        with explained(self.folder):
+            for name, value in values.items():
+                for entry in self._summaries(name, value):
+                    self._file.write_event(Event(wall_time=time.time(), step=step, summary=entry))
+            self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # every row has been flushed, or has said why not
+            self._file.close()
+
+    @staticmethod
+    def _summaries(name: str, value):
+        if isinstance(value, (int, float)):
+            yield summary.scalar(name, value)
+        elif name.endswith("histogram"):
+            edges = np.linspace(0.0, 1.0, len(value) + 1)
+            shares, middles = np.asarray(value), (edges[1:] + edges[:-1]) / 2
+            yield summary.histogram_raw(
+                name, min=0.0, max=1.0, num=1.0, sum=float((shares * middles).sum()),
+                sum_squares=float((shares * middles**2).sum()), bucket_limits=edges[1:].tolist(),
+                bucket_counts=shares.tolist(),
+            )  # fmt: skip
+        else:
+            for i, text in enumerate(value):
+                yield summary.text(f"{name}/{i}", text)

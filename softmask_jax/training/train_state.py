@@ -1,0 +1,90 @@
+"""Everything a step changes, as arrays only."""
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.distributed import sharding
+
+
+class TrainState(NamedTuple):
+    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained; ema: the backbone's, opt_state:
+    the moments; all of them float32. frozen: the rest of the backbone, a base that an adapter is trained for, in its
+    own dtype; never changed, never saved."""
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: optax.OptState
+    frozen: dict = {}
+
+    def eval_params(self) -> dict:
+        """EMA of the backbone with the raw scalars: what is evaluated."""
+        return whole({"backbone": self.ema, "soft_mask": self.params["soft_mask"]}, self.frozen)
+
+
+def whole(params: dict, frozen: dict) -> dict:
+    """All parameters of the network, as a denoiser reads them: {"backbone", "soft_mask"}."""
+    return params | {"backbone": frozen | params["backbone"]}
+
+
+def fresh(params: dict, tx: optax.GradientTransformation, frozen: tuple[str, ...] = ()) -> TrainState:
+    """The state before the first update; the EMA starts from the parameters. frozen: which entries of the backbone are
+    not trained."""
+    params, base = _split(params, frozen)
+    # bfloat16 has 8 bits: an update of less than 1/256 of a weight would vanish. The step casts them for its products.
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    ema = jax.tree.map(jnp.copy, params["backbone"])
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params), base)
+
+
+def _split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+    """(what is trained, what is not) of a tree {"backbone", "soft_mask"}."""
+    backbone = params["backbone"]
+    trained = {name: entry for name, entry in backbone.items() if name not in frozen}
+    return params | {"backbone": trained}, {name: backbone[name] for name in frozen}
+
+
+def abstract(denoiser, tx, mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it: optimiser and EMA lie like their parameters."""
+    shapes = jax.eval_shape(lambda key: fresh(denoiser.init(key), tx, denoiser.frozen), root_key(0))
+    axes, frozen_axes = _split(denoiser.axes, denoiser.frozen)
+    of_params = sharding.param_shardings(mesh, axes, shapes.params)
+    everywhere = sharding.replicated(mesh)
+    layout = TrainState(
+        everywhere, of_params, of_params["backbone"], _like_params(shapes.opt_state, of_params, everywhere),
+        sharding.param_shardings(mesh, frozen_axes, shapes.frozen),
+    )  # fmt: skip
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)
+
+
+def _like_params(opt_state, of_params, otherwise):
+    """Moments lie like the parameter whose keys end their path; counters lie everywhere."""
+    by_path = {tuple(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(of_params)[0]}
+
+    def one(path, _):
+        keys = list(itertools.takewhile(lambda entry: isinstance(entry, jax.tree_util.DictKey), reversed(path)))
+        return by_path.get(tuple(reversed(keys)), otherwise)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
+def initialise(denoiser, tx, mesh, seed: int, base: dict | None = None) -> TrainState:
+    """A fresh state, made on its devices; the same numbers on any mesh. base: what its frozen entries are, given up to
+    the state; random without one."""
+    layout = jax.tree.map(lambda s: s.sharding, abstract(denoiser, tx, mesh))
+
+    def make(base, key):
+        return fresh(denoiser.init(key, base), tx, denoiser.frozen)
+
+    return jax.jit(make, out_shardings=layout, donate_argnums=0)(base, root_key(seed))
+
+
+@jax.jit
+def all_finite(tree) -> jax.Array:
+    """Whether every floating-point array of the tree is finite: a bool scalar."""
+    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack(leaves).all()

@@ -1,0 +1,92 @@
+"""Operations counted in traced programs, against closed forms: 2 and 28 layers, remat, micro-batches, kernels."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from softmask_jax import config as schema
+from softmask_jax.compile import flops, programs
+from softmask_jax.models.nn import splash
+from softmask_jax.training import update_flops
+
+OWT, DREAM = (f"configs/{name}.py" for name in ("mdlm_owt", "dream7b"))
+
+
+def counted(path: str, overrides=(), **options):
+    """(FLOPs in the program, in the closed form) of a training step on one device; nothing is compiled or allocated."""
+    config = schema.load(path, list(overrides))
+    program = programs.training(config, jax.devices()[:1], **options)
+    found = flops.count(program.traced.jaxpr)
+    assert not found.unknown
+    how = update_flops.passes(config.model, two_passes=program.two_passes)
+    return found.flops, update_flops.closed_form(program.denoiser, program.rows * program.length, program.length, how)
+
+
+@pytest.mark.parametrize("layers", [2, 28])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_dits_two_pass_step_is_within_5_percent_of_the_closed_form(layers, remat):
+    batch = ["train.global_batch_size=6", "train.micro_batches=3"]
+    found, closed = counted(OWT, [f"model.num_blocks={layers}", f"model.remat={remat}", *batch])
+    assert found == pytest.approx(closed, rel=0.05)
+
+
+@pytest.mark.parametrize("layers", [2, 28])
+def test_dreams_two_pass_step_on_a_frozen_base_is_within_5_percent_of_the_closed_form(layers):
+    found, closed = counted(DREAM, ["mesh.fsdp=1"], sizes=programs.DREAM_7B | {"num_hidden_layers": layers})
+    assert found == pytest.approx(closed, rel=0.05)
+
+
+def test_a_plain_step_makes_one_pass_less():
+    batch = ["train.global_batch_size=2"]
+    (both, _), (plain, closed) = counted(OWT, batch), counted(OWT, [*batch, "soft_mask.variant=none"])
+    assert plain < 0.8 * both and plain == pytest.approx(closed, rel=0.05)
+
+
+def test_micro_batches_change_nothing_but_the_grouping():
+    one, three = (counted(OWT + ":smoke", ["train.global_batch_size=6", f"train.micro_batches={m}"])[0] for m in (1, 3))
+    assert one == pytest.approx(three, rel=0.02)
+
+
+def test_a_loop_is_multiplied_by_its_length_and_the_costlier_branch_counted():
+    x = jnp.ones((4, 8))
+
+    def f(x, w, flag):
+        x = jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
+        return jax.lax.cond(flag, lambda x: x, lambda x: x @ w, x)
+
+    assert flops.count(jax.make_jaxpr(f)(x, jnp.ones((8, 8)), True)).flops == 6 * 2 * 4 * 8 * 8
+
+
+def test_a_loop_of_unknown_length_turns_as_often_as_is_assumed():
+    def f(x, w):
+        inner = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ w, x)  # noqa: E731
+        return jax.lax.while_loop(lambda x: x[0, 0] < 5, lambda x: inner(x) @ w, x)
+
+    jaxpr = jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.ones((8, 8)))
+    product = 2 * 4 * 8 * 8
+    assert flops.count(jaxpr) == flops.Count(2 * product, 2)
+    assert flops.count(jaxpr, lambda depth, holds: 10 if holds else 3).flops == 10 * (3 + 1) * product
+
+
+def test_the_attention_kernel_counts_its_products_two_ahead_and_seven_back():
+    rows, length, heads, width = 2, 256, 4, 128
+    q = jnp.ones((rows, length, heads, width), jnp.bfloat16)
+    kv = jnp.ones((rows, length, 2, width), jnp.bfloat16)
+    product = 2 * rows * heads * length * length * width
+
+    def attend(q, k, v):
+        return splash.attend(q, k, v, interpret=True)
+
+    assert flops.count(jax.make_jaxpr(attend)(q, kv, kv)).flops == 2 * product
+    gradient = jax.grad(lambda *given: attend(*given).astype(jnp.float32).sum(), (0, 1, 2))
+    assert flops.count(jax.make_jaxpr(gradient)(q, kv, kv)).flops == pytest.approx((2 + 7) * product, rel=0.001)
+
+
+def test_what_nobody_could_leave_out_is_less_than_what_is_computed():
+    config = schema.load(DREAM, ["mesh.fsdp=1"])
+    denoiser = programs.training(config, jax.devices()[:1], length=128).denoiser
+    own = update_flops.model_flops(denoiser, config.model, 128, 128, two_passes=True)
+    plain = dataclasses.replace(config.model, adapter="none", remat="none")
+    again = update_flops.closed_form(denoiser, 128, 128, update_flops.passes(config.model, two_passes=True))
+    assert own < again and own < update_flops.model_flops(denoiser, plain, 128, 128, two_passes=True)

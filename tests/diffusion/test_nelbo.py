@@ -1,0 +1,100 @@
+"""The two-pass objective against recorded per-token NLL and every gradient; where gradients stop."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softmask_jax.convert import mdlm
+from softmask_jax.diffusion import nelbo, noise
+from tests.golden import load
+from tests.helpers import golden_model
+
+RECORDED = "mdlm_dit/nll_grad.npz"
+CASES = {"single": ("none", 1), "sm_k1": ("topk", 1), "sm_k3": ("topk", 3), "sm_temp": ("full", 3)}
+
+
+@functools.cache
+def recorded():
+    return load(RECORDED)
+
+
+def noisy_batch():
+    z, schedule = recorded(), noise.LogLinear()
+    t = jnp.asarray(z["t"])
+    return nelbo.Corrupted(
+        jnp.asarray(z["x0"], jnp.int32), jnp.asarray(z["xt"], jnp.int32), t, schedule.loss_weight(t)
+    )
+
+
+@functools.cache
+def nll_and_gradient(case: str):
+    variant, k = CASES[case]
+    model, spec, noisy = golden_model.model(variant), nelbo.Nelbo(variant=variant, k=k), noisy_batch()
+
+    def loss(params):
+        given = None if variant == "none" else nelbo.pass_1(model, spec, params, noisy.noisy)
+        weighted = nelbo.token_nll(model, spec, params, noisy, given) * noisy.weight[:, None]
+        return weighted.sum() / weighted.size, weighted
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(golden_model.params())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nll_and_every_gradient_match_the_recording(case):
+    z = recorded()
+    (loss, nll), grads = nll_and_gradient(case)
+    np.testing.assert_allclose(nll, z[f"{case}/nll_per_token"], rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(loss, z[f"{case}/loss"], rtol=1e-5)
+    ours = mdlm.to_torch(jax.tree.map(np.asarray, grads), golden_model.VOCAB)
+    wanted = {key.removeprefix(f"{case}/grad/"): z[key] for key in z if key.startswith(f"{case}/grad/")}
+    assert wanted.keys() == ours.keys()
+    for name, gradient in wanted.items():  # where PyTorch had none it is recorded as zeros
+        np.testing.assert_allclose(ours[name], gradient, atol=1e-4 * np.abs(gradient).max(), rtol=0, err_msg=name)
+
+
+def test_no_gradient_passes_through_pass_1():
+    model, spec, noisy = golden_model.model(), nelbo.Nelbo(), noisy_batch()
+    x = jnp.asarray(recorded()["xt"], jnp.int32)
+    grads = jax.jit(
+        jax.grad(lambda p: sum(f.sum() for f in nelbo.pass_1(model, spec, p, x)[1:3]))
+    )(golden_model.params())
+    assert all(not np.any(g) for g in jax.tree.leaves(grads))
+    assert np.any(noisy.noisy == golden_model.MASK)
+
+
+def test_scale_zero_is_plain_mdlm_bit_for_bit():
+    model, spec, noisy = golden_model.model(), nelbo.Nelbo(), noisy_batch().noisy
+
+    def closed_and_plain(params):
+        given = nelbo.pass_1(model, spec, params, noisy)
+        return nelbo.soft_embed(model, spec, params, noisy, given, 0.0), model.embed(params["backbone"], noisy)
+
+    np.testing.assert_array_equal(*jax.jit(closed_and_plain)(golden_model.params()))
+
+
+def test_a_rows_noise_does_not_depend_on_the_rows_beside_it():
+    spec, tokens = nelbo.Nelbo(), jnp.arange(8 * 16, dtype=jnp.int32).reshape(8, 16) % 90
+    draw = functools.partial(nelbo.corrupt, spec, root_key=jax.random.key(3), step=5, mask_token_id=97)
+    whole = draw(tokens, jnp.arange(8), 8)
+    some = jnp.asarray([6, 1, 3])
+    part = draw(tokens[some], some, 8)
+    for a, b in zip(whole, part):
+        np.testing.assert_array_equal(a[some], b)
+
+
+def test_the_nelbo_is_an_unbiased_sum_over_t_for_a_model_with_a_known_answer():
+    """A head of zeros predicts every token but the mask alike, so the bound is L log(V - 1) whatever the masks."""
+    model, params = golden_model.model(), golden_model.params()
+    head = jax.tree.map(jnp.zeros_like, params["backbone"]["head"])
+    params = params | {"backbone": params["backbone"] | {"head": head}}
+    rows = jnp.arange(512)
+    tokens = jnp.zeros((512, 16), jnp.int32)
+    noisy = nelbo.corrupt(nelbo.Nelbo(), tokens, rows, 512, jax.random.key(0), 0, mask_token_id=97)
+    nll = jnp.where(noisy.noisy == 97, np.log(97.0), 0.0)
+    got = float((nll.sum(-1) * noisy.weight).mean() / 16)
+    spec, few = nelbo.Nelbo(variant="none"), jax.tree.map(lambda x: x[:4], noisy)
+    exact = jax.jit(lambda params: nelbo.nelbo_per_row(model, spec, params, few, two_pass=False))(params)
+    np.testing.assert_allclose(exact, (nll.sum(-1) * noisy.weight)[:4], rtol=1e-5)
+    assert abs(got - np.log(97.0)) < 0.25

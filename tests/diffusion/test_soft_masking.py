@@ -1,0 +1,433 @@
+"""Soft-masking against the recorded reference, and where its gradients and exactness must hold."""
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.embedding_mixtures import slerp_weights
+from softmask_jax.diffusion.soft_masking import Feedback, Scalars, blend, feedback_from_logits
+from softmask_jax.diffusion.vocab.head import Head
+from tests.golden import load, meta
+
+MASK = 63
+GOLDEN = load("soft_mask.npz")
+META = meta("soft_mask.npz")
+TOKENS = jnp.asarray(GOLDEN["input_ids"], jnp.int32)
+EMBEDDING = jnp.asarray(GOLDEN["embedding"])
+COTANGENT = jnp.asarray(GOLDEN["cotangent"])
+RAW = {
+    name: soft_masking.init_scalars(p["init_scale"], p["init_centre"], p["init_steep"], p["init_temperature"])
+    for name, p in META["params"].items()
+}
+RAW_KEYS = {"raw_scale": "raw_scale", "raw_centre": "raw_centre_neg", "raw_steepness": "raw_steep"}
+# what the recorded inference calls were given, used without the 1e-6
+INFER_RAW = soft_masking.raw_from_effective(
+    *(META["infer"][name] for name in ("scale", "centre", "steepness", "mixture_temp"))
+)
+
+
+def identity_head():
+    """A head whose logits are the hidden states themselves; two pad rows test that padding does not matter."""
+    return Head(jnp.eye(66, 64), None, 64, MASK, False)
+
+
+def feedback_of(logits, k):
+    return feedback_from_logits(logits, k=k)._replace(hidden=logits)
+
+
+def run(raw, embedding, logits, scale=1.0, *, variant="topk", k=3):
+    """(loss, blended embeddings), and the gradients for the raw scalars and the embedding."""
+    # one shape and dtype for every way of saying the same thing: one compile for each variant and k
+    scale = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), TOKENS.shape)
+    return compiled(raw, embedding, jnp.asarray(logits), scale, variant=variant, k=k)
+
+
+@functools.partial(jax.jit, static_argnames=("variant", "k"))
+def compiled(raw, embedding, logits, scale, *, variant, k):
+    def loss(raw, embedding):
+        padded = jnp.pad(embedding, [(0, 2), (0, 0)])
+        x = blend(
+            TOKENS, feedback_of(logits, k), raw, padded,
+            mask_token_id=MASK, scale=scale, variant=variant, head=identity_head(),
+        )  # fmt: skip
+        return jnp.sum(x * COTANGENT), x
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(raw, embedding)
+
+
+def near(actual, expected, relative=1e-4):
+    """Equal up to `relative` times the largest entry expected."""
+    expected = np.asarray(expected, np.float32)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max() + 1e-30)
+
+
+def cases(setting):
+    return [case for case in META["cases"] if case.endswith(setting)]
+
+
+@pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5", "temp"])
+def test_blend_and_gradients_match_the_reference_in_every_recorded_case(setting):
+    variant, k = ("full", 3) if setting == "temp" else ("topk", int(setting[-1]))
+    assert cases(setting)
+    for case in cases(setting):
+        logits, params = case.split("/")[1:3]
+        want = {key: GOLDEN[f"{case}/{key}"] for key in ("blend", "loss", "grad_embedding", "grad_raw_temperature")}
+        (loss, x), (d_raw, d_embedding) = run(
+            RAW[params], EMBEDDING, GOLDEN[f"logits/{logits}"], variant=variant, k=k
+        )
+        near(x, want["blend"], 1e-5)
+        np.testing.assert_allclose(loss, want["loss"], rtol=1e-5, atol=1e-5)
+        near(d_embedding, want["grad_embedding"])
+        for ours, theirs in RAW_KEYS.items():
+            near(d_raw[ours], GOLDEN[f"{case}/grad_{theirs}"])
+        near(d_raw["raw_temperature"], want["grad_raw_temperature"])
+        if setting != "temp":
+            assert d_raw["raw_temperature"] == 0
+
+
+@pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5"])
+def test_lambda_and_sparse_weights_match_the_reference_in_every_recorded_case(setting):
+    k = int(setting[-1])
+
+    @jax.jit
+    def evaluate(raw, logits):
+        feedback = feedback_of(logits, k)
+        lam = soft_masking.mix_weight(feedback.neg_entropy, soft_masking.effective(raw))
+        ids, weights = soft_masking.topk_weights(TOKENS, feedback, raw, mask_token_id=MASK)
+        dense = jnp.zeros_like(logits)
+        for j in range(k + 1):
+            dense += weights[..., j, None] * jax.nn.one_hot(ids[..., j], 64)
+        return feedback.neg_entropy, lam, ids, weights, dense
+
+    masked = GOLDEN["input_ids"] == MASK
+    for case in cases(setting):
+        family, logits, params = case.split("/")[:3]
+        neg_entropy, lam, ids, weights, dense = evaluate(RAW[params], GOLDEN[f"logits/{logits}"])
+        np.testing.assert_allclose(neg_entropy, GOLDEN[f"{case}/neg_entropy"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.where(masked, lam, 0), GOLDEN[f"{case}/lambda"], rtol=2e-4, atol=0)
+        if family == "lang":
+            np.testing.assert_array_equal(np.asarray(ids)[masked], GOLDEN[f"{case}/indices"][masked])
+            np.testing.assert_allclose(weights[masked], GOLDEN[f"{case}/probs"][masked], rtol=2e-4, atol=1e-12)
+        else:
+            np.testing.assert_allclose(dense, GOLDEN[f"{case}/p_out"], rtol=2e-4, atol=1e-12)
+
+
+def test_bfloat16_reference_is_matched_to_its_own_precision():
+    for case in cases("/bf16"):
+        setting = case.split("/")[3]
+        variant, k = ("full", 3) if setting == "temp" else ("topk", int(setting[-1]))
+        logits = jnp.asarray(GOLDEN["logits/normal3"], jnp.bfloat16).astype(jnp.float32)
+        rounded = EMBEDDING.astype(jnp.bfloat16).astype(jnp.float32)
+        (_, x), (d_raw, d_embedding) = run(RAW["learnB"], rounded, logits, variant=variant, k=k)
+        near(x, GOLDEN[f"{case}/blend"], 2e-2)
+        near(d_embedding, GOLDEN[f"{case}/grad_embedding"], 2e-2)
+
+
+def test_ties_among_the_top_k_give_the_reference_weights():
+    feedback = feedback_of(jnp.asarray(GOLDEN["lang_ties/logits"]), 3)
+    # recorded with one of the parameter sets; equal logits share lambda whichever tokens are taken
+    _, weights = soft_masking.topk_weights(TOKENS, feedback, RAW["learnA"], mask_token_id=MASK)
+    masked = GOLDEN["input_ids"] == MASK
+    np.testing.assert_allclose(weights[masked], GOLDEN["lang_ties/probs"][masked], rtol=2e-4)
+
+
+def test_rows_without_masks_are_left_alone():
+    tokens = jnp.asarray(GOLDEN["lang_nomask/input_ids"], jnp.int32)
+    ids, weights = soft_masking.topk_weights(
+        tokens, feedback_of(jnp.asarray(GOLDEN["logits/normal3"]), 3), RAW["learnA"], mask_token_id=MASK
+    )
+    np.testing.assert_array_equal(ids[..., 0], GOLDEN["lang_nomask/indices"][..., 0])
+    np.testing.assert_array_equal(weights, GOLDEN["lang_nomask/probs"])
+
+
+@pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5", "temp"])
+def test_decoding_schedules_match_the_reference(setting):
+    variant, k = ("full", 3) if setting == "temp" else ("topk", int(setting[-1]))
+    for schedule, length in META["infer"]["max_gen_length"].items():
+        # the reference's ratio is one number for the whole batch
+        scale = soft_masking.schedule_scale(schedule, META["infer"]["num_mask"] / length)
+        (_, x), _ = run(INFER_RAW, EMBEDDING, GOLDEN["logits/normal3"], scale, variant=variant, k=k)
+        near(x, GOLDEN[f"infer/{setting}/{schedule}/p_out"] @ GOLDEN["embedding"], 1e-5)
+
+
+def test_the_denoiser_s_recorded_feedback_is_matched():
+    golden, mask = load("mdlm_dit/forward.npz"), 97
+    raw = soft_masking.init_scalars(0.9, -2.5, 1.5, 0.8)
+    feedback = feedback_from_logits(jnp.asarray(golden["log_probs_pass1"]), k=3)
+    ids, weights = soft_masking.topk_weights(
+        jnp.asarray(golden["xt"], jnp.int32), feedback, raw, mask_token_id=mask
+    )
+    masked = golden["xt"] == mask
+    np.testing.assert_array_equal(ids[masked], golden["sm_indices"][masked])
+    np.testing.assert_allclose(weights[masked], golden["sm_probs"][masked], atol=1e-6)
+    np.testing.assert_allclose(feedback.neg_entropy, golden["sm_neg_entropy"], atol=2e-5)
+    lam = soft_masking.mix_weight(feedback.neg_entropy, soft_masking.effective(raw))
+    np.testing.assert_allclose(np.where(masked, lam, 0), golden["sm_lambda"], rtol=2e-5)
+
+
+def test_raw_and_effective_scalars_match_the_reference():
+    for name, raw in RAW.items():
+        values = soft_masking.effective(raw)
+        for ours, theirs in [*RAW_KEYS.items(), ("raw_temperature", "raw_temperature")]:
+            assert raw[ours].dtype == jnp.float32
+            np.testing.assert_allclose(raw[ours], GOLDEN[f"raw/{name}/{theirs}"], rtol=1e-5, atol=1e-7)
+        for field in Scalars._fields:
+            np.testing.assert_allclose(getattr(values, field), GOLDEN[f"eff/{name}/{field}"], rtol=2e-6)
+
+
+def test_scalars_at_the_ends_of_their_ranges_are_finite_and_as_recorded():
+    recorded = META["corner_raw"]
+    for scale in ("0.0", "-0.0", "0.5", "1.0"):
+        raw = soft_masking.init_scalars(scale=float(scale))["raw_scale"]
+        np.testing.assert_allclose(raw, float(recorded[f"logit({scale}, eps=1e-6)"]), rtol=1e-6)
+    for text, field in (("centre", "centre"), ("steep", "steepness")):
+        entries = {k: v for k, v in recorded.items() if k.startswith(text)}
+        assert entries
+        for key, pair in entries.items():
+            value = float(key.split("=")[1])
+            want = [float(x) for x in pair.strip("[]").split(",")]
+            if (value >= 0) if field == "centre" else (value <= 0):
+                with pytest.raises(ValueError, match=f"soft_mask.{field}"):
+                    soft_masking.init_scalars(**{field: value})
+                continue
+            raw = soft_masking.init_scalars(**{field: value})
+            got = getattr(soft_masking.effective(raw), field)
+            # the reference overflows to infinity at 100
+            raw_want, got_want = want if np.isfinite(want).all() else (abs(value), value)
+            np.testing.assert_allclose(raw[f"raw_{field}"], raw_want, rtol=1e-6)
+            np.testing.assert_allclose(got, got_want, rtol=2e-6)
+
+
+def test_raw_from_effective_is_the_inverse_of_effective():
+    for values in [(9.98377799987793e-07, -0.75, 6.65625, 1.0), (0.5, -100.0, 200.0, 1e-3), (0.999, -1e-4, 1e-4, 50.0)]:
+        np.testing.assert_allclose(soft_masking.effective(soft_masking.raw_from_effective(*values)), values, rtol=2e-4)
+    for scale in (0.0, 1.0):
+        got = soft_masking.effective(soft_masking.raw_from_effective(scale, -1.0, 1.0)).scale
+        np.testing.assert_allclose(got, scale, atol=1e-30)
+
+
+@pytest.mark.parametrize("field, values", [
+    ("scale", [-0.1, 1.1, float("nan"), float("inf")]),
+    ("centre", [0.0, 0.5, float("nan"), float("-inf")]),
+    ("steepness", [0.0, -1.0, float("nan"), float("inf")]),
+    ("temperature", [0.0, -1.0, float("nan"), float("inf")]),
+])  # fmt: skip
+def test_scalars_outside_their_ranges_are_refused_by_name(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"soft_mask.{field}"):
+            soft_masking.init_scalars(**{field: value})
+        with pytest.raises(ValueError, match=f"soft_mask.{field}"):
+            soft_masking.raw_from_effective(**{"scale": 0.5, "centre": -1.0, "steepness": 1.0, field: value})
+    with pytest.raises(ValueError, match="further than 1e-06 from 0"):
+        soft_masking.raw_from_effective(0.5, -1e-7, 1.0)
+
+
+@pytest.mark.parametrize("variant", ["topk", "full", "slerp"])
+def test_lambda_zero_is_plain_mdlm(variant):
+    (_, x), (d_raw, d_embedding) = run(
+        RAW["learnA"], EMBEDDING, GOLDEN["logits/normal3"], 0.0, variant=variant
+    )
+    np.testing.assert_array_equal(x, EMBEDDING[TOKENS])
+    assert all(value == 0 for value in d_raw.values())
+    plain = jax.grad(lambda e: jnp.sum(e[TOKENS] * COTANGENT))(EMBEDDING)
+    np.testing.assert_allclose(d_embedding, plain, atol=1e-6)
+
+
+def test_lambda_one_with_k_one_feeds_the_argmax_back():
+    logits = GOLDEN["logits/normal3"]
+    raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
+    for variant in ("topk", "slerp"):
+        (_, x), _ = run(raw, EMBEDDING, logits, variant=variant, k=1)
+        argmax = EMBEDDING[jnp.where(TOKENS == MASK, logits.argmax(-1), TOKENS)]
+        if variant == "slerp":
+            unit = argmax / jnp.linalg.norm(argmax, axis=-1, keepdims=True)
+            argmax = jnp.where((TOKENS == MASK)[..., None], unit * jnp.linalg.norm(EMBEDDING[MASK]), argmax)
+        np.testing.assert_allclose(x, argmax, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["topk", "full", "slerp"])
+def test_unmasked_positions_keep_their_embedding_bit_for_bit(variant):
+    embedding = EMBEDDING.at[:, 0].set(-0.0)  # a sign that 0 * x + y would lose
+    (_, x), _ = run(RAW["learnA"], embedding, GOLDEN["logits/normal3"], variant=variant)
+    plain = np.asarray(embedding[TOKENS])
+    unmasked = np.asarray(TOKENS != MASK)
+    np.testing.assert_array_equal(np.asarray(x)[unmasked].view(np.uint32), plain[unmasked].view(np.uint32))
+    assert np.abs(np.asarray(x) - plain)[~unmasked].max() > 0.1
+
+
+def test_variant_none_is_binary_masking_and_needs_no_feedback():
+    x = blend(TOKENS, None, RAW["learnA"], EMBEDDING.astype(jnp.bfloat16), mask_token_id=MASK, variant="none")
+    assert x.dtype == jnp.float32
+    np.testing.assert_array_equal(x, EMBEDDING.astype(jnp.bfloat16)[TOKENS].astype(jnp.float32))
+
+
+def test_scale_applies_row_by_row():
+    feedback = feedback_of(jnp.asarray(GOLDEN["logits/normal3"]), 3)
+    (_, whole), _ = run(RAW["learnA"], EMBEDDING, GOLDEN["logits/normal3"])
+    for scale in (jnp.asarray([1.0, 0.0]), jnp.asarray([[1.0], [0.0]])):
+        x = blend(TOKENS, feedback, RAW["learnA"], EMBEDDING, mask_token_id=MASK, scale=scale)
+        np.testing.assert_allclose(x[0], whole[0], atol=1e-6)
+        np.testing.assert_array_equal(x[1], EMBEDDING[TOKENS[1]])
+
+
+def test_no_gradient_reaches_the_feedback():
+    feedback = feedback_of(jnp.asarray(GOLDEN["logits/normal3"]), 3)
+
+    def loss(top_logits, neg_entropy):
+        given = Feedback(feedback.token_ids, top_logits, neg_entropy)
+        return jnp.sum(blend(TOKENS, given, RAW["learnA"], EMBEDDING, mask_token_id=MASK) ** 2)
+
+    for gradient in jax.grad(loss, argnums=(0, 1))(feedback.top_logits, feedback.neg_entropy):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("variant", ["topk", "slerp"])
+def test_neither_the_vocabulary_nor_k_multiplies_the_activations(variant):
+    b, length, d, k, v = 4, 32, 64, 3, 64
+
+    def loss(raw, embedding, tokens, feedback):
+        return jnp.sum(blend(tokens, feedback, raw, embedding, mask_token_id=MASK, variant=variant) ** 2)
+
+    tokens = jnp.full((b, length), MASK, jnp.int32)
+    feedback = Feedback(*(jnp.zeros(shape, dtype) for shape, dtype in [
+        ((b, length, k), jnp.int32), ((b, length, k), jnp.float32), ((b, length), jnp.float32)
+    ]))  # fmt: skip
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(
+        RAW["learnA"], jnp.zeros((v, d)), tokens, feedback
+    )
+    shapes = re.findall(r"(?:f32|s32|pred)\[([\d,]+)\]", compiled.compile().as_text())
+    largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
+    assert largest == b * length * d
+
+
+def test_one_hot_feedback_remembers_its_token_with_certainty():
+    tokens = jnp.asarray([[5, 0, 63], [1, 2, 3]])
+    for k in (1, 3):
+        feedback = soft_masking.one_hot_feedback(tokens, k)
+        assert feedback.token_ids.shape == feedback.top_logits.shape == (2, 3, k)
+        raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
+        masks = jnp.full_like(tokens, MASK)
+        x = blend(masks, feedback, raw, EMBEDDING, mask_token_id=MASK)
+        np.testing.assert_array_equal(x, EMBEDDING[tokens])
+
+
+def test_feedback_leaves_out_a_suppressed_token():
+    logits = jnp.asarray([[[1.0, 9.0, 3.0, 2.0]]])
+    feedback = feedback_from_logits(logits, k=3, suppress=1)
+    assert feedback.token_ids.tolist() == [[[2, 3, 0]]]
+    kept = feedback_from_logits(logits[..., jnp.asarray([0, 2, 3])], k=3)
+    np.testing.assert_allclose(feedback.neg_entropy, kept.neg_entropy, rtol=1e-6)
+    with pytest.raises(ValueError, match="k = 4"):
+        feedback_from_logits(logits, k=4, suppress=1)
+
+
+def test_schedules_follow_the_share_of_masks_left():
+    ratio = jnp.asarray([1.0, 0.5001, 0.5, 0.25, 0.0])
+    np.testing.assert_array_equal(soft_masking.schedule_scale("none", ratio), jnp.ones(5))
+    np.testing.assert_array_equal(soft_masking.schedule_scale("linear", ratio), ratio)
+    np.testing.assert_array_equal(soft_masking.schedule_scale("stepwise", ratio), jnp.asarray([1.0, 1, 0, 0, 0]))
+    with pytest.raises(ValueError, match="'cosine'.*none, linear, stepwise"):
+        soft_masking.schedule_scale("cosine", ratio)
+
+
+def test_bad_requests_are_answered_by_name():
+    feedback = feedback_from_logits(jnp.asarray(GOLDEN["logits/normal3"]), k=3)
+    ask = functools.partial(blend, mask_token_id=MASK)
+    with pytest.raises(ValueError, match="variant 'topp'.*topk, full, slerp, none"):
+        ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="topp")
+    with pytest.raises(ValueError, match="needs feedback.hidden and head"):
+        ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="full")
+    with pytest.raises(ValueError, match="needs feedback of that shape"):
+        ask(TOKENS[:1], feedback, RAW["init"], EMBEDDING)
+    with pytest.raises(ValueError, match="raw_centre"):
+        ask(TOKENS, feedback, {"raw_scale": jnp.zeros(())}, EMBEDDING)
+
+
+def test_slerp_keeps_the_norm_and_walks_the_great_circle():
+    logits = GOLDEN["logits/normal3"]
+    masked = TOKENS == MASK
+    mask = EMBEDDING[MASK]
+    _, end = slerp_at(logits, 1.0)
+    for amount in (0.1, 0.5, 0.9, 1.0):
+        _, x = slerp_at(logits, amount)
+        np.testing.assert_allclose(jnp.linalg.norm(x[masked], axis=-1), jnp.linalg.norm(mask), rtol=1e-5)
+        walked, whole = angle(x[masked], mask), angle(end[masked], mask)
+        np.testing.assert_allclose(walked, amount * whole, atol=2e-3)
+
+
+def slerp_at(logits, amount):
+    raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
+    return run(raw, EMBEDDING, logits, amount, variant="slerp")[0]
+
+
+def angle(a, b):
+    cosine = jnp.sum(a * b, -1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+    return jnp.arccos(jnp.clip(cosine, -1, 1))
+
+
+def test_slerp_ends_in_the_weighted_karcher_mean():
+    _, end = slerp_at(GOLDEN["logits/flat"], 1.0)
+    feedback = feedback_from_logits(jnp.asarray(GOLDEN["logits/flat"]), k=3)
+    shares = np.asarray(jax.nn.softmax(feedback.top_logits))
+    for b, i in np.argwhere(GOLDEN["input_ids"] == MASK):
+        units = np.asarray(EMBEDDING[feedback.token_ids[b, i]], np.float64)
+        units /= np.linalg.norm(units, axis=-1, keepdims=True)
+        mean = shares[b, i] @ units
+        for _ in range(200):
+            mean /= np.linalg.norm(mean)
+            cosine = units @ mean
+            away = units - cosine[:, None] * mean
+            log = np.arccos(cosine)[:, None] * away / np.linalg.norm(away, axis=-1, keepdims=True)
+            tangent = shares[b, i] @ log
+            length = np.linalg.norm(tangent)
+            mean = np.cos(length) * mean + np.sinc(length / np.pi) * tangent
+        got = np.asarray(end[b, i]) / np.linalg.norm(end[b, i])
+        np.testing.assert_allclose(got, mean, atol=2e-3)
+
+
+def test_slerp_gradients_match_finite_differences():
+    logits = jnp.asarray(GOLDEN["logits/flat"])
+    raw, step = RAW["learnB"], 1e-2
+    _, (d_raw, d_embedding) = run(raw, EMBEDDING, logits, variant="slerp")
+    direction = jax.random.normal(jax.random.key(0), EMBEDDING.shape) / 10
+
+    def difference(at):
+        up, down = (run(*at(sign * step), logits, variant="slerp")[0][0] for sign in (1, -1))
+        return (up - down) / (2 * step)
+
+    np.testing.assert_allclose(
+        jnp.sum(d_embedding * direction), difference(lambda s: (raw, EMBEDDING + s * direction)), rtol=1e-2
+    )
+    for name in RAW_KEYS:
+        moved = difference(lambda s, name=name: ({**raw, name: raw[name] + s}, EMBEDDING))
+        np.testing.assert_allclose(d_raw[name], moved, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("degenerate", ["coincident", "antipodal", "opposite the mask", "zero rows", "a zero mask"])
+def test_slerp_and_its_gradients_are_finite_for_degenerate_embeddings(degenerate):
+    e = EMBEDDING[MASK]
+    embedding = {
+        "coincident": jnp.broadcast_to(e, (64, 8)),
+        "antipodal": jnp.where(jnp.arange(64)[:, None] % 2, e, -e),
+        "opposite the mask": jnp.broadcast_to(-e, (64, 8)).at[MASK].set(e),
+        "zero rows": jnp.zeros((64, 8)).at[MASK].set(e),
+        "a zero mask": EMBEDDING.at[MASK].set(0.0),
+    }[degenerate]
+    logits = jnp.zeros((2, 16, 64))
+    for k in (1, 3):
+        for amount in (0.0, 1e-6, 0.5, 1.0):
+            raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
+            (_, x), gradients = run(raw, embedding, logits, amount, variant="slerp", k=k)
+            assert np.isfinite(x).all()
+            assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+            norm = jnp.linalg.norm(embedding[MASK])
+            np.testing.assert_allclose(jnp.linalg.norm(x[TOKENS == MASK], axis=-1), norm, rtol=1e-4, atol=1e-6)
+
+
+def test_slerp_weights_of_orthogonal_rows_are_sine_and_cosine():
+    weights = jax.jit(slerp_weights)(jnp.eye(2) * 4.0, jnp.ones(1), jnp.asarray(1 / 3))
+    np.testing.assert_allclose(weights, [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)

@@ -1,0 +1,423 @@
+"""The chunked vocabulary against the plain formulas in float64, its compiled programs, and the law of its draws."""
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chi2, kstest
+
+from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.diffusion.vocab.chunks import top_k
+from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
+
+B, L, D, V, VPAD, MASK, K = 2, 3, 5, 300, 340, 7, 3
+HOT = 1.7
+
+
+def arrays(dtype=np.float64, seed=0):
+    """hidden, weight, bias, embedding, temperature, targets, and weights of a scalar loss for nll, entropy, mix."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+    targets = rng.integers(8, V, (B, L))
+    return dict(hidden=normal(B, L, D), weight=normal(VPAD, D), bias=normal(VPAD), embedding=normal(VPAD, 4),
+                temperature=dtype(HOT)), targets, (normal(B, L), normal(B, L), normal(B, L, 4))
+
+
+def results(inputs, targets, cotangents, head, train_head=True):
+    """Every function's values, and the gradients of a weighted sum of cross-entropy, entropy and mixture."""
+    def loss(x):
+        model = head(x["weight"], x.get("bias"))
+        nll = cross_entropy(x["hidden"], model, targets, train_head=train_head)
+        neg_entropy, mix = mixture(x["hidden"], model, x["temperature"], x["embedding"])
+        total = sum(jnp.vdot(a, b) for a, b in zip((nll, neg_entropy, mix), cotangents))
+        return total, (nll, neg_entropy, mix)
+    (_, values), grads = jax.value_and_grad(loss, has_aux=True)(inputs)
+    found = sweep(inputs["hidden"], head(inputs["weight"], inputs.get("bias")), k=K, temperature=HOT)
+    return values, grads, found._asdict()
+
+
+def plain(inputs, targets, cotangents, suppress, train_head=True):
+    """The same from the dense formulas, on the columns that exist, by automatic differentiation."""
+    ids = np.array([v for v in range(V) if not (suppress and v == MASK)])
+    stop = jax.lax.stop_gradient
+
+    def logits(hidden, weight, bias):
+        z = jnp.einsum("bld,vd->blv", hidden, weight)
+        return (z if bias is None else z + bias)[..., ids]
+
+    def loss(x):
+        head = x["weight"], x.get("bias")
+        z = logits(x["hidden"], *(head if train_head else stop(head)))
+        at = np.searchsorted(ids, targets)
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(z), at[..., None], -1)[..., 0]
+        logp = jax.nn.log_softmax(stop(logits(x["hidden"], *head)) / x["temperature"])
+        neg_entropy, mix = (jnp.exp(logp) * logp).sum(-1), jnp.exp(logp) @ x["embedding"][ids]
+        total = sum(jnp.vdot(a, b) for a, b in zip((nll, neg_entropy, mix), cotangents))
+        return total, (nll, neg_entropy, mix)
+
+    (_, values), grads = jax.value_and_grad(loss, has_aux=True)(inputs)
+    z = logits(inputs["hidden"], inputs["weight"], inputs.get("bias"))
+    top, at = jax.lax.top_k(z, K)
+    return values, grads, dict(token_ids=jnp.asarray(ids)[at], top_logits=top, neg_entropy=values[1],
+                               logsumexp=jax.nn.logsumexp(z / HOT, -1), drawn=None, drawn_score=None, drawn_log_p=None)
+
+
+def assert_close(got, want, tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), got, want)
+
+
+@cache
+def expected(suppress, bias, train_head=True):
+    """`plain` in float64, compiled once."""
+    inputs, targets, cotangents = arrays()
+    if not bias:
+        del inputs["bias"]
+    with jax.enable_x64(True):
+        return jax.jit(lambda x: plain(x, targets, cotangents, suppress, train_head))(inputs)
+
+
+@pytest.mark.parametrize("suppress, bias", [(True, True), (False, False)], ids=["mask suppressed, bias", "neither"])
+@pytest.mark.parametrize("chunk", [None, 128, VPAD], ids=["dense", "three windows", "one window"])
+def test_every_value_and_gradient_equals_the_dense_formula_in_float64(chunk, suppress, bias):
+    inputs, targets, cotangents = arrays()
+    if not bias:
+        del inputs["bias"]
+    want = expected(suppress, bias)
+    with jax.enable_x64(True):
+        head = partial(Head, vocab_size=V, mask_token_id=MASK, suppress_mask=suppress, chunk=chunk)
+        got = jax.jit(lambda x: results(x, targets, cotangents, head))(inputs)
+        assert got[0][0].dtype == jnp.float64 and got[2]["token_ids"].dtype == jnp.int32
+        assert_close(got, want, 1e-12)
+    assert not np.any(got[1]["weight"][V:]) and not np.any(got[1]["embedding"][V:])
+    assert bool(np.any(got[1]["embedding"][MASK])) != suppress
+
+
+@pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(chunk):
+    inputs, targets, cotangents = arrays()
+    with jax.enable_x64(True):
+        head = partial(Head, vocab_size=V, mask_token_id=MASK, suppress_mask=True, chunk=chunk)
+        got = jax.jit(lambda x: results(x, targets, cotangents, head, train_head=False))(inputs)
+        assert_close(got, expected(True, True, train_head=False), 1e-12)
+    assert not np.any(got[1]["weight"]) and not np.any(got[1]["bias"]) and np.any(got[1]["hidden"])
+
+
+def test_the_mixture_and_the_sweep_cut_the_gradient_of_hidden_states_and_head():
+    inputs, _, _ = arrays(np.float32)
+
+    def loss(hidden, weight, chunk):
+        head = Head(weight, None, V, MASK, True, chunk=chunk)
+        found = sweep(hidden, head, k=2)
+        return sum(x.sum() for x in (*mixture(hidden, head, 1.0, inputs["embedding"]), *found[1:4]))
+    for chunk in (None, 128):
+        grads = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)(inputs["hidden"], inputs["weight"], chunk)
+        assert not any(np.any(g) for g in grads)
+
+
+@pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
+def test_bfloat16_hidden_states_give_float32_results_near_the_float32_ones(chunk):
+    inputs, targets, cotangents = arrays(np.float32)
+    exact = {k: jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for k, x in inputs.items()}
+    head = partial(Head, vocab_size=V, mask_token_id=MASK, suppress_mask=True, chunk=chunk)
+    run = jax.jit(lambda x: results(x, targets, cotangents, head))
+    values, grads, found = run({**exact, "hidden": exact["hidden"].astype(jnp.bfloat16)})
+    want = run(exact)
+    assert grads["hidden"].dtype == jnp.bfloat16 and grads["weight"].dtype == jnp.float32
+    assert all(x.dtype == jnp.float32 for x in (*values, found["top_logits"]))
+    assert_close(found, want[2], 1e-5)
+    assert_close(values[:2], want[0][:2], 1e-5)
+    for name, grad in grads.items():
+        scale = np.abs(want[1][name]).max()
+        np.testing.assert_allclose(grad.astype(jnp.float32) / scale, want[1][name] / scale, atol=0.02)
+
+
+def test_equal_logits_give_equal_values_and_the_lowest_ids():
+    hidden = jnp.zeros((1, 2, D))
+    for chunk in (None, 128):
+        head = Head(jnp.ones((VPAD, D)), None, V, 1, True, chunk=chunk)
+        found = jax.jit(partial(sweep, k=K))(hidden, head)
+        assert np.all(found.top_logits == 0.0) and np.all(found.token_ids == np.array([0, 2, 3]))
+        np.testing.assert_allclose(found.neg_entropy, -np.log(V - 1), rtol=1e-6)
+        np.testing.assert_allclose(cross_entropy(hidden, head, jnp.full((1, 2), 9)), np.log(V - 1), rtol=1e-6)
+
+
+def test_top_k_by_blocks_is_top_k_lowest_position_first():
+    values = np.random.default_rng(0).integers(0, 40, (4, 3, 2000)).astype(np.float32)
+    values[0] = 5
+    for k in (1, 3, 5):
+        got, want = jax.jit(top_k, static_argnums=1)(values, k), jax.lax.top_k(values, k)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_extreme_logits_stay_finite_and_padding_never_leaks():
+    inputs, targets, _ = arrays(np.float32)
+    weight = inputs["weight"] * 1e4
+    weight[V:] = weight[MASK] = np.inf
+    for chunk in (None, 128):
+        head = Head(weight, None, V, MASK, True, chunk=chunk)
+        draw = Draw(keys=jax.random.split(jax.random.key(0), B))
+        found = jax.jit(partial(sweep, k=K))(inputs["hidden"], head, draw=draw)
+        values = (*found, jax.jit(cross_entropy)(inputs["hidden"], head, targets))
+        assert all(np.all(np.isfinite(x)) for x in values)
+        np.testing.assert_allclose(found.neg_entropy, 0.0, atol=1e-6)
+        assert np.all(found.drawn == found.token_ids[..., 0])
+
+
+def test_a_target_that_does_not_exist_has_infinite_loss_and_no_gradient():
+    inputs, targets, _ = arrays(np.float32)
+    targets = targets.copy()
+    targets[0] = MASK, V, -100
+    for chunk in (None, 128):
+        head = partial(Head, vocab_size=V, mask_token_id=MASK, suppress_mask=True, chunk=chunk)
+
+        @jax.jit
+        def run(hidden, weight):
+            nll, back = jax.vjp(lambda h, w: cross_entropy(h, head(w, None), targets), hidden, weight)
+            return nll, *back(jnp.ones_like(nll))
+        nll, d_hidden, d_weight = run(inputs["hidden"], inputs["weight"])
+        assert np.all(np.isinf(nll[0])) and np.all(np.isfinite(nll[1]))
+        assert not np.any(d_hidden[0]) and np.all(np.isfinite(d_weight)) and np.any(d_hidden[1])
+
+
+# --- compiled programs ---
+
+BIG = dict(B=2, L=64, V=8192, D=16)
+LIMIT = BIG["B"] * BIG["L"] * BIG["V"] // 4
+
+
+def large_buffers(function, *args):
+    """Shapes with LIMIT elements or more in the optimised program."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    shapes = {m for m in re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", text)}
+    return [s for s in shapes if np.prod([int(n) for n in s.split(",")], dtype=np.int64) >= LIMIT]
+
+
+def big_inputs():
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    return shape(BIG["B"], BIG["L"], BIG["D"]), shape(BIG["V"], BIG["D"]), shape(BIG["V"])
+
+
+def big_head(weight, bias):
+    return Head(weight, bias, BIG["V"] - 5, 3, True)
+
+
+def test_no_compiled_cross_entropy_holds_a_quarter_of_the_logits_forward_or_backward():
+    targets = jnp.zeros((BIG["B"], BIG["L"]), jnp.int32)
+
+    def loss(hidden, weight, bias):
+        return cross_entropy(hidden, big_head(weight, bias), targets).sum()
+
+    def dense(hidden, weight, bias):
+        return -jax.nn.log_softmax(jnp.einsum("bld,vd->blv", hidden, weight) + bias)[..., 0].sum()
+    assert large_buffers(jax.value_and_grad(loss, (0, 1, 2)), *big_inputs()) == []
+    assert large_buffers(jax.value_and_grad(dense, (0, 1, 2)), *big_inputs()) != []
+
+
+def test_no_compiled_sweep_or_mixture_holds_a_quarter_of_the_logits():
+    keys = jax.random.split(jax.random.key(0), BIG["B"])
+
+    def sweeps(hidden, weight, bias):
+        head = big_head(weight, bias)
+        return [sweep(hidden, head, k=3, draw=Draw(keys=keys, nucleus_p=p)) for p in (1.0, 0.9)]
+
+    def mix(hidden, weight, temperature):
+        neg_entropy, mixed = mixture(hidden, big_head(weight, None), temperature, weight)
+        return (neg_entropy + mixed.sum(-1)).sum()
+
+    def dense(hidden, weight, bias):
+        p = jax.nn.softmax(jnp.einsum("bld,vd->blv", hidden, weight) + bias)
+        return (p * jnp.log(p)).sum(-1), jax.lax.top_k(p, 3)
+    hidden, weight, bias = big_inputs()
+    assert large_buffers(sweeps, hidden, weight, bias) == []
+    assert large_buffers(jax.value_and_grad(mix, (1, 2)), hidden, weight, jax.ShapeDtypeStruct((), jnp.float32)) == []
+    assert large_buffers(dense, hidden, weight, bias) != []
+
+
+# --- draws ---
+
+@cache
+def drawn_by(batch, length, temperature=1.0, nucleus_p=1.0, chunk=128):
+    """A compiled draw from softmax(bias): keys [B], bias [Vpad] -> drawn, drawn_score."""
+    def run(keys, bias):
+        head = Head(jnp.zeros((VPAD, 1)), bias, V, MASK, True, chunk=chunk)
+        draw = Draw(keys=keys, nucleus_p=nucleus_p, temperature=temperature)
+        found = sweep(jnp.zeros((batch, length, 1)), head, k=1, draw=draw)
+        return found.drawn, found.drawn_score
+    return jax.jit(run)
+
+
+TOKENS = {3: 0.45, 150: 0.3, 151: 0.2, 20: 0.0495, 299: 4e-4, 140: 1e-4}
+
+
+def token_bias(scale=1.0):
+    bias = np.full(VPAD, -60.0, np.float32)
+    for token, p in TOKENS.items():
+        bias[token] = np.log(p) * scale
+    bias[MASK] = 5.0
+    return bias
+
+
+def assert_frequencies(drawn, probabilities):
+    counts = np.bincount(np.ravel(drawn), minlength=VPAD)
+    tokens = list(probabilities)
+    assert counts[tokens].sum() == drawn.size
+    expected = np.array([probabilities[t] for t in tokens]) * drawn.size
+    statistic = ((counts[tokens] - expected) ** 2 / expected).sum()
+    assert statistic < chi2.ppf(0.999, len(tokens) - 1), (counts[tokens], expected)
+
+
+@pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
+def test_draws_follow_the_distribution_down_to_rare_tokens(chunk):
+    keys = jax.random.split(jax.random.key(5), 16)
+    drawn, score = drawn_by(16, 12_000, temperature=2.0, chunk=chunk)(keys, token_bias(scale=2.0))
+    assert_frequencies(drawn, TOKENS)
+    # The score is a standard Gumbel variable whatever was drawn.
+    for token in (3, 20):
+        assert kstest(np.asarray(score)[np.asarray(drawn) == token][:5000], "gumbel_r").pvalue > 1e-3
+
+
+def test_nucleus_draws_follow_the_filtered_distribution():
+    keys = jax.random.split(jax.random.key(6), 4)
+    drawn, score = drawn_by(4, 3000, nucleus_p=0.9)(keys, token_bias())
+    assert_frequencies(drawn, {3: 0.6, 150: 0.4})
+    assert kstest(np.ravel(score)[:5000], "gumbel_r").pvalue > 1e-3
+    drawn, _ = drawn_by(4, 3000, nucleus_p=0.3)(keys, token_bias())
+    assert np.all(drawn == 3)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+def test_a_row_draws_the_same_in_any_batch_at_any_length_and_chunk(nucleus_p):
+    bias = np.random.default_rng(1).normal(size=VPAD).astype(np.float32)
+    keys = jax.random.split(jax.random.key(2), 5)
+    drawn, score = drawn_by(5, 9, nucleus_p=nucleus_p)(keys, bias)
+    assert len(np.unique(drawn)) > 20
+    alone = drawn_by(1, 4, nucleus_p=nucleus_p, chunk=None)(keys[3:4], bias)
+    np.testing.assert_array_equal(alone[0][0], drawn[3, :4])
+    np.testing.assert_allclose(alone[1][0], score[3, :4], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+@pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
+def test_recorded_noise_is_replayed_exactly(chunk, nucleus_p):
+    inputs, _, _ = arrays()
+    gumbel = np.random.default_rng(3).gumbel(size=(B, L, V))
+    exists = np.arange(V) != MASK
+    with jax.enable_x64(True):
+        head = Head(inputs["weight"], inputs["bias"], V, MASK, True, chunk=chunk)
+        draw = Draw(gumbel=jnp.asarray(gumbel), nucleus_p=nucleus_p, temperature=0.5)
+        found = jax.jit(partial(sweep, k=1, temperature=HOT))(inputs["hidden"], head, draw=draw)
+    z = np.where(exists, (inputs["hidden"] @ inputs["weight"][:V].T + inputs["bias"][:V]) / (HOT * 0.5), -np.inf)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    order = np.argsort(-p, axis=-1, kind="stable")
+    below = np.cumsum(np.take_along_axis(p, order, -1), -1) <= nucleus_p if nucleus_p < 1 else np.ones_like(order, bool)
+    below[..., 0] = True
+    keep = np.zeros(p.shape, bool)
+    np.put_along_axis(keep, order, below, -1)
+    p = np.where(keep & exists, p, 0) / np.where(keep & exists, p, 0).sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        score = np.log(p) + gumbel
+    np.testing.assert_array_equal(found.drawn, score.argmax(-1))
+    np.testing.assert_allclose(found.drawn_score, score.max(-1), rtol=1e-10)
+    log_p = np.log(np.take_along_axis(p, score.argmax(-1)[..., None], -1)[..., 0])
+    np.testing.assert_allclose(found.drawn_log_p, log_p, rtol=1e-9, atol=1e-12)
+
+
+RARE = 1000
+
+
+@pytest.mark.soak
+def test_a_thousand_tokens_of_probability_1e_6_are_each_drawn_about_as_often_as_they_should():
+    """Four million draws; noise from plain float32 uniforms would miss the rare tokens by several per cent."""
+    vocab_size, rows, length = RARE + 24, 64, 65536
+    p = np.full(vocab_size, 1e-6)
+    p[RARE:] = (1 - RARE * 1e-6) / 24
+    head = Head(jnp.zeros((vocab_size, 1)), jnp.asarray(np.log(p), jnp.float32), vocab_size, -1, False)
+
+    @jax.jit
+    def counts(key):
+        found = sweep(jnp.zeros((1, length, 1)), head, k=1, draw=Draw(keys=key[None]))
+        return jnp.zeros(vocab_size, jnp.int32).at[found.drawn.reshape(-1)].add(1)
+
+    total = sum(np.asarray(counts(key)) for key in jax.random.split(jax.random.key(11), rows))
+    expected = rows * length * 1e-6
+    rare = total[:RARE]
+    assert abs(rare.sum() - RARE * expected) < 4 * np.sqrt(RARE * expected)
+    # Counts of single tokens are Poisson: their variance is their mean, within four standard errors.
+    assert abs(rare.var() / expected - 1) < 4 * np.sqrt((2 + 1 / expected) / RARE)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+def test_log_p_of_what_is_drawn_is_its_log_probability(nucleus_p):
+    bias = np.random.default_rng(1).normal(size=VPAD).astype(np.float32)
+    head = Head(jnp.zeros((VPAD, 1)), jnp.asarray(bias), V, MASK, True, chunk=128)
+    draw = Draw(keys=jax.random.split(jax.random.key(2), 5), nucleus_p=nucleus_p)
+    found = jax.jit(partial(sweep, k=1))(jnp.zeros((5, 40, 1)), head, draw=draw)
+    p = np.where(np.arange(V) == MASK, 0, np.exp(bias[:V].astype(np.float64)))
+    p /= p.sum()
+    kept = np.sort(p)[::-1]
+    kept = kept[np.cumsum(kept) <= nucleus_p].sum() if nucleus_p < 1 else 1.0
+    np.testing.assert_allclose(found.drawn_log_p, np.log(p[found.drawn] / kept), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+def test_a_bias_changes_what_is_drawn_and_nothing_else(nucleus_p):
+    own, tilt = token_bias(), np.zeros(VPAD, np.float32)
+    tilt[3], tilt[151] = -1e9, -0.5
+    keys = jax.random.split(jax.random.key(6), 4)
+
+    @jax.jit
+    def run(bias, tilt):
+        head = Head(jnp.zeros((VPAD, 1)), bias, V, MASK, True, chunk=128)
+        return sweep(jnp.zeros((4, 3000, 1)), head, k=3, draw=Draw(keys=keys, nucleus_p=nucleus_p, bias=tilt))
+
+    tilted, plain = run(own, tilt), run(own, jnp.zeros(VPAD))
+    weights = {token: p * np.exp(tilt[token]) for token, p in TOKENS.items() if token != 3}
+    if nucleus_p < 1:
+        weights = {token: weights[token] for token in (150, 151)}  # together 0.894
+    total = sum(weights.values())
+    assert_frequencies(tilted.drawn, {token: w / total for token, w in weights.items()})
+    for name in ("token_ids", "top_logits", "neg_entropy", "logsumexp"):
+        np.testing.assert_array_equal(getattr(tilted, name), getattr(plain, name))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
+    monkeypatch.setattr(vocab_head, "FEWEST", 2)
+    inputs, _, _ = arrays()
+    head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
+    hidden = jnp.asarray(inputs["hidden"], jnp.float32)
+    draw = Draw(keys=jax.random.split(jax.random.key(6), B), nucleus_p=nucleus_p)
+    wanted = np.random.default_rng(4).random((B, L)) < share
+    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, wanted=jnp.asarray(wanted))
+    for name, x in whole._asdict().items():
+        check = np.testing.assert_array_equal if x.dtype == jnp.int32 else partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        check(np.asarray(getattr(part, name))[wanted], np.asarray(x)[wanted])
+        assert share or not np.any(np.asarray(getattr(part, name)))
+
+
+def test_bad_input_is_one_clear_error():
+    hidden, head = jnp.zeros((2, 3, D)), Head(jnp.zeros((VPAD, D)), None, V, MASK, True)
+    keys = jax.random.split(jax.random.key(0), 2)
+    bad = [
+        ("same D", lambda: sweep(jnp.zeros((2, 3, D + 1)), head, k=1)),
+        ("vocab_size must be", lambda: sweep(hidden, Head(jnp.zeros((9, D)), None, 10, 3, True), k=1)),
+        ("k must be between 1 and the 299", lambda: sweep(hidden, head, k=300)),
+        ("exactly one", lambda: sweep(hidden, head, k=1, draw=Draw())),
+        ("nucleus_p", lambda: sweep(hidden, head, k=1, draw=Draw(keys=keys, nucleus_p=0.0))),
+        ("typed keys", lambda: sweep(hidden, head, k=1, draw=Draw(keys=keys[:1]))),
+        ("B L V", lambda: sweep(hidden, head, k=1, draw=Draw(gumbel=jnp.zeros((2, 3, VPAD))))),
+        ("targets must be integers", lambda: cross_entropy(hidden, head, jnp.zeros((2, 3)))),
+        ("embedding must be", lambda: mixture(hidden, head, 1.0, jnp.zeros((V, D)))),
+        ("Head.chunk", lambda: sweep(hidden, Head(head.weight, None, V, MASK, True, chunk=0), k=1)),
+        ("VocabSharding names", lambda: sweep(hidden, Head(head.weight, None, V, MASK, True, VocabSharding(
+            jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))), k=1)),
+    ]
+    for message, call in bad:
+        with pytest.raises(ValueError, match=message):
+            call()
