@@ -18,17 +18,7 @@ from ml_collections import ConfigDict
 
 from softmask_jax.config import command_line, rules
 from softmask_jax.config.sections import (
-    Checkpoint,
-    Data,
-    Eval,
-    Init,
-    Mesh,
-    Model,
-    Objective,
-    Optimizer,
-    Sample,
-    SoftMask,
-    Train,
+    Checkpoint, Data, Eval, Init, Mesh, Model, Objective, Optimizer, Sample, SoftMask, Train,
 )
 
 

@@ -5,16 +5,7 @@ from pathlib import Path
 from softmask_jax.convert import adapters, dream, lightning, mdlm
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
-    FORMAT,
-    KINDS,
-    VERSION,
-    Model,
-    carried,
-    check_heads,
-    dit_about,
-    dit_tensors,
-    entries,
-    with_scalars,
+    FORMAT, KINDS, VERSION, Model, carried, check_heads, dit_about, dit_tensors, entries, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import checked, open_run

@@ -14,21 +14,10 @@ from softmask_jax.data.shards import PreparedCorpus
 from softmask_jax.data.shards.cache import cache_folder, content_key, logger
 from softmask_jax.data.sources import BadRow, Document, FileSource, Source, make_source
 from softmask_jax.data.sources.corpus import (
-    SPLIT_NAMES,
-    TRAIN,
-    VALIDATION,
-    Corpus,
-    SplitRule,
-    read_corpus,
-    token_stream,
+    SPLIT_NAMES, TRAIN, VALIDATION, Corpus, SplitRule, read_corpus, token_stream,
 )
 from softmask_jax.data.tokenizers import (
-    BPETokenizer,
-    ByteTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    open_tokenizer,
-    train_bpe,
+    BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, open_tokenizer, train_bpe,
 )
 from softmask_jax.data.windows import Mixture, Windows
 from softmask_jax.io.files import split_paths

@@ -23,13 +23,7 @@ import numpy as np
 from softmask_jax.config.command_line import command
 from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
 from softmask_jax.data.shards import (
-    MANIFEST,
-    RECORD_TOKENS,
-    Manifest,
-    Shard,
-    Split,
-    open_tokenizer_folder,
-    read_manifest,
+    MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, open_tokenizer_folder, read_manifest,
 )
 from softmask_jax.data.shards.cache import cache_folder, content_key
 from softmask_jax.data.shards.pool import progress_bar, run

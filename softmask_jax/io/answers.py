@@ -13,13 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from softmask_jax.io.files import (
-    explained,
-    is_device,
-    plain,
-    remove_leftovers,
-    sync_folder,
-    write_atomically,
-    write_json,
+    explained, is_device, plain, remove_leftovers, sync_folder, write_atomically, write_json,
 )
 
 ELSEWHERE = "give another --out"

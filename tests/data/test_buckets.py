@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.data.chat.buckets import (
-    Buckets,
-    bucket_batches,
-    bucket_validation_batches,
-    extra_pads,
-    steps_per_epoch,
+    Buckets, bucket_batches, bucket_validation_batches, extra_pads, steps_per_epoch,
 )
 from softmask_jax.data.chat.sft import Examples
 from softmask_jax.data.pipeline import micro_batch_of

@@ -11,15 +11,7 @@ import pytest
 
 from softmask_jax import data
 from softmask_jax.data import (
-    BadRow,
-    ByteTokenizer,
-    DataConfig,
-    Document,
-    SplitRule,
-    Windows,
-    build,
-    read_corpus,
-    token_stream,
+    BadRow, ByteTokenizer, DataConfig, Document, SplitRule, Windows, build, read_corpus, token_stream,
 )
 from softmask_jax.data.shards import cache
 from softmask_jax.data.sources import corpus as corpus_module

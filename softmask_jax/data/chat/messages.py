@@ -12,12 +12,7 @@ from softmask_jax.data.chat.conversations import Conversation, Rejected, columns
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.hubs import hugging_face_stamp, open_hugging_face
 from softmask_jax.data.sources.listing import (
-    Listed,
-    check_compression,
-    fingerprint,
-    list_files,
-    open_file,
-    open_unpacked,
+    Listed, check_compression, fingerprint, list_files, open_file, open_unpacked,
 )
 
 __all__ = ["Conversation", "Rejected", "Rows", "conversation", "open_rows"]

@@ -12,13 +12,7 @@ from functools import cached_property
 
 from softmask_jax.data.sources.documents import AllParts, BadRow, Document, spans
 from softmask_jax.data.sources.listing import (
-    Listed,
-    check_compression,
-    fingerprint,
-    is_compressed,
-    list_files,
-    open_file,
-    open_unpacked,
+    Listed, check_compression, fingerprint, is_compressed, list_files, open_file, open_unpacked,
 )
 
 # Plain JSON Lines are cut into ranges of this size, and row groups of Parquet joined up to it.

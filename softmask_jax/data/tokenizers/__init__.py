@@ -11,13 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax.data.tokenizers.base import (
-    DESCRIPTION,
-    END_OF_TEXT,
-    MASK_TEXT,
-    SavableTokenizer,
-    Tokenizer,
-    hash_of,
-    utf8,
+    DESCRIPTION, END_OF_TEXT, MASK_TEXT, SavableTokenizer, Tokenizer, hash_of, utf8,
 )
 from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
 from softmask_jax.data.tokenizers.hf_library import BPETokenizer, HuggingFaceTokenizer

@@ -7,19 +7,8 @@ from softmask_jax.data.tokenizers.base import DESCRIPTION
 from softmask_jax.data.tokenizers.hf_library import HuggingFaceTokenizer, QWEN_PATTERN, open_library
 from softmask_jax.data.tokenizers.ranks import ALPHABET, read_ranks
 from softmask_jax.data.tokenizers.specials import (
-    BOS_NAMES,
-    CONFIG_FILE,
-    EOS_NAMES,
-    MAP_FILE,
-    MASK_NAMES,
-    OTHER_NAMES,
-    QWEN_IDS,
-    QWEN_RANKS,
-    QWEN_TOOL_CALLS,
-    named_tokens,
-    read_json,
-    read_text,
-    special_ids,
+    BOS_NAMES, CONFIG_FILE, EOS_NAMES, MAP_FILE, MASK_NAMES, OTHER_NAMES, QWEN_IDS, QWEN_RANKS, QWEN_TOOL_CALLS,
+    named_tokens, read_json, read_text, special_ids,
 )
 
 JSON_FILE = "tokenizer.json"

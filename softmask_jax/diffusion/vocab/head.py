@@ -15,18 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.diffusion.vocab.chunks import (
-    LANES,
-    Chunk,
-    Columns,
-    Head,
-    Mass,
-    VocabSharding,
-    columns,
-    logits_of,
-    product,
-    top_k,
-    walk,
-    wide,
+    LANES, Chunk, Columns, Head, Mass, VocabSharding, columns, logits_of, product, top_k, walk, wide,
 )
 from softmask_jax.diffusion.vocab.draw import Best, Draw, add_chunk, check_draw, keyed_noise, nucleus_draw
 

@@ -25,13 +25,7 @@ from jax import Array
 
 from softmask_jax.models.nn import dora, layers, splash
 from softmask_jax.models.nn.cache import (
-    Cache,
-    Slot,
-    Window,
-    attention_for_slices,
-    check_window,
-    positions_of,
-    window_of,
+    Cache, Slot, Window, attention_for_slices, check_window, positions_of, window_of,
 )
 from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream_config import DreamConfig
