@@ -1,5 +1,4 @@
 """Help of every command, and what a newcomer's likeliest mistakes are answered."""
-import importlib
 import os
 import re
 import subprocess
@@ -8,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import command_module
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softmask_jax"
 # Not commands of the user: they are what a sandboxed process runs.
 INTERNAL = {"softmask_jax.evaluate.code.enter"}
+# Names that commands had, for one release.
+MOVED = {
+    "softmask_jax.compare": "softmask_jax.evaluate.compare",
+    "softmask_jax.evaluation.lm_eval": "softmask_jax.evaluate.lm_eval",
+    "softmask_jax.plan": "softmask_jax.compile.plan",
+    "softmask_jax.tiny_dream": "softmask_jax.convert.tiny_dream",
+}
 COMMANDS = sorted(
     {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
@@ -21,8 +28,7 @@ COMMANDS = sorted(
 
 
 def help_of(command: str, capsys) -> str:
-    module = importlib.import_module(command)
-    module = importlib.import_module(f"{command}.__main__") if hasattr(module, "__path__") else module
+    module = command_module(command)
     with pytest.raises(SystemExit) as exit:
         (module.supervise if command.endswith(".supervise") else module.main)(["--help"])
     assert not exit.value.code
@@ -33,7 +39,8 @@ def help_of(command: str, capsys) -> str:
 def test_help_has_an_example_and_a_text_for_every_flag(command, capsys):
     said = help_of(command, capsys)
     # The usage lines hold the name too, but for "usage:".
-    assert re.search(rf"^    python -m {re.escape(command)} ", said, re.M), "no example"
+    name = MOVED.get(command, command)
+    assert re.search(rf"^    python -m {re.escape(name)} ", said, re.M), "no example"
     # What lm-evaluation-harness says of itself comes last.
     for flag, text in flags("usage:".join(said.split("usage:")[:2])):
         assert text, f"{command} says nothing of {flag}"

@@ -1,6 +1,5 @@
 """README.md: every command is one that there is, the ways in are walked at toy size, and what it says in Python runs."""
 import argparse
-import importlib
 import os
 import re
 import shlex
@@ -14,6 +13,7 @@ from softmask_jax import config
 from softmask_jax.config.command_line import split_overrides
 from softmask_jax.convert import tiny_dream
 from softmask_jax.evaluate.settings import Settings
+from tests.helpers.commands import command_module
 from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent
@@ -69,10 +69,8 @@ def test_every_command_is_one_that_there_is(line, parsed):
 
 def entry(module: str):
     """The function that a command calls."""
-    found = importlib.import_module(module)
-    # A package's command is its __main__.
-    found = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
-    return found.supervise if module.endswith(".supervise") else found.main
+    command = command_module(module)
+    return command.supervise if module.endswith(".supervise") else command.main
 
 
 def check_config(module: str, given: list[str]) -> None:
@@ -80,7 +78,7 @@ def check_config(module: str, given: list[str]) -> None:
     others, overrides = split_overrides(given)
     named = [word.removeprefix("--config=") for word in others if word.startswith("--config=")]
     for spec in named:
-        if module == "softmask_jax.evaluate.__main__":
+        if module == "softmask_jax.evaluate":
             config.complete(config.read(str(ROOT / spec), overrides, Settings), Settings)
         else:
             config.load(str(ROOT / spec), overrides)
@@ -117,7 +115,7 @@ def walked(tmp_path_factory):
 
 def smaller(words: list[str]) -> list[str]:
     """What makes a command quick that has no smoke variant, and fits it to eight devices."""
-    if words[2] == "softmask_jax.evaluate.__main__":
+    if words[2] == "softmask_jax.evaluate":
         return ["--config.perplexity.max_windows=16", "--config.perplexity.draws=1"]
     if "configs/dream7b.py:smoke" in words[3]:
         return ["--config.train.micro_batches=1"]

@@ -15,7 +15,7 @@ TEXT = "\u03bb \u20ac \U0001d11e"
 COMMAND = """
 import contextlib, json, logging, os, sys
 from tqdm import tqdm
-from softmask_jax.command_line import command, say
+from softmask_jax.config.command_line import command, say
 
 @command(result="log" not in sys.argv)
 def main(words):

@@ -201,7 +201,8 @@ def test_an_error_on_one_host_ends_all_and_says_where_it_was(home):
 
 ONE_FAILS = """
 import sys, jax
-from softmask_jax import main, train
+from softmask_jax import main
+from softmask_jax.training import loop as train
 progress = train.Tracker.progress
 def fail(tracker, step):
     if step == 5 and jax.process_index() == 1:

@@ -25,7 +25,7 @@ FLAGS = dict(restarts=2, back_off=0.05, stall=0.6, stall_else=20.0, silence=2.0,
 TOY = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[3])
-from softmask_jax.heartbeat import Heartbeat
+from softmask_jax.distributed.heartbeat import Heartbeat
 count, plans = sys.argv[1], sys.argv[2].split(",")
 open(count, "a").write("x")
 steps, _, end = plans[min(os.path.getsize(count), len(plans)) - 1].partition(":")
@@ -232,7 +232,7 @@ def test_a_supervisor_that_is_replaced_at_once_is_named(several):
 VANISHING = """
 import argparse, sys, time
 sys.path.insert(0, sys.argv[2])
-from softmask_jax.peers import Peers
+from softmask_jax.distributed.peers import Peers
 peers = Peers(sys.argv[1], 1, 2, every=0.2)
 while True:
     time.sleep(0.1)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from orbax.checkpoint._src.handlers.standard_checkpoint_handler import StandardCheckpointHandler
 from orbax.checkpoint._src.path import async_path, deleter
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
-from softmask_jax import checkpoint_io
-from softmask_jax.checkpoint import Checkpoints
+from softmask_jax.io import tree_files as checkpoint_io
+from softmask_jax.io.checkpoint import Checkpoints
 
 folder, point = sys.argv[1:]
 

@@ -17,7 +17,7 @@ CONFIG = {"model": {"kind": "dit", "hidden_size": 64}, "soft_mask": {"variant": 
 
 HOLD = """
 import sys, time
-from softmask_jax.run_folder import RunFolder
+from softmask_jax.io.run_folder import RunFolder
 folder = RunFolder(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)

@@ -72,7 +72,7 @@ def test_what_goes_into_the_image_is_what_git_knows_and_no_more(world):
     )
     done = world.run("gke.sh", "start", *PLACE, *RUN)
     files = set(done.stdout.split())
-    assert {"./launch/node.sh", "./setup.cfg", "./README.md", "./softmask_jax/training/loop.py", "./configs/dream7b.py"} <= files
+    assert {"./launch/node.sh", "./setup.cfg", "./README.md", "./softmask_jax/main.py", "./configs/dream7b.py"} <= files
     assert not {name for name in files if name.startswith(("./.venv", "./.git/", "./runs", "./tests"))}
 
 

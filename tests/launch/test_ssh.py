@@ -164,7 +164,7 @@ def test_two_hosts_are_set_up_and_train_for_real(tmp_path):
     base = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
     done = world.run("ssh.sh", "setup", *words, **base)
     assert done.returncode == 0 and done.stderr.count("Ready:") == 2, done.stderr
-    assert (tmp_path / "alpha" / "softmask_jax" / "softmask_jax" / "train.py").exists()
+    assert (tmp_path / "alpha" / "softmask_jax" / "softmask_jax" / "main.py").exists()
     done = world.run("ssh.sh", "start", *words, "--", "--config.train.steps=8", **base)
     assert done.returncode == 0, done.stderr
     process = world.start("ssh.sh", "follow", *words, **base)

@@ -18,7 +18,10 @@ import json, re, sys
 from softmask_jax.compile import Topology
 devices = Topology("v5e:1x1").devices()
 import jax, jax.numpy as jnp
-from softmask_jax import config, dream_denoiser, dream_step, optimizer, sharding, train_state
+from softmask_jax import config
+from softmask_jax.distributed import sharding
+from softmask_jax.models import dream_denoiser
+from softmask_jax.training import dream_step, optimizer, train_state
 
 sizes = {
     "vocab_size": 2048, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2,

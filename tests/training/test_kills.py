@@ -30,7 +30,8 @@ AT_POINT = """
 import os, signal, sys
 from orbax.checkpoint._src.handlers.standard_checkpoint_handler import StandardCheckpointHandler
 from orbax.checkpoint._src.path import async_path, deleter
-from softmask_jax import checkpoint, checkpoint_io, main
+from softmask_jax import main
+from softmask_jax.io import checkpoint, tree_files as checkpoint_io
 
 saves = []
 

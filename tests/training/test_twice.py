@@ -1,5 +1,4 @@
 """Every command that writes, run twice, and run where something else is: it goes on, replaces or refuses, and says so."""
-import importlib
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from softmask_jax.convert import outputs, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from tests.helpers import crafted_run, tiny_run
+from tests.helpers.commands import command_module
 from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,8 +70,7 @@ def trained(runs):
 
 
 def call(command: str, words: str, runs: Path, out: Path = Path()) -> int:
-    module = importlib.import_module(f"softmask_jax.{command}")
-    return module.main([word.format(runs=runs, out=out, root=ROOT) for word in words.split()])
+    return command_module(f"softmask_jax.{command}").main([word.format(runs=runs, out=out, root=ROOT) for word in words.split()])
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, int]]:
