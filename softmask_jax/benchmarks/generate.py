@@ -22,11 +22,11 @@ from softmask_jax.benchmarks.report import alternate, device_name
 from softmask_jax.config import Model, SoftMask
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
-from softmask_jax.diffusion import nelbo
+from softmask_jax.diffusion import soft_masking, two_pass
 from softmask_jax.io.files import check_writable, write_json
 from softmask_jax.models import denoiser, dream_denoiser
 from softmask_jax.report.markdown import table
-from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMasking, commit, dream_draw
+from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMask, commit, dream_draw
 from softmask_jax.samplers.options import run
 
 MDLM_VOCABULARY, DREAM_VOCABULARY = 50_258, 152_064
@@ -91,7 +91,7 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
         model, params = build(sizes)
         tokens, keys = rows(sizes, model, 0 if name == "MDLM" else sizes.prompt), jax.random.split(root_key(1), 1)
 
-        def sampler(soft_mask: SoftMasking, model=model, name=name):
+        def sampler(soft_mask: SoftMask, model=model, name=name):
             if name == "MDLM":
                 return MDLMSampler(model, soft_mask, steps, reuse="never")
             return DreamSampler(model, soft_mask, steps, alg="entropy", temperature=0.1, top_p=0.9, top_k=None,
@@ -99,7 +99,7 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
 
         calls = {
             kind: lambda part=sampler(soft_mask), params=params: run(part, params, keys, tokens, None)
-            for kind, soft_mask in (("plain", SoftMasking()), ("soft", SoftMasking("topk", k)))
+            for kind, soft_mask in (("plain", SoftMask()), ("soft", SoftMask("topk", k)))
         }  # fmt: skip
         made = {kind: int(call().calls) for kind, call in calls.items()}
         seconds = alternate(calls, rounds)
@@ -121,7 +121,7 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
     tokens, keys = rows(sizes, model, sizes.prompt), jax.random.split(root_key(1), 1)
     calls = {
         cache: lambda part=BlockSampler(
-            model, SoftMasking("topk", 1), sizes.prompt, sizes.block_length, cache, alg="maskgit_plus",
+            model, SoftMask("topk", 1), sizes.prompt, sizes.block_length, cache, alg="maskgit_plus",
             tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
         ): run(part, params, keys, tokens, None)
         for cache in ("none", "prefix", "dual")
@@ -142,7 +142,7 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
     @jax.jit
     def predict(params, tokens, given, scale):
-        x = nelbo.soft_embed(model, part.soft_mask, params, tokens, given, scale)
+        x = two_pass.soft_embed(model, part.soft_mask, params, tokens, given, scale)
         hidden = model.trunk(params["backbone"], x)[0]
         head = model.head(params["backbone"])
         return dream_draw.predict(hidden, head, tokens == mask, part.filters, k=part.soft_mask.reads,
@@ -150,13 +150,13 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
     def loop(tokens: np.ndarray) -> np.ndarray:
         tokens = np.array(tokens)
-        given, scale = nelbo.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
+        given, scale = two_pass.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
         for share in shares:
             masked = tokens == mask
             if not masked.any():
                 break
             found = predict(params, tokens, given, scale)
-            given, scale = nelbo.soft_masking.Feedback(*found[2:5]), 1.0
+            given, scale = soft_masking.Feedback(*found[2:5]), 1.0
             confidence, drawn = np.asarray(found.confidence), np.asarray(found.drawn)
             for row, count in enumerate((masked.sum(-1).astype(np.float32) * share).astype(int)):
                 surest = np.argsort(np.where(masked[row], -confidence[row], np.inf), kind="stable")[:count]
@@ -171,7 +171,7 @@ def loop_gain(sizes: Sizes, steps: int, rounds: int) -> dict:
     model, params = dream(sizes, dream_width=sizes.small, dream_layers=2, dream_heads=4, dream_kv_heads=2,
                           dream_mlp=2 * sizes.small, dream_vocabulary=1024, length=min(sizes.length, 64))
     small = dataclasses.replace(sizes, length=min(sizes.length, 64))
-    part = DreamSampler(model, SoftMasking("topk", 1), steps, alg="entropy", suppress_mask=True, history=False)
+    part = DreamSampler(model, SoftMask("topk", 1), steps, alg="entropy", suppress_mask=True, history=False)
     tokens = rows(small, model, 8)
     host = host_loop(part, params)
     compiled = run(part, params, None, tokens, None)

@@ -26,12 +26,13 @@ from softmask_jax.config.sections import Model, SoftMask
 from softmask_jax.convert import converted, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data.chat.buckets import bucket_validation_batches
-from softmask_jax.diffusion import dream_loss
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import check_writable, write_atomically, write_json
 from softmask_jax.models import dream_denoiser
 from softmask_jax.report.markdown import table
-from softmask_jax.training import dream_step, loop, tasks
+from softmask_jax.training import loop, tasks
 from softmask_jax.training.intervals import bracketed
 from softmask_jax.training.perplexity import Nats
 
@@ -98,26 +99,28 @@ def held_out(folder: Path, chats: str) -> list[dict]:
 
 def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0) -> Nats:
     """The recipe's validation loss of every conversation."""
-    spec = dream_step.loss_spec(config_schema.Config(soft_mask=SoftMask(k=1)))
+    spec = DreamLoss.from_config(config_schema.Config(soft_mask=SoftMask(k=1)))
     count = sum(int(batch["valid"].sum()) for batch in batches)
 
     @jax.jit
     def rows(params, batch):
         key = root_key(KEY)
-        return dream_loss.validation_losses(denoiser, spec, params, batch, key, count, p_sm)
+        noisy = spec.validation_batch(batch, key, count, mask_token_id=denoiser.mask_token_id)
+        losses = two_pass.row_scores(denoiser, spec.soft_mask, params, noisy).loss
+        return jnp.where(example_coins(key, batch["index"], p_sm), losses["two_pass"], losses["one_pass"])
 
     return Nats(np.concatenate([np.asarray(rows(params, batch), np.float64)[batch["valid"]] for batch in batches]), 1)
 
 
 def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndarray:
     """[n V] float32, at the masked positions of the first batches; one pass."""
-    spec = dream_loss.DreamLoss()
+    objective = DreamLoss()
 
     @jax.jit
     def run(params, batch):
-        noisy = dream_loss.corrupt(spec, batch, root_key(KEY), mask_token_id=denoiser.mask_token_id)
+        noisy = objective.draw(batch, root_key(KEY), mask_token_id=denoiser.mask_token_id)
         backbone = params["backbone"]
-        hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.noisy), segment_ids=noisy.segment_ids)
+        hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.xt), segment_ids=noisy.segment_ids)
         head = denoiser.head(backbone)
         z = jnp.matmul(hidden.astype(jnp.float32), head.weight.T.astype(jnp.float32), precision="highest")
         return z[..., : head.vocab_size], noisy.masked

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.models import denoiser, dream_denoiser
-from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import Options
-from softmask_jax.training import dream_step, optimizer, train_state, train_step
+from softmask_jax.training import optimizer, train_state, train_step
 
 VOCAB_SIZE = 50_258  # GPT-2's with the mask
 DREAM_7B = {
@@ -98,7 +98,7 @@ def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, 
     tx, layout = optimizer.make(config.optimizer, config.updates), sharding.batch_sharding(mesh)
     model = build(config, mesh, vocab_size=vocab_size, sizes=sizes)
     if config.model.kind == "dream":
-        length, step = length or config.data.max_tokens, dream_step.make(config, model, tx)
+        length, step = length or config.data.max_tokens, train_step.make(config, model, tx)
         shapes = dict.fromkeys(("tokens", "segment_ids"), (rows, length))
         shapes |= dict.fromkeys(("rows", "epoch", "index", "prompt_lengths", "real_lengths", "lengths"), (rows,))
     else:
@@ -130,7 +130,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     dream = config.model.kind == "dream"
     length = length or config.sample.length or (config.data.max_tokens if dream else config.data.seq_len)
     model = build(config, mesh, vocab_size=vocab_size, sizes=sizes)
-    soft = SoftMasking() if config.soft_mask.variant == "none" else SoftMasking(config.soft_mask.variant, config.soft_mask.k)
+    soft = SoftMask.from_config(config.soft_mask)
     if options.steps is None:
         options = dataclasses.replace(options, steps=min(config.sample.steps, length - prompt_length) if dream else
                                       config.sample.steps)

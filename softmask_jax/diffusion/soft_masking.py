@@ -9,6 +9,7 @@ with pi the prediction p renormalised over its k likeliest tokens (`topk`), or a
 
 The learned scalars are stored raw (unconstrained float32, `params["soft_mask"]`); `effective` puts them into range.
 """
+import dataclasses
 import math
 from typing import Mapping, NamedTuple
 
@@ -27,6 +28,47 @@ _OFFSET = 1e-6  # keeps centre, steepness and temperature off zero however far t
 _SCALE_EPS = 1e-6
 # exp(-1e6) is 0 in any float, while -inf would turn into NaN when multiplied by 0
 _IMPOSSIBLE = -1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMask:
+    """How predictions are fed back at masked positions; the default is not at all.
+
+    Attributes:
+      variant: of the mixture, see `blend`; `none` is plain masked diffusion.
+      k: tokens that are fed back.
+      schedule: factor on lambda while decoding, by the share of a row's masks that are left.
+    """
+
+    variant: str = "none"
+    k: int = 1
+    schedule: str = "none"
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is '{self.variant}'; choose one of {', '.join(VARIANTS)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is '{self.schedule}'; choose one of {', '.join(SCHEDULES)}.")
+        if self.k < 1:
+            raise ValueError(f"soft-masking feeds back at least 1 token, k cannot be {self.k}.")
+
+    @classmethod
+    def from_config(cls, section) -> "SoftMask":
+        """From the section `soft_mask` of a config."""
+        return cls(section.variant, section.k)
+
+    @property
+    def on(self) -> bool:
+        return self.variant != "none"
+
+    @property
+    def reads(self) -> int:
+        """How many of the largest logits the feedback needs; the full vocabulary is read from the hidden states."""
+        return self.k if self.variant in ("topk", "slerp") else 0
+
+    def scale(self, masks: jax.Array, at_start: jax.Array) -> jax.Array:
+        """The schedule's factor on lambda [B], of masks left and masks at the start [B]."""
+        return schedule_scale(self.schedule, masks / jnp.maximum(at_start, 1))
 
 
 class Scalars(NamedTuple):

@@ -60,7 +60,7 @@ class Run:
 
     @functools.cached_property
     def perplexity(self) -> Perplexity:
-        return Perplexity(self.model.denoiser, self.model.spec, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+        return Perplexity(self.model.denoiser, self.model.objective, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
 
 
 def load_run(path: str | Path) -> Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from softmask_jax.evaluate.settings import Models
 from softmask_jax.io.files import explained, split_paths, write_json
-from softmask_jax.samplers import SoftMasking
+from softmask_jax.samplers import SoftMask
 
 PLAIN = "#none"
 ELSEWHERE = "give another --out"
@@ -137,4 +137,4 @@ def without_soft_masking(model):
     if hasattr(model, "config"):
         soft = dataclasses.replace(model.config.soft_mask, variant="none")
         return dataclasses.replace(model, config=dataclasses.replace(model.config, soft_mask=soft))
-    return dataclasses.replace(model, soft_mask=SoftMasking())
+    return dataclasses.replace(model, soft_mask=SoftMask())

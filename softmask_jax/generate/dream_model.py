@@ -25,7 +25,7 @@ from softmask_jax.models import denoiser as denoisers, dream_denoiser
 from softmask_jax.models.denoiser import Denoiser
 from softmask_jax.models.nn import dream
 from softmask_jax.models.nn.dream_config import special_ids
-from softmask_jax.samplers import Draws, Generated, SoftMasking, fill
+from softmask_jax.samplers import Draws, Generated, SoftMask, fill
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.training.train_state import whole
 
@@ -46,7 +46,7 @@ class DreamModel:
     template: ChatTemplate | None
     denoiser: Denoiser
     params: dict
-    soft_mask: SoftMasking
+    soft_mask: SoftMask
     pad_token_id: int
     end_token_ids: tuple[int, ...]
     max_length: int
@@ -79,7 +79,7 @@ class DreamModel:
 
     def generate(
         self, prompts, *, key: jax.Array | None = None, max_new_tokens: int = 256, steps: int | None = None,
-        soft_mask: SoftMasking | Mapping | None = None, draws: Draws | None = None, **options,
+        soft_mask: SoftMask | Mapping | None = None, draws: Draws | None = None, **options,
     ) -> Generated:  # fmt: skip
         """Answer prompts by Dream's `diffusion_generate`; see `samplers.dream_generate`.
 
@@ -200,9 +200,9 @@ def _of_base(base: Path, about: dict, model, mesh, adapter: Path | None = None, 
     if adapter is not None:
         found, scalars = converted.read_dream(adapter, {"adapter": own})
         backbone = backbone | found
-    settings = SoftMasking()
+    settings = SoftMask()
     if soft := described.get("soft_mask"):
-        settings = SoftMasking(soft["variant"], soft["k"], soft["schedule"])
+        settings = SoftMask(soft["variant"], soft["k"], soft["schedule"])
     params = {"backbone": backbone, "soft_mask": scalars or soft_masking.init_scalars()}
     step = described.get("step") or 0
     return _assembled(base / "tokenizer", denoiser, params, settings, about["hf_config"], step, mesh)
@@ -226,7 +226,7 @@ def _of_run(path: Path, base: str, weights: str, step: int | None, mesh) -> Drea
         params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}
     params = whole(params, converted.read_dream(folder, {"backbone": frozen})[0]["backbone"] if frozen else {})
     soft = config.soft_mask
-    settings = SoftMasking() if soft.variant == "none" else SoftMasking(soft.variant, soft.k)
+    settings = SoftMask() if soft.variant == "none" else SoftMask.from_config(soft)
     return _assembled(path / "tokenizer", denoiser, params, settings, about["hf_config"], step, mesh)
 
 

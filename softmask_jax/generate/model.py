@@ -13,7 +13,8 @@ from softmask_jax.config.jax_settings import settled
 from softmask_jax.convert import converted
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data import Tokenizer, load_tokenizer
-from softmask_jax.diffusion import nelbo as objective
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
 from softmask_jax.distributed import sharding
 from softmask_jax.generate import dream_model
@@ -21,9 +22,8 @@ from softmask_jax.generate.dream_model import DreamModel
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.models import denoiser as denoisers
-from softmask_jax.samplers import Generated, MDLMSampler, Options, SoftMasking, fill, recorded_gumbel
+from softmask_jax.samplers import Generated, MDLMSampler, Options, SoftMask, fill, recorded_gumbel
 from softmask_jax.samplers.options import run
-from softmask_jax.training import train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,14 +59,14 @@ class LanguageModel:
         return self.config.data.seq_len
 
     @property
-    def soft_mask(self) -> SoftMasking:
+    def soft_mask(self) -> SoftMask:
         """As it was trained."""
-        return SoftMasking(self.config.soft_mask.variant, self.config.soft_mask.k)
+        return SoftMask.from_config(self.config.soft_mask)
 
     @property
-    def spec(self) -> objective.Nelbo:
-        """The objective's static part: variant and size of the feedback, noise schedule."""
-        return train_step.nelbo_spec(self.config)
+    def objective(self) -> Nelbo:
+        """As it was trained."""
+        return Nelbo.from_config(self.config)
 
     @settled()
     def logits(self, tokens, attention_mask=None) -> jax.Array:
@@ -148,16 +148,15 @@ class LanguageModel:
 
     @functools.cached_property
     def _nelbo(self):
-        def nelbo(params, tokens, key, two_pass, draws):
-            rows, length = tokens.shape
+        def nelbo(params, tokens, key, soft, draws):
+            rows, soft_mask = len(tokens), self.objective.soft_mask if soft else SoftMask()
 
             def draw(total, i):
-                noisy = objective.corrupt(
-                    self.spec, tokens, jnp.arange(rows) * draws + i, draws, key, 0,
-                    mask_token_id=self.denoiser.mask_token_id,
-                )  # fmt: skip
-                nats = objective.nelbo_per_row(self.denoiser, self.spec, params, noisy, two_pass=two_pass)
-                return total + nats / (length * draws), None
+                noisy = self.objective.draw(
+                    tokens, jnp.arange(rows) * draws + i, draws, key, 0, mask_token_id=self.denoiser.mask_token_id
+                )
+                loss = two_pass.row_scores(self.denoiser, soft_mask, params, noisy).loss
+                return total + loss["two_pass" if soft_mask.on else "one_pass"] / draws, None
 
             return jax.lax.scan(draw, jnp.zeros(rows), jnp.arange(draws))[0]
 

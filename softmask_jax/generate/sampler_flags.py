@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from softmask_jax.config import option_flags
-from softmask_jax.samplers import Options, SoftMasking
+from softmask_jax.samplers import Options, SoftMask
 
 # Flags that decide the answers, beside the checkpoint, the prompts and the sampler's options.
 DECISIVE = (
@@ -42,13 +42,13 @@ HELPS = {
 
 
 def soft_mask(text: str):
-    """"none" or `SoftMasking` of "variant:k:schedule". argparse.ArgumentTypeError for another text."""
+    """"none" or `SoftMask` of "variant:k:schedule". argparse.ArgumentTypeError for another text."""
     if text == "none":
         return "none"
     variant, _, rest = text.partition(":")
     k, _, schedule = rest.partition(":")
     try:
-        return SoftMasking(variant, int(k or 1), schedule or "none")
+        return SoftMask(variant, int(k or 1), schedule or "none")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

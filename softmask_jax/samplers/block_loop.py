@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from softmask_jax.diffusion import nelbo, soft_masking
+from softmask_jax.diffusion import soft_masking, two_pass
 from softmask_jax.models.nn.cache import Window
 from softmask_jax.samplers import commit, dream_draw, feedback as feeding
 from softmask_jax.samplers.result import Trace, recorded
@@ -133,7 +133,7 @@ class Run(NamedTuple):
 
         given = feeding.read(options.soft_mask, carry.feedback)
         tokens, given, scale = jax.tree.map(cut, (carry.tokens, given, self.scale(carry)))
-        x = nelbo.soft_embed(options.denoiser, options.soft_mask, self.params, tokens, given, scale)
+        x = two_pass.soft_embed(options.denoiser, options.soft_mask, self.params, tokens, given, scale)
         return options.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.layout))
 
     def scale(self, carry: Carry) -> jax.Array:

@@ -11,12 +11,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from softmask_jax.diffusion import nelbo
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers import commit, dream_draw, feedback as feeding
 from softmask_jax.samplers.block_loop import Carry, Run
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import Draws
-from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.result import Generated, held
 
 CACHES = ("none", "prefix", "dual")
@@ -51,7 +51,7 @@ class BlockSampler:
     """
 
     denoiser: object
-    soft_mask: SoftMasking = SoftMasking()
+    soft_mask: SoftMask = SoftMask()
     prompt_length: int = 0
     block_length: int = 32
     cache: str = "dual"
@@ -151,7 +151,7 @@ class BlockSampler:
                   places, layout, bias)
         if self.soft_mask.on or self.trace:
             spec = dataclasses.replace(self.soft_mask, k=max(self.reads, 1))
-            feedback = nelbo.empty_feedback(self.denoiser, spec, params["backbone"], tokens)
+            feedback = two_pass.empty_feedback(self.denoiser, spec, params["backbone"], tokens)
         nobody, zero = jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32)
         end = run.blocks(Carry(
             step=jnp.int32(0), tokens=tokens, feedback=feedback, known=jnp.zeros(tokens.shape, bool), finished=nobody,

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.diffusion import nelbo, soft_masking
+from softmask_jax.diffusion import soft_masking, two_pass
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers import commit, dream_draw, feedback
 from softmask_jax.samplers.constraints import Constraints, ended
-from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.result import Generated, Trace, held, recorded
 
 # How sure an algorithm is of a prediction; all but `origin` unmask the surest first.
@@ -87,7 +87,7 @@ class DreamSampler:
     """
 
     denoiser: object
-    soft_mask: SoftMasking = SoftMasking()
+    soft_mask: SoftMask = SoftMask()
     steps: int | None = 512
     alg: str = "origin"
     temperature: float = 0.0
@@ -217,11 +217,11 @@ class DreamSampler:
         if not (self.soft_mask.on or self.trace):
             return None
         soft_mask = dataclasses.replace(self.soft_mask, k=max(self._read, 1))
-        return nelbo.empty_feedback(self.denoiser, soft_mask, params["backbone"], tokens)
+        return two_pass.empty_feedback(self.denoiser, soft_mask, params["backbone"], tokens)
 
     def _network(self, params, carry: _Carry, scale, layout):
         given = feedback.read(self.soft_mask, carry.given)
-        x = nelbo.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
+        x = two_pass.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
         return self.denoiser.trunk(params["backbone"], x, **layout)[0]
 
     def _chosen(self, chance, confidence, at_start, masks, step, row_keys, places, draws: Draws):

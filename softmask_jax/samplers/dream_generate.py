@@ -7,19 +7,19 @@ import numpy as np
 
 from softmask_jax.config.jax_settings import checked_key, settled
 from softmask_jax.diffusion import noise, transparency
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers.dream import Draws, DreamSampler
-from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.options import run
 from softmask_jax.samplers.result import Generated
 
 
-def soft_mask_from(config: Mapping) -> tuple[SoftMasking, dict | None]:
+def soft_mask_from(config: Mapping) -> tuple[SoftMask, dict | None]:
     """The entries of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`).
 
     See `transparency.read`, also for what it raises.
     """
     settings, raw = transparency.read(config)
-    return SoftMasking(**settings), raw
+    return SoftMask(**settings), raw
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int 
 
 @settled()
 def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = None, *, max_new_tokens: int,
-                       pad_token_id: int, attention_mask=None, soft_mask: SoftMasking | Mapping | None = None,
+                       pad_token_id: int, attention_mask=None, soft_mask: SoftMask | Mapping | None = None,
                        max_length: int | None = None, pad_multiple: int = 1, draws: Draws | None = None,
                        **options) -> Generated:
     """Continue prompts by max_new_tokens tokens, as Dream's function of this name; compiled once per shape.
@@ -80,7 +80,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
     if isinstance(soft_mask, Mapping):
         soft_mask, scalars = soft_mask_from(soft_mask)
         params = params if scalars is None else {**params, "soft_mask": scalars}
-    sampler = DreamSampler(denoiser, soft_mask or SoftMasking(), **options)
+    sampler = DreamSampler(denoiser, soft_mask or SoftMask(), **options)
     rows = len(tokens)
     keys = None if key is None else checked_key(key)
     keys = noise.row_keys(keys, jnp.arange(rows)) if keys is not None and keys.ndim == 0 else keys

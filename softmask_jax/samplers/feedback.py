@@ -1,51 +1,19 @@
-"""Soft-masking as samplers use it: settings, what a step feeds to the next one, and what a picture shows of it."""
-import dataclasses
-
+"""Soft-masking in samplers: the feedback of a step to the next, and its trace for pictures."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.diffusion import soft_masking
-from softmask_jax.diffusion.soft_masking import Feedback
+from softmask_jax.diffusion.soft_masking import Feedback, SoftMask
 from softmask_jax.diffusion.vocab import head
 from softmask_jax.samplers.result import Trace
-
-
-@dataclasses.dataclass(frozen=True)
-class SoftMasking:
-    """variant, k: see `soft_masking.blend`. schedule: factor on lambda by the share of a row's masks that are left."""
-
-    variant: str = "none"
-    k: int = 1
-    schedule: str = "none"
-
-    def __post_init__(self):
-        if self.variant not in soft_masking.VARIANTS:
-            raise ValueError(f"variant is '{self.variant}'; choose one of {', '.join(soft_masking.VARIANTS)}.")
-        if self.schedule not in soft_masking.SCHEDULES:
-            raise ValueError(f"schedule is '{self.schedule}'; choose one of {', '.join(soft_masking.SCHEDULES)}.")
-        if self.k < 1:
-            raise ValueError(f"soft-masking feeds back at least 1 token, k cannot be {self.k}.")
-
-    @property
-    def on(self) -> bool:
-        return self.variant != "none"
-
-    @property
-    def reads(self) -> int:
-        """How many of the largest logits the feedback needs; the full vocabulary is read from the hidden states."""
-        return self.k if self.variant in ("topk", "slerp") else 0
-
-    def scale(self, masks: jax.Array, at_start: jax.Array) -> jax.Array:
-        """The schedule's factor on lambda [B], of masks left and masks at the start [B]."""
-        return soft_masking.schedule_scale(self.schedule, masks / jnp.maximum(at_start, 1))
 
 
 # Candidates that a picture shows of a model without soft-masking, or with the full vocabulary.
 SHOWN = 3
 
 
-def shown(soft_mask: SoftMasking) -> int:
+def shown(soft_mask: SoftMask) -> int:
     """How many candidates a trace keeps."""
     return soft_mask.reads or SHOWN
 
@@ -57,7 +25,7 @@ def empty_trace(steps: int, tokens: jax.Array, k: int) -> Trace:
                  jnp.zeros((*shape, k)), jnp.zeros(shape))
 
 
-def traced(trace: Trace | None, soft_mask: SoftMasking, denoiser, params: dict, step, tokens, given: Feedback, scale,
+def traced(trace: Trace | None, soft_mask: SoftMask, denoiser, params: dict, step, tokens, given: Feedback, scale,
            neg_entropy, masked, *, called=True) -> Trace | None:
     """The trace with a step written down.
 
@@ -75,7 +43,7 @@ def traced(trace: Trace | None, soft_mask: SoftMasking, denoiser, params: dict, 
     return Trace(*(every.at[step].set(one) for every, one in zip(trace, now)))
 
 
-def _weight(soft_mask: SoftMasking, denoiser, params: dict, tokens, given: Feedback, scale) -> jax.Array:
+def _weight(soft_mask: SoftMask, denoiser, params: dict, tokens, given: Feedback, scale) -> jax.Array:
     """lambda [B L] as `soft_masking.blend` uses it: 0 but at masks."""
     if not soft_mask.on:
         return jnp.zeros(tokens.shape, jnp.float32)
@@ -87,7 +55,7 @@ def _weight(soft_mask: SoftMasking, denoiser, params: dict, tokens, given: Feedb
     return soft_masking.blend_weight(tokens, given, params["soft_mask"], mask_token_id=denoiser.mask_token_id, scale=scale)
 
 
-def read(soft_mask: SoftMasking, given: Feedback | None) -> Feedback | None:
+def read(soft_mask: SoftMask, given: Feedback | None) -> Feedback | None:
     """The feedback as soft-masking reads it: a trace may keep more candidates."""
     if given is None or not soft_mask.on:
         return None
@@ -95,7 +63,7 @@ def read(soft_mask: SoftMasking, given: Feedback | None) -> Feedback | None:
     return given._replace(token_ids=given.token_ids[..., :k], top_logits=given.top_logits[..., :k])
 
 
-def found(soft_mask: SoftMasking, before: Feedback | None, predicted, hidden: jax.Array) -> Feedback | None:
+def found(soft_mask: SoftMask, before: Feedback | None, predicted, hidden: jax.Array) -> Feedback | None:
     """What `predicted` (a `dream_draw.Predicted`) tells the next step; None where nothing is fed back."""
     if before is None:
         return None

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.diffusion import nelbo, noise as diffusion, soft_masking
+from softmask_jax.diffusion import noise as diffusion, soft_masking, two_pass
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.diffusion.vocab.head import Draw
 from softmask_jax.samplers import feedback, transitions
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.feedback import SoftMasking
 from softmask_jax.samplers.result import Generated, Trace, recorded
 
 REUSE = ("exact", "compat", "never")
@@ -53,7 +53,7 @@ class MDLMSampler:
     """
 
     denoiser: object
-    soft_mask: SoftMasking = SoftMasking()
+    soft_mask: SoftMask = SoftMask()
     steps: int = 128
     transition: object = transitions.Mdlm()
     temperature: float = 1.0
@@ -136,7 +136,7 @@ class MDLMSampler:
         backbone, rows, keep = params["backbone"], tokens.shape[:1], (self.steps + 1, *tokens.shape)
         hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], backbone)
         k = max(self.soft_mask.reads, self._shown, 1)
-        empty = nelbo.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
+        empty = two_pass.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
         if self.soft_mask.variant == "full":
             empty = empty._replace(certain=jnp.full(tokens.shape, -1, jnp.int32))
         return _Carry(
@@ -160,7 +160,7 @@ class MDLMSampler:
 
         def network():
             given = feedback.read(self.soft_mask, carry.given)
-            x = nelbo.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
+            x = two_pass.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
             return jnp.where(needed[:, None, None], self.denoiser.trunk(params["backbone"], x, **layout)[0], carry.hidden)
 
         called = needed.any()

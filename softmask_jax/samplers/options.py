@@ -11,7 +11,7 @@ from softmask_jax.samplers import dream, transitions
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import DreamSampler
-from softmask_jax.samplers.feedback import SoftMasking, check_masks
+from softmask_jax.samplers.feedback import SoftMask, check_masks
 from softmask_jax.samplers.mdlm import MDLMSampler
 from softmask_jax.samplers.result import Generated
 
@@ -64,7 +64,7 @@ class Options:
     stop_at_end: bool = False
     forbidden: tuple[int, ...] = ()
     end_penalty: float = 0.0
-    soft_mask: SoftMasking | str | None = None
+    soft_mask: SoftMask | str | None = None
     compat: bool = False
 
     def __post_init__(self):
@@ -74,15 +74,15 @@ class Options:
             raise ValueError(f"alg is '{self.alg}'; choose one of {', '.join(ALGORITHMS)}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
-        if self.soft_mask is not None and self.soft_mask != "none" and not isinstance(self.soft_mask, SoftMasking):
-            raise ValueError(f"soft_mask must be 'none' or SoftMasking(variant, k, schedule), not {self.soft_mask!r}.")
+        if self.soft_mask is not None and self.soft_mask != "none" and not isinstance(self.soft_mask, SoftMask):
+            raise ValueError(f"soft_mask must be 'none' or SoftMask(variant, k, schedule), not {self.soft_mask!r}.")
         if self.block_length is None and (self.cache or self.full_call):
             raise ValueError("cache and full_call are for decoding in blocks; give block_length too.")
         if self.alg:
             # Whatever is wrong with numbers is said before a model is loaded.
-            self.sampler(None, SoftMasking(), (0,), new_tokens=max(self.block_length or 1, self.steps or 1))
+            self.sampler(None, SoftMask(), (0,), new_tokens=max(self.block_length or 1, self.steps or 1))
 
-    def sampler(self, denoiser, soft_mask: SoftMasking, end_token_ids: tuple[int, ...], *, new_tokens: int,
+    def sampler(self, denoiser, soft_mask: SoftMask, end_token_ids: tuple[int, ...], *, new_tokens: int,
                 prompt_length: int = 0, alg: str = "", trace: bool = False) -> MDLMSampler | DreamSampler | BlockSampler:
         """The sampler over a denoiser.
 
@@ -92,7 +92,7 @@ class Options:
         """
         alg = self.alg or alg
         if self.soft_mask is not None:
-            soft_mask = SoftMasking() if self.soft_mask == "none" else self.soft_mask
+            soft_mask = SoftMask() if self.soft_mask == "none" else self.soft_mask
         constraints = Constraints(self.forbidden, tuple(end_token_ids), self.end_penalty)
         common = {"denoiser": denoiser, "soft_mask": soft_mask, "constraints": constraints, "history": False, "trace": trace}
         given = {name: value for name, value in vars(self).items() if not (value is None or value is False)}

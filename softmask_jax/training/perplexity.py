@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from softmask_jax.config.jax_settings import root_key, settled
-from softmask_jax.diffusion import nelbo
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.distributed import sharding
 from softmask_jax.training.intervals import student
 
@@ -53,7 +54,7 @@ class Perplexity:
     """
 
     denoiser: object
-    spec: nelbo.Nelbo
+    objective: Nelbo
     mesh: jax.sharding.Mesh
 
     def __post_init__(self):
@@ -64,13 +65,11 @@ class Perplexity:
     def _rows(self, params, batch, n, key):
         # Windows come in the order of their documents: without a permutation the last ones would always get a large t.
         strata = jax.random.permutation(jax.random.fold_in(key, n), n)[batch["index"]]
-        noisy = nelbo.corrupt(
-            self.spec, batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id,
-            strata=strata,
-        )  # fmt: skip
-        scores = nelbo.row_scores(self.denoiser, self.spec, params, noisy)
-        rows = {name: sums * noisy.weight for name, sums in scores.cross_entropy.items()}
-        return rows, batch["valid"]
+        noisy = self.objective.draw(
+            batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id, strata=strata
+        )
+        scores, length = two_pass.row_scores(self.denoiser, self.objective.soft_mask, params, noisy), noisy.x0.shape[1]
+        return {name: values * length for name, values in scores.loss.items()}, batch["valid"]
 
     @settled()
     def __call__(self, params: dict, batches: Iterable[dict], n: int, seed: int) -> dict[str, Nats]:

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion import dream_loss, soft_masking
-from softmask_jax.diffusion.dream_loss import DreamLoss, Noisy
+from softmask_jax.diffusion import soft_masking, two_pass
+from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.objective import Noisy
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.models import denoiser
 from softmask_jax.models.nn import dream
-from softmask_jax.training.dream_step import DreamStep
 from softmask_jax.training.train_state import TrainState
+from softmask_jax.training.train_step import TrainStep
 from tests.golden import load, meta
 from tests.helpers import dream_model, golden_model
 
@@ -60,7 +62,7 @@ def batch(rows=3, size=32, first=0) -> dict:
 
 @functools.partial(jax.jit, static_argnums=0)
 def corrupt(spec, given, **options) -> Noisy:
-    return dream_loss.corrupt(spec, given, KEY, mask_token_id=MASK, **options)
+    return spec.draw(given, KEY, mask_token_id=MASK, **options)
 
 
 def test_only_the_response_and_the_recipes_pads_are_masked_at_the_rate_of_t():
@@ -75,7 +77,7 @@ def test_only_the_response_and_the_recipes_pads_are_masked_at_the_rate_of_t():
     assert 0.2 <= t.min() < 0.22 and 0.78 < t.max() <= 0.8
     rate = np.asarray(noisy.masked).sum(1) / maskable.sum(1)
     assert abs(np.mean(rate - (0.999 * t + 0.001))) < 0.01
-    np.testing.assert_array_equal(noisy.noisy, np.where(noisy.masked, MASK, given["tokens"]))
+    np.testing.assert_array_equal(noisy.xt, np.where(noisy.masked, MASK, given["tokens"]))
     without = corrupt(dataclasses.replace(spec, supervise_pads=False), given)
     assert not (np.asarray(without.masked) & (place >= real)).any()
 
@@ -92,12 +94,12 @@ def test_an_example_is_corrupted_the_same_way_in_every_batch_bucket_and_row():
     spec = DreamLoss()
     whole, alone = corrupt(spec, batch(6)), corrupt(spec, batch(2, 64, first=3))
     np.testing.assert_array_equal(whole.t[3:5], alone.t)
-    np.testing.assert_array_equal(whole.noisy[3:5], alone.noisy[:, :32])
+    np.testing.assert_array_equal(whole.xt[3:5], alone.xt[:, :32])
     assert not alone.masked[:, 32:].any()
-    flips = dream_loss.coins(KEY, jnp.arange(200), 0.5)
-    np.testing.assert_array_equal(flips[50:60], dream_loss.coins(KEY, jnp.arange(50, 60), 0.5))
+    flips = example_coins(KEY, jnp.arange(200), 0.5)
+    np.testing.assert_array_equal(flips[50:60], example_coins(KEY, jnp.arange(50, 60), 0.5))
     assert 70 < int(flips.sum()) < 130
-    assert not np.array_equal(corrupt(spec, batch(6), epoch=1).noisy, whole.noisy)
+    assert not np.array_equal(corrupt(spec, batch(6), epoch=1).xt, whole.xt)
 
 
 def test_the_first_epoch_has_the_draws_recorded_when_there_was_no_other():
@@ -105,7 +107,7 @@ def test_the_first_epoch_has_the_draws_recorded_when_there_was_no_other():
     np.testing.assert_array_equal(noisy.t, np.float32([0.5474199652671814, 0.7112565040588379, 0.43710198998451233]))
     masked = ["".join(map(str, row)) for row in np.asarray(noisy.masked, int)[:, :24]]
     assert masked == ["000000101000011110111010", "000000011111011011010110", "000011000010011100100111"]
-    flips = dream_loss.coins(KEY, jnp.arange(40), 0.5, epoch=jnp.zeros(40, jnp.int32))
+    flips = example_coins(KEY, jnp.arange(40), 0.5, epoch=jnp.zeros(40, jnp.int32))
     assert "".join(map(str, np.asarray(flips, int))) == "0110000011110001010001111101100010011011"
 
 
@@ -113,7 +115,7 @@ def test_t_of_a_batch_is_that_of_its_first_row_and_validation_t_is_evenly_spaced
     row, one = corrupt(DreamLoss(), batch(4)), corrupt(DreamLoss(t_per="batch"), batch(4))
     assert len(set(np.asarray(row.t).tolist())) == 4
     np.testing.assert_array_equal(one.t, np.full(4, row.t[0]))
-    t = dream_loss.validation_t(DreamLoss(), jnp.asarray([0, 3, 6]), 7)
+    t = DreamLoss().validation_t(jnp.asarray([0, 3, 6]), 7)
     np.testing.assert_allclose(t, [0.2, 0.5, 0.8], rtol=1e-6)
 
 
@@ -124,7 +126,7 @@ def logits():
 
     @jax.jit
     def run(backbone):
-        x = tiny().embed(backbone, noisy.noisy)
+        x = tiny().embed(backbone, noisy.xt)
         return tiny().trunk(backbone, x, segment_ids=noisy.segment_ids)[0]
 
     head = tiny().head(backbone)
@@ -133,13 +135,13 @@ def logits():
 
 @functools.partial(jax.jit, static_argnums=0)
 def compiled_losses(spec, values, noisy, scale):
-    given = dream_loss.feedback(tiny(), spec, values, noisy)
-    return dream_loss.row_losses(tiny(), spec, values, noisy, given, scale)
+    feedback = two_pass.feedback_if(True, tiny(), spec.soft_mask, values, noisy)
+    return (two_pass.token_nll(tiny(), spec.soft_mask, values, noisy, feedback, scale) * noisy.weights).sum(-1)
 
 
 def row_losses(variant="topk", weighting="time", scale=1.0):
     noisy = corrupt(DreamLoss(weighting=weighting), batch())
-    return np.asarray(compiled_losses(DreamLoss(variant=variant), params(), noisy, scale))
+    return np.asarray(compiled_losses(DreamLoss(SoftMask(variant)), params(), noisy, scale))
 
 
 @pytest.mark.parametrize("weighting", ["time", "context_adaptive"])
@@ -161,7 +163,7 @@ def test_the_loss_of_a_row_is_its_weighted_mean_over_masks_as_computed_by_hand(w
 
 def test_two_passes_feed_back_the_shifted_prediction_the_mask_among_it():
     spec, noisy, values = DreamLoss(), corrupt(DreamLoss(), batch()), params()
-    fed_back = jax.jit(lambda values: dream_loss.feedback(tiny(), spec, values, noisy).token_ids[..., 0])
+    fed_back = jax.jit(lambda values: two_pass.feedback_if(True, tiny(), spec.soft_mask, values, noisy).token_ids[..., 0])
     real = np.asarray(noisy.segment_ids) == 1
     np.testing.assert_array_equal(np.asarray(fed_back(values))[real], logits().argmax(-1)[real])
     # A head that prefers the mask: it is fed back.
@@ -178,18 +180,20 @@ def test_without_its_coin_a_row_has_the_loss_of_a_single_pass():
 
 def gradient(model, spec, trainable, noisy, coins, frozen=None, micro_batches=1):
     """(loss, gradient) of the train step."""
-    step = DreamStep(model, None, spec, 0.5, micro_batches, 0.0)
+    step = TrainStep(model, None, spec, 0.5, micro_batches, 0.0)
     state = TrainState(jnp.int32(0), trainable, trainable["backbone"], (), frozen or {})
-    return step.gradient(state, noisy, coins)[:2]
+    return step.accumulate(state, noisy, coins)[0]
 
 
 def loss_and_gradient(model, spec, trainable, noisy, coin, merge=lambda tree: tree):
     """Of one micro-batch, as a training step takes them: pass 1 outside of the gradient, under its coin."""
-    given = dream_loss.feedback(model, spec, merge(trainable), noisy, coin)
-    scale = coin.astype(jnp.float32)
-    return jax.value_and_grad(
-        lambda tree: dream_loss.row_losses(model, spec, merge(tree), noisy, given, scale).mean()
-    )(trainable)
+    feedback, scale = two_pass.feedback_if(coin, model, spec.soft_mask, merge(trainable), noisy), coin.astype(jnp.float32)
+
+    def loss(tree):
+        nll = two_pass.token_nll(model, spec.soft_mask, merge(tree), noisy, feedback, scale)
+        return (nll * noisy.weights).sum(-1).mean()
+
+    return jax.value_and_grad(loss)(trainable)
 
 
 @jax.jit
@@ -218,19 +222,18 @@ def test_a_single_pass_gives_the_scalars_no_gradient_and_two_passes_do():
     assert all(np.any(double[name]) for name in ("raw_scale", "raw_centre", "raw_steepness"))
 
 
-def test_validation_has_the_same_losses_in_any_batch_and_flips_a_coin_for_each_example():
+def test_validation_has_the_same_losses_in_any_batch():
     spec, count = DreamLoss(), 6
 
     @jax.jit
-    def run(given, p_sm):
-        return dream_loss.validation_losses(tiny(), spec, params(), given, KEY, count, p_sm)
+    def run(given):
+        noisy = spec.validation_batch(given, KEY, count, mask_token_id=MASK)
+        return two_pass.row_scores(tiny(), spec.soft_mask, params(), noisy).loss
 
-    whole, never, always = (np.asarray(run(batch(6), p_sm)) for p_sm in (0.5, 0.0, 1.0))
-    parts = np.concatenate([run(batch(2, 64, first=first), 0.5) for first in (0, 2, 4)])
-    np.testing.assert_allclose(whole, parts, rtol=2e-5)
-    flips = np.asarray(dream_loss.coins(KEY, jnp.arange(6), 0.5))
-    assert 0 < flips.sum() < 6
-    np.testing.assert_allclose(whole, np.where(flips, always, never), rtol=2e-5)
+    whole, parts = run(batch(6)), [run(batch(2, 64, first=first)) for first in (0, 2, 4)]
+    for name in ("one_pass", "two_pass"):
+        np.testing.assert_allclose(whole[name], np.concatenate([part[name] for part in parts]), rtol=2e-5)
+    assert not np.allclose(whole["one_pass"], whole["two_pass"])
 
 
 @pytest.mark.parametrize(("case", "variant", "k"), [
@@ -240,7 +243,7 @@ def test_validation_has_the_same_losses_in_any_batch_and_flips_a_coin_for_each_e
 ])  # fmt: skip
 def test_loss_and_adapter_gradients_match_dreams_recording(case, variant, k):
     recorded, head = load(dream_model.DORA), meta(dream_model.DORA)["head"]
-    spec, base = DreamLoss(variant=variant, k=k), dream_model.params()
+    spec, base = DreamLoss(SoftMask(variant, k)), dream_model.params()
     config = dream_model.config()
     plain = dream.trunk(config, adapter=dream_model.ADAPTER)
 
@@ -260,7 +263,7 @@ def test_loss_and_adapter_gradients_match_dreams_recording(case, variant, k):
     masked = jnp.asarray(recorded["labels"] != -100)
     # The recording averages over the masks of both rows at once.
     weights = jnp.where(masked, float(recorded["dsigma"]) * len(x0) / masked.sum(), 0.0)
-    noisy = Noisy(x0, xt, masked, jnp.ones_like(x0), jnp.full(len(x0), 0.55), weights)
+    noisy = Noisy(x0, xt, masked, jnp.full(len(x0), 0.55), weights, jnp.ones_like(x0))
 
     loss, grads = jax.jit(
         lambda tree: gradient(model, spec, tree, noisy, jnp.asarray([True, True]), frozen=base)

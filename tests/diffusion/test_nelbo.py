@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from softmask_jax.convert import mdlm
-from softmask_jax.diffusion import nelbo, noise
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.nelbo import Nelbo
+from softmask_jax.diffusion.objective import Noisy
+from softmask_jax.diffusion.soft_masking import SoftMask
 from tests.golden import load
 from tests.helpers import golden_model
 
@@ -20,23 +23,23 @@ def recorded():
     return load(RECORDED)
 
 
-def noisy_batch():
-    z, schedule = recorded(), noise.LogLinear()
-    t = jnp.asarray(z["t"])
-    return nelbo.Corrupted(
-        jnp.asarray(z["x0"], jnp.int32), jnp.asarray(z["xt"], jnp.int32), t, schedule.loss_weight(t)
-    )
+SOFT = SoftMask("topk", 3)
+
+
+def noisy_batch() -> Noisy:
+    x0, xt = (jnp.asarray(recorded()[name], jnp.int32) for name in ("x0", "xt"))
+    return Nelbo(SOFT).noisy(x0, xt, jnp.asarray(recorded()["t"]), golden_model.MASK)
 
 
 @functools.cache
 def nll_and_gradient(case: str):
     variant, k = CASES[case]
-    model, spec, noisy = golden_model.model(variant), nelbo.Nelbo(variant=variant, k=k), noisy_batch()
+    model, soft_mask, noisy = golden_model.model(variant), SoftMask(variant, k), noisy_batch()
 
     def loss(params):
-        given = None if variant == "none" else nelbo.pass_1(model, spec, params, noisy.noisy)
-        weighted = nelbo.token_nll(model, spec, params, noisy, given) * noisy.weight[:, None]
-        return weighted.sum() / weighted.size, weighted
+        feedback = two_pass.feedback_if(True, model, soft_mask, params, noisy)
+        weighted = two_pass.token_nll(model, soft_mask, params, noisy, feedback) * noisy.weights
+        return weighted.sum(-1).mean(), weighted * noisy.x0.shape[1]
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(golden_model.params())
 
@@ -55,32 +58,32 @@ def test_nll_and_every_gradient_match_the_recording(case):
 
 
 def test_no_gradient_passes_through_pass_1():
-    model, spec, noisy = golden_model.model(), nelbo.Nelbo(), noisy_batch()
+    model, noisy = golden_model.model(), noisy_batch()
     x = jnp.asarray(recorded()["xt"], jnp.int32)
     grads = jax.jit(
-        jax.grad(lambda p: sum(f.sum() for f in nelbo.pass_1(model, spec, p, x)[1:3]))
+        jax.grad(lambda p: sum(f.sum() for f in two_pass.pass_1(model, SOFT, p, x)[1:3]))
     )(golden_model.params())
     assert all(not np.any(g) for g in jax.tree.leaves(grads))
-    assert np.any(noisy.noisy == golden_model.MASK)
+    assert np.any(noisy.xt == golden_model.MASK)
 
 
 def test_scale_zero_is_plain_mdlm_bit_for_bit():
-    model, spec, noisy = golden_model.model(), nelbo.Nelbo(), noisy_batch().noisy
+    model, xt = golden_model.model(), noisy_batch().xt
 
     def closed_and_plain(params):
-        given = nelbo.pass_1(model, spec, params, noisy)
-        return nelbo.soft_embed(model, spec, params, noisy, given, 0.0), model.embed(params["backbone"], noisy)
+        feedback = two_pass.pass_1(model, SOFT, params, xt)
+        return two_pass.soft_embed(model, SOFT, params, xt, feedback, 0.0), model.embed(params["backbone"], xt)
 
     np.testing.assert_array_equal(*jax.jit(closed_and_plain)(golden_model.params()))
 
 
 def test_a_rows_noise_does_not_depend_on_the_rows_beside_it():
-    spec, tokens = nelbo.Nelbo(), jnp.arange(8 * 16, dtype=jnp.int32).reshape(8, 16) % 90
-    draw = functools.partial(nelbo.corrupt, spec, root_key=jax.random.key(3), step=5, mask_token_id=97)
+    tokens = jnp.arange(8 * 16, dtype=jnp.int32).reshape(8, 16) % 90
+    draw = functools.partial(Nelbo(SOFT).draw, root_key=jax.random.key(3), step=5, mask_token_id=97)
     whole = draw(tokens, jnp.arange(8), 8)
     some = jnp.asarray([6, 1, 3])
     part = draw(tokens[some], some, 8)
-    for a, b in zip(whole, part):
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         np.testing.assert_array_equal(a[some], b)
 
 
@@ -91,10 +94,8 @@ def test_the_nelbo_is_an_unbiased_sum_over_t_for_a_model_with_a_known_answer():
     params = params | {"backbone": params["backbone"] | {"head": head}}
     rows = jnp.arange(512)
     tokens = jnp.zeros((512, 16), jnp.int32)
-    noisy = nelbo.corrupt(nelbo.Nelbo(), tokens, rows, 512, jax.random.key(0), 0, mask_token_id=97)
-    nll = jnp.where(noisy.noisy == 97, np.log(97.0), 0.0)
-    got = float((nll.sum(-1) * noisy.weight).mean() / 16)
-    spec, few = nelbo.Nelbo(variant="none"), jax.tree.map(lambda x: x[:4], noisy)
-    exact = jax.jit(lambda params: nelbo.nelbo_per_row(model, spec, params, few, two_pass=False))(params)
-    np.testing.assert_allclose(exact, (nll.sum(-1) * noisy.weight)[:4], rtol=1e-5)
-    assert abs(got - np.log(97.0)) < 0.25
+    noisy = Nelbo(SOFT).draw(tokens, rows, 512, jax.random.key(0), 0, mask_token_id=97)
+    bound, few = (np.log(97.0) * noisy.weights).sum(-1), jax.tree.map(lambda x: x[:4], noisy)
+    scores = jax.jit(lambda params: two_pass.row_scores(model, SoftMask(), params, few))(params)
+    np.testing.assert_allclose(scores.loss["one_pass"], bound[:4], rtol=1e-5)
+    assert abs(float(bound.mean()) - np.log(97.0)) < 0.25

@@ -15,7 +15,7 @@ from softmask_jax.evaluate import models, plots, tables
 from softmask_jax.evaluate.runner import Evaluation
 from softmask_jax.evaluate.settings import Models, Settings, budgets
 from softmask_jax.evaluate.task import Estimate, Result, Stopped
-from softmask_jax.samplers import SoftMasking
+from softmask_jax.samplers import SoftMask
 
 
 @dataclasses.dataclass(eq=False)
@@ -245,11 +245,11 @@ def test_a_folder_that_exists_under_its_name_is_no_list_and_no_flag(tmp_path, mo
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    soft_mask: SoftMasking = SoftMasking("topk", 3)
+    soft_mask: SoftMask = SoftMask("topk", 3)
 
 
 def test_a_plain_model_has_the_same_weights_without_feedback():
-    assert models.without_soft_masking(Model()).soft_mask == SoftMasking()
+    assert models.without_soft_masking(Model()).soft_mask == SoftMask()
 
 
 @pytest.mark.parametrize("text, said", [("", "give fractions"), ("2", "up to 1"), ("1/0", "give fractions"), ("a", "give")])

@@ -16,7 +16,7 @@ from softmask_jax.generate import notebook
 from softmask_jax.generate.dream_model import DreamModel
 from softmask_jax.generate.notebook import Page, SideBySide
 from softmask_jax.report import page
-from softmask_jax.samplers import Options, SoftMasking
+from softmask_jax.samplers import Options, SoftMask
 from tests.helpers import browsing, crafted_run, crafted_trace
 from tests.helpers.browsing import browser  # noqa: F401 (a fixture)
 from tests.helpers.fake_model import END, FakeModel, MASK
@@ -180,18 +180,18 @@ SCALARS = {"transparency_scale": 0.3, "transparency_centre": -2.0, "transparency
 
 def dream() -> DreamModel:
     params = {"backbone": {"w": np.ones(2)}, "soft_mask": soft_masking.init_scalars()}
-    return DreamModel(None, None, None, params, SoftMasking(), 0, (END,), 64, 0)
+    return DreamModel(None, None, None, params, SoftMask(), 0, (END,), 64, 0)
 
 
 def test_a_dream_takes_the_soft_masking_of_a_transparency_config():
     model = dream()
     found = notebook.soft_masked(model, {"transparency_alg": "mixinputs_with_topk", "mixinputs_k": 2, **SCALARS})
-    assert found.soft_mask == SoftMasking("topk", 2) and found.params["backbone"] is model.params["backbone"]
+    assert found.soft_mask == SoftMask("topk", 2) and found.params["backbone"] is model.params["backbone"]
     values = soft_masking.effective(found.params["soft_mask"])
     np.testing.assert_allclose([values.scale, values.centre, values.steepness], [0.3, -2.0, 4.0], rtol=1e-5)
-    assert model.soft_mask == SoftMasking()
+    assert model.soft_mask == SoftMask()
     off = notebook.soft_masked(found, {"transparency_alg": "none"})
-    assert off.soft_mask == SoftMasking() and off.params is found.params
+    assert off.soft_mask == SoftMask() and off.params is found.params
     with pytest.raises(ValueError, match="lack transparency_scale"):
         notebook.soft_masked(model, {"transparency_alg": "mixinputs_with_topk", "mixinputs_k": 1})
 

@@ -9,6 +9,7 @@ import pytest
 
 from softmask_jax.config.sections import Model, SoftMask
 from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
@@ -16,7 +17,6 @@ from softmask_jax.samplers.block_loop import slice_sizes
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import Draws
-from softmask_jax.samplers.feedback import SoftMasking
 from tests.golden import load, meta
 from tests.helpers import dream_model, golden_model, plain_blocks
 from tests.helpers.dream_model import MASK, VOCAB
@@ -31,7 +31,7 @@ MORE = (
     "dream_generate/fastdllm_prefix_maskgit_IGNORED.npz",
     "dream_generate/fastdllm_prefix_thr0.9.npz",
 )
-SOFT = SoftMasking("topk", 3)
+SOFT = SoftMask("topk", 3)
 SCALARS = soft_masking.init_scalars(scale=0.9, centre=-3, steepness=1.5)
 
 
@@ -112,13 +112,13 @@ def compared(this: BlockSampler, seed: int = 0, mask_bias: float = 0.0):
 
 @pytest.mark.parametrize("options", [
     {"cache": "dual", "alg": "confidence_threshold", "threshold": 0.2, "soft_mask": SOFT, "temperature": 0.7},
-    {"cache": "prefix", "alg": "topk_margin", "soft_mask": SoftMasking("topk", 1, "linear"), "full_call": "rule"},
-    {"cache": "none", "alg": "entropy", "steps": 9, "soft_mask": SoftMasking("topk", 2, "stepwise"), "alg_temp": 0.5},
+    {"cache": "prefix", "alg": "topk_margin", "soft_mask": SoftMask("topk", 1, "linear"), "full_call": "rule"},
+    {"cache": "none", "alg": "entropy", "steps": 9, "soft_mask": SoftMask("topk", 2, "stepwise"), "alg_temp": 0.5},
     *(pytest.param(options, marks=pytest.mark.full) for options in (
         {"cache": "none", "alg": "maskgit_plus", "compat": True, "top_p": 0.8, "top_k": None, "temperature": 1.2},
         {"cache": "none", "alg": "confidence_factor", "factor": 1.7, "full_call": "rule", "soft_mask": SOFT},
         {"cache": "prefix", "alg": "confidence_threshold", "threshold": 0.15, "soft_mask": SOFT},
-        {"cache": "prefix", "alg": "entropy", "soft_mask": SoftMasking("topk", 3, "linear"), "temperature": 0.5},
+        {"cache": "prefix", "alg": "entropy", "soft_mask": SoftMask("topk", 3, "linear"), "temperature": 0.5},
         {"cache": "dual", "alg": "maskgit_plus", "tokens_per_step": 2, "temperature": 0.9, "alg_temp": 0.3,
          "suppress_mask": True},
         {"cache": "dual", "alg": "topk_margin", "steps": 12, "full_call": "rule", "soft_mask": SOFT, "compat": True},
@@ -363,7 +363,7 @@ def test_binary_masking_predicts_masks_of_the_block_alone():
 @pytest.mark.parametrize("variant", ("full", "slerp"))
 def test_other_variants_run_and_differ(variant):
     options = {"cache": "dual", "alg": "entropy"}
-    out = run(sampler(soft_mask=SoftMasking(variant, 2), trace=True, **options), rows())
+    out = run(sampler(soft_mask=SoftMask(variant, 2), trace=True, **options), rows())
     assert bool(out.finite.all()) and float(out.trace.weight.max()) > 0
     assert (np.asarray(out.history) != np.asarray(run(sampler(**options), rows()).history)).any()
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion import nelbo, soft_masking
-from softmask_jax.samplers import Constraints, Draws, DreamSampler, SoftMasking, diffusion_generate, soft_mask_from
+from softmask_jax.diffusion import soft_masking, two_pass
+from softmask_jax.samplers import Constraints, Draws, DreamSampler, SoftMask, diffusion_generate, soft_mask_from
 from softmask_jax.samplers.commit import surest, unmask_shares
 from softmask_jax.samplers.dream import ALGORITHMS
 from tests.golden import load, meta
@@ -66,7 +66,7 @@ PARTING_WITHOUT_SOFT_MASKING = (
     "dream_generate/entropy_s24_more_steps_than_tokens.npz",
     "dream_generate/unequal_masks_entropy_s16.npz",
 )
-SOFT = SoftMasking("topk", 3)
+SOFT = SoftMask("topk", 3)
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def test_soft_inputs_match_the_recorded_ones():
     spec, scalars = soft_mask_from(settings)
     feedback = soft_masking.feedback_from_logits(jnp.asarray(z["logits_step0"]), k=3)
     weights = {**params(), "soft_mask": scalars}
-    x = nelbo.soft_embed(model(), spec, weights, jnp.asarray(z["history"][0]), feedback)
+    x = two_pass.soft_embed(model(), spec, weights, jnp.asarray(z["history"][0]), feedback)
     np.testing.assert_allclose(x, z["inputs_embeds_step1"], atol=2e-6)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.diffusion import soft_masking
-from softmask_jax.samplers import SoftMasking, diffusion_generate, soft_mask_from
+from softmask_jax.samplers import SoftMask, diffusion_generate, soft_mask_from
 from softmask_jax.samplers.dream_generate import pad_left
 from tests.helpers.dream_denoiser import PAD, model, params
 
@@ -16,14 +16,14 @@ SETTINGS = {
 
 def test_settings_are_taken_as_effective_values():
     spec, raw = soft_mask_from(SETTINGS)
-    assert spec == SoftMasking("topk", 3, "linear")
+    assert spec == SoftMask("topk", 3, "linear")
     np.testing.assert_allclose(soft_masking.effective(raw), [0.8984375, -3.0, 1.5, 0.80078125], rtol=3e-7)
 
 
 def test_settings_without_soft_masking_need_no_scalars():
-    assert soft_mask_from({}) == (SoftMasking(), None) == soft_mask_from({**SETTINGS, "transparency_alg": "none"})
+    assert soft_mask_from({}) == (SoftMask(), None) == soft_mask_from({**SETTINGS, "transparency_alg": "none"})
     full = {key: SETTINGS[key] for key in SETTINGS if key not in ("mixinputs_k", "transparency_scheduling")}
-    assert soft_mask_from({**full, "transparency_alg": "mixinputs_with_temp"})[0] == SoftMasking("full", 1, "none")
+    assert soft_mask_from({**full, "transparency_alg": "mixinputs_with_temp"})[0] == SoftMask("full", 1, "none")
 
 
 @pytest.mark.parametrize("change, says", [

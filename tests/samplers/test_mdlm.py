@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.diffusion import soft_masking
-from softmask_jax.samplers import Constraints, MDLMSampler, SoftMasking, recorded_gumbel, transitions
+from softmask_jax.samplers import Constraints, MDLMSampler, SoftMask, recorded_gumbel, transitions
 from tests.golden import load, meta
 from tests.helpers import dream_denoiser, golden_model
 
@@ -30,7 +30,7 @@ def masks(rows: int) -> jax.Array:
 
 @functools.cache
 def sampler(variant: str = "topk", schedule: str = "none", **options):
-    soft_mask = SoftMasking(variant, k=3, schedule=schedule)
+    soft_mask = SoftMask(variant, k=3, schedule=schedule)
     return jax.jit(MDLMSampler(golden_model.model(variant), soft_mask, history=True, trace=True, **options))
 
 
@@ -248,7 +248,7 @@ def test_a_network_that_may_predict_the_mask_leaves_none():
         return dataclasses.replace(dream.head(backbone), bias=likely)
 
     tokens = jnp.full((2, 12), dream.mask_token_id)
-    part = MDLMSampler(dataclasses.replace(dream, head=head), SoftMasking("topk", 3), steps=4)
+    part = MDLMSampler(dataclasses.replace(dream, head=head), SoftMask("topk", 3), steps=4)
     out = jax.jit(part)(params, jax.random.split(jax.random.key(0), 2), tokens)
     assert not np.any(out.tokens == dream.mask_token_id) and np.all(out.filled == 12)
 

@@ -21,7 +21,7 @@ import jax, jax.numpy as jnp
 from softmask_jax import config
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
-from softmask_jax.training import dream_step, optimizer, train_state
+from softmask_jax.training import optimizer, train_state, train_step
 
 sizes = {
     "vocab_size": 2048, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -37,7 +37,7 @@ shapes |= dict.fromkeys(("rows", "epoch", "index", "prompt_lengths", "real_lengt
 batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()}
 key = jax.eval_shape(jax.random.key, 0)
 key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-program = jax.jit(dream_step.make(c, model, tx).train_step, donate_argnums=0).lower(state, batch, key).compile()
+program = jax.jit(train_step.make(c, model, tx).train_step, donate_argnums=0).lower(state, batch, key).compile()
 memory, text = program.memory_analysis(), program.as_text()
 layers = state.frozen["layers"]
 stacked = {",".join(map(str, leaves["kernel"].shape)) for leaves in layers.values() if "kernel" in leaves}

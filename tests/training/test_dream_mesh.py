@@ -8,14 +8,13 @@ import pytest
 
 from softmask_jax import config
 from softmask_jax.config.sections import Model, SoftMask
-from softmask_jax.diffusion import dream_loss
-from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
 from softmask_jax.diffusion.soft_masking import init_scalars
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
 from softmask_jax.training import train_state
-from softmask_jax.training.dream_step import DreamStep
 from softmask_jax.training.optimizer import make
+from softmask_jax.training.train_step import TrainStep
 from tests.helpers import dream_model
 
 MODEL = Model(kind="dream", base="-", compute_dtype="float32", remat="full", adapter="dora")
@@ -43,9 +42,9 @@ def state(model) -> train_state.TrainState:
 
 
 def gradients(model, given, at):
-    step = DreamStep(model, None, DreamLoss(), 0.5, 2, 0.0)
-    noisy = dream_loss.corrupt(step.spec, given, KEY, mask_token_id=model.mask_token_id)
-    return step.gradient(at, noisy, dream_loss.coins(KEY, given["index"], 0.5))
+    step = TrainStep(model, None, DreamLoss(), 0.5, 2, 0.0)
+    noisy = step.objective.draw(given, KEY, mask_token_id=model.mask_token_id)
+    return step.accumulate(at, noisy, example_coins(KEY, given["index"], 0.5))
 
 
 @functools.cache
@@ -64,8 +63,8 @@ def test_losses_and_gradients_are_the_same_on_every_mesh(sizes):
     model = build(mesh)
     layout = jax.tree.map(lambda s: s.sharding, train_state.abstract(model, make(config.from_dict({}).optimizer, 10), mesh))
     placed = jax.device_put(state(model), layout)
-    loss, grads, sums = jax.jit(functools.partial(gradients, model))(sharding.global_batch(batch(), mesh), placed)
-    expected_loss, expected, expected_sums = alone()
+    (loss, grads), sums = jax.jit(functools.partial(gradients, model))(sharding.global_batch(batch(), mesh), placed)
+    (expected_loss, expected), expected_sums = alone()
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1e-6, float(np.abs(theirs).max())), rtol=0)

@@ -16,7 +16,7 @@ import softmask_jax
 from softmask_jax import config
 from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
-from softmask_jax.diffusion import dream_loss
+from softmask_jax.diffusion.dream_loss import example_coins
 from softmask_jax.distributed import sharding
 from softmask_jax.io import tree_files
 from softmask_jax.io.checkpoint import Checkpoints
@@ -129,7 +129,7 @@ def test_a_run_stopped_in_its_second_epoch_continues_to_the_same_bits_with_the_c
     assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     two_pass = [2 * row["two_pass_share"] for row in rows if row["kind"] == "train"]
-    coins = [int(dream_loss.coins(jax.random.key(1231), np.arange(4), 0.5, epoch).sum()) for epoch in range(3)]
+    coins = [int(example_coins(jax.random.key(1231), np.arange(4), 0.5, epoch).sum()) for epoch in range(3)]
     assert [sum(two_pass[step : step + 2]) for step in (0, 2, 4)] == coins and coins[2] != coins[0]
 
 

@@ -15,7 +15,7 @@ from softmask_jax.diffusion.dream_loss import DreamLoss
 from softmask_jax.diffusion.soft_masking import init_scalars
 from softmask_jax.models import dream_denoiser
 from softmask_jax.training import optimizer, train_state
-from softmask_jax.training.dream_step import DreamStep, loss_spec
+from softmask_jax.training.train_step import TrainStep
 from tests.helpers import dream_model, golden_model
 
 KEY, EXAMPLES = jax.random.key(1231), 400
@@ -38,7 +38,13 @@ def buckets() -> Buckets:
 
 @functools.cache
 def program(spec: DreamLoss):
-    return jax.jit(DreamStep(golden_model.model(), None, spec, 0.5, 1, 0.0).draw)
+    model = golden_model.model()
+
+    def draw(batch, key):
+        noisy = spec.corrupt(batch, key, 0, mask_token_id=model.mask_token_id)
+        return noisy, spec.coins(batch, key, 0, p_sm=0.5, micro_batches=1)
+
+    return jax.jit(draw)
 
 
 def drawn(spec=DreamLoss(), *, epochs=3, first=0, **options) -> dict[tuple[int, int], tuple]:
@@ -49,7 +55,7 @@ def drawn(spec=DreamLoss(), *, epochs=3, first=0, **options) -> dict[tuple[int, 
         for number, batch in enumerate(itertools.islice(batches, (epochs - first) * steps)):
             noisy, coins = jax.device_get(program(spec)(batch, KEY))
             for row, example in enumerate(batch["index"].tolist()):
-                found[first + number // steps, example] = noisy.t[row], noisy.noisy[row].tobytes(), coins[row]
+                found[first + number // steps, example] = noisy.t[row], noisy.xt[row].tobytes(), coins[row]
     return found
 
 
@@ -70,7 +76,7 @@ def test_every_epoch_draws_other_times_and_masks_for_every_example():
 
 def test_noise_that_is_not_fresh_is_the_first_epochs_in_all():
     settings = config.from_dict({"objective": {"fresh_noise": False}, "soft_mask": {"k": 1}})
-    fixed = drawn(loss_spec(settings))
+    fixed = drawn(DreamLoss.from_config(settings))
     assert fixed == {(epoch, i): plain()[0, i] for epoch in range(3) for i in range(EXAMPLES)}
 
 
@@ -103,7 +109,7 @@ def traced(compute_dtype: str):
     model = dream_denoiser.build(sizes, config.SoftMask(k=1), dream_model.config_json())
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), dream_model.params())
     tx = optimizer.make(settings, 100)
-    step = DreamStep(model, tx, DreamLoss(), 0.5, MICRO, settings.ema_decay)
+    step = TrainStep(model, tx, DreamLoss(), 0.5, MICRO, settings.ema_decay)
     states = [train_state.fresh({"backbone": base, "soft_mask": init_scalars(0.7, -2.0, 2.0)}, tx)]
     update, losses, two_pass = jax.jit(step.train_step), [], []
     for epoch in range(STEPS):

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion import nelbo
+from softmask_jax.diffusion.nelbo import Nelbo
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.training.perplexity import Nats, Perplexity
 from tests.helpers import golden_model
@@ -21,7 +22,7 @@ def batches(batch_size: int, rows: int = 10):
 @functools.cache
 def evaluate(variant: str = "topk"):
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
-    return Perplexity(golden_model.model(variant), nelbo.Nelbo(variant=variant), mesh)
+    return Perplexity(golden_model.model(variant), Nelbo(SoftMask(variant, 3)), mesh)
 
 
 def test_every_window_counts_once_and_has_the_same_masks_in_any_batch():
@@ -34,14 +35,14 @@ def test_every_window_counts_once_and_has_the_same_masks_in_any_batch():
 @pytest.mark.full
 def test_a_windows_time_has_nothing_to_do_with_its_place_among_the_documents(monkeypatch):
     seen = []
-    draw = nelbo.corrupt
+    draw = Nelbo.draw
 
     def spy(*args, **kwargs):
         noisy = draw(*args, **kwargs)
         seen.append(noisy.t)
         return noisy
 
-    monkeypatch.setattr(nelbo, "corrupt", spy)
+    monkeypatch.setattr(Nelbo, "draw", spy)
     perplexity, batch = evaluate("none"), next(batches(10))
     given = {name: batch[name] for name in ("tokens", "index", "valid")}
     for seed in range(12):

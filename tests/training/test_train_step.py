@@ -10,7 +10,9 @@ import pytest
 
 from softmask_jax import config
 from softmask_jax.convert import mdlm
-from softmask_jax.diffusion import nelbo, noise
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.nelbo import Nelbo
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.models import denoiser
 from softmask_jax.training import optimizer, train_state, train_step
@@ -48,7 +50,7 @@ def compiled(micro_batches):
 
 def run(state, key, *coins):
     """One update with these coins, a micro-batch each."""
-    return compiled(len(coins))(state, batch(), key, jnp.array(coins))
+    return compiled(len(coins))(state, batch(), key, jnp.tile(jnp.array(coins), 8 // len(coins)))
 
 
 @functools.cache
@@ -70,13 +72,11 @@ def same(a, b, tolerance=2e-6):
 def test_four_updates_match_the_recorded_trace(monkeypatch):
     z = load("mdlm_dit/train_trace.npz")
     t = jnp.asarray(z["t"])
-    noisy = nelbo.Corrupted(
-        jnp.asarray(z["x0"], jnp.int32), jnp.asarray(z["xt"], jnp.int32), t, noise.LogLinear().loss_weight(t)
-    )
-    monkeypatch.setattr(nelbo, "corrupt", lambda *_, **__: noisy)
+    noisy = Nelbo(SoftMask()).noisy(jnp.asarray(z["x0"], jnp.int32), jnp.asarray(z["xt"], jnp.int32), t, golden_model.MASK)
+    monkeypatch.setattr(Nelbo, "draw", lambda *_, **__: noisy)
     step = jax.jit(lambda state, batch: built(p_sm=1.0, clip_norm=1.0)[0](state, batch, jax.random.key(0)))
     state = start()
-    given = {"tokens": noisy.tokens, "rows": jnp.arange(3)}
+    given = {"tokens": noisy.x0, "rows": jnp.arange(3)}
     for i in range(4):
         state, metrics = step(state, given)
         np.testing.assert_allclose(metrics.loss, z[f"step{i}/loss"], rtol=1e-4)
@@ -123,14 +123,15 @@ def test_an_explicit_vector_of_coins_gives_the_mean_of_its_micro_batches():
     key, coins = jax.random.key(5), [True, False, True, False]
     mixed, metrics = run(start(), key, *coins)
     step, _ = built()
-    noisy = nelbo.corrupt(step.spec, batch()["tokens"], batch()["rows"], 8, key, 0, mask_token_id=97)
+    noisy, soft_mask = step.objective.corrupt(batch(), key, 0, mask_token_id=97), step.objective.soft_mask
 
     def mean(params):
         total = 0.0
-        for first, two_pass in enumerate(coins[:2]):
+        for first, coin in enumerate(coins[:2]):
             rows = jax.tree.map(lambda x: x[first::2], noisy)
-            total += nelbo.nelbo_per_row(golden_model.model(), step.spec, params, rows, two_pass=two_pass).sum()
-        return total / (8 * 16)
+            feedback = two_pass.pass_1(golden_model.model(), soft_mask, params, rows.xt) if coin else None
+            total += (two_pass.token_nll(golden_model.model(), soft_mask, params, rows, feedback) * rows.weights).sum()
+        return total / 8
 
     loss, wanted = jax.jit(jax.value_and_grad(mean))(golden_model.params())
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
@@ -154,10 +155,10 @@ def test_a_single_pass_step_leaves_scalars_and_their_moments_untouched():
 
 def test_the_coin_falls_with_probability_p_sm():
     step, _ = built(micro_batches=8)
-    coins = jax.jit(jax.vmap(lambda i: step._coins(jax.random.key(0), i)))(jnp.arange(500))
+    coins = jax.jit(jax.vmap(lambda i: step._coins(batch(), jax.random.key(0), i)))(jnp.arange(500))
     assert abs(float(coins.mean()) - 0.8) < 0.02
     assert 0 < float(coins.std(axis=1).mean())
-    assert not built(p_sm=0.0, micro_batches=8)[0]._coins(jax.random.key(0), 0).any()
+    assert not built(p_sm=0.0, micro_batches=8)[0]._coins(batch(), jax.random.key(0), 0).any()
 
 
 def test_metrics_count_what_they_say():
@@ -203,7 +204,7 @@ def test_losses_and_updates_are_the_same_on_every_mesh(sizes):
     given = {name: jax.device_put(x, sharding.batch_sharding(mesh)) for name, x in batch().items()}
     key, sharded = jax.random.key(5), jax.jit(step)
     for tolerance in (1e-5, 2e-4):  # Adam turns the rounding of tiny gradients into whole updates
-        coins = step._coins(key, plain.step)
+        coins = step._coins(batch(), key, plain.step)[: step.micro_batches]
         state, got = sharded(state, given, key)
         plain, wanted = run(plain, key, *coins)
         np.testing.assert_allclose(got.loss, wanted.loss, rtol=tolerance)

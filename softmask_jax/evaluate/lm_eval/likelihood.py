@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.config.jax_settings import settled
-from softmask_jax.diffusion import dream_loss, nelbo
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.objective import Noisy
 from softmask_jax.generate.batches import FAILED, MULTIPLE
-from softmask_jax.samplers import SoftMasking
+from softmask_jax.samplers import SoftMask
 
 
 class Span(NamedTuple):
@@ -61,20 +62,18 @@ def masks(count: int, draws: int, seed: int, key: int) -> tuple[np.ndarray, np.n
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def masked_log_probs(denoiser, soft_mask: SoftMasking, params: dict, tokens, masked, real, counts) -> jax.Array:
+def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked, real, counts) -> jax.Array:
     """log p of the masked tokens given all others, summed over them: [B] float32, nats.
 
     Args:
       soft_mask: of the second pass; its schedule follows the share of a row's scored tokens that is masked.
       tokens: [B L] ids. masked, real: [B L] bool, which are masked, and which are not padding. counts: [B] scored tokens.
     """
-    denoiser = dream_loss.within(denoiser, real.astype(jnp.int32))
-    noisy = jnp.where(masked, jnp.asarray(denoiser.mask_token_id, tokens.dtype), tokens)
-    given = nelbo.pass_1(denoiser, soft_mask, params, noisy) if soft_mask.on else None
-    scale = soft_mask.scale(masked.sum(-1), counts)
-    corrupted = nelbo.Corrupted(tokens, noisy, t=None, weight=None)
-    nll = nelbo.token_nll(denoiser, soft_mask, params, corrupted, given, scale)
-    return -jnp.where(masked, nll, 0.0).sum(-1)
+    xt = jnp.where(masked, jnp.asarray(denoiser.mask_token_id, tokens.dtype), tokens)
+    noisy = Noisy(tokens, xt, masked, t=None, weights=None, segment_ids=real.astype(jnp.int32))
+    feedback = two_pass.feedback_if(True, denoiser, soft_mask, params, noisy)
+    nll = two_pass.token_nll(denoiser, soft_mask, params, noisy, feedback, soft_mask.scale(masked.sum(-1), counts))
+    return -nll.sum(-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ class Likelihood:
     draws: int = 128
     batch_size: int = 8
     seed: int = 0
-    soft_mask: SoftMasking | None = None
+    soft_mask: SoftMask | None = None
 
     def __call__(self, spans: Sequence[Span]) -> Iterator[tuple[int, float]]:
         """Raises ValueError for a span that is longer than the model, or of whose tokens it makes NaN."""

@@ -21,7 +21,7 @@ from softmask_jax.evaluate.lm_eval.likelihood import Likelihood, Span, key_of
 from softmask_jax.evaluate.lm_eval.texts import Texts
 from softmask_jax.generate.batches import FAILED, Generator, plan, shape_of
 from softmask_jax.report.patterns import Pattern
-from softmask_jax.samplers import Options, SoftMasking
+from softmask_jax.samplers import Options, SoftMask
 from softmask_jax.samplers.options import TRANSITIONS
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class SoftmaskLM(TemplateLM):
     @property
     def _estimate(self) -> Likelihood:
         own, soft_mask = self.arguments.model, self.arguments.options.soft_mask
-        soft_mask = SoftMasking() if soft_mask == "none" else soft_mask
+        soft_mask = SoftMask() if soft_mask == "none" else soft_mask
         return Likelihood(self.model, own.mc_num, own.batch_size, own.seed, soft_mask)
 
     def _greedy(self, spans: Sequence[Span]) -> list[bool]:

@@ -22,10 +22,11 @@ from softmask_jax.convert import converted
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data.chat.buckets import Buckets
 from softmask_jax.data.chat.sft import build_sft
-from softmask_jax.diffusion import dream_loss, nelbo, noise
+from softmask_jax.diffusion import dream_loss, noise, two_pass
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.perplexity.mask_draws import Strata, padded_to, stratified
-from softmask_jax.evaluate.perplexity.records import Columns, Piece, columns, record
+from softmask_jax.evaluate.perplexity.records import Columns, Piece, columns, record, settings_of
 from softmask_jax.evaluate.perplexity.text_sets import OWN
 from softmask_jax.evaluate.settings import Perplexity
 from softmask_jax.evaluate.task import Work
@@ -82,11 +83,10 @@ def conversations(work: Work) -> Conversations:
     return Conversations(config, buckets, sft.info["fingerprint"])
 
 
-def loss_spec(config: config_schema.Config, soft_mask) -> dream_loss.DreamLoss:
+def loss_of(config: config_schema.Config, soft_mask) -> dream_loss.DreamLoss:
     """The run's loss with the soft-masking that the model has now; every example with a t of its own."""
-    names = {field.name for field in dataclasses.fields(dream_loss.DreamLoss)} - {"variant", "k"}
-    same = {name: getattr(config.objective, name) for name in names}
-    return dream_loss.DreamLoss(variant=soft_mask.variant, k=soft_mask.k, **same | {"t_per": "row"})
+    trained = dream_loss.DreamLoss.from_config(config)
+    return dataclasses.replace(trained, soft_mask=SoftMask(soft_mask.variant, soft_mask.k), t_per="row")
 
 
 def measured(work: Work) -> Columns:
@@ -99,7 +99,7 @@ def measured(work: Work) -> Columns:
             "config.perplexity.texts and own away, or evaluate it by itself."
         )
     found = conversations(work)
-    spec, total = loss_spec(found.config, model.soft_mask), len(found.buckets)
+    objective, total = loss_of(found.config, model.soft_mask), len(found.buckets)
     count = min(given.max_windows, total) if given.max_windows else total
     numbers = np.arange(count) * total // count
     draws, seed, strata = given.draws, work.settings.run.seed, None
@@ -110,10 +110,10 @@ def measured(work: Work) -> Columns:
     settings = {
         "metric": "loss", "text": found.fingerprint, "pads": found.config.train.seed, "tokens": 1, "windows": count,
         "draws": draws, "seed": seed, "compat": given.compat, "p_sm": found.config.soft_mask.p_sm if given.compat else 0.0,
-        "step": model.step, **dataclasses.asdict(spec),
+        "step": model.step, **settings_of(objective),
     }  # fmt: skip
     rows = padded_to(min(given.batch_size, count), work.mesh)
-    score = _Scorer(work, found, spec, numbers, strata, seed, rows)
+    score = _Scorer(work, found, objective, numbers, strata, seed, rows)
     with work.records(OWN, settings, count * draws) as file:
         if not file.complete:
             record(work, file, pieces(found.buckets, numbers, draws, given.batch_size), score)
@@ -136,7 +136,7 @@ class _Scorer:
 
     work: Work
     found: Conversations
-    spec: dream_loss.DreamLoss
+    objective: dream_loss.DreamLoss
     numbers: np.ndarray
     strata: Strata | None
     seed: int
@@ -148,33 +148,30 @@ class _Scorer:
         if self.strata is not None:
             place = np.searchsorted(self.numbers, index)
             batch |= {"place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw]}
-        program = _program(work.model.denoiser, self.spec, work.mesh, len(self.found.buckets))
+        program = _program(work.model.denoiser, self.objective, work.mesh, len(self.found.buckets))
         key, p_sm = root_key(self.seed), np.float32(self.found.config.soft_mask.p_sm)
         made = program(work.model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key, p_sm)
         return {name: np.asarray(values)[: len(piece.index)] for name, values in made.items()}
 
 
 @functools.lru_cache(maxsize=4)
-def _program(denoiser, spec: dream_loss.DreamLoss, mesh: jax.sharding.Mesh, total: int):
+def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh, total: int):
     """(params, batch, draw, key, p_sm) -> columns [B]."""
 
     def score(params, batch, draw, key, p_sm):
         compat = "place" not in batch
         if compat:
-            t = dream_loss.validation_t(spec, batch["index"], total)
+            t = objective.validation_t(batch["index"], total)
         else:
             keys = dream_loss.example_keys(key, noise.Stream.T, batch["index"], draw)
             u = noise.stratified_t(keys, batch["place"], batch["count"], 0.0)
-            t = spec.t_min + (spec.t_max - spec.t_min) * u
-        noisy = dream_loss.corrupt(spec, batch, key, mask_token_id=denoiser.mask_token_id, t=t, epoch=draw)
-        inside = dream_loss.within(denoiser, noisy.segment_ids)
-        nll = nelbo.nll_by_passes(inside, spec, params, noisy.noisy, noisy.tokens)
-        made = {"t": noisy.t, "masked": noisy.masked.sum(-1, dtype=jnp.int32)}
-        for name, values in nll.items():
-            values = jnp.where(noisy.masked, values, 0.0)
-            made |= {name: (values * noisy.weights).sum(-1), f"{name}_cross_entropy": values.sum(-1)}
+            t = objective.t_min + (objective.t_max - objective.t_min) * u
+        noisy = objective.draw(batch, key, mask_token_id=denoiser.mask_token_id, t=t, epoch=draw)
+        scores = two_pass.row_scores(denoiser, objective.soft_mask, params, noisy)
+        made = {"t": noisy.t, "masked": scores.masked} | scores.loss
+        made |= {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
         if compat and "two_pass" in made:
-            coins = dream_loss.coins(key, batch["index"], p_sm)
+            coins = dream_loss.example_coins(key, batch["index"], p_sm)
             made["mixed"] = jnp.where(coins, made["two_pass"], made["one_pass"])
         return made
 

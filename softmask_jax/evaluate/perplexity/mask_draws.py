@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from softmask_jax.config.jax_settings import root_key
-from softmask_jax.diffusion import nelbo
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.perplexity.records import Piece
 from softmask_jax.evaluate.perplexity.text_sets import Text
@@ -69,7 +70,7 @@ class Scorer:
 
     work: Work
     text: Text
-    spec: nelbo.Nelbo
+    objective: Nelbo
     numbers: np.ndarray
     strata: Strata
     rows: int
@@ -83,25 +84,25 @@ class Scorer:
         }  # fmt: skip
         model, work = self.work.model, self.work
         key = root_key(work.settings.run.seed)
-        found = _program(model.denoiser, self.spec, work.mesh)(
+        found = _program(model.denoiser, self.objective, work.mesh)(
             model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key
         )
         return {name: np.asarray(values)[: len(piece.index)] for name, values in found.items()}
 
 
 @functools.lru_cache(maxsize=4)
-def _program(denoiser, spec: nelbo.Nelbo, mesh: jax.sharding.Mesh):
+def _program(denoiser, objective: Nelbo, mesh: jax.sharding.Mesh):
     """(params, batch, draw, key) -> columns [B]; compiled once for all texts of a model."""
 
     def score(params, batch, draw, key):
-        noisy = nelbo.corrupt(
-            spec, batch["tokens"], batch["index"], batch["count"], key, draw, mask_token_id=denoiser.mask_token_id,
+        noisy = objective.draw(
+            batch["tokens"], batch["index"], batch["count"], key, draw, mask_token_id=denoiser.mask_token_id,
             strata=batch["place"],
         )  # fmt: skip
-        masked, cross_entropy = nelbo.row_scores(denoiser, spec, params, noisy)
-        nats = {name: sums * noisy.weight for name, sums in cross_entropy.items()}
-        unweighted = {f"{name}_cross_entropy": sums for name, sums in cross_entropy.items()}
-        return {"t": noisy.t, "masked": masked} | nats | unweighted
+        scores = two_pass.row_scores(denoiser, objective.soft_mask, params, noisy)
+        nats = {name: values * batch["tokens"].shape[1] for name, values in scores.loss.items()}
+        unweighted = {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
+        return {"t": noisy.t, "masked": scores.masked} | nats | unweighted
 
     # Every host reads every row's result.
     return jax.jit(score, out_shardings=sharding.replicated(mesh))

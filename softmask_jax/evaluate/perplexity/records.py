@@ -1,4 +1,5 @@
 """The record of a validation: a row for each window and draw, kept as it is made; and its columns, read back."""
+import dataclasses
 import json
 import logging
 import time
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.evaluate.task import Work
 from softmask_jax.io.answers import AnswerFile, Key, key_of
 
@@ -15,6 +18,13 @@ log = logging.getLogger("softmask_jax")
 PASSES = ("one_pass", "two_pass")
 # Rows are synced to the disk so often, whatever a batch takes: a kill costs no more work than that.
 SYNC_SECONDS = 2.0
+
+
+def settings_of(objective: Nelbo | DreamLoss) -> dict:
+    """What the numbers of an objective depend on, JSON-able."""
+    settings = dataclasses.asdict(objective)
+    soft_mask = settings.pop("soft_mask")
+    return {"variant": soft_mask["variant"], "k": soft_mask["k"]} | settings
 
 
 class Piece(NamedTuple):

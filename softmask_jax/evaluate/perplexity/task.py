@@ -102,21 +102,21 @@ def _shared(settings: dict) -> dict:
 def _measured(work: Work, text: Text) -> records.Columns:
     """One text's columns, from its record, which is completed first."""
     given, model, seed = work.settings.perplexity, work.model, work.settings.run.seed
-    spec, numbers = model.spec, text.chosen(given.max_windows)
+    objective, numbers = model.objective, text.chosen(given.max_windows)
     draws = 1 if given.compat else given.draws
     if given.compat:
         strata = mask_draws.of_the_reference(len(numbers), given.batch_size)
     else:
         strata = mask_draws.stratified(len(numbers), draws, seed)
-        spec = dataclasses.replace(spec, stratified=True)
+        objective = dataclasses.replace(objective, stratified=True)
     settings = {
         "metric": "nelbo", "text": text.fingerprint(numbers), "tokenizer": model.tokenizer.fingerprint(),
         "tokens": text.windows.seq_len, "windows": len(numbers), "draws": draws, "seed": seed, "compat": given.compat,
         # Batches decide which t are drawn in the reference's protocol alone.
-        "batch_size": given.batch_size if given.compat else 0, "step": model.step, **dataclasses.asdict(spec),
+        "batch_size": given.batch_size if given.compat else 0, "step": model.step, **records.settings_of(objective),
     }  # fmt: skip
     rows = mask_draws.padded_to(min(given.batch_size, len(numbers)), work.mesh)
-    score = mask_draws.Scorer(work, text, spec, numbers, strata, rows)
+    score = mask_draws.Scorer(work, text, objective, numbers, strata, rows)
     with work.records(text.name, settings, len(numbers) * draws) as file:
         if not file.complete:
             records.record(work, file, mask_draws.pieces(numbers, draws, given.batch_size), score)

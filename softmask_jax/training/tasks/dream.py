@@ -13,13 +13,14 @@ from softmask_jax.convert import converted
 from softmask_jax.data.chat.buckets import Buckets, bucket_batches, bucket_validation_batches
 from softmask_jax.data.chat.sft import build_sft
 from softmask_jax.data.pipeline import Batches
-from softmask_jax.diffusion import dream_loss
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import write_atomically
 from softmask_jax.models import dream_denoiser
-from softmask_jax.samplers import SoftMasking
 from softmask_jax.samplers.dream_generate import diffusion_generate
-from softmask_jax.training import dream_step
+from softmask_jax.training import train_step
 from softmask_jax.training.intervals import bracketed
 from softmask_jax.training.perplexity import Nats
 from softmask_jax.training.tracking import ends
@@ -62,8 +63,8 @@ class Dream:
     def load_base(self, shapes: dict) -> dict:
         return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
 
-    def make_step(self, tx) -> dream_step.DreamStep:
-        return dream_step.make(self.config, self.denoiser, tx)
+    def make_step(self, tx) -> train_step.TrainStep:
+        return train_step.make(self.config, self.denoiser, tx)
 
     def batches(self, start_step: int) -> Batches:
         config = self.config.train
@@ -77,37 +78,41 @@ class Dream:
         # A frozen base has no gradient of its own: its backward pass costs what its forward pass does.
         return 2.0 if self.denoiser.frozen else 3.0
 
-    def _losses(self, params, batch, p_sm):
-        spec, count = dream_step.loss_spec(self.config), len(self.validation)
-        key = root_key(self.config.eval.seed)
-        losses = dream_loss.validation_losses(self.denoiser, spec, params, batch, key, count, p_sm)
-        return losses, batch["valid"]
+    def _losses(self, params, batch):
+        """Losses of validation examples [B] by pass, and "" for the recipe's: a coin decides each example's passes."""
+        objective, key = DreamLoss.from_config(self.config), root_key(self.config.eval.seed)
+        noisy = objective.validation_batch(
+            batch, key, len(self.validation), mask_token_id=self.denoiser.mask_token_id
+        )
+        losses = two_pass.row_scores(self.denoiser, objective.soft_mask, params, noisy).loss
+        coins = example_coins(key, batch["index"], self.config.soft_mask.p_sm)
+        recipe = jnp.where(coins, losses.get("two_pass", losses["one_pass"]), losses["one_pass"])
+        return {"": recipe} | losses, batch["valid"]
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
         """The recipe's loss, a coin deciding each example's passes; at the end also one pass and two for everyone."""
-        soft = self.config.soft_mask.variant != "none"
-        wanted = {"": self.config.soft_mask.p_sm}
-        if final and soft:
-            wanted |= {"one_pass/": 0.0, "two_pass/": 1.0}
-        found = {name: self._validation(state.eval_params(), p_sm) for name, p_sm in wanted.items()}
+        losses = self._validation(state.eval_params())
+        shown = losses if final and "two_pass" in losses else ("",)
         row = {}
-        for name, nats in found.items():
-            row |= {f"{name}loss": nats.mean} | ends(f"{name}loss_", nats.interval())
-        if final and soft:
-            one, two = found["one_pass/"], found["two_pass/"]
+        for name in shown:
+            prefix = f"{name}/" if name else ""
+            row |= {f"{prefix}loss": losses[name].mean} | ends(f"{prefix}loss_", losses[name].interval())
+        if "two_pass" in shown:
+            one, two = losses["one_pass"], losses["two_pass"]
             row |= {"gain/loss": one.mean - two.mean} | ends("gain/loss_", one.interval(two))
         return row
 
-    def _validation(self, params, p_sm: float) -> Nats:
-        losses = []
+    def _validation(self, params) -> dict[str, Nats]:
+        parts = {}
         batches = bucket_validation_batches(
             self.validation, global_batch_size=self.config.eval.batch_size, host_index=jax.process_index(),
             host_count=jax.process_count(),
         )  # fmt: skip
         for batch in batches:
-            found, valid = self.losses(params, sharding.global_batch(batch, self.mesh), jnp.float32(p_sm))
-            losses.append(np.asarray(found, np.float64)[np.asarray(valid)])
-        return Nats(np.concatenate(losses), 1)
+            losses, valid = self.losses(params, sharding.global_batch(batch, self.mesh))
+            for name, values in losses.items():
+                parts.setdefault(name, []).append(np.asarray(values, np.float64)[np.asarray(valid)])
+        return {name: Nats(np.concatenate(values), 1) for name, values in parts.items()}
 
     def rank(self, row: dict[str, float]) -> dict[str, float]:
         return {"validation/loss": row["loss"]}
@@ -124,7 +129,7 @@ class Dream:
         length = config.length or SAMPLE_LENGTH
         out = diffusion_generate(
             self.denoiser, state.eval_params(), prompts, max_new_tokens=length, steps=min(config.steps, length),
-            pad_token_id=self.sft.pad_id, soft_mask=SoftMasking(soft.variant, soft.k), alg="entropy", temperature=0.0,
+            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(soft), alg="entropy", temperature=0.0,
             pad_multiple=PROMPT_MULTIPLE,
         )  # fmt: skip
         answers = np.asarray(out.tokens)[:, -length:]

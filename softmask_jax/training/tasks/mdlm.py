@@ -7,10 +7,11 @@ import numpy as np
 from softmask_jax import data
 from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import root_key
+from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
 from softmask_jax.distributed import sharding
 from softmask_jax.models import denoiser
-from softmask_jax.samplers import MDLMSampler, SoftMasking
+from softmask_jax.samplers import MDLMSampler
 from softmask_jax.training import train_step
 from softmask_jax.training.perplexity import Perplexity
 from softmask_jax.training.tracking import scores
@@ -30,10 +31,9 @@ class Mdlm:
             config.model, config.soft_mask, mesh=mesh,
             vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
         )  # fmt: skip
-        spec = train_step.nelbo_spec(config)
-        self.perplexity = Perplexity(self.denoiser, spec, mesh)
-        soft_mask = SoftMasking(spec.variant, spec.k)
-        sampler = MDLMSampler(self.denoiser, soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
+        objective = Nelbo.from_config(config)
+        self.perplexity = Perplexity(self.denoiser, objective, mesh)
+        sampler = MDLMSampler(self.denoiser, objective.soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from softmask_jax.data import ByteTokenizer
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.evaluate.lm_eval.likelihood import Likelihood, Span, key_of, masks
 from softmask_jax.models import denoiser
-from softmask_jax.samplers import SoftMasking
+from softmask_jax.samplers import SoftMask
 from tests.helpers.tiny_run import quick_compiles, settings
 
 MASK = ByteTokenizer.mask_token_id
@@ -93,9 +93,9 @@ def span(context, scored, *key):
 
 
 @pytest.mark.parametrize("soft_mask, logits", [
-    (SoftMasking(), plain),
-    (SoftMasking("topk", 2), soft("none")),
-    (SoftMasking("topk", 2, "linear"), soft("linear")),
+    (SoftMask(), plain),
+    (SoftMask("topk", 2), soft("none")),
+    (SoftMask("topk", 2, "linear"), soft("linear")),
 ], ids=["plain", "soft-masked", "scheduled"])
 def test_a_short_continuation_s_bound_is_the_mean_over_all_orders(model, soft_mask, logits):
     estimate = Likelihood(model, draws=7, batch_size=8, soft_mask=soft_mask)
@@ -111,7 +111,7 @@ def test_the_model_s_own_soft_masking_is_the_default(model):
     asked = [span(CONTEXT, [65, 66])]
     own, same, none = (
         dict(Likelihood(model, draws=3, batch_size=8, soft_mask=soft_mask)(asked))[0]
-        for soft_mask in (None, SoftMasking("topk", 2), SoftMasking())
+        for soft_mask in (None, SoftMask("topk", 2), SoftMask())
     )
     assert own == same and abs(own - none) > 1e-3
 
@@ -119,7 +119,7 @@ def test_the_model_s_own_soft_masking_is_the_default(model):
 def test_one_token_s_bound_is_its_log_probability(model):
     z = np.asarray(model.logits(np.array([[*CONTEXT, MASK]])))[0, 3]
     logs = log_softmax(np.where(np.arange(258) == MASK, -np.inf, z))
-    (_, found), = Likelihood(model, draws=1, batch_size=8, soft_mask=SoftMasking())([span(CONTEXT, [42])])
+    (_, found), = Likelihood(model, draws=1, batch_size=8, soft_mask=SoftMask())([span(CONTEXT, [42])])
     assert found == pytest.approx(logs[42], rel=1e-5)
 
 

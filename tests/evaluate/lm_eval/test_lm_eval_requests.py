@@ -4,7 +4,7 @@ from fractions import Fraction
 import pytest
 
 from softmask_jax.evaluate.lm_eval import arguments
-from softmask_jax.samplers import Options, SoftMasking
+from softmask_jax.samplers import Options, SoftMask
 from tests.helpers.fake_model import FakeModel
 from tests.helpers.harness import LOADED, by_name, lm, requests  # noqa: F401
 
@@ -73,7 +73,7 @@ def test_arguments_are_read_as_the_flags_of_generate_are():
         "trust_remote_code": True, "device": "cuda:0", "max_batch_size": 64,
     })  # fmt: skip
     assert (read.model.checkpoint, read.model.step, read.model.batch_size, read.share) == ("runs/a", 4, 16, Fraction(3, 4))
-    assert read.options == Options("entropy", temperature=1.0, soft_mask=SoftMasking("topk", 3, "linear"),
+    assert read.options == Options("entropy", temperature=1.0, soft_mask=SoftMask("topk", 3, "linear"),
                                    suppress_mask=True, forbidden=(1, 2))  # fmt: skip
     assert read.mesh.fsdp == 4 and arguments.read({"checkpoint": "a"}).mesh is None
     assert read.options_for("mdlm", 512).steps == 384

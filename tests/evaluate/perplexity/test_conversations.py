@@ -8,14 +8,14 @@ from softmask_jax import config
 from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data.chat.buckets import bucket_validation_batches
-from softmask_jax.diffusion import dream_loss, soft_masking
+from softmask_jax.diffusion import soft_masking, two_pass
+from softmask_jax.diffusion.dream_loss import DreamLoss
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.models import without_soft_masking
 from softmask_jax.evaluate.perplexity.task import Validation
 from softmask_jax.evaluate.task import Stopped
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.files import write_json
-from softmask_jax.training import dream_step
 from softmask_jax.training.tasks.dream import Dream
 from tests.helpers import validated
 from tests.helpers.tiny_run import quick_compiles
@@ -76,8 +76,8 @@ def test_compat_is_what_training_reports(folder, run, model, task):
     made = work(folder / "compat", run, model, compat=True, batch_size=3)
     estimates = Validation().run(made).estimates
     assert list(estimates) == ["loss", "one_pass/loss", "two_pass/loss", "gain/loss"]
-    for name, p_sm in (("loss", task.config.soft_mask.p_sm), ("one_pass/loss", 0.0), ("two_pass/loss", 1.0)):
-        reported = task._validation(model.params, p_sm)
+    by_pass = task._validation(model.params)
+    for name, reported in {"loss": by_pass[""], "one_pass/loss": by_pass["one_pass"], "two_pass/loss": by_pass["two_pass"]}.items():
         assert estimates[name].value == pytest.approx(reported.mean, rel=1e-5)
         assert (estimates[name].low, estimates[name].high) == pytest.approx(reported.interval(), rel=1e-5)
     coins = columns(made).mixed != columns(made).one_pass
@@ -86,14 +86,15 @@ def test_compat_is_what_training_reports(folder, run, model, task):
 
 def test_more_draws_are_the_recipes_loss_at_their_recorded_t(whole, model, task):
     """Recomputed by the training loss, bucket by bucket, from the t that are on record."""
-    found, spec = columns(whole[0]), dream_step.loss_spec(task.config)
+    found, spec = columns(whole[0]), DreamLoss.from_config(task.config)
     key = jax.random.key(validated.SEED)
 
     @jax.jit
     def losses(params, batch, t, coin):
-        noisy = dream_loss.corrupt(spec, batch, key, mask_token_id=model.mask_token_id, t=t, epoch=1)
-        given = dream_loss.feedback(model.denoiser, spec, params, noisy)
-        return dream_loss.row_losses(model.denoiser, spec, params, noisy, given, coin), noisy.masked.sum(-1)
+        noisy = spec.draw(batch, key, mask_token_id=model.mask_token_id, t=t, epoch=1)
+        feedback = two_pass.feedback_if(True, model.denoiser, spec.soft_mask, params, noisy)
+        nll = two_pass.token_nll(model.denoiser, spec.soft_mask, params, noisy, feedback, coin)
+        return (nll * noisy.weights).sum(-1), noisy.masked.sum(-1)
 
     seen = 0
     for batch in bucket_validation_batches(task.validation, global_batch_size=2):

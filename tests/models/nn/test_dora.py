@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion import nelbo, soft_masking
+from softmask_jax.diffusion import soft_masking, two_pass
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab import head
 from softmask_jax.distributed.sharding import RULES
 from softmask_jax.models.denoiser import Denoiser
@@ -108,8 +109,8 @@ def two_passes(spec, base, trained, tokens, labels, weight):
 
     def loss(trained):
         params = {"backbone": {**base, "adapter": trained["adapter"]}, "soft_mask": trained["soft_mask"]}
-        given = None if spec.variant == "none" else nelbo.pass_1(MODEL, spec, params, tokens)
-        x = nelbo.soft_embed(MODEL, spec, params, tokens, given)
+        given = two_pass.pass_1(MODEL, spec, params, tokens) if spec.on else None
+        x = two_pass.soft_embed(MODEL, spec, params, tokens, given)
         hidden, _ = MODEL.trunk(params["backbone"], x)
         scored = (labels != -100) & (jnp.arange(tokens.shape[1]) > 0)
         nll = head.cross_entropy(hidden, MODEL.head(params["backbone"]), jnp.where(scored, labels, 0))
@@ -125,7 +126,7 @@ def test_loss_and_gradients_of_one_and_two_passes_match_the_reference(base, adap
     start = meta("dora/dora.npz")["head"]
     scalars = soft_masking.init_scalars(start["scale"], start["centre"], start["steep"], start["temp"])
     (loss, x), ours = two_passes(
-        nelbo.Nelbo(variant=variant, k=k), base, {"adapter": adapter, "soft_mask": scalars},
+        SoftMask(variant, k), base, {"adapter": adapter, "soft_mask": scalars},
         recorded["input_ids"], recorded["labels"], recorded["dsigma"],
     )  # fmt: skip
     np.testing.assert_allclose(loss, recorded[f"{case}/loss"], rtol=1e-5)

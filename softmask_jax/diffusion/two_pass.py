@@ -1,0 +1,128 @@
+"""The two passes of soft-masking (arXiv 2510.17206, Algorithm 1), for objectives and samplers alike.
+
+Pass 1 reads plain masks; its prediction is the feedback, cut from the gradient. Pass 2 reads the masks blended with it.
+A denoiser is three functions of parameters (`models.denoiser.Denoiser`). B rows, L positions, D width, k candidates.
+"""
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion.objective import Noisy
+from softmask_jax.diffusion.soft_masking import Feedback, SoftMask
+from softmask_jax.diffusion.vocab import head as vocab_head
+
+
+def within(denoiser, segment_ids: jax.Array | None):
+    """The denoiser with attention kept within segments [B L]; itself for None."""
+    if segment_ids is None:
+        return denoiser
+    return dataclasses.replace(denoiser, trunk=functools.partial(denoiser.trunk, segment_ids=segment_ids))
+
+
+def pass_1(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, *, dropout_keys=None) -> Feedback:
+    """Run pass 1 on plain masks, tokens [B L]; return its feedback under `stop_gradient`."""
+    backbone = params["backbone"]
+    hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, tokens), dropout_keys=dropout_keys)
+    return feedback_of(denoiser, soft_mask, params, hidden)
+
+
+def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array) -> Feedback:
+    """The feedback of a pass with last hidden states [B L D], under `stop_gradient`: one sweep over the vocabulary."""
+    full = soft_mask.variant == "full"
+    temperature = soft_masking.effective(params["soft_mask"]).temperature if full else 1.0
+    sweep = vocab_head.sweep(hidden, denoiser.head(params["backbone"]), k=soft_mask.k, temperature=temperature)
+    feedback = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, hidden if full else None)
+    return jax.lax.stop_gradient(feedback)
+
+
+def empty_feedback(denoiser, soft_mask: SoftMask, backbone: dict, tokens: jax.Array) -> Feedback:
+    """Zeros of the feedback's shapes, for steps without pass 1; lambda is multiplied by 0 there."""
+    shape, hidden = tokens.shape, None
+    if soft_mask.variant == "full":
+        like = jax.eval_shape(lambda b: denoiser.trunk(b, denoiser.embed(b, tokens))[0], backbone)
+        hidden = jnp.zeros(like.shape, like.dtype)
+    candidates = (*shape, soft_mask.k)
+    return Feedback(jnp.zeros(candidates, jnp.int32), jnp.zeros(candidates), jnp.zeros(shape), hidden)
+
+
+def soft_embed(denoiser, soft_mask: SoftMask, params: dict, tokens, feedback: Feedback | None, scale=1.0) -> jax.Array:
+    """Input embeddings [B L D]: plain without feedback, else soft-masked, lambda times `scale` (a scalar or [B])."""
+    backbone = params["backbone"]
+    if feedback is None or not soft_mask.on:
+        return denoiser.embed(backbone, tokens)
+    return soft_masking.blend(
+        tokens, feedback, params["soft_mask"], denoiser.embedding(backbone), mask_token_id=denoiser.mask_token_id,
+        scale=scale, variant=soft_mask.variant, head=denoiser.head(backbone),
+    )  # fmt: skip
+
+
+def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, *, dropout_keys=None) -> Feedback | None:
+    """The feedback of pass 1, run only where `coin` (a scalar) is True; None without soft-masking."""
+    if not soft_mask.on:
+        return None
+    denoiser = within(denoiser, noisy.segment_ids)
+    return jax.lax.cond(
+        coin,
+        lambda: pass_1(denoiser, soft_mask, params, noisy.xt, dropout_keys=dropout_keys),
+        lambda: empty_feedback(denoiser, soft_mask, params["backbone"], noisy.xt),
+    )
+
+
+def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedback, scale=1.0, *, dropout_keys=None):
+    """Pass 2: -log p(x_0) at masked positions, 0 elsewhere.
+
+    Args:
+      feedback: of pass 1, or None for a single pass.
+      scale: of lambda, a scalar or [B]; 0 where a row has a single pass all the same.
+
+    Returns:
+      [B L] float32, nats, unweighted.
+    """
+    denoiser = within(denoiser, noisy.segment_ids)
+    x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback, scale)
+    hidden, _ = denoiser.trunk(params["backbone"], x, dropout_keys=dropout_keys)
+    # A frozen head needs no gradient [Vpad D].
+    train_head = "head" not in denoiser.frozen
+    nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.x0, train_head=train_head)
+    return jnp.where(noisy.masked, nll, 0.0)
+
+
+class RowScores(NamedTuple):
+    """Scores of rows on one draw of masks; by pass: "one_pass" and, with soft-masking, "two_pass".
+
+    Attributes:
+      masked: [B] int32 masked tokens.
+      cross_entropy: by pass, [B] float32 unweighted sums over masked tokens, nats.
+      loss: by pass, [B] float32 sums of weights * cross-entropy.
+    """
+
+    masked: jax.Array
+    cross_entropy: dict[str, jax.Array]
+    loss: dict[str, jax.Array]
+
+
+def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> RowScores:
+    """Score rows with one pass and with two on the same masks; every estimate of a loss comes from here. No dropout.
+
+    Both cost two passes together, since the first is pass 1 of the second.
+    """
+    denoiser = within(denoiser, noisy.segment_ids)
+    backbone, head = params["backbone"], denoiser.head(params["backbone"])
+    hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.xt))
+    by_pass = {"one_pass": hidden}
+    if soft_mask.on:
+        x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback_of(denoiser, soft_mask, params, hidden))
+        by_pass["two_pass"], _ = denoiser.trunk(backbone, x)
+    nll = {
+        name: jnp.where(noisy.masked, vocab_head.cross_entropy(hidden, head, noisy.x0), 0.0)
+        for name, hidden in by_pass.items()
+    }
+    return RowScores(
+        noisy.masked.sum(-1, dtype=jnp.int32),
+        {name: values.sum(-1) for name, values in nll.items()},
+        {name: (values * noisy.weights).sum(-1) for name, values in nll.items()},
+    )
