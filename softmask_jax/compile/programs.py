@@ -144,8 +144,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     # A sampler's own `trace` is an option, which jit would take over for its method.
     traced = jax.jit(lambda *given: sampler(*given)).trace(params, _keys((rows,), over_rows), tokens)
     name = type(sampler).__name__
-    calls = {"MDLMSampler": lambda: sampler.steps + 1, "DreamSampler": lambda: sampler.most_steps(length),
-             "BlockSampler": lambda: sampler.most_calls(length)}[name]()
+    calls = sampler.most_calls(length)
     said = (f"{name}, {model.num_params:,} parameters, {rows} rows of {length} tokens, at most {calls} network calls, "
             f"{_said(mesh)}")
     return Program("generate", traced, {"params": params, "batch": tokens}, model, mesh, rows, length, 1, said,

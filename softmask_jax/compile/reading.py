@@ -128,7 +128,7 @@ class Loops:
         self.program, self.micro = program, micro
         shards = sharding.batch_shards(program.mesh)
         total = max(1, program.rows // program.micro // shards) * program.length
-        per = min(total, max(head.FEWEST, total // 8))
+        per = min(total, max(head.MIN_BLOCK, total // 8))
         self.sweep = (-(-total // per) + 1) / 2
 
     def of_jaxpr(self, depth: int, holds_another: bool) -> float:

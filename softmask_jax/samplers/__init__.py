@@ -2,7 +2,8 @@
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.dream import Draws, DreamSampler
+from softmask_jax.samplers.decoding import Draws
+from softmask_jax.samplers.dream import DreamSampler
 from softmask_jax.samplers.dream_generate import diffusion_generate, soft_mask_from
 from softmask_jax.samplers.mdlm import MDLMSampler, recorded_gumbel
 from softmask_jax.samplers.options import Options, fill

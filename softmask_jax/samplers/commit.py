@@ -1,4 +1,4 @@
-"""Which positions a step commits: rules that say how many of a row's surest masks become tokens.
+"""Rules for committing: how many of a row's surest masks become tokens in a step.
 
 `origin` and grids of shares are Dream's (HKU NLP and Huawei), threshold and factor Fast-dLLM's (arXiv 2505.22618).
 A rule is a frozen dataclass called as rule(confidence [B n], masks [B], at_start [B], done [B], step []) -> [B] int32
@@ -26,7 +26,7 @@ def surest(masked: jax.Array, confidence: jax.Array, count: jax.Array) -> jax.Ar
 
 def known(masked: jax.Array, confidence: jax.Array) -> jax.Array:
     """confidence [B n] with -inf where there is no mask."""
-    # NaN comes first in no order: a row of NaN is reported, but must not take what is not masked.
+    # NaN comes first in no order: a row of NaN is reported, but must not commit anything but masks.
     return jnp.where(masked, jnp.nan_to_num(confidence, nan=jnp.finfo(confidence.dtype).min), -jnp.inf)
 
 
@@ -43,17 +43,20 @@ class Shares:
         if not 0 < self.eps < 1:
             raise ValueError(f"eps, where the time grid ends, must be in (0, 1), not {self.eps}.")
 
+    def share(self, step: jax.Array) -> jax.Array:
+        """1 - s / t at a step, []."""
+        return jnp.asarray(unmask_shares(self.steps, self.eps))[jnp.minimum(step, self.steps - 1)]
+
     def __call__(self, confidence, masks, at_start, done, step):
-        share = jnp.asarray(unmask_shares(self.steps, self.eps))[jnp.minimum(step, self.steps - 1)]
-        return (masks.astype(jnp.float32) * share).astype(jnp.int32)
+        return (masks.astype(jnp.float32) * self.share(step)).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
     """Every mask whose confidence is at least `threshold`, and always the surest.
 
-    steps: at most masks / steps of them a step at first, what is not used up is kept for later (Fast-dLLM without
-    blocks); after `steps` steps, or with None, as many as there are.
+    steps: at most masks / steps of them a step at first, unused ones later (Fast-dLLM without blocks); after `steps`
+    steps, or with None, as many as there are.
     """
 
     threshold: float = 0.9

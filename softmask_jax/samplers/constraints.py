@@ -1,7 +1,4 @@
-"""What an answer must not hold, or should hold less of: a bias on the logits that tokens are drawn from.
-
-Soft-masking's feedback is not constrained: it tells the network what it predicted, not what it was allowed to say.
-"""
+"""Forbidden and penalised tokens: a bias on the logits that tokens are drawn from, not on soft-masking's feedback."""
 import dataclasses
 import math
 
@@ -17,8 +14,13 @@ IMPOSSIBLE = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """forbidden: ids that are never drawn. end_token_ids: what ends a text (end of text, padding); end_penalty: nats
-    taken off their logits, against answers that are empty or cut short by a flood of them. ValueError out of range."""
+    """Limits on the tokens that are drawn; ValueError for numbers out of range.
+
+    Attributes:
+      forbidden: ids that are never drawn.
+      end_token_ids: tokens that end a text (end of text, padding).
+      end_penalty: nats off their logits, against answers that are empty or cut short by a flood of them.
+    """
 
     forbidden: tuple[int, ...] = ()
     end_token_ids: tuple[int, ...] = ()
@@ -29,10 +31,10 @@ class Constraints:
             raise ValueError(f"end_penalty must be finite, not {self.end_penalty}; forbid the token instead.")
 
     def bias(self, head: Head) -> jax.Array | None:
-        """[Vpad] float32, or None where nothing is constrained. ValueError for ids that do not exist, or all of them."""
-        wrong = sorted(i for i in {*self.forbidden, *self.end_token_ids} if not 0 <= i < head.vocab_size)
-        if wrong:
-            raise ValueError(f"Token {wrong[0]} does not exist: there are {head.vocab_size}.")
+        """[Vpad] float32, None without constraints. ValueError for ids that do not exist, or if none is left."""
+        outside = sorted(i for i in {*self.forbidden, *self.end_token_ids} if not 0 <= i < head.vocab_size)
+        if outside:
+            raise ValueError(f"Token {outside[0]} does not exist: there are {head.vocab_size}.")
         if head.mask_token_id in self.end_token_ids:
             raise ValueError(f"The mask ({head.mask_token_id}) cannot be what ends a text: end_token_ids.")
         if len(set(self.forbidden) | {head.mask_token_id}) >= head.vocab_size:
@@ -43,15 +45,3 @@ class Constraints:
         bias[list(self.end_token_ids)] -= self.end_penalty
         bias[list(self.forbidden)] = IMPOSSIBLE
         return jnp.asarray(bias)
-
-
-def ended(tokens: jax.Array, wanted: jax.Array, mask_token_id: int,
-          end_token_ids: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """([B] whether an end token stands at a wanted position before the first mask left in `wanted` [B L], tokens [B L] with
-    that token in place of the masks of such rows)."""
-    masked = (tokens == mask_token_id) & wanted
-    settled = jnp.cumsum(masked, -1) == 0
-    ends = jnp.isin(tokens, jnp.asarray(end_token_ids)) & wanted & settled
-    stopped = ends.any(-1)
-    token = jnp.take_along_axis(tokens, ends.argmax(-1)[:, None], -1)
-    return stopped, jnp.where(masked & stopped[:, None], token, tokens)

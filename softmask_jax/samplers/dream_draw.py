@@ -1,8 +1,8 @@
-"""One look at the vocabulary for Dream's samplers: filters, draw, confidence and soft-masking's statistics at once.
+"""Predictions of Dream's samplers: filters, draw, confidence and feedback in one pass over the vocabulary.
 
-Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; the token is
-drawn from what is left, and probability, margin and entropy are all of that distribution. The filters need every column
-of a position together, so blocks of positions are dense in V, and only positions that are still masked are visited.
+Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; the token, its
+probability, margin and entropy are all of that distribution. The filters need every column of a position together, so
+blocks of positions are dense in V, and only masked positions are visited.
 """
 import dataclasses
 import math
@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Columns, Head, LANES, Mass, columns, logits_of, top_k, wide
-from softmask_jax.diffusion.vocab.draw import Best, keyed_noise
+from softmask_jax.diffusion.vocab.chunks import Head, Plan, Projection, at_positions, make_plan
+from softmask_jax.diffusion.vocab.draw import Draw, Noise, dense_draw
+from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax, top_k
 
 CONFIDENCES = ("none", "probability", "margin", "entropy")
 # Elements of one dense block, positions x V.
@@ -23,12 +24,14 @@ BLOCK = 2 ** 24
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """How a token is drawn, all static; ValueError for what is out of range.
+    """How a token is drawn, all static; ValueError for values out of range.
 
-    temperature: 0 takes the arg-max. top_p: tokens are kept while the mass before them is at most top_p, so the one
-    that crosses it stays (unlike MDLM's nucleus). top_k: then the k largest, with all that equal the k-th. None: no
-    filter.
-    confidence: what is reported of the filtered distribution.
+    Attributes:
+      temperature: 0 takes the arg-max.
+      top_p: keep tokens while the mass before them is at most top_p, so the one that crosses it stays (unlike MDLM's
+        nucleus); None: no filter.
+      top_k: then the k largest, with all that equal the k-th; None: no filter.
+      confidence: a name from `CONFIDENCES`, of the filtered distribution.
     """
 
     temperature: float = 0.0
@@ -48,141 +51,87 @@ class Filters:
 
 
 class Predicted(NamedTuple):
-    """At the wanted positions (elsewhere undefined), all [B L]: the drawn token and its confidence; of the plain logits
-    the k largest with their ids [B L k] and sum_v p_v log p_v (None with k = 0). finite: no logit was NaN or +inf,
-    True elsewhere."""
+    """Predictions [B L ...], undefined but for `finite` where none was asked for."""
 
-    drawn: jax.Array
-    confidence: jax.Array
-    token_ids: jax.Array | None
-    top_logits: jax.Array | None
-    neg_entropy: jax.Array | None
-    finite: jax.Array
+    drawn: jax.Array  # the drawn token
+    confidence: jax.Array  # of the filtered distribution, see `Filters`
+    token_ids: jax.Array | None  # [B L k] of the largest plain logits; None with k = 0, as the next two
+    top_logits: jax.Array | None  # [B L k] the logits
+    neg_entropy: jax.Array | None  # sum_v p_v log p_v of the plain logits
+    finite: jax.Array  # no logit was NaN or +inf; True where none was asked for
 
 
-def predict(hidden: jax.Array, head: Head, wanted: jax.Array, filters: Filters, *, k: int = 0, keys=None, places=None,
-            gumbel=None, suppress_mask: bool = False, bias: jax.Array | None = None) -> Predicted:
-    """hidden [B L D] -> what the wanted positions [B L] predict. No gradient flows.
+def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *, k: int = 0, draw: Draw = Draw(),
+            positions: jax.Array | None = None, suppress_mask: bool = False) -> Predicted:
+    """hidden [B L D] -> predictions at the positions `where` [B L]. No gradient flows.
 
     Args:
       k: the size of soft-masking's feedback, read from the plain logits of all columns that `head` has; 0 for none.
-      keys: [B] one key a row, with places [B L]: the noise is a function of (key, place) alone.
-      gumbel: [B L V] recorded noise instead. With temperature 0 neither is used.
+      draw: its noise and bias are used; with temperature 0 no noise is needed.
+      positions: [B L], the positions that keyed noise depends on; 0..L-1 by default.
       suppress_mask: leave the mask token out of the draw, also where `head` has it.
-      bias: [Vpad], added to the logits that are drawn from, and to no others.
 
-    ValueError if shapes do not fit or a temperature comes without noise.
+    Raises:
+      ValueError: shapes do not fit, or a temperature comes without noise.
     """
-    cols = columns(hidden, head)
-    if filters.temperature == 0:
-        keys = gumbel = None
-    elif (keys is None) == (gumbel is None):
-        raise ValueError("A temperature above 0 needs either keys [B] or recorded gumbel [B L V], exactly one of them.")
-    if gumbel is not None:
-        if gumbel.shape != (*hidden.shape[:2], cols.vocab_size):
-            raise ValueError(f"gumbel must be {(*hidden.shape[:2], cols.vocab_size)} [B L V], not {gumbel.shape}.")
-        gumbel = jnp.pad(gumbel, ((0, 0), (0, 0), (0, cols.size - cols.vocab_size))).astype(wide(hidden))
-    if not 0 <= k <= cols.count:
-        raise ValueError(f"k must be between 0 and the {cols.count} tokens that exist, not {k}.")
-    if bias is not None and bias.shape != (cols.size,):
-        raise ValueError(f"bias must be [{cols.size}] as the head's rows, not {bias.shape}.")
-    left_out = head.mask_token_id if suppress_mask else -1
-    if places is None:
-        places = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
-
-    args = (hidden, head.weight, head.bias, bias, keys, gumbel, wanted, places)
-    body = partial(_over_blocks, cols, filters, k, left_out)
-    out = cols.over_devices(body, jax.tree.map(lax.stop_gradient, args), "rvvakgrr", "rrrrrr")
-    return Predicted(*out[:2], *(out[2:5] if k else (None, None, None)), out[5])
+    plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
+    if not 0 <= k <= plan.count:
+        raise ValueError(f"k must be between 0 and the {plan.count} tokens that exist, not {k}.")
+    bias, draw = draw.bias, dataclasses.replace(draw, bias=None)
+    if bias is not None and bias.shape != (plan.size,):
+        raise ValueError(f"bias must be [{plan.size}] as the head's rows, not {bias.shape}.")
+    draw = draw.prepare(plan, projection) if filters.temperature else None
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
+    absent_id = head.mask_token_id if suppress_mask else -1
+    specs = plan.specs
+    in_specs = (specs.projection, None if draw is None else draw.specs(specs), specs.replicated, specs.positions,
+                specs.positions)
+    local_predict = plan.over_devices(partial(_local_predict, plan, filters, k, absent_id), in_specs, specs.positions)
+    return local_predict(*jax.tree.map(lax.stop_gradient, (projection, draw, bias, where, positions)))
 
 
-def _over_blocks(cols: Columns, filters: Filters, k: int, left_out: int, hidden, weight, bias, tilt, keys, gumbel,
-                 wanted, places):
-    """The six results on one device's rows: blocks of wanted positions, each dense in V."""
-    batch, length = wanted.shape
-    total, dtype, shards = batch * length, wide(hidden), cols.shards
-    per = max(1, min(BLOCK // cols.size, total))
-    local = weight.shape[0]
-    exists = cols.exist(jnp.arange(local, dtype=jnp.int32) + cols.offset(local))
-    order = jnp.argsort(~wanted.reshape(total), stable=True)
-    count = wanted.sum()
+def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, projection: Projection, draw: Draw | None,
+                   bias: jax.Array | None, where: jax.Array, positions: jax.Array) -> Predicted:
+    """The predictions of one device's rows: blocks of positions, each dense in V."""
+    flat = projection.hidden.reshape(where.size, -1)
+    block = max(1, min(BLOCK // plan.size, where.size))
 
-    def by_position(x):
-        """[P Vlocal] on every shard -> [P/shards V]: all columns of this device's share of the positions."""
-        if shards == 1:
-            return x
-        x = jnp.pad(x, ((0, -per % shards), (0, 0)))
-        return lax.all_to_all(x, cols.sharding.vocab_axis, 0, 1, tiled=True)
+    def at(index):
+        logits = plan.all_columns(plan.dense_logits(projection._replace(hidden=flat[index])))
+        noise = None
+        if draw is not None and draw.gumbel is not None:
+            noise = jax.tree.map(plan.all_columns, draw.noise(plan, index, positions, projection.dtype))
+        elif draw is not None:
+            noise = draw.noise(plan, plan.share(index), positions, projection.dtype)
+        return plan.unshare(_predict_block(filters, k, absent_id, logits, bias, noise), block)
 
-    def share(x):
-        """[P], the same on every shard -> [P/shards]."""
-        if shards == 1:
-            return x
-        size = -(-per // shards)
-        return lax.dynamic_slice_in_dim(jnp.pad(x, (0, -per % shards)), lax.axis_index(cols.sharding.vocab_axis) * size,
-                                        size)
-
-    def step(carry):
-        start, out = carry
-        # The last block is shifted back to fit: the same positions give the same results again.
-        at = lax.dynamic_slice_in_dim(order, start, per)
-        z = logits_of(hidden.reshape(total, -1)[at], weight, bias)
-        z = by_position(jnp.where(exists, z, -jnp.inf))
-        noise = None if gumbel is None else by_position(gumbel.reshape(total, -1)[at])
-        if keys is not None:
-            own = share(at)
-            noise = keyed_noise(keys[own // length], places.reshape(total)[own], cols.size, dtype)
-        found = _block(filters, k, left_out, z, tilt, noise, keys is not None)
-        if shards > 1:
-            found = tuple(lax.all_gather(x, cols.sharding.vocab_axis, tiled=True)[:per] for x in found)
-        return start + per, tuple(o.at[at].set(x) for o, x in zip(out, found))
-
-    empty = (jnp.zeros(total, jnp.int32), jnp.zeros(total, dtype), jnp.zeros((total, k), jnp.int32),
-             jnp.zeros((total, k), dtype), jnp.zeros(total, dtype), jnp.ones(total, bool))
-    out = lax.while_loop(lambda carry: carry[0] < count, step, (jnp.zeros((), count.dtype), empty))[1]
-    drawn, confidence, ids, top, neg_entropy, finite = (x.reshape(batch, length, *x.shape[1:]) for x in out)
-    return drawn, confidence, ids, top, neg_entropy, finite | ~wanted
+    out = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
+    out = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), out)
+    return out._replace(finite=out.finite | ~where)
 
 
-def _block(filters: Filters, k: int, left_out: int, z: jax.Array, tilt: jax.Array | None, noise: jax.Array | None,
-           keyed: bool):
-    """The results of a dense block: logits z [P V], -inf where no column exists; tilt [V] for the draw."""
-    positions, dtype = z.shape[0], z.dtype
+def _predict_block(filters: Filters, k: int, absent_id: int, z: jax.Array, bias: jax.Array | None,
+                   noise: Noise | None) -> Predicted:
+    """The predictions [P] of logits z [P V], -inf where no column exists; bias [V] for the draw."""
     # Not from the largest value: in a fused program a maximum may pass over NaN.
     finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
-    ids, top, neg_entropy = jnp.zeros((positions, 0), jnp.int32), jnp.zeros((positions, 0), dtype), None
-    if k:
-        top, ids = top_k(z, k)
-        neg_entropy = _mass(z).neg_entropy
-    y = z if tilt is None else z + tilt
-    y = jnp.where(jnp.arange(z.shape[-1]) == left_out, -jnp.inf, y) / (filters.temperature or 1.0)
+    top, ids, neg_entropy = (*top_k(z, k), OnlineSoftmax.of(z).neg_entropy) if k else (None,) * 3
+    y = z if bias is None else z + bias
+    y = jnp.where(jnp.arange(z.shape[-1]) == absent_id, -jnp.inf, y) / (filters.temperature or 1.0)
     y = filtered(y, filters.top_p, filters.top_k)
-    mass = _mass(y)
-    if filters.temperature == 0:
-        drawn = lax.argmax(y, 1, jnp.int32)
-    else:
-        inside, across = (noise[:, :LANES], noise[:, LANES:]) if keyed else (None, noise)
-        columns_of = jnp.pad(y, ((0, 0), (0, -y.shape[-1] % LANES if keyed else 0)), constant_values=-jnp.inf)
-        best = Best.empty((positions,), dtype, keyed).add(columns_of, columns_of > -jnp.inf, 0, across)
-        drawn = best.local(inside)[1]
+    drawn = lax.argmax(y, 1, jnp.int32) if noise is None else dense_draw(y, noise).token_ids
+    softmax = OnlineSoftmax.of(y)
     if filters.confidence == "probability":
-        confidence = jnp.exp(jnp.take_along_axis(y, drawn[:, None], 1)[:, 0] - mass.logsumexp)
+        confidence = jnp.exp(jnp.take_along_axis(y, drawn[:, None], 1)[:, 0] - softmax.logsumexp)
     elif filters.confidence == "margin":
-        two = jnp.exp(top_k(y, 2)[0] - mass.logsumexp[:, None])
+        two = jnp.exp(top_k(y, 2)[0] - softmax.logsumexp[:, None])
         confidence = two[:, 0] - two[:, 1]
     elif filters.confidence == "entropy":
-        confidence = mass.neg_entropy
+        confidence = softmax.neg_entropy
     else:
-        confidence = jnp.zeros(positions, dtype)
-    return drawn, confidence, ids, top, jnp.zeros(positions, dtype) if neg_entropy is None else neg_entropy, finite
-
-
-def _mass(y: jax.Array) -> Mass:
-    """Of all columns of y [P V] at once, -inf where there is none: half as many looks at y as `Mass.add` takes."""
-    m = y.max(-1)
-    above = y - m[:, None]
-    e = jnp.exp(above)
-    return Mass(m, e.sum(-1), jnp.where(e > 0, above * e, 0.0).sum(-1))
+        confidence = jnp.zeros(len(z), z.dtype)
+    return Predicted(drawn, confidence, ids, top, neg_entropy, finite)
 
 
 def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
@@ -195,10 +144,10 @@ def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
 
 
 def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
-    """Which of y [P V] the nucleus keeps, lower ids first between equals; exact without sorting.
+    """[P V] columns of y in the nucleus, lower ids first between equals; exact without sorting.
 
-    A column is kept while the mass before it is at most top_p. The smallest kept value is found bit by bit: floats are
-    ordered as integers are, so 31 halvings leave one float32 value.
+    A column belongs to it while the mass before it is at most top_p. Its smallest value is searched bit by bit: floats
+    are ordered as integers are, so 31 halvings leave one float32 value.
     """
     y = y - y.max(-1, keepdims=True)
     p = jax.nn.softmax(y, -1)
@@ -226,5 +175,5 @@ def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
     # Between equals each adds its own mass before the next one.
     room = jnp.floor((top_p - before) / jnp.where(tied, p, 0.0).max(-1)) + 1
     crowded = (tied.sum(-1) > room).any()
-    kept = lax.cond(crowded, lambda: tied & (jnp.cumsum(tied, -1) <= room[:, None]), lambda: tied)
-    return (y > value) | kept
+    tied = lax.cond(crowded, lambda: tied & (jnp.cumsum(tied, -1) <= room[:, None]), lambda: tied)
+    return (y > value) | tied

@@ -8,7 +8,8 @@ import numpy as np
 from softmask_jax.config.jax_settings import checked_key, settled
 from softmask_jax.diffusion import noise, transparency
 from softmask_jax.diffusion.soft_masking import SoftMask
-from softmask_jax.samplers.dream import Draws, DreamSampler
+from softmask_jax.samplers.decoding import Draws
+from softmask_jax.samplers.dream import DreamSampler
 from softmask_jax.samplers.options import run
 from softmask_jax.samplers.result import Generated
 

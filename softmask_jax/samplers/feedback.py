@@ -1,11 +1,13 @@
-"""Soft-masking in samplers: the feedback of a step to the next, and its trace for pictures."""
+"""Soft-masking in samplers: the feedback from step to step, and the trace of it."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from softmask_jax.diffusion import soft_masking
+from softmask_jax.diffusion import soft_masking, two_pass
 from softmask_jax.diffusion.soft_masking import Feedback, SoftMask
-from softmask_jax.diffusion.vocab import head
+from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.samplers.canvas import BoolBL, FloatBL, FloatBLD, Int, IntBL
 from softmask_jax.samplers.result import Trace
 
 
@@ -18,65 +20,66 @@ def shown(soft_mask: SoftMask) -> int:
     return soft_mask.reads or SHOWN
 
 
-def empty_trace(steps: int, tokens: jax.Array, k: int) -> Trace:
-    """A `Trace` of `steps` steps of tokens [B L] with k candidates, to be filled."""
+def empty_feedback(denoiser, soft_mask: SoftMask, params: dict, tokens: IntBL, k: int) -> Feedback:
+    """Feedback of no prediction, with room for k candidates."""
+    soft_mask = dataclasses.replace(soft_mask, k=max(k, 1))
+    return two_pass.empty_feedback(denoiser, soft_mask, params["backbone"], tokens)
+
+
+def soft_embed(denoiser, soft_mask: SoftMask, params: dict, tokens: IntBL, feedback: Feedback | None,
+               scale: FloatBL) -> FloatBLD:
+    """Input embeddings, soft-masked by the feedback with lambda times `scale`; a trace may keep more candidates."""
+    if feedback is not None and soft_mask.on:
+        k = soft_mask.reads or feedback.token_ids.shape[-1]
+        feedback = feedback._replace(token_ids=feedback.token_ids[..., :k], top_logits=feedback.top_logits[..., :k])
+    return two_pass.soft_embed(denoiser, soft_mask, params, tokens, feedback, scale)
+
+
+def of_prediction(soft_mask: SoftMask, old: Feedback | None, predicted, hidden: FloatBLD) -> Feedback | None:
+    """The feedback of `predicted` (a `dream_draw.Predicted`); None where nothing is fed back."""
+    if old is None:
+        return None
+    hidden = hidden if soft_mask.variant == "full" else None
+    if predicted.token_ids is None:
+        return old._replace(hidden=hidden)
+    return Feedback(predicted.token_ids, predicted.top_logits, predicted.neg_entropy, hidden)
+
+
+def empty_trace(steps: int, tokens: IntBL, k: int) -> Trace:
+    """A `Trace` of `steps` steps with k candidates, to be filled."""
     shape = (steps, *tokens.shape)
-    return Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(steps, bool), jnp.zeros(shape), jnp.zeros((*shape, k), jnp.int32),
-                 jnp.zeros((*shape, k)), jnp.zeros(shape))
+    return Trace(tokens=jnp.zeros(shape, jnp.int32), called=jnp.zeros(steps, bool), weight=jnp.zeros(shape),
+                 token_ids=jnp.zeros((*shape, k), jnp.int32), shares=jnp.zeros((*shape, k)),
+                 neg_entropy=jnp.zeros(shape))
 
 
-def traced(trace: Trace | None, soft_mask: SoftMask, denoiser, params: dict, step, tokens, given: Feedback, scale,
-           neg_entropy, masked, *, called=True) -> Trace | None:
+def traced(trace: Trace | None, soft_mask: SoftMask, denoiser, params: dict, step: Int, tokens: IntBL,
+           feedback: Feedback, scale: FloatBL, neg_entropy: FloatBL, masked: BoolBL, *, called=True) -> Trace | None:
     """The trace with a step written down.
 
     Args:
-      given, scale: the feedback that the step's input carried, [B] the factor on its lambda. neg_entropy: [B L] of its own
-        prediction, read where `masked`. called: [] bool, whether the network was.
+      feedback, scale: carried by the step's input, and the factor on its lambda.
+      neg_entropy: of the step's own prediction, read where `masked`.
+      called: [] bool, whether the network was.
     """
     if trace is None:
         return None
     k = trace.token_ids.shape[-1]
-    weight = _weight(soft_mask, denoiser, params, tokens, given, scale)
-    shares = jax.nn.softmax(given.top_logits[..., :k].astype(jnp.float32), -1)
-    now = Trace(tokens, jnp.asarray(called), weight, given.token_ids[..., :k], shares,
+    weight = _weight(soft_mask, denoiser, params, tokens, feedback, scale)
+    shares = jax.nn.softmax(feedback.top_logits[..., :k].astype(jnp.float32), -1)
+    now = Trace(tokens, jnp.asarray(called), weight, feedback.token_ids[..., :k], shares,
                 jnp.where(masked, neg_entropy, 0.0))
-    return Trace(*(every.at[step].set(one) for every, one in zip(trace, now)))
+    return Trace(*(steps.at[step].set(one) for steps, one in zip(trace, now)))
 
 
-def _weight(soft_mask: SoftMask, denoiser, params: dict, tokens, given: Feedback, scale) -> jax.Array:
-    """lambda [B L] as `soft_masking.blend` uses it: 0 but at masks."""
+def _weight(soft_mask: SoftMask, denoiser, params: dict, tokens: IntBL, feedback: Feedback, scale) -> FloatBL:
+    """lambda as `soft_masking.blend` uses it: 0 but at masks."""
     if not soft_mask.on:
         return jnp.zeros(tokens.shape, jnp.float32)
     if soft_mask.variant == "full":
         temperature = soft_masking.effective(params["soft_mask"]).temperature
-        found = head.sweep(given.hidden, denoiser.head(params["backbone"]), k=1, temperature=temperature)
-        sure = found.neg_entropy if given.certain is None else jnp.where(given.certain >= 0, 0.0, found.neg_entropy)
-        given = given._replace(neg_entropy=sure)
-    return soft_masking.blend_weight(tokens, given, params["soft_mask"], mask_token_id=denoiser.mask_token_id, scale=scale)
-
-
-def read(soft_mask: SoftMask, given: Feedback | None) -> Feedback | None:
-    """The feedback as soft-masking reads it: a trace may keep more candidates."""
-    if given is None or not soft_mask.on:
-        return None
-    k = soft_mask.reads or given.token_ids.shape[-1]
-    return given._replace(token_ids=given.token_ids[..., :k], top_logits=given.top_logits[..., :k])
-
-
-def found(soft_mask: SoftMask, before: Feedback | None, predicted, hidden: jax.Array) -> Feedback | None:
-    """What `predicted` (a `dream_draw.Predicted`) tells the next step; None where nothing is fed back."""
-    if before is None:
-        return None
-    hidden = hidden if soft_mask.variant == "full" else None
-    if predicted.token_ids is None:
-        return before._replace(hidden=hidden)
-    return Feedback(predicted.token_ids, predicted.top_logits, predicted.neg_entropy, hidden)
-
-
-def check_masks(tokens, attention_mask, mask_token_id: int) -> None:
-    """ValueError unless some token that is not padding is the mask; says nothing of arrays that are being traced."""
-    if any(isinstance(x, jax.core.Tracer) for x in (tokens, attention_mask)):
-        return
-    attended = True if attention_mask is None else np.asarray(attention_mask) != 0
-    if not ((np.asarray(tokens) == mask_token_id) & attended).any():
-        raise ValueError(f"Nothing to generate: no token is the mask ({mask_token_id}).")
+        sweep = vocab_head.sweep(feedback.hidden, denoiser.head(params["backbone"]), k=1, temperature=temperature)
+        certain = False if feedback.certain is None else feedback.certain >= 0
+        feedback = feedback._replace(neg_entropy=jnp.where(certain, 0.0, sweep.neg_entropy))
+    return soft_masking.blend_weight(tokens, feedback, params["soft_mask"], mask_token_id=denoiser.mask_token_id,
+                                     scale=scale)

@@ -1,8 +1,8 @@
 """MDLM's sampler and ReMDM's, with soft-masking, one compiled loop (arXiv 2406.07524, section 4; arXiv 2503.00307).
 
-From t = 1 down the grid, each masked position takes a token drawn from the prediction or stays masked; `transitions` say
-how likely each is, and whether a token may be masked again. The prediction of a step is fed back into the next one's
-masks; a token that was just masked again is remembered as a prediction that was certain of it.
+From t = 1 down the grid, each mask takes a token drawn from the prediction or stays; `transitions` say how likely each
+is, and whether a token may be masked again. A step's prediction is fed back into the next one's masks; a token that was
+just masked again is remembered as a prediction that was certain of it.
 """
 import dataclasses
 from typing import NamedTuple
@@ -11,30 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.diffusion import noise as diffusion, soft_masking, two_pass
-from softmask_jax.diffusion.soft_masking import SoftMask
+from softmask_jax.diffusion import noise as diffusion
+from softmask_jax.diffusion.soft_masking import Feedback, SoftMask, one_hot_feedback
 from softmask_jax.diffusion.vocab import head as vocab_head
-from softmask_jax.diffusion.vocab.head import Draw
-from softmask_jax.samplers import feedback, transitions
+from softmask_jax.diffusion.vocab.draw import gumbel as gumbel_law, keyed_noise
+from softmask_jax.samplers import feedback as feeding, transitions
+from softmask_jax.samplers.canvas import BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.result import Generated, Trace, recorded
 
 REUSE = ("exact", "compat", "never")
-# A row key's numbers beside the positions' own: the mask's Gumbel noise, and that of tokens that may be masked again.
-_MASK, _OWN = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
+# Streams of keyed noise beside the draws' own: the mask's Gumbel noise, and that of tokens that may be masked again.
+MASK, TOKEN = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
 
 
 class _Carry(NamedTuple):
-    """known: [B] the prediction of `hidden` is that of the row's input. confidence: [B L] of a token when it was drawn."""
+    """State of the loop; fields without a comment are as in `Generated`."""
 
-    tokens: jax.Array
-    hidden: jax.Array
-    given: soft_masking.Feedback
-    known: jax.Array
-    scale: jax.Array
-    confidence: jax.Array
-    row_calls: jax.Array
-    finite: jax.Array
+    tokens: IntBL  # x_t
+    hidden: FloatBLD  # of the last network call
+    feedback: Feedback  # of the prediction before
+    known: BoolB  # rows whose prediction from `hidden` is that of their tokens
+    scale: jax.Array  # the factor on lambda that `hidden` was computed with
+    confidence: FloatBL  # the probability that a token was drawn with
+    calls: IntB  # its row_calls
+    finite: BoolB
     history: jax.Array | None
     trace: Trace | None
 
@@ -42,14 +43,20 @@ class _Carry(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class MDLMSampler:
     """`sampler(params, keys [B], tokens [B L], attention_mask=None, gumbel=None) -> Generated`; pure, jit it with the
-    sampler closed over.
+    sampler closed over. ValueError for options that make no sense.
 
-    soft_mask: settings; its schedule follows the share of a row's masks that are left. steps: of the grid, before a last
-    arg-max pass. transition: see `transitions`. temperature, nucleus_p: of the draws; the feedback stays unfiltered.
-    reuse: the prediction of the step before is used again, and a network call saved, "exact" where a row's input is the
-    same, or nothing in it is masked; "compat" as the PyTorch reference: whenever no token of the whole batch changed,
-    even if soft-masking would have changed the input, and never otherwise; "never". history, trace: keep every step, the
-    last pass included. ValueError for options that make no sense.
+    Attributes:
+      denoiser: a `models.Denoiser`.
+      soft_mask: settings of the feedback; its schedule follows the share of a row's masks that are left.
+      steps: of the time grid, before a last arg-max pass.
+      transition: how a step moves tokens, see `transitions`.
+      temperature, nucleus_p: of the draws; the feedback stays unfiltered.
+      eps: where the time grid ends.
+      reuse: when the last prediction is used again and a network call saved: "exact": where a row's input is the same,
+        or nothing in it is masked; "compat", as the PyTorch reference: whenever no token of the whole batch changed,
+        even if soft-masking would have changed the input, and never otherwise; "never".
+      constraints: tokens that are not drawn.
+      history, trace: keep every step, the last pass included.
     """
 
     denoiser: object
@@ -74,82 +81,96 @@ class MDLMSampler:
         if not 0 < self.temperature < np.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {self.temperature}.")
 
-    def __call__(self, params: dict, keys: jax.Array, tokens: jax.Array, attention_mask: jax.Array | None = None,
-                 gumbel: jax.Array | None = None) -> Generated:
-        """Fill the masks of `tokens`; what is not a mask is given and stays.
+    @property
+    def reads(self) -> int:
+        """How many candidates of a prediction are kept."""
+        return max(self.soft_mask.reads, feeding.shown(self.soft_mask) if self.trace else 1)
+
+    def most_calls(self, length: int) -> int:
+        """The most network calls there can be: the length of the history and the trace."""
+        return self.steps + 1
+
+    def __call__(self, params: dict, keys: KeysB, tokens: IntBL, attention_mask: IntBL | None = None,
+                 gumbel: FloatTBLV | None = None) -> Generated:
+        """Fill the masks of `tokens`; other tokens stay.
 
         Args:
-          keys: [B] one key per row: a row's text depends neither on the rows beside it nor on its padding.
-          tokens: [B L] ids, the mask where text is wanted.
-          attention_mask: [B L] 1 for tokens and 0 for padding, which is neither seen nor filled; positions count from
-            the first token.
-          gumbel: [steps B L V] recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
+          params: {"backbone", "soft_mask"}; the raw scalars are read only with soft-masking.
+          keys: one a row: a row's text depends neither on the rows beside it nor on its padding.
+          tokens: ids, the mask where text is wanted.
+          attention_mask: 1 for tokens and 0 for padding, which is neither seen nor filled; positions count from the
+            first token.
+          gumbel: recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
         """
-        self._check(keys, tokens, attention_mask, gumbel)
-        tokens, steps, denoiser = jnp.asarray(tokens, jnp.int32), self.steps, self.denoiser
-        attended = jnp.ones(tokens.shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
-        wanted = (tokens == denoiser.mask_token_id) & attended
-        places = jnp.where(attended, jnp.cumsum(attended, -1) - 1, 1)
-        layout = {} if attention_mask is None else {"positions": places, "segment_ids": attended.astype(jnp.int32)}
-        head = denoiser.head(params["backbone"])
-        # Where a network may predict the mask, Dream's for one: here a mask is what the schedule leaves.
+        shape = (self.steps, *tokens.shape, self.denoiser.vocab_size)
+        if gumbel is not None and gumbel.shape != shape:
+            raise ValueError(f"Recorded noise must have the shape [steps B L V] = {shape}, not {gumbel.shape}.")
+        if keys is None or keys.shape != tokens.shape[:1]:
+            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not "
+                             f"{getattr(keys, 'shape', None)}.")
+        canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id)
+        head = self.denoiser.head(params["backbone"])
+        # A network that may predict the mask (Dream's) must not: here only the schedule leaves masks.
         never = () if head.suppress_mask else (head.mask_token_id,)
         bias = dataclasses.replace(self.constraints, forbidden=(*self.constraints.forbidden, *never)).bias(head)
-        rates = self.transition(diffusion.sampling_times(steps, self.eps)[:-1], (1.0 - self.eps) / steps)
+        rates = self.transition(diffusion.sampling_times(self.steps, self.eps)[:-1], (1.0 - self.eps) / self.steps)
 
-        def step(carry: _Carry, given):
-            index, rates, noise = given
-            carry, called, before = self._predicted(params, carry, index, wanted, layout)
-            masked = wanted & (carry.tokens == denoiser.mask_token_id)
-            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            sweep = vocab_head.sweep(
-                carry.hidden, head, k=max(self.soft_mask.reads, self._shown, 1), wanted=masked, places=places,
-                draw=Draw(None if noise is not None else row_keys, noise, self.nucleus_p, self.temperature, bias),
-            )  # fmt: skip
-            after, confidence = self._moved(carry, rates, sweep, masked, wanted & ~masked, row_keys, places, noise)
-            return self._fed_back(carry, sweep, masked, after)._replace(
-                finite=carry.finite & _finite(sweep, masked), confidence=confidence,
-                known=self._reusable(carry, after),
-                history=recorded(carry.history, index, after),
-                trace=self._traced(params, carry, index, called, before, sweep, masked),
+        def sample_step(carry: _Carry, inputs):
+            index, rates, noise = inputs
+            carry, called = self._call_network(params, canvas, carry, index)
+            masked = self._masked(canvas, carry)
+            row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            draw = vocab_head.Draw(row_keys if noise is None else None, noise, self.nucleus_p, self.temperature, bias)
+            sweep = vocab_head.sweep(carry.hidden, head, k=self.reads, draw=draw, where=masked,
+                                     positions=canvas.positions)
+            tokens, confidence = self._move(canvas, carry, rates, sweep, masked, row_keys, noise)
+            same = (carry.tokens == tokens).all(-1)
+            known = {"never": jnp.zeros_like(same), "exact": same, "compat": jnp.full_like(same, same.all())}
+            return carry._replace(
+                tokens=tokens, feedback=self._feed_back(carry, sweep, masked), known=known[self.reuse],
+                confidence=confidence, finite=carry.finite & _finite(sweep, masked),
+                history=recorded(carry.history, index, tokens),
+                trace=self._traced(params, carry, index, called, sweep, masked),
             ), called  # fmt: skip
 
-        end, called = jax.lax.scan(step, self._start(params, tokens, wanted), (jnp.arange(steps), rates, gumbel))
-        end, last, before = self._predicted(params, end, steps, wanted, layout, last=True)
-        masked = wanted & (end.tokens == denoiser.mask_token_id)
-        plain = vocab_head.sweep(end.hidden, head, k=max(self._shown, 1), wanted=masked)
-        allowed = head if bias is None else dataclasses.replace(head, bias=bias if head.bias is None else head.bias + bias)
-        best = plain if bias is None else vocab_head.sweep(end.hidden, allowed, k=1, wanted=masked)
-        final = jnp.where(masked, best.token_ids[..., 0], end.tokens)
+        end, called = jax.lax.scan(sample_step, self._start(params, canvas), (jnp.arange(self.steps), rates, gumbel))
+        end, last_called = self._call_network(params, canvas, end, self.steps, last=True)
+        masked = self._masked(canvas, end)
+        plain = allowed = vocab_head.sweep(end.hidden, head, k=1, where=masked)
+        if bias is not None:
+            biased = dataclasses.replace(head, bias=bias if head.bias is None else head.bias + bias)
+            allowed = vocab_head.sweep(end.hidden, biased, k=1, where=masked)
+        tokens = jnp.where(masked, allowed.token_ids[..., 0], end.tokens)
         return Generated(
-            final, recorded(end.history, steps, final), jnp.asarray(steps + 1),
-            called.sum(dtype=jnp.int32) + last.astype(jnp.int32), end.row_calls,
-            end.row_calls.astype(jnp.float32) * tokens.shape[1], (wanted & (final != denoiser.mask_token_id)).sum(-1),
-            end.finite & _finite(plain, masked), self._traced(params, end, steps, last, before, plain, masked),
+            tokens, recorded(end.history, self.steps, tokens), steps=jnp.asarray(self.steps + 1),
+            calls=called.sum(dtype=jnp.int32) + last_called.astype(jnp.int32), row_calls=end.calls,
+            positions=end.calls.astype(jnp.float32) * tokens.shape[1],
+            filled=(canvas.fillable & (tokens != self.denoiser.mask_token_id)).sum(-1),
+            finite=end.finite & _finite(plain, masked),
+            trace=self._traced(params, end, self.steps, last_called, plain, masked),
         )  # fmt: skip
 
-    @property
-    def _shown(self) -> int:
-        return feedback.shown(self.soft_mask) if self.trace else 0
+    def _masked(self, canvas: Canvas, carry: _Carry) -> BoolBL:
+        return canvas.fillable & (carry.tokens == self.denoiser.mask_token_id)
 
-    def _start(self, params, tokens, wanted) -> _Carry:
-        backbone, rows, keep = params["backbone"], tokens.shape[:1], (self.steps + 1, *tokens.shape)
-        hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], backbone)
-        k = max(self.soft_mask.reads, self._shown, 1)
-        empty = two_pass.empty_feedback(self.denoiser, dataclasses.replace(self.soft_mask, k=k), backbone, tokens)
+    def _start(self, params: dict, canvas: Canvas) -> _Carry:
+        tokens, rows, steps = canvas.tokens, canvas.tokens.shape[:1], self.steps + 1
+        hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], params["backbone"])
+        empty = feeding.empty_feedback(self.denoiser, self.soft_mask, params, tokens, self.reads)
         if self.soft_mask.variant == "full":
             empty = empty._replace(certain=jnp.full(tokens.shape, -1, jnp.int32))
         return _Carry(
-            tokens, jnp.zeros(hidden.shape, hidden.dtype), empty, jnp.zeros(rows, bool), jnp.zeros(rows),
-            jnp.zeros(tokens.shape), jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool),
-            jnp.zeros(keep, jnp.int32) if self.history else None,
-            feedback.empty_trace(self.steps + 1, tokens, self._shown) if self.trace else None,
+            tokens, jnp.zeros(hidden.shape, hidden.dtype), empty, known=jnp.zeros(rows, bool), scale=jnp.zeros(rows),
+            confidence=jnp.zeros(tokens.shape), calls=jnp.zeros(rows, jnp.int32), finite=jnp.ones(rows, bool),
+            history=jnp.zeros((steps, *tokens.shape), jnp.int32) if self.history else None,
+            trace=feeding.empty_trace(steps, tokens, self.reads) if self.trace else None,
         )  # fmt: skip
 
-    def _predicted(self, params, carry: _Carry, index, wanted, layout, *, last: bool = False):
-        """(carry with `hidden` for its input, whether the network was called, the feedback that it read)."""
-        masks = (wanted & (carry.tokens == self.denoiser.mask_token_id)).sum(-1)
-        scale = jnp.where(index > 0, self.soft_mask.scale(masks, wanted.sum(-1)), 0.0)
+    def _call_network(self, params: dict, canvas: Canvas, carry: _Carry, index: Int | int, *,
+                      last: bool = False) -> tuple[_Carry, jax.Array]:
+        """The carry with `hidden` for its tokens, and whether the network was called for it."""
+        masks = self._masked(canvas, carry).sum(-1)
+        scale = jnp.where(index > 0, self.soft_mask.scale(masks, canvas.at_start), 0.0)
         needed = ~carry.known
         if self.reuse == "exact":
             # Feedback that lambda = 0 shuts out changes no input.
@@ -159,73 +180,48 @@ class MDLMSampler:
             needed = jnp.ones_like(needed)
 
         def network():
-            given = feedback.read(self.soft_mask, carry.given)
-            x = two_pass.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, given, scale)
-            return jnp.where(needed[:, None, None], self.denoiser.trunk(params["backbone"], x, **layout)[0], carry.hidden)
+            x = feeding.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, carry.feedback, scale)
+            hidden = self.denoiser.trunk(params["backbone"], x, **canvas.layout)[0]
+            return jnp.where(needed[:, None, None], hidden, carry.hidden)
 
-        called = needed.any()
-        hidden = jax.lax.cond(called, network, lambda: carry.hidden)
-        calls = carry.row_calls + needed.astype(jnp.int32)
-        return carry._replace(hidden=hidden, row_calls=calls, scale=scale), called, (carry.given, scale)
+        hidden = jax.lax.cond(needed.any(), network, lambda: carry.hidden)
+        after = carry._replace(hidden=hidden, calls=carry.calls + needed.astype(jnp.int32), scale=scale)
+        return after, needed.any()
 
-    def _moved(self, carry: _Carry, rates, sweep, masked, free, row_keys, places, noise):
+    def _move(self, canvas: Canvas, carry: _Carry, rates: transitions.Rates, sweep: vocab_head.Sweep, masked: BoolBL,
+              row_keys: KeysB, noise: jax.Array | None) -> tuple[IntBL, FloatBL]:
         """(x_s, the confidence that its tokens were drawn with)."""
+        free, mask_token_id = canvas.fillable & ~masked, self.denoiser.mask_token_id
         if self.transition.by_confidence:
             rates = transitions.less_sure_first(rates, carry.confidence, free)
         if noise is None:
-            mask_noise, own_noise = (_gumbel(row_keys, stream, places) for stream in (_MASK, _OWN))
+            of_mask, of_token = (keyed_noise(gumbel_law, row_keys, canvas.positions, stream=s) for s in (MASK, TOKEN))
         else:
-            mask_noise = noise[..., self.denoiser.mask_token_id]
-            own_noise = jnp.take_along_axis(noise, carry.tokens[..., None], -1)[..., 0]
-        after = transitions.move(
-            rates, carry.tokens, masked, free, sweep.drawn, sweep.drawn_score, mask_noise, own_noise,
-            mask_token_id=self.denoiser.mask_token_id,
-        )  # fmt: skip
-        new = masked & (after != self.denoiser.mask_token_id)
-        return after, jnp.where(new, jnp.exp(sweep.drawn_log_p), carry.confidence)
+            of_mask = noise[..., mask_token_id]
+            of_token = jnp.take_along_axis(noise, carry.tokens[..., None], -1)[..., 0]
+        tokens = transitions.move(rates, carry.tokens, masked, free, sweep.drawn, sweep.drawn_score, of_mask, of_token,
+                                  mask_token_id=mask_token_id)
+        new = masked & (tokens != mask_token_id)
+        return tokens, jnp.where(new, jnp.exp(sweep.drawn_log_p), carry.confidence)
 
-    def _fed_back(self, carry: _Carry, sweep, masked, after) -> _Carry:
-        """What this step tells the next: its prediction, and where a token stood, that it was certain of it."""
-        sure = soft_masking.one_hot_feedback(carry.tokens, carry.given.token_ids.shape[-1])
-        found = (sweep.token_ids, sweep.top_logits, sweep.neg_entropy)
-        given = soft_masking.Feedback(*(
-            jnp.where(masked.reshape(masked.shape + (1,) * (new.ndim - 2)), new, old) for new, old in zip(found, sure)
-        ))  # fmt: skip
+    def _feed_back(self, carry: _Carry, sweep: vocab_head.Sweep, masked: BoolBL) -> Feedback:
+        """The prediction at masks, one-hot at known tokens."""
+        certain = one_hot_feedback(carry.tokens, carry.feedback.token_ids.shape[-1])
+        predicted = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy)
+        feedback = jax.tree.map(
+            lambda new, old: jnp.where(masked if new.ndim == 2 else masked[..., None], new, old), predicted, certain)
         if self.soft_mask.variant == "full":
-            given = given._replace(hidden=carry.hidden, certain=jnp.where(masked, -1, carry.tokens))
-        return carry._replace(tokens=after, given=given)
+            return feedback._replace(hidden=carry.hidden, certain=jnp.where(masked, -1, carry.tokens))
+        return feedback
 
-    def _reusable(self, carry: _Carry, after) -> jax.Array:
-        same = (carry.tokens == after).all(-1)
-        return {"never": jnp.zeros_like(same), "exact": same, "compat": jnp.full_like(same, same.all())}[self.reuse]
-
-    def _traced(self, params, carry: _Carry, index, called, before, sweep, masked):
-        return feedback.traced(carry.trace, self.soft_mask, self.denoiser, params, index, carry.tokens, *before,
-                               sweep.neg_entropy, masked, called=called)
-
-    def _check(self, keys, tokens, attention_mask, gumbel):
-        if tokens.ndim != 2 or (attention_mask is not None and attention_mask.shape != tokens.shape):
-            mask = None if attention_mask is None else attention_mask.shape
-            raise ValueError(f"tokens must be [B L] and attention_mask alike, not {tokens.shape} and {mask}.")
-        wanted = (self.steps, *tokens.shape, self.denoiser.vocab_size)
-        if gumbel is not None and gumbel.shape != wanted:
-            raise ValueError(f"Recorded noise must have the shape [steps B L V] = {wanted}, not {gumbel.shape}.")
-        if keys is None or keys.shape != tokens.shape[:1]:
-            given = None if keys is None else keys.shape
-            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {given}.")
-        feedback.check_masks(tokens, attention_mask, self.denoiser.mask_token_id)
+    def _traced(self, params: dict, carry: _Carry, index: Int | int, called: jax.Array, sweep: vocab_head.Sweep,
+                masked: BoolBL) -> Trace | None:
+        return feeding.traced(carry.trace, self.soft_mask, self.denoiser, params, index, carry.tokens, carry.feedback,
+                              carry.scale, sweep.neg_entropy, masked, called=called)
 
 
-def _finite(sweep: vocab_head.Sweep, masked: jax.Array) -> jax.Array:
+def _finite(sweep: vocab_head.Sweep, masked: BoolBL) -> BoolB:
     return (jnp.isfinite(sweep.logsumexp + sweep.neg_entropy) | ~masked).all(-1)
-
-
-def _gumbel(row_keys: jax.Array, stream: np.uint32, places: jax.Array) -> jax.Array:
-    """[B L], a number for each of places [B L] that depends on (row key, stream, place) alone."""
-    def place(key, at):
-        return jax.random.gumbel(jax.random.fold_in(key, at), mode="high")
-
-    return jax.vmap(lambda key, at: jax.vmap(place, (None, 0))(jax.random.fold_in(key, stream), at))(row_keys, places)
 
 
 def recorded_gumbel(uniform: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Every sampler by name: the options of a command line or a notebook, the sampler that they describe, and its call."""
+"""Every sampler by name: options of a command line or a notebook, the sampler that they describe, and its call."""
 import dataclasses
 import functools
 
@@ -7,43 +7,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.config.jax_settings import checked_key, settled
+from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers import dream, transitions
 from softmask_jax.samplers.blocks import BlockSampler
+from softmask_jax.samplers.canvas import check_masks
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import DreamSampler
-from softmask_jax.samplers.feedback import SoftMask, check_masks
 from softmask_jax.samplers.mdlm import MDLMSampler
 from softmask_jax.samplers.result import Generated
 
 # MDLM's grid is independent of the length; 128 steps are the fewest that ReMDM's and the soft-masking paper report.
 MDLM_STEPS = 128
 TRANSITIONS = {
-    "mdlm": (transitions.Mdlm, ()),
-    "remdm_cap": (transitions.RemdmCap, ("eta",)),
-    "remdm_rescale": (transitions.RemdmRescale, ("eta",)),
-    "remdm_conf": (transitions.RemdmConf, ()),
-    "remdm_loop": (transitions.RemdmLoop, ("eta", "t_on", "t_off", "alpha_on")),
+    "mdlm": transitions.Mdlm,
+    "remdm_cap": transitions.RemdmCap,
+    "remdm_rescale": transitions.RemdmRescale,
+    "remdm_conf": transitions.RemdmConf,
+    "remdm_loop": transitions.RemdmLoop,
 }
 ALGORITHMS = (*TRANSITIONS, *dream.ALGORITHMS)
-# What belongs to one family alone, and may not be set for another.
-_MDLM = ("nucleus_p", "eta", "t_on", "t_off", "alpha_on")
-_DREAM = ("top_p", "top_k", "alg_temp", "threshold", "factor", "tokens_per_step", "suppress_mask", "stop_at_end",
-          "block_length", "cache", "full_call")
+# Options that only some algorithms have: their family, and the algorithms.
+FAMILIES = {
+    "nucleus_p": ("mdlm and remdm", TRANSITIONS),
+    "eta": ("other samplers", ("remdm_cap", "remdm_rescale", "remdm_loop")),
+    **dict.fromkeys(("t_on", "t_off", "alpha_on"), ("other samplers", ("remdm_loop",))),
+    **dict.fromkeys(("top_p", "top_k", "tokens_per_step", "suppress_mask", "stop_at_end", "block_length", "cache",
+                     "full_call"), ("Dream's algorithms", dream.ALGORITHMS)),
+    "threshold": ("confidence_threshold", ("confidence_threshold",)),
+    "factor": ("confidence_factor", ("confidence_factor",)),
+    "alg_temp": ("other samplers", tuple(alg for alg in dream.ALGORITHMS if alg != "origin")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which sampler, and how it samples; ValueError for what makes no sense together. None is the sampler's own default.
+    """Which sampler, and how it samples; None is the sampler's own default. ValueError for options that clash.
 
-    alg: "" is the model's own: mdlm, or entropy for Dream. steps: 128 for mdlm and remdm, else one a position that may be
-    filled; confidence_factor, tokens_per_step and confidence_threshold in blocks do not read it. block_length: decode
-    blocks from left to right with a `cache`, see `BlockSampler`. soft_mask: settings instead of the model's own, "none" for plain masks. forbidden: ids
-    that are never drawn; end_penalty: nats off the logits of whatever ends a text. compat: as the reference where ours
-    is better: mdlm and remdm reuse predictions when no token of the batch changed, blocks see `BlockSampler`.
-    The rest: see `MDLMSampler`, the `transitions`, `DreamSampler`.
+    Options without a comment: see `MDLMSampler`, the `transitions`, `DreamSampler`, `BlockSampler`.
     """
 
-    alg: str = ""
+    alg: str = ""  # the model's own: mdlm, or entropy for Dream
+    # 128 for mdlm and remdm, else one a position that may be filled; confidence_factor, tokens_per_step and
+    # confidence_threshold in blocks do not read it
     steps: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -54,7 +59,7 @@ class Options:
     t_on: float | None = None
     t_off: float | None = None
     alpha_on: float | None = None
-    block_length: int | None = None
+    block_length: int | None = None  # decode blocks from left to right with a `cache`
     cache: str | None = None
     full_call: str | None = None
     threshold: float | None = None
@@ -62,10 +67,10 @@ class Options:
     tokens_per_step: int | None = None
     suppress_mask: bool = False
     stop_at_end: bool = False
-    forbidden: tuple[int, ...] = ()
-    end_penalty: float = 0.0
-    soft_mask: SoftMask | str | None = None
-    compat: bool = False
+    forbidden: tuple[int, ...] = ()  # ids that are never drawn
+    end_penalty: float = 0.0  # nats off the logits of tokens that end a text
+    soft_mask: SoftMask | str | None = None  # settings instead of the model's own; "none" for plain masks
+    compat: bool = False  # as the reference: see `MDLMSampler.reuse` and `BlockSampler.compat`
 
     def __post_init__(self):
         # A list, as notebooks write it, could not be compiled for.
@@ -79,11 +84,11 @@ class Options:
         if self.block_length is None and (self.cache or self.full_call):
             raise ValueError("cache and full_call are for decoding in blocks; give block_length too.")
         if self.alg:
-            # Whatever is wrong with numbers is said before a model is loaded.
+            # Report numbers out of range before a model is loaded.
             self.sampler(None, SoftMask(), (0,), new_tokens=max(self.block_length or 1, self.steps or 1))
 
     def sampler(self, denoiser, soft_mask: SoftMask, end_token_ids: tuple[int, ...], *, new_tokens: int,
-                prompt_length: int = 0, alg: str = "", trace: bool = False) -> MDLMSampler | DreamSampler | BlockSampler:
+                prompt_length: int = 0, alg: str = "", trace: bool = False) -> MDLMSampler | DreamSampler:
         """The sampler over a denoiser.
 
         Args:
@@ -91,44 +96,32 @@ class Options:
           new_tokens: positions that may be filled, for the default number of steps. prompt_length: where blocks begin.
         """
         alg = self.alg or alg
+        values = {name: value for name, value in vars(self).items() if not (value is None or value is False)}
+        for name, (family, algorithms) in FAMILIES.items():
+            if name in values and alg not in algorithms:
+                raise ValueError(f"{name} is an option of {family}; '{alg}' has none.")
         if self.soft_mask is not None:
             soft_mask = SoftMask() if self.soft_mask == "none" else self.soft_mask
-        constraints = Constraints(self.forbidden, tuple(end_token_ids), self.end_penalty)
-        common = {"denoiser": denoiser, "soft_mask": soft_mask, "constraints": constraints, "history": False, "trace": trace}
-        given = {name: value for name, value in vars(self).items() if not (value is None or value is False)}
-        if alg in TRANSITIONS:
-            self._belongs(alg, given, _DREAM, "Dream's algorithms")
-            make, names = TRANSITIONS[alg]
-            self._belongs(alg, given, [name for name in _MDLM[1:] if name not in names], "other samplers")
-            transition = make(**{name: given[name] for name in names if name in given})
-            own = {name: given[name] for name in ("temperature", "nucleus_p") if name in given}
-            reuse = "compat" if self.compat else "exact"
-            return MDLMSampler(**common, steps=self.steps or MDLM_STEPS, transition=transition, reuse=reuse, **own)
-        self._belongs(alg, given, _MDLM, "mdlm and remdm")
-        for name in ("threshold", "factor"):
-            self._belongs(alg, given, [name] * (alg != f"confidence_{name}"), f"confidence_{name}")
-        self._belongs(alg, given, ["alg_temp"] * (alg == "origin"), "other samplers")
-        names = ("temperature", "top_p", "top_k", "alg_temp", "threshold", "factor", "suppress_mask")
-        own = {"top_k": None} | {name: given[name] for name in names if name in given}
-        if self.block_length is None:
-            counts = alg in ("confidence_threshold", "confidence_factor") or self.tokens_per_step is not None
-            steps = self.steps if counts else self.steps or new_tokens
-            if self.compat:
-                raise ValueError(f"There is nothing that '{alg}' without blocks does otherwise; leave compat out.")
-            return DreamSampler(**common, **own, alg=alg, steps=steps, stop_at_end=self.stop_at_end,
-                                tokens_per_step=self.tokens_per_step)
-        if alg == "origin":
-            raise ValueError("'origin' cannot decode in blocks; choose another alg, or leave block_length out.")
-        own |= {name: given[name] for name in ("cache", "full_call") if name in given}
-        return BlockSampler(**common, **own, alg=alg, steps=self.steps or new_tokens, compat=self.compat,
-                            block_length=self.block_length, prompt_length=prompt_length,
-                            stop_at_end=self.stop_at_end, tokens_per_step=self.tokens_per_step)
+        common = {"denoiser": denoiser, "soft_mask": soft_mask, "history": False, "trace": trace,
+                  "constraints": Constraints(self.forbidden, tuple(end_token_ids), self.end_penalty)}
 
-    @staticmethod
-    def _belongs(alg: str, given: dict, names, family: str) -> None:
-        wrong = [name for name in names if name in given]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is an option of {family}; '{alg}' has none.")
+        def make(part: type, **settings):
+            """A part with the options that are fields of it."""
+            names = {field.name for field in dataclasses.fields(part)}
+            return part(**{name: value for name, value in values.items() if name in names} | settings)
+
+        if alg in TRANSITIONS:
+            return make(MDLMSampler, **common, steps=self.steps or MDLM_STEPS, transition=make(TRANSITIONS[alg]),
+                        reuse="compat" if self.compat else "exact")
+        common |= {"alg": alg, "top_k": self.top_k}
+        if self.block_length is not None:
+            if alg == "origin":
+                raise ValueError("'origin' cannot decode in blocks; choose another alg, or leave block_length out.")
+            return make(BlockSampler, **common, steps=self.steps or new_tokens, prompt_length=prompt_length)
+        if self.compat:
+            raise ValueError(f"There is nothing that '{alg}' without blocks does otherwise; leave compat out.")
+        ungridded = alg.startswith("confidence_") or self.tokens_per_step is not None
+        return make(DreamSampler, **common, steps=self.steps if ungridded else self.steps or new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -140,10 +133,10 @@ def run(sampler, params: dict, keys, tokens, attention_mask, *more) -> Generated
 @settled()
 def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Options, prompt_length: int = 0,
          trace: bool = False) -> Generated:
-    """Fill masks wherever they stand; what is given stays.
+    """Fill masks wherever they stand; other tokens stay.
 
     Args:
-      model: its `denoiser`, `params`, `soft_mask`, `end_token_ids`, `default_alg`, `max_length` and `row_shards` are used.
+      model: its denoiser, params, soft_mask, end_token_ids, default_alg, max_length and row_shards are used.
       tokens: [B L] ids, the mask where text is wanted. attention_mask: [B L], 0 for padding.
       keys: [B] one typed key a row: with it a row's answer depends neither on the rows beside it nor on padding.
       prompt_length: where blocks begin; positions from there on are the default number of steps of Dream's algorithms.
@@ -156,8 +149,10 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.denoiser.vocab_size:
-        raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}; found {tokens.min()}..{tokens.max()}.")
-    longest = tokens.shape[1] if attention_mask is None else int((np.asarray(attention_mask) != 0).sum(-1).max(initial=0))
+        raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}; "
+                         f"found {tokens.min()}..{tokens.max()}.")
+    attended = np.ones(tokens.shape) if attention_mask is None else np.asarray(attention_mask) != 0
+    longest = int(attended.sum(-1).max(initial=0))
     if longest > model.max_length:
         raise ValueError(f"A row has {longest:,} tokens, masks among them; this model takes {model.max_length:,}.")
     check_masks(tokens, attention_mask, model.denoiser.mask_token_id)
@@ -169,6 +164,6 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     arrays = (checked_key(keys), jnp.asarray(tokens, jnp.int32), mask)
     if rows % model.row_shards:
         # Every device of a mesh takes as many rows: the first one is computed again where there are too few.
-        whole = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
-        arrays = jax.tree.map(lambda x: x[whole], arrays)
+        repeated = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
+        arrays = jax.tree.map(lambda x: x[repeated], arrays)
     return run(sampler, model.params, *arrays).first_rows(rows)

@@ -1,4 +1,4 @@
-"""What every sampler returns: tokens, what they cost, and on demand everything that a picture of the denoising needs."""
+"""The result of every sampler: tokens, their cost, and on demand a trace of the denoising."""
 from typing import NamedTuple
 
 import jax
@@ -9,13 +9,16 @@ import numpy as np
 class Trace(NamedTuple):
     """The denoising step by step; T is how many steps the sampler may make, `Generated.steps` how many it made.
 
-    tokens: [T B L] int32, before each step. called: [T] bool, whether the network was called at the step (else its last
-    prediction was used again).
-    What the masks of a step's input carried: weight [T B L] float32, lambda; token_ids [T B L k] int32 and shares
-    [T B L k] float32, the likeliest tokens of the prediction before and their pi, which sum to 1. So a mask's embedding
-    was (1 - weight) e_mask + weight * sum_i shares_i e_i. The first step's masks are plain: weight 0. Without
-    soft-masking every weight is 0, but the likeliest tokens are there all the same.
-    neg_entropy: [T B L] float32, sum p log p of the step's own prediction, in nats; 0 where nothing was predicted.
+    A mask's embedding in a step's input was (1 - weight) e_mask + weight * sum_i shares_i e_i; plain masks, as all are
+    at the first step and without soft-masking, have weight 0.
+
+    Attributes:
+      tokens: [T B L] int32, before each step.
+      called: [T] bool, whether the network was called, or its last prediction used again.
+      weight: [T B L] float32, lambda of the input's masks.
+      token_ids: [T B L k] int32, the likeliest tokens of the prediction before.
+      shares: [T B L k] float32, their pi, which sum to 1.
+      neg_entropy: [T B L] float32, sum p log p of the step's own prediction, nats; 0 where nothing was predicted.
     """
 
     tokens: jax.Array
@@ -27,12 +30,18 @@ class Trace(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """tokens: [B L] int32. history: [T B L] after each step, or None.
+    """Filled tokens and what they cost.
 
-    steps: [] int32, steps made. calls: [] int32, network calls of the batch. row_calls: [B] int32, those that a row
-    needed: calls made while it still had something to fill and its prediction was not known. positions: [B] float32,
-    sequence positions that these calls computed, which is what a cache makes fewer. filled: [B] int32, masks that became
-    tokens. finite: [B] bool, False where a logit was NaN or infinite: such a row means nothing. trace: see `Trace`.
+    Attributes:
+      tokens: [B L] int32.
+      history: [T B L] after each step, or None.
+      steps: [] int32, steps made.
+      calls: [] int32, network calls of the batch.
+      row_calls: [B] int32, calls made while a row had something to fill and its prediction was not known.
+      positions: [B] float32, sequence positions that these calls computed, which is what a cache makes fewer.
+      filled: [B] int32, masks that became tokens.
+      finite: [B] bool, False where a logit was NaN or infinite: such a row means nothing.
+      trace: or None.
     """
 
     tokens: jax.Array
@@ -63,7 +72,7 @@ class Generated(NamedTuple):
 
 
 def recorded(history: jax.Array | None, step: jax.Array, tokens: jax.Array) -> jax.Array | None:
-    """history [T B L] with what stands after a step written down; None stays None."""
+    """history [T B L] with the tokens after a step written down; None stays None."""
     return None if history is None else history.at[step].set(tokens)
 
 

@@ -35,6 +35,10 @@ class _Remasking:
     """sigma by the step's largest possible one; the masks' rates keep the marginals those of MDLM."""
 
     by_confidence = False
+    eta = 0.0
+
+    def __post_init__(self):
+        _check_eta(self.eta)
 
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
         t, s = _grid(times, dt)
@@ -55,9 +59,6 @@ class RemdmCap(_Remasking):
 
     eta: float = 0.04
 
-    def __post_init__(self):
-        _check_eta(self.eta)
-
     def _sigma(self, limit, alpha_t, alpha_s):
         return np.minimum(self.eta, limit)
 
@@ -67,9 +68,6 @@ class RemdmRescale(_Remasking):
     """sigma = eta * min(1, (1 - alpha_s) / alpha_t)."""
 
     eta: float = 0.015
-
-    def __post_init__(self):
-        _check_eta(self.eta)
 
     def _sigma(self, limit, alpha_t, alpha_s):
         return self.eta * np.minimum(1, limit)
@@ -97,8 +95,7 @@ class ForwardBackward(_Remasking):
 
 @dataclasses.dataclass(frozen=True)
 class RemdmLoop:
-    """MDLM down to alpha_on for t > t_on, then a loop at alpha_on that re-masks with sigma = eta, and from t_off on MDLM
-    for what is left."""
+    """MDLM down to alpha_on for t > t_on, then re-masking at alpha_on with sigma = eta; MDLM again from t_off on."""
 
     eta: float = 0.02
     t_on: float = 0.55
@@ -123,7 +120,8 @@ class RemdmLoop:
 
         def masked(at: np.ndarray) -> np.ndarray:
             """1 - alpha at a time, by the phase of t."""
-            return np.where(early, 1 - (1 - at) * self.alpha_on / (1 - self.t_on), at * (1 - self.alpha_on) / self.t_off)
+            before = 1 - (1 - at) * self.alpha_on / (1 - self.t_on)
+            return np.where(early, before, at * (1 - self.alpha_on) / self.t_off)
 
         sigma = np.where(early | late, 0.0, self.eta)
         take, stay = _kept_marginals(self.eta, self.alpha_on, self.alpha_on)
@@ -132,13 +130,14 @@ class RemdmLoop:
 
 def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, drawn: jax.Array, score: jax.Array,
          mask_noise: jax.Array, own_noise: jax.Array, *, mask_token_id: int) -> jax.Array:
-    """x_s from x_t, all [B L].
+    """x_s from x_t = tokens, all [B L]; the larger of two log-weight + Gumbel noise is an exact draw.
 
     Args:
-      rates: of this step, scalars or [B L]. masked: where x_t is a mask that may be filled; free: where it is a token
-        that may be re-masked.
-      drawn, score: tokens from the prediction p with log p + Gumbel noise. mask_noise, own_noise: Gumbel noise of the
-        mask and of the token that stands there; the larger of two sums is an exact draw.
+      rates: of this step, scalars or [B L].
+      masked: masks of x_t that may be filled.
+      free: tokens of x_t that may be re-masked.
+      drawn, score: tokens from the prediction p, and their log p + Gumbel noise.
+      mask_noise, own_noise: Gumbel noise of the mask, and of the token of x_t.
     """
     takes = masked & (score + jnp.log(rates.take) > jnp.log(rates.stay) + mask_noise)
     goes = free & (jnp.log(rates.remask) + mask_noise > jnp.log1p(-rates.remask) + own_noise)

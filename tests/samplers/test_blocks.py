@@ -13,10 +13,9 @@ from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
-from softmask_jax.samplers.block_loop import slice_sizes
-from softmask_jax.samplers.blocks import BlockSampler
+from softmask_jax.samplers.blocks import BlockSampler, slice_sizes
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.dream import Draws
+from softmask_jax.samplers.decoding import Draws
 from tests.golden import load, meta
 from tests.helpers import dream_model, golden_model, plain_blocks
 from tests.helpers.dream_model import MASK, VOCAB

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion.vocab.head import Head, VocabSharding
+from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding
 from softmask_jax.samplers import dream_draw
 from softmask_jax.samplers.dream_draw import Filters, filtered, predict
 from tests.golden import load
@@ -120,7 +120,7 @@ def make(**head_options):
     hidden, weight, wanted, keys = random_case()
     head = Head(weight, None, SIZES["V"], 5, False, **head_options)
     filters = Filters(temperature=0.7, top_p=0.8, top_k=300, confidence="probability")
-    return jax.jit(lambda *a: predict(a[0], head, a[1], filters, k=3, keys=a[2]))(hidden, wanted, keys)
+    return jax.jit(lambda *a: predict(a[0], head, a[1], filters, k=3, draw=Draw(keys=a[2])))(hidden, wanted, keys)
 
 
 whole = functools.cache(make)
@@ -161,7 +161,7 @@ def test_draws_follow_the_filtered_distribution():
     n, logits = 40_000, np.random.default_rng(2).normal(size=300).astype(np.float32)
     keys, hidden = jax.random.split(jax.random.key(0), 1), jnp.broadcast_to(jnp.asarray(logits), (1, n, 300))
     filters = Filters(temperature=0.8, top_p=0.7, top_k=60)
-    out = jax.jit(lambda: predict(hidden, identity_head(300), jnp.ones((1, n), bool), filters, keys=keys))()
+    out = jax.jit(lambda: predict(hidden, identity_head(300), jnp.ones((1, n), bool), filters, draw=Draw(keys)))()
     p = softmax(sorted_filter(logits / 0.8, 0.7, 60))
     seen = np.bincount(np.asarray(out.drawn)[0], minlength=300)
     assert not seen[p == 0].any()
@@ -206,6 +206,6 @@ def test_noise_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="either keys"):
         predict(logits, head, wanted, Filters(temperature=1.0))
     with pytest.raises(ValueError, match=r"\[B L V\]"):
-        predict(logits, head, wanted, Filters(temperature=1.0), gumbel=jnp.zeros((1, 2, 199)))
+        predict(logits, head, wanted, Filters(temperature=1.0), draw=Draw(gumbel=jnp.zeros((1, 2, 199))))
     with pytest.raises(ValueError, match="k must be"):
         predict(logits, head, wanted, Filters(), k=201)

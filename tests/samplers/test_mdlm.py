@@ -313,7 +313,7 @@ def test_inputs_that_do_not_fit_are_refused():
     for wrong in (None, keys[:3]):
         with pytest.raises(ValueError, match="one a row"):
             part(params, wrong, masks(2))
-    with pytest.raises(ValueError, match="attention_mask alike"):
+    with pytest.raises(ValueError, match="attention_mask must be"):
         part(params, keys[:1], masks(1), jnp.ones((1, 4)))
     with pytest.raises(ValueError, match="Token 98 does not exist"):
         MDLMSampler(golden_model.model(), constraints=Constraints(forbidden=(98,)))(params, keys[:1], masks(1))

@@ -1,1 +1,1 @@
-"""Softmax statistics, cross-entropy and sampling over a large vocabulary, chunk by chunk; logits are never whole in memory."""
+"""Softmax statistics, cross-entropy and sampling over a large vocabulary, chunk by chunk."""

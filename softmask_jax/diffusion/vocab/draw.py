@@ -4,181 +4,203 @@ The Gumbel-max trick draws argmax_v(log p_v + g_v). Within a block of columns th
 shifted by the log of the block's mass, and independent of where it is attained (max-stability). So one Gumbel number
 for every block of 128 columns chooses the block, and 128 more choose within it: the same law of (token, score) at
 V / 128 + 128 random numbers a position instead of V. Recorded noise [B L V] is replayed literally instead.
-
-Noise is a function of (row key, position) alone, whatever the batch, L, chunks and devices.
 """
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Chunk, Columns, LANES, Mass, logits_of, top_k, wide, windows
+from softmask_jax.diffusion.vocab.chunks import Chunk, Plan, Projection, Specs, at_positions
+from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax
 
 # Elements of one dense block of the nucleus filter, positions x V.
 NUCLEUS_BLOCK = 2 ** 24
+
+# "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
+gumbel = partial(jax.random.gumbel, mode="high")
+
+
+def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, positions: jax.Array, *,
+                stream: int | None = None) -> jax.Array:
+    """law(key) at every position: a function of (row key, stream, position) alone, whatever the batch, L and devices.
+
+    Args:
+      law: one key -> [...], `jax.random.uniform` for example.
+      keys: [B] one key a row. positions: [B L], or [B] for one a row.
+      stream: separates noise of several uses of the same keys; None: the use that has no stream of its own.
+
+    Returns:
+      [B L ...] or [B ...].
+    """
+    if stream is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+
+    def at(key, position):
+        return law(jax.random.fold_in(key, position))
+
+    return jax.vmap(at if positions.ndim == 1 else jax.vmap(at, (None, 0)))(keys, positions)
+
+
+class Noise(NamedTuple):
+    """Gumbel noise of P positions."""
+
+    across: jax.Array  # [P n] one number a block of 128 columns; recorded: [P V] one a column
+    within: jax.Array | None  # [P 128] for the columns of the winning block; recorded: None
+
+    @property
+    def width(self) -> int:
+        """Columns of one number of `across`."""
+        return 1 if self.within is None else LANES
+
+    def of(self, chunk: Chunk) -> jax.Array:
+        """The part of `across` for a chunk."""
+        if self.within is None:
+            return chunk.part(self.across, -1)
+        return lax.dynamic_slice_in_dim(self.across, chunk.ids[0] // LANES, len(chunk.ids) // LANES, -1)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "gumbel", "temperature", "bias"],
          meta_fields=["nucleus_p"])
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How to draw: `keys` [B] (typed JAX keys, one a row) or recorded `gumbel` [B L V], exactly one of them.
+    """How to draw: from `keys` or from recorded `gumbel`, exactly one of them.
 
-    temperature divides the logits on top of the sweep's own. nucleus_p < 1 keeps the most probable tokens while their
-    cumulative probability is <= nucleus_p (the first always) and renormalises; it is static. bias: [Vpad], added to the
-    logits that are drawn from, and to no others.
+    Attributes:
+      keys: [B] typed JAX keys, one a row.
+      gumbel: [B L V] recorded noise.
+      nucleus_p: static; below 1, keep the most probable tokens while their cumulative probability is at most nucleus_p
+        (the first always) and renormalise.
+      temperature: divides the logits on top of the sweep's own.
+      bias: [Vpad], added to the logits that are drawn from, and to no others.
     """
+
     keys: jax.Array | None = None
     gumbel: jax.Array | None = None
     nucleus_p: float = 1.0
     temperature: jax.Array | float = 1.0
     bias: jax.Array | None = None
 
+    def prepare(self, plan: Plan, projection: Projection) -> "Draw":
+        """With noise over all Vpad columns and a temperature of the logits' dtype; ValueError if it does not fit."""
+        batch, length = projection.hidden.shape[:2]
+        if (self.keys is None) == (self.gumbel is None):
+            raise ValueError("Draw needs either keys [B] or recorded gumbel [B L V], exactly one of them")
+        if not 0.0 < self.nucleus_p <= 1.0:
+            raise ValueError(f"Draw.nucleus_p must be in (0, 1], got {self.nucleus_p}")
+        if self.keys is not None and (not jnp.issubdtype(self.keys.dtype, jax.dtypes.prng_key)
+                                      or self.keys.shape != (batch,)):
+            raise ValueError(f"Draw.keys must be {batch} typed keys (jax.random.key), one a row, got "
+                             f"{self.keys.dtype} {self.keys.shape}")
+        if self.gumbel is not None and self.gumbel.shape != (batch, length, plan.vocab_size):
+            raise ValueError(f"Draw.gumbel must be {(batch, length, plan.vocab_size)} [B L V], got {self.gumbel.shape}")
+        if self.bias is not None and self.bias.shape != (plan.size,):
+            raise ValueError(f"Draw.bias must be [{plan.size}] as the head's rows, got {self.bias.shape}")
+        noise = self.gumbel
+        if noise is not None:
+            noise = jnp.pad(noise, ((0, 0), (0, 0), (0, plan.size - plan.vocab_size))).astype(projection.dtype)
+        return dataclasses.replace(self, gumbel=noise, temperature=jnp.asarray(self.temperature, projection.dtype))
 
-def check_draw(draw: Draw, cols: Columns, hidden: jax.Array) -> None:
-    """ValueError if the draw does not fit hidden [B L D]."""
-    if (draw.keys is None) == (draw.gumbel is None):
-        raise ValueError("Draw needs either keys [B] or recorded gumbel [B L V], exactly one of them")
-    if not 0.0 < draw.nucleus_p <= 1.0:
-        raise ValueError(f"Draw.nucleus_p must be in (0, 1], got {draw.nucleus_p}")
-    batch, length = hidden.shape[:2]
-    if draw.keys is not None and (not jnp.issubdtype(draw.keys.dtype, jax.dtypes.prng_key)
-                                  or draw.keys.shape != (batch,)):
-        raise ValueError(f"Draw.keys must be {batch} typed keys (jax.random.key), one a row, got "
-                         f"{draw.keys.dtype} {draw.keys.shape}")
-    if draw.gumbel is not None and draw.gumbel.shape != (batch, length, cols.vocab_size):
-        raise ValueError(f"Draw.gumbel must be {(batch, length, cols.vocab_size)} [B L V], got {draw.gumbel.shape}")
-    if draw.bias is not None and draw.bias.shape != (cols.size,):
-        raise ValueError(f"Draw.bias must be [{cols.size}] as the head's rows, got {draw.bias.shape}")
+    def specs(self, specs: Specs) -> "Draw":
+        """The `PartitionSpec`s of the arrays."""
+        return dataclasses.replace(self, keys=specs.rows, gumbel=specs.logits, bias=specs.vocab,
+                                   temperature=specs.replicated)
+
+    def noise(self, plan: Plan, index: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> Noise:
+        """The noise at index [P] of a device's flattened positions [B L]."""
+        if self.gumbel is not None:
+            return Noise(self.gumbel.reshape(positions.size, -1)[index], None)
+        law = partial(gumbel, shape=(LANES - (-plan.size // LANES),), dtype=dtype)
+        noise = keyed_noise(law, self.keys[index // positions.shape[1]], positions.reshape(-1)[index])
+        # Columns that were added to make shards of whole blocks do not exist and need no noise.
+        blocks = -(-plan.size // (LANES * plan.shards)) * plan.shards
+        across = noise[:, LANES:]
+        return Noise(jnp.pad(across, ((0, 0), (0, blocks - across.shape[1]))), noise[:, :LANES])
 
 
-def keyed_noise(keys: jax.Array, places: jax.Array, size: int, dtype: Any) -> jax.Array:
-    """Gumbel noise [P 128 + blocks] of places [P] of the rows with keys [P]: for the columns within a block, then for
-    the blocks of `size` columns."""
-    def position(key, at):
-        # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
-        return jax.random.gumbel(jax.random.fold_in(key, at), (LANES - (-size // LANES),), dtype, mode="high")
+class Drawn(NamedTuple):
+    """token_ids [P]; score [P]: log p + Gumbel noise; log_p [P], nats. All under what they were drawn from."""
 
-    return jax.vmap(position)(keys, places)
-
-
-class Best(NamedTuple):
-    """The draw so far: mass of all columns seen, the best score [B L] (log-mass + Gumbel), and the winner: `at` [B L],
-    an id with recorded noise, else the first id of the winning block; `block`: its logit [B L 1], or those of the
-    winning block [B L 128]."""
-    mass: Mass
+    token_ids: jax.Array
     score: jax.Array
-    at: jax.Array
-    block: jax.Array
+    log_p: jax.Array
+
+
+class GumbelMax(NamedTuple):
+    """The running draw over the columns seen."""
+
+    softmax: OnlineSoftmax  # of all columns
+    score: jax.Array  # [P] the best log-mass + Gumbel noise of a block, which is a single column with recorded noise
+    first_id: jax.Array  # [P] first column of the winning block
+    logits: jax.Array  # [P width] of the winning block
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...], dtype: Any, keyed: bool) -> "Best":
-        return cls(Mass.empty(shape, dtype), jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32),
-                   jnp.full((*shape, LANES if keyed else 1), -jnp.inf, dtype))
+    def empty(cls, noise: Noise) -> "GumbelMax":
+        count, dtype = len(noise.across), noise.across.dtype
+        return cls(OnlineSoftmax.empty((count,), dtype), jnp.full(count, -jnp.inf, dtype),
+                   jnp.zeros(count, jnp.int32), jnp.full((count, noise.width), -jnp.inf, dtype))
 
-    @property
-    def keyed(self) -> bool:
-        return self.block.shape[-1] == LANES
-
-    def add(self, y: jax.Array, exists: jax.Array, first_id: jax.Array | int, noise: jax.Array) -> "Best":
-        """With y [B L c] added, columns first_id and up; noise [B L c/128] by block, or [B L c] recorded."""
-        mass, e = self.mass.add(y, exists)
-        if not self.keyed:
-            score, at = (x[..., 0] for x in top_k(jnp.where(exists, y + noise, -jnp.inf), 1))
-            better = score > self.score
-            return Best(mass, jnp.where(better, score, self.score), jnp.where(better, first_id + at, self.at),
-                        jnp.where(better[..., None], jnp.take_along_axis(y, at[..., None], -1), self.block))
-        by_block = e.reshape(*e.shape[:-1], -1, LANES).sum(-1)
-        scores = jnp.log(by_block) + mass.m[..., None] + noise
-        which = lax.argmax(scores, scores.ndim - 1, jnp.int32)[..., None]
-        score = jnp.take_along_axis(scores, which, -1)[..., 0]
-        blocks = jnp.where(exists, y, -jnp.inf).reshape(*e.shape[:-1], -1, LANES)
-        block = jnp.take_along_axis(blocks, which[..., None], -2)[..., 0, :]
+    def update(self, y: jax.Array, exists: jax.Array, first_id: jax.Array | int, across: jax.Array) -> "GumbelMax":
+        """With y [P c] added, columns first_id and up, and their part of `Noise.across`."""
+        count, width = self.logits.shape
+        softmax, e = self.softmax.update(y, exists)
+        y = jnp.where(exists, y, -jnp.inf)
+        # With a single column a block's log-mass is y itself, without rounding.
+        mass = y if width == 1 else jnp.log(e.reshape(count, -1, width).sum(-1)) + softmax.max[:, None]
+        scores = mass + across
+        best = lax.argmax(scores, 1, jnp.int32)[:, None]
+        score = jnp.take_along_axis(scores, best, 1)[:, 0]
+        logits = jnp.take_along_axis(y.reshape(count, -1, width), best[..., None], 1)[:, 0]
         better = score > self.score
-        return Best(mass, jnp.where(better, score, self.score),
-                    jnp.where(better, first_id + which[..., 0] * LANES, self.at),
-                    jnp.where(better[..., None], block, self.block))
+        return GumbelMax(softmax, jnp.where(better, score, self.score),
+                         jnp.where(better, first_id + best[:, 0] * width, self.first_id),
+                         jnp.where(better[:, None], logits, self.logits))
 
-    def local(self, noise: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(score, winning column, its logit) [B L] on this device; noise [B L 128] within the block, None if recorded."""
-        if not self.keyed:
-            return self.score, self.at, self.block[..., 0]
-        at = lax.argmax(self.block + noise, noise.ndim - 1, jnp.int32)
-        return self.score, self.at + at, jnp.take_along_axis(self.block, at[..., None], -1)[..., 0]
-
-    def finish(self, cols: Columns, noise: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(drawn ids [B L], log p + g [B L], log p [B L]) over all devices."""
-        own_score, own, logit = self.local(noise)
-        score, at = cols.lowest_id_at_max(own_score, own)
-        if cols.shards > 1:
-            logit = cols.sum_shards(jnp.where((own == at) & (own_score == score), logit, 0.0))
-        logsumexp = self.mass.merged(cols).logsumexp
-        return at, score - logsumexp, logit - logsumexp
+    def drawn(self, noise: Noise, vocab_axis: str | None = None) -> Drawn:
+        """The draw from this device's columns, or those of all devices along a mesh axis."""
+        column = 0 if noise.within is None else lax.argmax(self.logits + noise.within, 1, jnp.int32)
+        column = jnp.broadcast_to(column, self.first_id.shape)
+        logit = jnp.take_along_axis(self.logits, column[:, None], 1)[:, 0]
+        ids, score, logsumexp = self.first_id + column, self.score, self.softmax.merge(vocab_axis).logsumexp
+        if vocab_axis is not None:
+            # The shard with the highest score; between equals the lowest id.
+            score, own_ids = lax.pmax(score, vocab_axis), ids
+            ids = lax.pmin(jnp.where(score == self.score, ids, jnp.iinfo(jnp.int32).max), vocab_axis)
+            logit = lax.psum(jnp.where((own_ids == ids) & (self.score == score), logit, 0.0), vocab_axis)
+        return Drawn(ids, score - logsumexp, logit - logsumexp)
 
 
-def add_chunk(best: Best, y: jax.Array, chunk: Chunk, noise: jax.Array) -> Best:
-    """`best` with a chunk of scaled logits y [B L c]; noise [B L blocks] over the whole vocabulary, or this shard's
-    recorded [B L Vlocal]."""
-    first_id = chunk.ids[0]
-    if not best.keyed:
-        return best.add(y, chunk.exists, first_id, chunk.part(noise, 2))
-    blocks = lax.dynamic_slice_in_dim(noise, first_id // LANES, y.shape[-1] // LANES, 2)
-    return best.add(y, chunk.exists, first_id, blocks)
+def dense_draw(y: jax.Array, noise: Noise) -> Drawn:
+    """A draw from softmax(y) over all columns y [P V], -inf where there is none; token_ids are columns of y."""
+    y = jnp.pad(y, ((0, 0), (0, noise.across.shape[1] * noise.width - y.shape[1])), constant_values=-jnp.inf)
+    return GumbelMax.empty(noise).update(y, y > -jnp.inf, 0, noise.across).drawn(noise)
 
 
-def nucleus_draw(cols: Columns, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, noise: jax.Array,
-                 temperature: jax.Array | float, nucleus_p: float,
-                 keyed: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(drawn [B L], log p + g [B L], log p [B L]) from the nucleus of softmax(z / temperature), on one device's rows and columns.
+def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: jax.Array, nucleus_p: float) -> Drawn:
+    """From the nucleus of softmax(z / temperature), on one device's positions [P] and columns.
 
     The filter needs every column of a position in sorted order, so blocks of positions are dense in V instead; over a
-    sharded vocabulary each device sorts its share of a block's positions. noise as for `Best`, with [B L 128 + blocks].
+    sharded vocabulary each device sorts its share of a block's positions.
     """
-    batch, length = hidden.shape[:2]
-    total, local, dtype = batch * length, weight.shape[0], wide(hidden)
-    exists = cols.exist(jnp.arange(local, dtype=jnp.int32) + cols.offset(local))
-    hidden, noise = (x.reshape(total, -1) for x in (hidden, noise))
-    per = max(1, min(NUCLEUS_BLOCK // cols.size, total // 8))
+    total = len(projection.hidden)
+    block = max(1, min(NUCLEUS_BLOCK // plan.size, total // 8))
 
-    def by_position(x):
-        """[P Vlocal] on every shard -> [P/shards V]: all columns of this device's share of the positions."""
-        if cols.shards == 1:
-            return x
-        x = jnp.pad(x, ((0, -per % cols.shards), (0, 0)))
-        return lax.all_to_all(x, cols.sharding.vocab_axis, 0, 1, tiled=True)
-
-    def share(x):
-        """[P n], the same on every shard -> [P/shards n]."""
-        if cols.shards == 1:
-            return x
-        size = -(-per // cols.shards)
-        x = jnp.pad(x, ((0, -per % cols.shards), (0, 0)))
-        return lax.dynamic_slice_in_dim(x, lax.axis_index(cols.sharding.vocab_axis) * size, size)
-
-    def step(start, _, out):
-        h, g = (lax.dynamic_slice_in_dim(x, start, per) for x in (hidden, noise))
-        y = by_position(jnp.where(exists, logits_of(h, weight, bias) / temperature, -jnp.inf))
-        ids = lax.broadcasted_iota(jnp.int32, y.shape, 1)
-        if keyed:
-            # The noise is independent of the logits, so it may as well be given out in sorted order.
-            g, pad = share(g), -cols.size % LANES
-            y, ids = lax.sort((-y, ids), num_keys=1)
-            inside, across = g[:, :LANES], g[:, LANES:]
+    def draw(at):
+        y = plan.all_columns(plan.dense_logits(projection._replace(hidden=projection.hidden[at])) / temperature)
+        ids, own = lax.broadcasted_iota(jnp.int32, y.shape, 1), jax.tree.map(lambda x: x[at], noise)
+        if noise.within is None:
+            y, ids, across = lax.sort((-y, ids, plan.all_columns(own.across)), num_keys=1)
+            own = Noise(across, None)
         else:
-            y, ids, across = lax.sort((-y, ids, by_position(g)), num_keys=1)
-            inside, pad = None, 0
-        y = jnp.pad(-y, ((0, 0), (0, pad)), constant_values=-jnp.inf)
-        keep = (jnp.cumsum(jax.nn.softmax(y, -1), -1) <= nucleus_p).at[:, 0].set(True) & (y > -jnp.inf)
-        best = Best.empty(y.shape[:1], dtype, keyed).add(y, keep, 0, across)
-        score, at, logit = best.local(inside)
-        lse = best.mass.logsumexp
-        found = jnp.take_along_axis(ids, at[:, None], 1)[:, 0], score - lse, logit - lse
-        if cols.shards > 1:
-            found = tuple(lax.all_gather(x, cols.sharding.vocab_axis, tiled=True)[:per] for x in found)
-        return tuple(lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in zip(out, found))
+            # The noise is independent of the logits, so it may as well be given out in sorted order.
+            y, ids = lax.sort((-y, ids), num_keys=1)
+            own = jax.tree.map(plan.share, own)
+        keep = (jnp.cumsum(jax.nn.softmax(-y, -1), -1) <= nucleus_p).at[:, 0].set(True)
+        drawn = dense_draw(jnp.where(keep, -y, -jnp.inf), own)
+        token_ids = jnp.take_along_axis(ids, drawn.token_ids[:, None], 1)[:, 0]
+        return plan.unshare(drawn._replace(token_ids=token_ids), block)
 
-    out = windows(total, per, step, (jnp.zeros(total, jnp.int32), *(jnp.zeros(total, dtype) for _ in range(2))))
-    return tuple(x.reshape(batch, length) for x in out)
+    return at_positions(draw, jnp.arange(total), total, block)

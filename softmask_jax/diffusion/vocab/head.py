@@ -3,10 +3,14 @@
 Formulas: "Soft-Masked Diffusion Language Models" (arXiv 2510.17206), equations for lambda and the feedback mixture;
 MDLM (arXiv 2406.07524) for the likelihood. Logits are hidden @ weight.T + bias with operands in the hidden states'
 dtype, accumulated in float32; everything after is float32 (float64 for float64 hidden states). Columns that do not
-exist (padding, the suppressed mask) are left out of every sum. Small vocabularies take one dense window. With a
-`VocabSharding`, all of it runs on local shards of rows and columns, and draws the same noise.
+exist (padding, the suppressed mask) are left out of every sum. Small vocabularies take one dense window.
+
+With a `VocabSharding` every device works on its own rows and columns, with the same noise. Over the devices that share
+the vocabulary a sweep takes 2 all-reduces (of the maximum and of the sums) and 2 all-gathers (of the top k), a draw 1
+more all-reduce; a cross-entropy 2 all-reduces forward and 1 backward (of d hidden), beside the 1 that sums the
+head's gradient over the rows.
 """
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -15,143 +19,134 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.diffusion.vocab.chunks import (
-    LANES, Chunk, Columns, Head, Mass, VocabSharding, columns, logits_of, product, top_k, walk, wide,
+    Chunk, Head, Plan, Projection, VocabSharding, at_positions, make_plan, walk,
 )
-from softmask_jax.diffusion.vocab.draw import Best, Draw, add_chunk, check_draw, keyed_noise, nucleus_draw
+from softmask_jax.diffusion.vocab.draw import Draw, GumbelMax, Noise, nucleus_draw
+from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax, top_k
 
 __all__ = ["Draw", "Head", "Sweep", "VocabSharding", "cross_entropy", "mixture", "sweep"]
 
-# Positions of a sweep over wanted positions that are looked at together, at least.
-FEWEST = 256
+# The fewest positions of a sweep with `where` that are computed together.
+MIN_BLOCK = 256
 
 
 class Sweep(NamedTuple):
-    """What one pass over the vocabulary finds, all [B L ...]: the k largest logits (unscaled, largest first, the lower
-    id first between equals) and their ids; sum_v p_v log p_v and logsumexp of z / temperature (nats); the drawn token,
-    its log p + Gumbel score and its log p under what it was drawn from (None without a draw)."""
+    """Results of one pass over the vocabulary, all [B L ...].
+
+    Attributes:
+      token_ids: [B L k] of the largest logits, the lower id first between equals.
+      top_logits: [B L k] the logits, unscaled, largest first.
+      neg_entropy: sum_v p_v log p_v of softmax(z / temperature), nats.
+      logsumexp: of z / temperature, nats.
+      drawn: the drawn token; None without a draw, as the next two.
+      drawn_score: its log p + Gumbel noise.
+      drawn_log_p: its log p under what it was drawn from.
+    """
+
     token_ids: jax.Array
     top_logits: jax.Array
     neg_entropy: jax.Array
     logsumexp: jax.Array
-    drawn: jax.Array | None
-    drawn_score: jax.Array | None
-    drawn_log_p: jax.Array | None
+    drawn: jax.Array | None = None
+    drawn_score: jax.Array | None = None
+    drawn_log_p: jax.Array | None = None
 
 
 def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0, draw: Draw | None = None,
-          wanted: jax.Array | None = None, places: jax.Array | None = None) -> Sweep:
+          where: jax.Array | None = None, positions: jax.Array | None = None) -> Sweep:
     """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position. No gradient flows.
 
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
     draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference adds 1e-10 inside the
-    entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10. wanted: [B L] bool, the positions
-    whose results are needed: the others' are undefined, no time is spent on them. places: [B L], of keyed noise; 0..L-1.
-    ValueError if shapes do not fit, k exceeds the columns that exist, or the draw is malformed.
+    entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10. ValueError for arguments that do not
+    fit.
+
+    Args:
+      where: [B L] bool, positions whose results are needed: the others' are undefined, no time is spent on them.
+      positions: [B L], the positions that keyed noise depends on; 0..L-1 by default.
     """
-    cols = columns(hidden, head)
-    if not 1 <= k <= cols.count:
-        raise ValueError(f"k must be between 1 and the {cols.count} tokens that exist, got {k}")
-    if wanted is not None and wanted.shape != hidden.shape[:2]:
-        raise ValueError(f"wanted must be {hidden.shape[:2]} [B L], got {wanted.shape}")
-    keys = gumbel = tilt = None
-    heat = jnp.ones((), wide(hidden))
-    weight, bias = head.weight, head.bias
+    plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
+    if not 1 <= k <= plan.count:
+        raise ValueError(f"k must be between 1 and the {plan.count} tokens that exist, got {k}")
+    if where is not None and where.shape != hidden.shape[:2]:
+        raise ValueError(f"where must be {hidden.shape[:2]} [B L], got {where.shape}")
+    specs = plan.specs
+    draw_specs = None if draw is None else draw.specs(specs)
     if draw is not None:
-        check_draw(draw, cols, hidden)
-        keys, heat, tilt = draw.keys, draw.temperature, draw.bias
-        if draw.gumbel is not None:
-            gumbel = jnp.pad(draw.gumbel, ((0, 0), (0, 0), (0, cols.size - cols.vocab_size))).astype(wide(hidden))
-    if keys is not None and draw.nucleus_p == 1 and cols.size % (LANES * cols.shards):
-        # Blocks of noise are cut from column 0 on; no shard may begin inside one.
-        extra = -cols.size % (LANES * cols.shards)
-        weight = jnp.pad(weight, ((0, extra), (0, 0)))
-        bias, tilt = (None if x is None else jnp.pad(x, (0, extra)) for x in (bias, tilt))
-    kind = None if draw is None else _Kind(keys is not None, draw.nucleus_p)
-
-    def body(hidden, weight, bias, tilt, keys, gumbel, wanted, places, temperature, heat):
-        rows, length = hidden.shape[:2]
-        over = partial(_swept, cols, k, kind, weight, bias, tilt, temperature, heat)
-        rows_of, places = jnp.indices((rows, length))[0].reshape(-1), places.reshape(-1)
-
-        def at(chosen):
-            """The results at chosen positions [P] of the flattened rows: leaves [P ...]."""
-            noise = None if gumbel is None else gumbel.reshape(rows * length, -1)[chosen]
-            if keys is not None:
-                noise = keyed_noise(keys[rows_of[chosen]], places[chosen], cols.size, wide(hidden))
-            return over(hidden.reshape(rows * length, -1)[chosen], noise)
-
-        out = at(slice(None)) if wanted is None else _where_wanted(at, wanted.reshape(-1))
-        return tuple(x.reshape(rows, length, *x.shape[1:]) for x in out)
-
-    scales = (jnp.asarray(x, wide(hidden)) for x in (temperature, heat))
-    places = jnp.broadcast_to(jnp.arange(hidden.shape[1]) if places is None else places, hidden.shape[:2])
-    args = jax.tree.map(lax.stop_gradient, (hidden, weight, bias, tilt, keys, gumbel, wanted, places, *scales))
-    found = cols.over_devices(body, args, "rvvvkgrraa", "rrrr" if draw is None else "rrrrrrr")
-    return Sweep(*found, *(() if draw is not None else (None,) * 3))
+        draw = draw.prepare(plan, projection)
+        projection, draw = _whole_blocks(plan, projection, draw)
+    positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]) if positions is None else positions, hidden.shape[:2])
+    args = projection, draw, where, positions, jnp.asarray(temperature, projection.dtype)
+    in_specs = specs.projection, draw_specs, specs.positions, specs.positions, specs.replicated
+    local_sweep = plan.over_devices(partial(_local_sweep, plan, k), in_specs, specs.positions)
+    return local_sweep(*jax.tree.map(lax.stop_gradient, args))
 
 
-class _Kind(NamedTuple):
-    keyed: bool
-    nucleus_p: float
+def _whole_blocks(plan: Plan, projection: Projection, draw: Draw) -> tuple[Projection, Draw]:
+    """With columns added for keyed noise, which comes in blocks from column 0 on: no shard may begin inside one."""
+    extra = -plan.size % (LANES * plan.shards)
+    if draw.keys is None or draw.nucleus_p < 1 or not extra:
+        return projection, draw
+
+    def pad(x):
+        return None if x is None else jnp.pad(x, ((0, extra), *((0, 0),) * (x.ndim - 1)))
+
+    hidden, weight, bias = projection
+    return Projection(hidden, pad(weight), pad(bias)), dataclasses.replace(draw, bias=pad(draw.bias))
 
 
-def _swept(cols: Columns, k: int, kind: _Kind | None, weight, bias, tilt, temperature, heat, hidden, noise) -> tuple:
-    """The fields of `Sweep` [P ...] for hidden [P D] on one device's columns; noise [P n] as `keyed_noise` or recorded."""
-    # As one row of P positions, which is what a walk takes.
-    hidden = hidden[None]
-    shape, dtype, size = hidden.shape[:2], wide(hidden), weight.shape[0] * cols.shards
-    keyed, nucleus = kind is not None and kind.keyed, kind is not None and kind.nucleus_p < 1
-    inside = across = noise = None if noise is None else noise[None]
-    if keyed:
-        inside, across = noise[..., :LANES], noise[..., LANES:]
-        across = jnp.pad(across, ((0, 0), (0, 0), (0, max(0, size // LANES - across.shape[-1]))))
-    streamed = kind is not None and not nucleus
+def _local_sweep(plan: Plan, k: int, projection: Projection, draw: Draw | None, where: jax.Array | None,
+                 positions: jax.Array, temperature: jax.Array) -> Sweep:
+    """The `Sweep` of one device's rows."""
+    shape, total = positions.shape, positions.size
+    flat, index = projection.hidden.reshape(total, -1), jnp.arange(total)
+
+    def at(chosen):
+        noise = None if draw is None else draw.noise(plan, index[chosen], positions, projection.dtype)
+        return _sweep_positions(plan, k, projection._replace(hidden=flat[chosen]), draw, noise, temperature)
+
+    if where is None:
+        result = at(slice(None))
+    else:
+        # Few enough to skip much, enough that reading the weights again for each block does not dominate.
+        block = min(total, max(MIN_BLOCK, total // 8))
+        result = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), result)
+
+
+def _sweep_positions(plan: Plan, k: int, projection: Projection, draw: Draw | None, noise: Noise | None,
+                     temperature: jax.Array) -> Sweep:
+    """The `Sweep` [P ...] of hidden [P D] over all devices' columns."""
+    count, dtype = len(projection.hidden), projection.dtype
+    streamed = draw is not None and draw.nucleus_p == 1
 
     def step(chunk: Chunk, carry):
-        top, ids, mass, best = carry
-        mass, _ = mass.add(chunk.logits / temperature, chunk.exists)
-        new, at = top_k(jnp.where(chunk.exists, chunk.logits, -jnp.inf), min(k, chunk.ids.shape[0]))
-        top, which = lax.top_k(jnp.concatenate([top, new], -1), k)
-        ids = jnp.take_along_axis(jnp.concatenate([ids, chunk.ids[0] + at], -1), which, -1)
+        top, ids, softmax, best = carry
+        softmax, _ = softmax.update(chunk.logits / temperature, chunk.exists)
+        new, index = top_k(jnp.where(chunk.exists, chunk.logits, -jnp.inf), min(k, len(chunk.ids)))
+        ids = jnp.concatenate([ids, chunk.ids[0] + index], -1)
+        top, index = lax.top_k(jnp.concatenate([top, new], -1), k)
+        ids = jnp.take_along_axis(ids, index, -1)
         if streamed:
-            z = chunk.logits if tilt is None else chunk.logits + chunk.part(tilt)
-            best = add_chunk(best, z / (temperature * heat), chunk, across)
-        return top, ids, mass, best
+            z = chunk.logits if draw.bias is None else chunk.logits + chunk.part(draw.bias)
+            best = best.update(z / (temperature * draw.temperature), chunk.exists, chunk.ids[0], noise.of(chunk))
+        return top, ids, softmax, best
 
-    top, ids, mass, best = walk(cols, hidden, weight, bias, step, (
-        jnp.full((*shape, k), -jnp.inf, dtype), jnp.zeros((*shape, k), jnp.int32), Mass.empty(shape, dtype),
-        Best.empty(shape, dtype, keyed) if streamed else None))
-    if cols.shards > 1:
+    top, ids, softmax, best = walk(plan, projection, step, (
+        jnp.full((count, k), -jnp.inf, dtype), jnp.zeros((count, k), jnp.int32), OnlineSoftmax.empty((count,), dtype),
+        GumbelMax.empty(noise) if streamed else None))
+    if plan.vocab_axis:
         # Shards come in the order of their ids, so the lower id still comes first between equals.
-        top, ids = (lax.all_gather(x, cols.sharding.vocab_axis, axis=2, tiled=True) for x in (top, ids))
-        top, which = lax.top_k(top, k)
-        ids = jnp.take_along_axis(ids, which, -1)
-    mass = mass.merged(cols)
-    drawn = ()
+        top, ids = (lax.all_gather(x, plan.vocab_axis, axis=1, tiled=True) for x in (top, ids))
+        top, index = lax.top_k(top, k)
+        ids = jnp.take_along_axis(ids, index, -1)
+    softmax, drawn = softmax.merge(plan.vocab_axis), ()
     if streamed:
-        drawn = best.finish(cols, inside)
-    elif nucleus:
-        tilted = bias if tilt is None else tilt if bias is None else bias + tilt
-        drawn = nucleus_draw(cols, hidden, weight, tilted, noise, temperature * heat, kind.nucleus_p, keyed)
-    return tuple(x[0] for x in (ids, top, mass.neg_entropy, mass.logsumexp, *drawn))
-
-
-def _where_wanted(at: Callable[[jax.Array], tuple], wanted: jax.Array) -> tuple:
-    """`at` of all wanted positions [n], some at a time, zeros elsewhere: leaves [n ...]."""
-    total = wanted.shape[0]
-    # Few enough to skip much, enough that reading the weights again for each does not dominate.
-    per = min(total, max(FEWEST, total // 8))
-    order, count = jnp.argsort(~wanted, stable=True), wanted.sum()
-
-    def step(carry):
-        start, out = carry
-        # The last ones are shifted back to fit: the same positions give the same results again.
-        chosen = lax.dynamic_slice_in_dim(order, start, per)
-        return start + per, tuple(o.at[chosen].set(x) for o, x in zip(out, at(chosen)))
-
-    shapes = jax.eval_shape(at, order[:per])
-    empty = tuple(jnp.zeros((total, *x.shape[1:]), x.dtype) for x in shapes)
-    return lax.while_loop(lambda carry: carry[0] < count, step, (jnp.zeros((), count.dtype), empty))[1]
+        drawn = best.drawn(noise, plan.vocab_axis)
+    elif draw is not None:
+        biased = projection.add_bias(draw.bias)
+        drawn = nucleus_draw(plan, biased, noise, temperature * draw.temperature, draw.nucleus_p)
+    return Sweep(ids, top, softmax.neg_entropy, softmax.logsumexp, *drawn)
 
 
 def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_head: bool = True) -> jax.Array:
@@ -161,76 +156,73 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_he
     computes the logits again, chunk by chunk. A target that does not exist (padding, the suppressed mask, negative)
     has probability 0: +inf and no gradient; leave such positions out with `jnp.where`, not by a weight of 0.
     """
-    cols = columns(hidden, head)
+    plan = make_plan(hidden, head)
     if targets.shape != hidden.shape[:2] or not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets must be integers {hidden.shape[:2]} [B L], got {targets.dtype} {targets.shape}")
-    weight, bias = head.weight, head.bias
-    if not train_head:
-        weight, bias = jax.tree.map(lax.stop_gradient, (weight, bias))
-    targets = targets.astype(jnp.int32)
-    if cols.mapped or not cols.dense:
-        nll = _nll(cols, train_head, hidden, weight, bias, targets)
+    weight, bias = (head.weight, head.bias) if train_head else lax.stop_gradient((head.weight, head.bias))
+    projection, targets = Projection(hidden, weight, bias), targets.astype(jnp.int32)
+    if plan.mesh or not plan.dense:
+        nll = _nll(plan, train_head, projection, targets)
     else:
-        logits = jnp.where(cols.exist(jnp.arange(cols.size)), logits_of(hidden, weight, bias), -jnp.inf)
-        at_target = jnp.take_along_axis(logits, jnp.clip(targets, 0, cols.size - 1)[..., None], -1)[..., 0]
+        logits = plan.dense_logits(projection)
+        at_target = jnp.take_along_axis(logits, jnp.clip(targets, 0, plan.size - 1)[..., None], -1)[..., 0]
         nll = jax.nn.logsumexp(logits, -1) - at_target
-    return jnp.where(cols.exist(targets), nll, jnp.inf)
+    return jnp.where(plan.exists(targets), nll, jnp.inf)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _nll(cols: Columns, train_head: bool, hidden, weight, bias, targets):
-    return _nll_forward(cols, train_head, hidden, weight, bias, targets)[0]
+def _nll(plan: Plan, train_head: bool, projection: Projection, targets: jax.Array) -> jax.Array:
+    return _nll_forward(plan, train_head, projection, targets)[0]
 
 
-def _nll_forward(cols: Columns, train_head: bool, hidden, weight, bias, targets):
-    def body(hidden, weight, bias, targets):
-        shape, dtype = targets.shape, wide(hidden)
-
-        def step(chunk: Chunk, carry):
-            mass, at_target = carry
-            hit = (chunk.ids == targets[..., None]) & chunk.exists
-            return mass.add(chunk.logits, chunk.exists)[0], at_target + jnp.where(hit, chunk.logits, 0.0).sum(-1)
-
-        mass, at_target = walk(cols, hidden, weight, bias, step, (Mass.empty(shape, dtype), jnp.zeros(shape, dtype)))
-        logsumexp = mass.merged(cols).logsumexp
-        return logsumexp - cols.sum_shards(at_target), logsumexp
-
-    nll, logsumexp = cols.over_devices(body, (hidden, weight, bias, targets), "rvvr", "rr")
-    return nll, (hidden, weight, bias, targets, logsumexp)
+def _nll_forward(plan, train_head, projection, targets):
+    specs = plan.specs
+    local_nll = plan.over_devices(partial(_local_nll, plan), (specs.projection, specs.positions), specs.positions)
+    nll, logsumexp = local_nll(projection, targets)
+    return nll, (projection, targets, logsumexp)
 
 
-def _nll_backward(cols: Columns, train_head: bool, saved, cotangent):
-    def body(hidden, weight, bias, targets, logsumexp, cotangent):
-        dtype = wide(hidden)
+def _local_nll(plan: Plan, projection: Projection, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(chunk: Chunk, carry):
+        softmax, at_target = carry
+        hit = (chunk.ids == targets[..., None]) & chunk.exists
+        return softmax.update(chunk.logits, chunk.exists)[0], at_target + jnp.where(hit, chunk.logits, 0.0).sum(-1)
 
-        def step(chunk: Chunk, carry):
-            d_hidden, d_weight, d_bias = carry
-            p = jnp.exp(chunk.logits - logsumexp[..., None]) - (chunk.ids == targets[..., None])
-            d_logits = jnp.where(chunk.exists, p * cotangent[..., None], 0.0)
-            d_hidden = d_hidden + product("blv,vd->bld", d_logits, chunk.part(weight), hidden)
-            if train_head:
-                d_weight = _add_part(d_weight, chunk, product("blv,bld->vd", d_logits, hidden, hidden))
-                d_bias = None if bias is None else _add_part(d_bias, chunk, d_logits.sum((0, 1)))
-            return d_hidden, d_weight, d_bias
+    shape, dtype = targets.shape, projection.dtype
+    softmax, at_target = walk(plan, projection, step, (OnlineSoftmax.empty(shape, dtype), jnp.zeros(shape, dtype)))
+    logsumexp = softmax.merge(plan.vocab_axis).logsumexp
+    return logsumexp - plan.sum_vocab(at_target), logsumexp
 
-        start = jnp.zeros(hidden.shape, dtype), None, None
-        if train_head:
-            start = start[0], jnp.zeros(weight.shape, dtype), None if bias is None else jnp.zeros(bias.shape, dtype)
-        d_hidden, *d_head = walk(cols, hidden, weight, bias, step, start)
-        return cols.sum_shards(d_hidden).astype(hidden.dtype), *(
-            None if d is None else cols.sum_rows(d).astype(x.dtype) for d, x in zip(d_head, (weight, bias)))
 
-    hidden, weight, bias, targets, logsumexp = saved
+def _nll_backward(plan, train_head, saved, cotangent):
+    projection, targets, logsumexp = saved
     # A target that does not exist has no gradient.
-    cotangent = jnp.where(cols.exist(targets), cotangent, 0.0).astype(wide(hidden))
-    return *cols.over_devices(body, (*saved, cotangent), "rvvrrr", "rvv"), None
+    cotangent = jnp.where(plan.exists(targets), cotangent, 0.0).astype(projection.dtype)
+    specs = plan.specs
+    in_specs = specs.projection, specs.positions, specs.positions, specs.positions
+    gradient = plan.over_devices(partial(_local_nll_gradient, plan, train_head), in_specs, specs.projection)
+    return gradient(projection, targets, logsumexp, cotangent), None
+
+
+def _local_nll_gradient(plan: Plan, train_head: bool, projection: Projection, targets: jax.Array,
+                        logsumexp: jax.Array, cotangent: jax.Array) -> Projection:
+    def step(chunk: Chunk, d: Projection) -> Projection:
+        p = jnp.exp(chunk.logits - logsumexp[..., None]) - (chunk.ids == targets[..., None])
+        d_logits = jnp.where(chunk.exists, p * cotangent[..., None], 0.0)
+        d_hidden = d.hidden + projection.product("blv,vd->bld", d_logits, chunk.part(projection.weight))
+        if not train_head:
+            return Projection(d_hidden, None, None)
+        d_weight = chunk.add_part(d.weight, projection.product("blv,bld->vd", d_logits, projection.hidden))
+        return Projection(d_hidden, d_weight, None if d.bias is None else chunk.add_part(d.bias, d_logits.sum((0, 1))))
+
+    trained = projection if train_head else Projection(projection.hidden, None, None)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, projection.dtype), trained)
+    d_hidden, *d_head = walk(plan, projection, step, zeros)
+    summed = Projection(plan.sum_vocab(d_hidden), *plan.sum_positions(d_head))
+    return jax.tree.map(lambda d, x: d.astype(x.dtype), summed, trained)
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
-
-
-def _add_part(array: jax.Array, chunk: Chunk, part: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice_in_dim(array, chunk.part(array) + part, chunk.start, 0)
 
 
 def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float,
@@ -240,62 +232,69 @@ def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float,
     hidden [B L D], embedding [Vpad D]. Gradients flow to the temperature (through both results) and the embedding;
     the hidden states and the head are cut off. The entropy is as in `sweep`. ValueError if shapes do not fit.
     """
-    cols = columns(hidden, head)
-    if embedding.ndim != 2 or embedding.shape[0] != cols.size or jnp.ndim(temperature) != 0:
-        raise ValueError(f"embedding must be [{cols.size} D] as the head's weight and the temperature a scalar, got "
+    plan = make_plan(hidden, head)
+    if embedding.ndim != 2 or embedding.shape[0] != plan.size or jnp.ndim(temperature) != 0:
+        raise ValueError(f"embedding must be [{plan.size} D] as the head's weight and the temperature a scalar, got "
                          f"{embedding.shape} and {jnp.shape(temperature)}")
-    hidden, weight, bias = jax.tree.map(lax.stop_gradient, (hidden, head.weight, head.bias))
-    return _mixture(cols, hidden, weight, bias, jnp.asarray(temperature, wide(hidden)), embedding)
+    projection = lax.stop_gradient(Projection(hidden, head.weight, head.bias))
+    return _mixture(plan, projection, jnp.asarray(temperature, projection.dtype), embedding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mixture(cols: Columns, hidden, weight, bias, temperature, embedding):
-    return _mixture_forward(cols, hidden, weight, bias, temperature, embedding)[0]
+def _mixture(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array):
+    return _mixture_forward(plan, projection, temperature, embedding)[0]
 
 
-def _mixture_forward(cols: Columns, hidden, weight, bias, temperature, embedding):
-    def body(hidden, weight, bias, temperature, embedding):
-        shape, dtype = hidden.shape[:2], wide(hidden)
-
-        def step(chunk: Chunk, carry):
-            old, mix = carry
-            mass, e = old.add(chunk.logits / temperature, chunk.exists)
-            return mass, (mix * jnp.exp(old.m - mass.m)[..., None]
-                          + product("blv,vd->bld", e, chunk.part(embedding), hidden))
-
-        start = Mass.empty(shape, dtype), jnp.zeros((*shape, embedding.shape[1]), dtype)
-        local, mix = walk(cols, hidden, weight, bias, step, start)
-        mass = local.merged(cols)
-        mix = cols.sum_shards(mix * jnp.exp(local.m - mass.m)[..., None])
-        return mass.neg_entropy, mix / mass.s[..., None], mass.logsumexp
-
-    args = hidden, weight, bias, temperature, embedding
-    neg_entropy, mix, logsumexp = cols.over_devices(body, args, "rvvav", "rrr")
+def _mixture_forward(plan, projection, temperature, embedding):
+    specs, args = plan.specs, (projection, temperature, embedding)
+    in_specs = specs.projection, specs.replicated, specs.vocab
+    neg_entropy, mix, logsumexp = plan.over_devices(partial(_local_mixture, plan), in_specs, specs.positions)(*args)
     return (neg_entropy, mix), (*args, neg_entropy, logsumexp)
 
 
-def _mixture_backward(cols: Columns, saved, cotangents):
-    def body(hidden, weight, bias, temperature, embedding, neg_entropy, logsumexp, d_neg_entropy, d_mix):
-        # With y = z / T: d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix / d y_v = p_v (e_v - mix).
-        # Both sum to 0 over v, so centring y by its mean changes nothing and keeps the sums small.
-        mean = neg_entropy + logsumexp
+def _local_mixture(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array):
+    """(neg_entropy [B L], mixture [B L D], logsumexp [B L]) of one device's rows."""
+    def step(chunk: Chunk, carry):
+        old, mix = carry
+        softmax, e = old.update(chunk.logits / temperature, chunk.exists)
+        new = projection.product("blv,vd->bld", e, chunk.part(embedding))
+        return softmax, mix * jnp.exp(old.max - softmax.max)[..., None] + new
 
-        def step(chunk: Chunk, carry):
-            slope, d_embedding = carry
-            y = chunk.logits / temperature
-            p = jnp.where(chunk.exists, jnp.exp(y - logsumexp[..., None]), 0.0)
-            above = jnp.where(chunk.exists, y - mean[..., None], 0.0)
-            pull = product("bld,vd->blv", d_mix, chunk.part(embedding), hidden) + d_neg_entropy[..., None] * above
-            d_embedding = _add_part(d_embedding, chunk, product("blv,bld->vd", p, d_mix, hidden))
-            return slope + (p * above * pull).sum(-1), d_embedding
+    shape, dtype = projection.hidden.shape[:2], projection.dtype
+    zeros = OnlineSoftmax.empty(shape, dtype), jnp.zeros((*shape, embedding.shape[1]), dtype)
+    local, mix = walk(plan, projection, step, zeros)
+    softmax = local.merge(plan.vocab_axis)
+    mix = plan.sum_vocab(mix * jnp.exp(local.max - softmax.max)[..., None])
+    return softmax.neg_entropy, mix / softmax.sum_exp[..., None], softmax.logsumexp
 
-        start = jnp.zeros(neg_entropy.shape, wide(hidden)), jnp.zeros(embedding.shape, wide(hidden))
-        slope, d_embedding = walk(cols, hidden, weight, bias, step, start)
-        slope = cols.sum_rows(cols.sum_shards(slope.sum()))
-        return -slope / temperature, cols.sum_rows(d_embedding).astype(embedding.dtype)
 
-    d_temperature, d_embedding = cols.over_devices(body, (*saved, *cotangents), "rvvavrrrr", "av")
-    return None, None, None, d_temperature, d_embedding
+def _mixture_backward(plan, saved, cotangents):
+    specs = plan.specs
+    in_specs = specs.projection, specs.replicated, specs.vocab, *(specs.positions,) * 4
+    gradient = plan.over_devices(partial(_local_mixture_gradient, plan), in_specs, (specs.replicated, specs.vocab))
+    return None, *gradient(*saved, *cotangents)
+
+
+def _local_mixture_gradient(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array,
+                            neg_entropy: jax.Array, logsumexp: jax.Array, d_neg_entropy: jax.Array, d_mix: jax.Array):
+    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and
+    d mix / d y_v = p_v (e_v - mix). Both sum to 0 over v, so centring y by its mean changes nothing and keeps the sums
+    small."""
+    mean = neg_entropy + logsumexp
+
+    def step(chunk: Chunk, carry):
+        slope, d_embedding = carry
+        y = chunk.logits / temperature
+        p = jnp.where(chunk.exists, jnp.exp(y - logsumexp[..., None]), 0.0)
+        centred = jnp.where(chunk.exists, y - mean[..., None], 0.0)
+        pull = projection.product("bld,vd->blv", d_mix, chunk.part(embedding)) + d_neg_entropy[..., None] * centred
+        d_embedding = chunk.add_part(d_embedding, projection.product("blv,bld->vd", p, d_mix))
+        return slope + (p * centred * pull).sum(-1), d_embedding
+
+    zeros = jnp.zeros(neg_entropy.shape, projection.dtype), jnp.zeros(embedding.shape, projection.dtype)
+    slope, d_embedding = walk(plan, projection, step, zeros)
+    slope = plan.sum_positions(plan.sum_vocab(slope.sum()))
+    return -slope / temperature, plan.sum_positions(d_embedding).astype(embedding.dtype)
 
 
 _mixture.defvjp(_mixture_forward, _mixture_backward)

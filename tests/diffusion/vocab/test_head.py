@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import chi2, kstest
 
 from softmask_jax.diffusion.vocab import head as vocab_head
-from softmask_jax.diffusion.vocab.chunks import top_k
+from softmask_jax.diffusion.vocab.draw import keyed_noise
 from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
+from softmask_jax.diffusion.vocab.online_softmax import top_k
 
 B, L, D, V, VPAD, MASK, K = 2, 3, 5, 300, 340, 7, 3
 HOT = 1.7
@@ -249,6 +250,16 @@ def drawn_by(batch, length, temperature=1.0, nucleus_p=1.0, chunk=128):
     return jax.jit(run)
 
 
+def test_keyed_noise_is_a_function_of_row_key_stream_and_position():
+    keys, positions = jax.random.split(jax.random.key(3), 2), jnp.asarray([[4, 0, 7], [7, 7, 1]])
+    for stream in (None, np.uint32(0xFFFFFFFE)):
+        noise = keyed_noise(jax.random.uniform, keys, positions, stream=stream)
+        for (row, i), position in np.ndenumerate(positions):
+            key = keys[row] if stream is None else jax.random.fold_in(keys[row], stream)
+            assert noise[row, i] == jax.random.uniform(jax.random.fold_in(key, position))
+        np.testing.assert_array_equal(keyed_noise(jax.random.uniform, keys, positions[:, 0], stream=stream), noise[:, 0])
+
+
 TOKENS = {3: 0.45, 150: 0.3, 151: 0.2, 20: 0.0495, 299: 4e-4, 140: 1e-4}
 
 
@@ -388,13 +399,13 @@ def test_a_bias_changes_what_is_drawn_and_nothing_else(nucleus_p):
 @pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
-    monkeypatch.setattr(vocab_head, "FEWEST", 2)
+    monkeypatch.setattr(vocab_head, "MIN_BLOCK", 2)
     inputs, _, _ = arrays()
     head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
     hidden = jnp.asarray(inputs["hidden"], jnp.float32)
     draw = Draw(keys=jax.random.split(jax.random.key(6), B), nucleus_p=nucleus_p)
     wanted = np.random.default_rng(4).random((B, L)) < share
-    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, wanted=jnp.asarray(wanted))
+    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, where=jnp.asarray(wanted))
     for name, x in whole._asdict().items():
         check = np.testing.assert_array_equal if x.dtype == jnp.int32 else partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
         check(np.asarray(getattr(part, name))[wanted], np.asarray(x)[wanted])

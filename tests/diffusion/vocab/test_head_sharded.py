@@ -1,4 +1,6 @@
 """The vocabulary over a mesh: the same values, gradients and draws as on one device."""
+import re
+from collections import Counter
 from functools import cache, partial
 
 import jax
@@ -51,7 +53,7 @@ def everything(x, sharding, chunk, nucleus_p=0.9):
         found = [sweep(x["hidden"], model, k=4, temperature=1.3, draw=draw) for draw in draws]
         some = jnp.asarray(np.random.default_rng(3).random((batch, L)) < 0.5)
         tilted = Draw(keys=keys, bias=jnp.linspace(-2, 2, len(x["bias"])))
-        wanted = sweep(x["hidden"], model, k=4, draw=tilted, wanted=some)
+        wanted = sweep(x["hidden"], model, k=4, draw=tilted, where=some)
         found.append(jax.tree.map(lambda x: jnp.where(some.reshape(some.shape + (1,) * (x.ndim - 2)), x, 0), wanted))
         return jax.value_and_grad(loss, has_aux=True)(x), frozen, found
     return run(x)
@@ -94,6 +96,35 @@ def test_equal_logits_on_different_shards_give_the_lowest_ids():
     head = Head(jnp.zeros((VPAD, D)), None, V, 1, True, VocabSharding(mesh(2, 2, 2)))
     found = jax.jit(partial(sweep, k=3, draw=Draw(gumbel=jnp.zeros((B, L, V)))))(jnp.zeros((B, L, D)), head)
     assert np.all(found.token_ids == np.array([0, 2, 3])) and np.all(found.top_logits == 0) and np.all(found.drawn == 0)
+
+
+def collectives(function, *args) -> dict[str, int]:
+    """How many collective operations of each kind the optimised program has."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return dict(Counter(re.findall(r" (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", text)))
+
+
+def test_the_collectives_are_those_that_the_docstring_counts():
+    x, keys = arrays(VPAD), jax.random.split(jax.random.key(0), B)
+    targets = jnp.zeros((B, L), jnp.int32)
+
+    def head(weight, bias):
+        return Head(weight, bias, V, MASK, True, VocabSharding(mesh(2, 2, 2)), chunk=128)
+
+    def nll(hidden, weight, bias, train_head=True):
+        return cross_entropy(hidden, head(weight, bias), targets, train_head=train_head)
+
+    def gradient(argnums, **options):
+        return jax.grad(lambda *args: nll(*args, **options).sum(), argnums)
+
+    args = [jnp.asarray(x[name], jnp.float32) for name in ("hidden", "weight", "bias")]
+    assert collectives(lambda h, w, b: sweep(h, head(w, b), k=3), *args) == {"all-reduce": 2, "all-gather": 2}
+    drawn = collectives(lambda h, w, b: sweep(h, head(w, b), k=3, draw=Draw(keys=keys)), *args)
+    assert drawn == {"all-reduce": 3, "all-gather": 2}
+    assert collectives(nll, *args) == {"all-reduce": 2}
+    # Forward, d hidden over the vocabulary, the head's gradient over the rows.
+    assert collectives(gradient((0, 1, 2)), *args) == {"all-reduce": 2 + 1 + 1}
+    assert collectives(gradient(0, train_head=False), *args) == {"all-reduce": 2 + 1}
 
 
 def test_a_vocabulary_that_does_not_divide_is_one_clear_error():

@@ -1,0 +1,235 @@
+"""The loop of `DreamSampler` and `BlockSampler`: network calls predict masks, and each step commits some of them."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from softmask_jax.diffusion.soft_masking import Feedback
+from softmask_jax.diffusion.vocab.draw import Draw, gumbel, keyed_noise
+from softmask_jax.diffusion.vocab.head import Head
+from softmask_jax.models.nn.cache import Window
+from softmask_jax.samplers import commit, dream_draw, feedback as feeding
+from softmask_jax.samplers.canvas import BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB
+from softmask_jax.samplers.result import Generated, Trace, held, recorded
+
+# Streams of keyed noise beside the tokens' own: for committing by a coin, and for ordering the positions.
+COIN, ORDER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
+
+
+class Draws(NamedTuple):
+    """Recorded random numbers instead of keys, by a row's own calls, to replay a reference; None: not recorded."""
+
+    coins: jax.Array | None = None  # [T B L] uniform in [0, 1), of `origin`
+    gumbel: FloatTBLV | None = None  # [T B L V] Gumbel noise of the tokens
+    order: jax.Array | None = None  # [T B L] Gumbel noise of alg_temp
+
+    def check(self, keys: KeysB | None, steps: int, tokens: IntBL, vocab_size: int, needed: dict) -> None:
+        """ValueError unless shapes fit `steps` steps and there are keys, or numbers by every name that is `needed`."""
+        shape = (steps, *tokens.shape)
+        for name, expected in zip(self._fields, (shape, (*shape, vocab_size), shape)):
+            numbers = getattr(self, name)
+            if numbers is not None and numbers.shape != expected:
+                raise ValueError(f"draws.{name} must have the shape {expected}, not {numbers.shape}.")
+            if numbers is None and needed[name] and keys is None:
+                raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {expected}.")
+        if keys is not None and keys.shape != tokens.shape[:1]:
+            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
+
+
+class Carry(NamedTuple):
+    """State of the loop; fields without a comment are as in `Generated`."""
+
+    step: Int  # network calls so far
+    tokens: IntBL  # as they stand
+    feedback: Feedback | None  # the last prediction of every mask; None where nothing is fed back
+    known: BoolBL  # where `feedback` is of a prediction
+    finished: BoolB  # rows that came to an end token
+    stuck: BoolB  # rows whose every prediction in this block was the mask
+    calls: IntB  # its row_calls
+    positions: jax.Array
+    filled: IntB
+    finite: BoolB
+    history: jax.Array | None
+    trace: Trace | None
+
+
+class Block(NamedTuple):
+    """Positions begin..end-1 that are decoded together; at_start: [B] masks before the first step."""
+
+    begin: Int | int
+    end: Int | int
+    at_start: IntB
+
+
+class Output(NamedTuple):
+    """Hidden states of one network call, valid where `computed` [L]; size: positions that the call took."""
+
+    hidden: FloatBLD
+    computed: jax.Array
+    size: Int | int
+
+
+class Decoding(NamedTuple):
+    """One call of a sampler: all that stays the same from step to step."""
+
+    sampler: object  # a `DreamSampler` or `BlockSampler`
+    canvas: Canvas  # the tokens at the start
+    params: dict  # {"backbone", "soft_mask"}
+    keys: KeysB | None  # one a row, or None
+    draws: Draws  # recorded random numbers
+    rule: Callable  # how many tokens a step commits, see `commit`
+    max_steps: int  # the most steps of a block
+    head: Head  # the output layer
+    bias: jax.Array | None  # [Vpad] on the logits of the draw, or None
+
+    @property
+    def length(self) -> int:
+        return self.canvas.tokens.shape[1]
+
+    def start(self, steps: int) -> Carry:
+        """The state before the first of at most `steps` calls."""
+        sampler, tokens = self.sampler, self.canvas.tokens
+        rows, no_row, zero = len(tokens), jnp.zeros(len(tokens), bool), jnp.zeros(len(tokens), jnp.int32)
+        empty = None
+        if sampler.soft_mask.on or sampler.trace:
+            empty = feeding.empty_feedback(sampler.denoiser, sampler.soft_mask, self.params, tokens, sampler.reads)
+        return Carry(
+            step=jnp.int32(0), tokens=tokens, feedback=empty, known=jnp.zeros(tokens.shape, bool), finished=no_row,
+            stuck=no_row, calls=zero, positions=jnp.zeros(rows, jnp.float32), filled=zero, finite=~no_row,
+            history=jnp.zeros((steps, *tokens.shape), jnp.int32) if sampler.history else None,
+            trace=feeding.empty_trace(steps, tokens, sampler.reads) if sampler.trace else None,
+        )  # fmt: skip
+
+    def result(self, carry: Carry) -> Generated:
+        history = held(carry.history, carry.step, carry.tokens)
+        return Generated(carry.tokens, history, carry.step, carry.step, carry.calls, carry.positions, carry.filled,
+                         carry.finite, carry.trace)
+
+    def masked(self, tokens: IntBL) -> BoolBL:
+        return (tokens == self.sampler.denoiser.mask_token_id) & self.canvas.fillable
+
+    def to_fill(self, carry: Carry, begin: Int | int, end: Int | int) -> BoolBL:
+        """Masks at positions begin..end-1 of rows that still work on them."""
+        position = jnp.arange(self.length)
+        inside = (position >= begin) & (position < end)
+        return self.masked(carry.tokens) & inside & ~(carry.finished | carry.stuck)[:, None]
+
+    def block(self, carry: Carry, begin: Int | int, end: Int | int) -> Block:
+        return Block(begin, end, self.to_fill(carry, begin, end).sum(-1))
+
+    def fill(self, carry: Carry, block: Block, call: Callable[[Carry], Output], first_step: int = 0) -> Carry:
+        """Steps until every row has filled the block or is stuck in it."""
+        def cond_fn(state):
+            index, carry = state
+            return (index < self.max_steps) & self.to_fill(carry, block.begin, block.end).any()
+
+        def body_fn(state):
+            index, carry = state
+            return index + 1, self.sample_step(carry, index, block, call(carry))
+
+        return lax.while_loop(cond_fn, body_fn, (jnp.int32(first_step), carry))[1]
+
+    def full_call(self, carry: Carry) -> Output:
+        return Output(self.network(carry)[0], jnp.ones(self.length, bool), self.length)
+
+    def network(self, carry: Carry, cache: Window | bool | None = None, size: int | None = None):
+        """Hidden states and cache of the whole sequence, or of a window's `size` positions."""
+        sampler = self.sampler
+
+        def cut(x):
+            return x if size is None else lax.dynamic_slice_in_dim(x, cache.start, size, 1)
+
+        tokens, feedback, scale = jax.tree.map(cut, (carry.tokens, carry.feedback, self.scale(carry)))
+        x = feeding.soft_embed(sampler.denoiser, sampler.soft_mask, self.params, tokens, feedback, scale)
+        return sampler.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.canvas.layout))
+
+    def scale(self, carry: Carry) -> FloatBL:
+        """The schedule's factor on lambda, 0 where nothing was predicted yet."""
+        masks = self.masked(carry.tokens).sum(-1)
+        return jnp.where(carry.known, self.sampler.soft_mask.scale(masks, self.canvas.at_start)[:, None], 0.0)
+
+    def sample_step(self, carry: Carry, index: Int, block: Block, output: Output) -> Carry:
+        """Predict masks of a block and commit some; index: of the step in its block."""
+        sampler, masks = self.sampler, self.to_fill(carry, block.begin, block.end)
+        active, candidates, only_first = masks.any(-1), masks, None
+        if sampler.full_call == "first" and not (sampler.grid and self.max_steps == 1):
+            only_first = index == 0
+            candidates = masks & (~only_first | (jnp.cumsum(masks, -1) == 1))
+        reach = output.computed & (jnp.arange(self.length) >= block.begin)
+        predicted = candidates
+        if sampler.soft_mask.on:
+            predicted = candidates | (self.masked(carry.tokens) & reach & active[:, None])
+        new = self.predict(carry, output.hidden, predicted)
+        if not sampler.grid:
+            # A mask that is drawn changes nothing: but on a grid, which counts it, it must not take a token's place.
+            candidates &= new.drawn != sampler.denoiser.mask_token_id
+        chosen = self.choose(carry, index, block, candidates, new.confidence, masks.sum(-1), only_first)
+        tokens = jnp.where(chosen, new.drawn, carry.tokens)
+        filled, stuck = (tokens != carry.tokens).sum(-1), carry.stuck
+        if not sampler.grid:
+            stuck |= active & (filled == 0) & (True if only_first is None else ~only_first)
+        trace = feeding.traced(carry.trace, sampler.soft_mask, sampler.denoiser, self.params, carry.step, carry.tokens,
+                               carry.feedback, jnp.where(reach, self.scale(carry), 0.0), new.neg_entropy, predicted)
+        return self.finish_rows(Carry(
+            step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, new, output.hidden, predicted),
+            known=carry.known | predicted, finished=carry.finished, stuck=stuck, calls=carry.calls + active,
+            positions=carry.positions + jnp.where(active, output.size, 0), filled=carry.filled + filled,
+            finite=carry.finite & new.finite.all(-1), history=recorded(carry.history, carry.step, tokens), trace=trace,
+        ), block.begin)  # fmt: skip
+
+    def predict(self, carry: Carry, hidden: FloatBLD, where: BoolBL) -> dream_draw.Predicted:
+        sampler, noise = self.sampler, self.recorded("gumbel", carry)
+        draw = Draw(self.row_keys(carry) if noise is None else None, noise, bias=self.bias)
+        return dream_draw.predict(hidden, self.head, where, sampler.filters, k=sampler.reads, draw=draw,
+                                  positions=self.canvas.positions, suppress_mask=sampler.suppress_mask)
+
+    def choose(self, carry: Carry, index: Int, block: Block, candidates: BoolBL, confidence: FloatBL, masks: IntB,
+               only_first: BoolB | None) -> BoolBL:
+        """Which candidates a step commits; masks: how many masks are left."""
+        if self.sampler.alg == "origin":
+            coins = self.recorded("coins", carry)
+            coins = self.keyed(jax.random.uniform, COIN, carry) if coins is None else coins
+            return candidates & (coins < self.rule.share(index))
+        sorted_first = -jnp.sort(-commit.known(candidates, confidence), -1)
+        count = self.rule(sorted_first, masks, block.at_start, block.at_start - masks, index)
+        if only_first is not None:
+            count = jnp.where(only_first, 1, count)
+        if self.sampler.alg_temp:
+            # The largest of log-weight + Gumbel noise, in order, are draws without replacement.
+            noise = self.recorded("order", carry)
+            noise = self.keyed(gumbel, ORDER, carry) if noise is None else noise
+            confidence = confidence / self.sampler.alg_temp + noise
+        return commit.surest(candidates, confidence, count)
+
+    def row_keys(self, carry: Carry) -> KeysB | None:
+        return None if self.keys is None else jax.vmap(jax.random.fold_in)(self.keys, carry.calls)
+
+    def recorded(self, name: str, carry: Carry) -> jax.Array | None:
+        """The numbers of `Draws` for each row's next call."""
+        numbers = getattr(self.draws, name)
+        return None if numbers is None else numbers[carry.calls, jnp.arange(len(carry.calls))]
+
+    def keyed(self, law: Callable, stream: np.uint32, carry: Carry) -> FloatBL:
+        return keyed_noise(law, self.row_keys(carry), self.canvas.positions, stream=stream)
+
+    def feed_back(self, old: Feedback | None, new: dream_draw.Predicted, hidden: FloatBLD, where: BoolBL):
+        """The feedback with the new predictions in it."""
+        new = feeding.of_prediction(self.sampler.soft_mask, old, new, hidden)
+        return jax.tree.map(lambda a, b: jnp.where(where if a.ndim == 2 else where[..., None], a, b), new, old)
+
+    def finish_rows(self, carry: Carry, begin: Int | int) -> Carry:
+        """With stop_at_end: rows without a mask from `begin` to an end token are finished, masks behind become it."""
+        if not self.sampler.stop_at_end:
+            return carry
+        masked, position = self.masked(carry.tokens), jnp.arange(self.length)
+        ends = self.canvas.fillable & jnp.isin(carry.tokens, jnp.asarray(self.sampler.constraints.end_token_ids))
+        end = jnp.argmax(ends, -1)[:, None]
+        behind = position > end
+        waiting = (masked & (position >= begin) & ~behind).any(-1)
+        finished = carry.finished | (ends.any(-1) & ~waiting)
+        end_token = jnp.take_along_axis(carry.tokens, end, 1)
+        tokens = jnp.where(finished[:, None] & behind & masked, end_token, carry.tokens)
+        return carry._replace(tokens=tokens, finished=finished, history=recorded(carry.history, carry.step - 1, tokens))
