@@ -5,7 +5,6 @@
 The table has for each shape how many of the data set's own solutions pass, by default and with config.code.compat, the
 reference's rules. Every solution is right, so whatever is below all of them is lost to its shape. Minutes on 2 cores.
 """
-import argparse
 import dataclasses
 import os
 import re
@@ -13,13 +12,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 
+from softmask_jax.benchmarks.timing import benchmark_parser, publish
 from softmask_jax.config.command_line import command
 from softmask_jax.evaluate.code import extraction, problems as problem_files, prompts
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem, family
 from softmask_jax.evaluate.code.running import Limits, Program
 from softmask_jax.evaluate.code.sandbox import Sandbox
 from softmask_jax.generate.batches import cut
-from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.io.files import check_writable
 from softmask_jax.report.markdown import table
 
 
@@ -177,14 +177,10 @@ def measure(task: str, chosen: list[Problem]) -> dict[str, Mapping[str, int]]:
 
 @command()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.answer_shapes", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("answer_shapes", __doc__)
     parser.add_argument("--task", default=HUMANEVAL, choices=problem_files.TASKS, help="whose solutions")
     parser.add_argument("--problems", default="", help="as config.code.problems")
     parser.add_argument("--limit", type=int, default=0, help="the first so many problems; 0 is all")
-    parser.add_argument("--json", default="", help="write the figures here too")
     flags = parser.parse_args(argv)
     check_writable(flags.json)
     loaded = problem_files.load(flags.task, flags.problems, limit=flags.limit)
@@ -192,10 +188,9 @@ def main(argv: list[str]) -> None:
     if not chosen:
         raise ValueError(f"None of the {len(loaded):,} problems has a solution of its own.")
     shapes = measure(flags.task, chosen)
-    if flags.json:
-        write_json(flags.json, {"task": flags.task, "problems": len(chosen), "shapes": shapes})
     rows = [(shape, *(str(counts[way]) for way in ("default", "compat"))) for shape, counts in shapes.items()]
-    print(table(("shape of the answer", f"pass, of {len(chosen)}", "with compat"), rows))
+    text = table(("shape of the answer", f"pass, of {len(chosen)}", "with compat"), rows)
+    publish(text, {"task": flags.task, "problems": len(chosen), "shapes": shapes}, flags.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ folder, copied, converted to our format, and converted back; every step is a pro
 resident memory are printed. What is written reaches the disk before a step counts as done, the copies too, and files
 are read from the disk, not from memory. The folder needs room for the model three times.
 """
-import argparse
 import filecmp
 import json
 import math
@@ -23,11 +22,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from softmask_jax.benchmarks.timing import benchmark_parser, publish
 from softmask_jax.config.command_line import command
 from softmask_jax.convert import dream, safetensors_files
 from softmask_jax.convert.key_tables import Spec, keys
 from softmask_jax.convert.tensors import PIECE_BYTES
-from softmask_jax.io.files import check_writable, write_json
+from softmask_jax.io.files import check_writable
 from softmask_jax.report.markdown import table
 
 SEVEN_BILLION = {
@@ -154,13 +154,9 @@ def markdown(size: int, found: dict) -> str:
 
 @command()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.convert", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("convert", __doc__)
     parser.add_argument("--folder", required=True, help="with room for the model, three times; removed at the end")
     parser.add_argument("--layers", type=int, default=28, help="of the Dream; 28 are 7B")
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     place = Path(flags.folder) / "softmask_jax_convert"
     check_writable(flags.json)
@@ -173,9 +169,7 @@ def main(argv: list[str]) -> None:
         measured = measure(place, size)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    print(markdown(size, measured))
-    if flags.json:
-        write_json(flags.json, {"bytes": size, "steps": measured})
+    publish(markdown(size, measured), {"bytes": size, "steps": measured}, flags.json)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.benchmarks.report import alternate, device_name
+from softmask_jax.benchmarks.timing import (
+    alternate, benchmark_parser, device_name, prepare, publish, quartiles, spread_text,
+)  # fmt: skip
 from softmask_jax.config import Model, SoftMask
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion import soft_masking, two_pass
-from softmask_jax.io.files import check_writable, write_json
 from softmask_jax.models import denoiser, dream_denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMask, commit, dream_draw
@@ -107,7 +108,7 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
         ratios = each["soft"] / each["plain"]
         found.append({
             "model": name, "parameters": model.num_params, "vocab_size": model.vocab_size, "k": k, "calls": made,
-            **{kind: _quartiles(x) for kind, x in each.items()},
+            **{kind: quartiles(x) for kind, x in each.items()},
             "ratio": float(np.median(ratios)),
             "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
         })  # fmt: skip
@@ -131,7 +132,7 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
     each = {cache: np.divide(spread.seconds, int(made[cache].filled[0])) for cache, spread in seconds.items()}
     return [
         {"cache": cache, "calls": int(out.calls), "positions": float(out.positions[0]), "filled": int(out.filled[0]),
-         "seconds": _quartiles(each[cache]), "speed": float(np.median(each["none"]) / np.median(each[cache]))}
+         "seconds": quartiles(each[cache]), "speed": float(np.median(each["none"]) / np.median(each[cache]))}
         for cache, out in made.items()
     ]  # fmt: skip
 
@@ -180,13 +181,8 @@ def loop_gain(sizes: Sizes, steps: int, rounds: int) -> dict:
         {"compiled": lambda: run(part, params, None, tokens, None), "host": lambda: host(np.asarray(tokens))}, rounds
     )
     each = {kind: np.divide(spread.seconds, int(compiled.calls)) for kind, spread in seconds.items()}
-    return {"calls": int(compiled.calls), **{kind: _quartiles(x) for kind, x in each.items()},
+    return {"calls": int(compiled.calls), **{kind: quartiles(x) for kind, x in each.items()},
             "ratio": float(np.median(each["host"]) / np.median(each["compiled"]))}  # fmt: skip
-
-
-def _quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = (float(x) for x in np.quantile(values, (0.25, 0.5, 0.75)))
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
 @settled()
@@ -202,18 +198,14 @@ def measure(sizes: Sizes, *, steps: int, tokens_per_step: int, rounds: int) -> d
 def markdown(found: dict) -> str:
     """What `measure` returns as three tables for a README."""
     sizes = Sizes(**found["sizes"])
-
-    def spread(x: dict) -> str:
-        return f"{x['median']:.3g} ({x['lower_quartile']:.3g} to {x['upper_quartile']:.3g})"
-
     soft = [
-        (f"{row['model']}, {row['parameters'] / 1e6:.0f}M", f"{row['vocab_size']:,}", str(row["k"]), spread(row["plain"]),
-         spread(row["soft"]), f"{row['ratio'] - 1:+.1%} ({row['ratio_quartiles'][0] - 1:+.1%} to "
+        (f"{row['model']}, {row['parameters'] / 1e6:.0f}M", f"{row['vocab_size']:,}", str(row["k"]), spread_text(row["plain"]),
+         spread_text(row["soft"]), f"{row['ratio'] - 1:+.1%} ({row['ratio_quartiles'][0] - 1:+.1%} to "
          f"{row['ratio_quartiles'][1] - 1:+.1%})")
         for row in found["soft_masking"]
     ]  # fmt: skip
     caches = [
-        (row["cache"], f"{row['calls']:,}", f"{row['positions']:,.0f}", spread(row["seconds"]), f"{row['speed']:.2f}")
+        (row["cache"], f"{row['calls']:,}", f"{row['positions']:,.0f}", spread_text(row["seconds"]), f"{row['speed']:.2f}")
         for row in found["caches"]
     ]
     loop = found["loop"]
@@ -228,24 +220,16 @@ def markdown(found: dict) -> str:
         table(("cache", "calls", "positions", "s/token", "times as fast"), caches),
         "",
         table(("loop of a small Dream", "s/step"), [
-            ("compiled", spread(loop["compiled"])), ("in Python, its step compiled", spread(loop["host"])),
+            ("compiled", spread_text(loop["compiled"])), ("in Python, its step compiled", spread_text(loop["host"])),
         ]),
     ])  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.generate", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("generate", __doc__, Sizes)
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each program")
     parser.add_argument("--steps", type=int, default=6, help="of the samplers with and without soft-masking")
     parser.add_argument("--tokens_per_step", type=int, default=8, help="of decoding in blocks")
-    parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
-    group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
-    for field in dataclasses.fields(Sizes):
-        group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")
     flags = parser.parse_args(argv)
     if min(flags.rounds, flags.steps, flags.tokens_per_step) < 1:
         parser.error("--rounds, --steps and --tokens_per_step must be positive")
@@ -255,14 +239,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command()
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    if flags.device:
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
-    sizes = Sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)})
-    check_writable(flags.json)
+    sizes = prepare(flags, Sizes)
     found = measure(sizes, steps=flags.steps, tokens_per_step=flags.tokens_per_step, rounds=flags.rounds)
-    print(markdown(found))
-    if flags.json:
-        write_json(flags.json, found)
+    publish(markdown(found), found, flags.json)
 
 
 if __name__ == "__main__":

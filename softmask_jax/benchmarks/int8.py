@@ -6,8 +6,6 @@ A Dream of 4 layers learns sums of two numbers from nothing, all of it in float3
 both are compared on held-out conversations, same masks. At last an adapter (DoRA, two passes) learns differences on
 either base. Minutes on 2 CPU cores; a folder that has the trained models already is used again.
 """
-import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -20,6 +18,7 @@ import numpy as np
 
 import softmask_jax
 from softmask_jax import config as config_schema
+from softmask_jax.benchmarks.timing import benchmark_parser, publish
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.config.sections import Model, SoftMask
@@ -29,7 +28,7 @@ from softmask_jax.data.chat.buckets import bucket_validation_batches
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
 from softmask_jax.distributed import sharding
-from softmask_jax.io.files import check_writable, write_atomically, write_json
+from softmask_jax.io.files import check_writable, write_atomically
 from softmask_jax.models import dream_denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.training import loop, tasks
@@ -73,7 +72,7 @@ def grow(folder: Path, steps: int) -> None:
     """Makes `folder`/float and `folder`/int8, the trained model and its quantised twin. RuntimeError if one fails."""
     def converted_to(name: str, *arguments: str) -> None:
         if not (folder / name).exists() and convert([f"--dst={folder / name}", *arguments]):
-            raise RuntimeError(f"{folder / name} was not made.")
+            raise RuntimeError(f"Conversion to {folder / name} failed.")
 
     tiny_dream.make(folder, sizes=SIZES)
     conversations(folder / "sums.jsonl", 1)
@@ -140,7 +139,7 @@ def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
         denoiser, params = dream_denoiser.build(own, SoftMask(k=1), hf_config), softmask_jax.load(folder / base).params
         found = losses(denoiser, params, batches), masked_logits(denoiser, params, batches)
         first = first or found
-        rows.append(dataclasses.asdict(_compared(found[0], first[0])) | {
+        rows.append(compared(found[0], first[0]) | {
             "base": base, "products": products, "logits": float(np.abs(found[1] - first[1]).max() / np.abs(first[1]).max()),
             "logits_rms": float(np.sqrt(np.square(found[1] - first[1]).mean() / np.square(first[1]).mean())),
             "agree": float((found[1].argmax(-1) == first[1].argmax(-1)).mean()),
@@ -152,22 +151,14 @@ def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
         found = losses(model.denoiser, model.params, batches, 0.5)
         first = first or found
         start = losses(before.denoiser, before.params, batches).mean
-        adapted.append(dataclasses.asdict(_compared(found, first)) | {"base": base, "before": start})
+        adapted.append(compared(found, first) | {"base": base, "before": start})
     return {"bases": rows, "adapted": adapted}
 
 
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """Nats: a mean, and its paired difference to another with a 95 % interval."""
-
-    loss: float
-    change: float
-    low: float | None
-    high: float | None
-
-
-def _compared(found: Nats, other: Nats) -> Compared:
-    return Compared(found.mean, found.mean - other.mean, *found.interval(other))
+def compared(scores: Nats, other: Nats) -> dict:
+    """Mean loss in nats, and its paired difference to another model's with a 95 % interval."""
+    low, high = scores.interval(other)
+    return {"loss": scores.mean, "change": scores.mean - other.mean, "low": low, "high": high}
 
 
 def markdown(found: dict) -> str:
@@ -188,20 +179,14 @@ def markdown(found: dict) -> str:
 
 @command()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.int8", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("int8", __doc__)
     parser.add_argument("--folder", required=True, help="for the models and runs; goes on with those that it has")
     parser.add_argument("--steps", type=int, default=600, help="of training the model")
     parser.add_argument("--adapter_steps", type=int, default=150, help="of training an adapter on either base")
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     check_writable(flags.json)
     found = measure(Path(os.path.expanduser(flags.folder)).absolute(), flags.steps, flags.adapter_steps)
-    print(markdown(found))
-    if flags.json:
-        write_json(flags.json, found)
+    publish(markdown(found), found, flags.json)
 
 
 if __name__ == "__main__":

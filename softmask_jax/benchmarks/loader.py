@@ -6,27 +6,23 @@ Batches of windows of 1,024 tokens are read at random from shards (of FOLDER, wh
 of made-up tokens), in turn with train steps of the paper's 169M model, and their speeds compared: medians with
 quartiles. `--soak` then reads for so many seconds and prints the resident memory as it goes.
 """
-import argparse
 import dataclasses
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from softmask_jax import config, data
-from softmask_jax.benchmarks.report import alternate
+from softmask_jax.benchmarks.timing import alternate, benchmark_parser, publish, quartiles, spread_text
+from softmask_jax.benchmarks.two_pass import random_training
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.data.shards import Shard, ShardStream
 from softmask_jax.data.shards.writer import RecordFile
-from softmask_jax.distributed import sharding
-from softmask_jax.io.files import check_writable, write_json
-from softmask_jax.models import denoiser
+from softmask_jax.io.files import check_writable
 from softmask_jax.report.markdown import table
-from softmask_jax.training import optimizer, train_state, train_step
 
 VOCAB_SIZE = 50_258
 READ = 16  # batches a turn
@@ -47,40 +43,31 @@ def made_up(folder: Path, tokens: int, shards: int = 8) -> data.Windows:
     return data.Windows(ShardStream(files, described, "uint16"), 1024, VOCAB_SIZE - 2, VOCAB_SIZE - 2, "train")
 
 
-def compiled_step(settings: config.Config, batch: int):
-    """A train step of `batch` rows as a call without arguments; the soft-masking coin falls as in training."""
-    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-    model = denoiser.build(
-        settings.model, settings.soft_mask, vocab_size=VOCAB_SIZE, mask_token_id=VOCAB_SIZE - 1, mesh=mesh
-    )
-    tx = optimizer.make(settings.optimizer, settings.updates)
-    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE - 1, (batch, settings.data.seq_len), np.int32)
-    given = sharding.global_batch({"tokens": tokens, "rows": np.arange(batch, dtype=np.int32)}, mesh)
-    step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
-    state = train_state.initialise(model, tx, mesh, seed=0)
+def compiled_step(settings: config.Config):
+    """A train step as a call without arguments; the soft-masking coin falls as in training."""
+    step, state, batch = random_training(settings, VOCAB_SIZE)
 
     def call():
         nonlocal state
-        state, metrics = step(state, given, root_key(0))
+        state, metrics = step(state, batch, root_key(0))
         return metrics
 
     return call
 
 
 @settled()
-def compare(windows: data.Windows, settings: config.Config, *, batch: int, step_batch: int, rounds: int) -> dict:
+def compare(windows: data.Windows, settings: config.Config, *, batch: int, rounds: int) -> dict:
     """Tokens per second of the loader and of the train step, in turn.
 
     Returns:
       "loader" and "step", each a list of tokens/s by round, and "ratio" of their medians.
     """
-    length = settings.data.seq_len
-    step = compiled_step(settings, step_batch)
+    length, step = settings.data.seq_len, compiled_step(settings)
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=0) as batches:
         seconds = alternate({"loader": lambda: [next(batches) for _ in range(READ)] and 0, "step": step}, rounds)
     speeds = {
         "loader": [READ * batch * length / s for s in seconds["loader"].seconds],
-        "step": [step_batch * length / s for s in seconds["step"].seconds],
+        "step": [settings.train.global_batch_size * length / s for s in seconds["step"].seconds],
     }
     return speeds | {"ratio": float(np.median(speeds["loader"]) / np.median(speeds["step"]))}
 
@@ -119,8 +106,7 @@ def resident_bytes() -> int:
 def markdown(found: dict) -> str:
     rows = []
     for name, what in (("loader", "loader"), ("step", "train step, 169M")):
-        low, middle, high = np.quantile(found[name], (0.25, 0.5, 0.75))
-        rows.append((what, f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"))
+        rows.append((what, spread_text(quartiles(found[name]), ",.0f")))
     times = f"The loader delivers {found['ratio']:,.0f} times what the step takes."
     lines = [table(("what", "tokens/s"), rows), "", times]
     if "soak" in found:
@@ -139,17 +125,13 @@ def markdown(found: dict) -> str:
 
 @command()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.loader", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("loader", __doc__)
     parser.add_argument("--data", default="", help="a prepared folder; otherwise tokens are made up")
     parser.add_argument("--tokens", type=int, default=100_000_000, help="made-up tokens")
     parser.add_argument("--batch", type=int, default=512, help="windows a batch of the loader")
     parser.add_argument("--step_batch", type=int, default=1, help="windows a train step")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of reading while memory is watched")
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
     flags = parser.parse_args(argv)
     if min(flags.batch, flags.step_batch, flags.rounds) < 1 or flags.tokens < 10_000_000:
         parser.error("--batch, --step_batch and --rounds must be positive, --tokens at least 10,000,000")
@@ -157,18 +139,15 @@ def main(argv: list[str]) -> None:
     check_writable(flags.json)
     with tempfile.TemporaryDirectory() as folder:
         if flags.data:
-            given = dataclasses.replace(settings.data, source="shards", paths=flags.data, tokenizer="shards")
-            windows = data.build(given).train
+            source = dataclasses.replace(settings.data, source="shards", paths=flags.data, tokenizer="shards")
+            windows = data.build(source).train
         else:
             windows = made_up(Path(folder), flags.tokens)
         # The soak comes first: train steps leave memory behind that is not the loader's.
         soaked = soak(windows, batch=flags.batch, seconds=flags.soak) if flags.soak else None
-        found = compare(
-            windows, settings, batch=flags.batch, step_batch=flags.step_batch, rounds=flags.rounds
-        ) | ({"soak": soaked} if soaked else {})
-    print(markdown(found))
-    if flags.json:
-        write_json(flags.json, found)
+        speeds = compare(windows, settings, batch=flags.batch, rounds=flags.rounds)
+    found = speeds | ({"soak": soaked} if soaked else {})
+    publish(markdown(found), found, flags.json)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config
-from softmask_jax.benchmarks.report import alternate, device_name, mebibytes
+from softmask_jax.benchmarks.timing import alternate, benchmark_parser, device_name, prepare, publish, spread_text
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.distributed import sharding
-from softmask_jax.io.files import check_writable, write_json
 from softmask_jax.models import denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.training import optimizer, train_state, train_step
@@ -51,24 +50,29 @@ class Sizes:
     head_width: int = 128
 
 
-def prepare(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
+def random_training(settings: config.Config, vocab_size: int):
+    """Training on one device and random tokens: (jitted step, state, batch)."""
+    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+    model = denoiser.build(
+        settings.model, settings.soft_mask, vocab_size=vocab_size, mask_token_id=vocab_size - 1, mesh=mesh
+    )
+    tx = optimizer.make(settings.optimizer, settings.updates)
+    rows, length = settings.train.global_batch_size, settings.data.seq_len
+    tokens = np.random.default_rng(0).integers(0, vocab_size - 1, (rows, length), np.int32)
+    batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(rows, dtype=np.int32)}, mesh)
+    step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
+    return step, train_state.initialise(model, tx, mesh, seed=0), batch
+
+
+def compiled_steps(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
     """One compiled train step as two calls without arguments, the coin forced to 0 and to 1; its temporary memory."""
     settings = config.from_dict(dict(
         model=dict(hidden_size=sizes.hidden_size, num_blocks=sizes.num_blocks, num_heads=sizes.num_heads, dropout=0.0,
                    compute_dtype=sizes.compute_dtype, remat=remat),
         soft_mask=dict(init_scale=0.5), train=dict(global_batch_size=sizes.batch), data=dict(seq_len=sizes.seq_len),
     ))  # fmt: skip
-    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-    model = denoiser.build(
-        settings.model, settings.soft_mask, vocab_size=sizes.vocab_size, mask_token_id=sizes.vocab_size - 1, mesh=mesh
-    )
-    tx = optimizer.make(settings.optimizer, settings.updates)
-    tokens = np.random.default_rng(0).integers(0, sizes.vocab_size - 1, (sizes.batch, sizes.seq_len), np.int32)
-    batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(sizes.batch, dtype=np.int32)}, mesh)
-    key = root_key(0)
-    coins = {"single": jnp.zeros(1, bool), "two_pass": jnp.ones(1, bool)}
-    state = train_state.initialise(model, tx, mesh, seed=0)
-    step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
+    key, coins = root_key(0), {"single": jnp.zeros(1, bool), "two_pass": jnp.ones(1, bool)}
+    step, state, batch = random_training(settings, sizes.vocab_size)
     step = step.lower(state, batch, key, coins["single"]).compile()
 
     def call(coin):
@@ -87,7 +91,7 @@ def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
       For each name "remat", "single" and "two_pass" (quartiles of seconds), "ratio" of the medians, "ratio_quartiles"
       over neighbouring pairs, "limit", and "temporary_bytes" of the program.
     """
-    programs = {name: prepare(sizes, name) for name in remat}
+    programs = {name: compiled_steps(sizes, name) for name in remat}
     seconds = alternate(
         {(name, kind): call for name, (calls, _) in programs.items() for kind, call in calls.items()}, steps
     )
@@ -105,6 +109,10 @@ def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
             "temporary_bytes": temporary,
         })  # fmt: skip
     return rows
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f}"
 
 
 def dense_logits(hidden, head):
@@ -199,11 +207,8 @@ def markdown(found: dict) -> str:
     """What `measure` returns as two tables for a README."""
     sizes = Sizes(**found["sizes"])
 
-    def seconds(spread):
-        return f"{spread['median']:.3g} ({spread['lower_quartile']:.3g} to {spread['upper_quartile']:.3g})"
-
     steps = [
-        (row["remat"], seconds(row["single"]), seconds(row["two_pass"]),
+        (row["remat"], spread_text(row["single"]), spread_text(row["two_pass"]),
          "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_quartiles"]),
          f"{LIMITS[row['remat']]} = {row['limit']:.3f}", mebibytes(row["temporary_bytes"]))
         for row in found["steps"]
@@ -211,7 +216,7 @@ def markdown(found: dict) -> str:
     vocabulary = [
         (row["operation"], f"{row['vocab_size']:,}", mebibytes(row["logits_bytes"]),
          *(mebibytes(row[name]["temporary_bytes"]) for name in ("dense", "chunked")),
-         *(seconds(row[name]["seconds"]) for name in ("dense", "chunked")))
+         *(spread_text(row[name]["seconds"]) for name in ("dense", "chunked")))
         for row in found["vocabulary"]
     ]  # fmt: skip
     calls = found["steps"][0]["single"]["calls"] if steps else 0
@@ -232,19 +237,11 @@ def markdown(found: dict) -> str:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.benchmarks.two_pass", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = benchmark_parser("two_pass", __doc__, Sizes)
     parser.add_argument("--steps", type=int, default=12, help="timed train steps of each kind")
     parser.add_argument("--calls", type=int, default=5, help="timed calls of each vocabulary operation")
-    parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
     parser.add_argument("--remat", default="none,full", help=f"policies, of {', '.join(LIMITS)}")
     parser.add_argument("--vocab_sizes", default="50258,152064", help="for the vocabulary's operations")
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
-    group = parser.add_argument_group("sizes", " ".join(Sizes.__doc__.split()))
-    for field in dataclasses.fields(Sizes):
-        group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")
     flags = parser.parse_args(argv)
     flags.remat = [name for name in flags.remat.split(",") if name]
     if unknown := sorted(set(flags.remat) - set(LIMITS)):
@@ -261,14 +258,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command()
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    if flags.device:
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
-    sizes = Sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)})
-    check_writable(flags.json)
+    sizes = prepare(flags, Sizes)
     found = measure(sizes, remat=flags.remat, vocab_sizes=flags.vocab_sizes, steps=flags.steps, calls=flags.calls)
-    print(markdown(found))
-    if flags.json:
-        write_json(flags.json, found)
+    publish(markdown(found), found, flags.json)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,25 @@
 """Will it fit, and how fast would it be, before a TPU is rented? Compiles the real program for any TPU slice, on a machine
-without one, and reads what the compiler planned:
+without one, and reports the compiler's plan:
 
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --sweep --kinds=v5e,v6e --chips=1,4,16 --batches=128,512
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
 
-What was compiled once is kept in the cache folder ($SOFTMASK_JAX_CACHE). Where a slice has more chips than the batch has
-rows, or does not divide them, every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'.
+Compiled programs are kept in the cache folder ($SOFTMASK_JAX_CACHE). Where a slice has more chips than the batch has rows,
+or does not divide them, every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'.
 """
 import argparse
 import json
 import os
 import sys
 
-from softmask_jax.config.command_line import command, say, split_overrides
+from softmask_jax.config.command_line import command, command_parser, say, split_overrides
 from softmask_jax.io.files import check_writable, write_atomically, write_json
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.compile", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def command_line() -> argparse.ArgumentParser:
+    parser = command_parser("compile", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--config", default="", help="a file in configs/, or file:variant")
     add("--topology", default="", help="a TPU slice, such as v5e:4x4, v6e:1x1, v5p:2x2x1")
@@ -49,66 +46,60 @@ def flags() -> argparse.ArgumentParser:
 @command()
 def main(argv: list[str]) -> int:
     """Exit status: 0 it fits, 1 failed, 2 the command line is wrong, 3 it does not fit."""
-    # The chips are not there, and what is there is not wanted.
+    # Nothing runs here: leave this machine's accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     words, overrides = split_overrides(argv)
-    parser = flags()
-    given = parser.parse_args(words)
-    if not given.scaling and not given.config:
+    parser = command_line()
+    flags = parser.parse_args(words)
+    if not flags.scaling and not flags.config:
         parser.error("--config is required, or --scaling")
-    if not given.scaling and bool(given.topology) == given.sweep:
+    if not flags.scaling and bool(flags.topology) == flags.sweep:
         parser.error("one of --topology and --sweep is required")
-    check_writable("" if given.json == "-" else given.json)
-    check_writable(given.out, "--out")
-    if given.scaling:
-        return _scaling(given)
-    return _sweep(given, overrides) if given.sweep else _one(given, overrides)
+    check_writable("" if flags.json == "-" else flags.json)
+    check_writable(flags.out, "--out")
+    if flags.scaling:
+        return _scaling(flags)
+    return _sweep(flags, overrides) if flags.sweep else _one(flags, overrides)
 
 
-def _one(given, overrides) -> int:
+def _one(flags, overrides) -> int:
     from softmask_jax import config as schema
     from softmask_jax.compile import programs, reading, report
     from softmask_jax.compile.topology import Topology
     from softmask_jax.samplers.options import Options
 
-    topology = Topology(given.topology)
-    config = schema.load(given.config, overrides)
-    sizes = {"vocab_size": given.vocab_size or programs.VOCAB_SIZE, "length": given.length}
-    if given.generate is None:
+    topology = Topology(flags.topology)
+    config = schema.load(flags.config, overrides)
+    sizes = {"vocab_size": flags.vocab_size or programs.VOCAB_SIZE, "length": flags.length}
+    if flags.generate is None:
         program = programs.training(config, topology.devices(), **sizes)
     else:
-        options = Options(alg=given.generate, steps=given.steps, block_length=given.block_length, cache=given.cache_kind)
-        program = programs.generation(config, topology.devices(), options, rows=given.rows,
-                                      prompt_length=given.prompt_length, **sizes)
-    found = reading.read(program, topology, config.model)
-    if given.json != "-":
-        print(f"Compiled in {found.seconds:.0f} s: {found.said}.")
-        print(report.text(found))
-    _write_json(given.json, report.as_json(found))
-    return 0 if found.fits else 3
+        options = Options(alg=flags.generate, steps=flags.steps, block_length=flags.block_length, cache=flags.cache_kind)
+        program = programs.generation(config, topology.devices(), options, rows=flags.rows,
+                                      prompt_length=flags.prompt_length, **sizes)
+    result = reading.read(program, topology, config.model)
+    text = f"Compiled in {result.seconds:.0f} s: {result.said}.\n{report.text(result)}"
+    return _publish(text, report.as_json(result), flags.json, result.fits)
 
 
-def _sweep(given, overrides) -> int:
+def _sweep(flags, overrides) -> int:
     from softmask_jax import config as schema
     from softmask_jax.compile import programs, report, sweep
 
-    config = schema.load(given.config, overrides)
-    chips, batches = _numbers(given.chips) or [1, 4, 16], _numbers(given.batches) or [config.train.global_batch_size]
-    found = sweep.sweep(config, given.kinds.split(","), chips, batches, length=given.length,
-                        vocab_size=given.vocab_size or programs.VOCAB_SIZE, say=say)
-    if given.json != "-":
-        print(sweep.table(found))
-        print(sweep.smallest(found))
-    _write_json(given.json, [report.as_json(point) for point in found])
-    return 0 if any(point.fits for point in found) else 3
+    config = schema.load(flags.config, overrides)
+    chips, batches = _numbers(flags.chips) or [1, 4, 16], _numbers(flags.batches) or [config.train.global_batch_size]
+    points = sweep.sweep(config, flags.kinds.split(","), chips, batches, length=flags.length,
+                         vocab_size=flags.vocab_size or programs.VOCAB_SIZE, say=say)
+    text, figures = f"{sweep.table(points)}\n{sweep.smallest(points)}", [report.as_json(point) for point in points]
+    return _publish(text, figures, flags.json, any(point.fits for point in points))
 
 
-def _scaling(given) -> int:
+def _scaling(flags) -> int:
     from softmask_jax.compile import scaling
 
-    text = scaling.document(given.kinds.split(","), _numbers(given.chips) or [1, 4, 16, 64, 256], say=say)
-    if given.out:
-        write_atomically(given.out, text, elsewhere="give another --out")
+    text = scaling.document(flags.kinds.split(","), _numbers(flags.chips) or [1, 4, 16, 64, 256], say=say)
+    if flags.out:
+        write_atomically(flags.out, text, elsewhere="give another --out")
     else:
         print(text, end="")
     return 0
@@ -118,11 +109,12 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
-def _write_json(path: str, found) -> None:
-    if path == "-":
-        print(json.dumps(found, indent=1))
-    elif path:
-        write_json(path, found)
+def _publish(text: str, figures, path: str, fits: bool) -> int:
+    """Print the text, or the figures alone where the path is "-", write the figures, and return the exit status."""
+    print(json.dumps(figures, indent=1) if path == "-" else text)
+    if path not in ("", "-"):
+        write_json(path, figures)
+    return 0 if fits else 3
 
 
 if __name__ == "__main__":

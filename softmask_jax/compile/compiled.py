@@ -1,4 +1,5 @@
-"""A program through the TPU compiler: its text and its memory, kept on disk, and what is said where it does not fit."""
+"""Programs compiled for TPUs: optimised text and planned memory, cached on disk; out of memory is a result."""
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -15,9 +16,11 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """text: the optimised program, "" where it does not fit. memory: bytes of a chip as the compiler plans them:
-    arguments, temporary, output (what the arguments do not hold already), program. needed, free: bytes, where it says
-    that it does not fit. seconds: that it took, when it was compiled."""
+    """Attributes:
+      text: the optimised program, "" where it does not fit.
+      memory: bytes of a chip as planned: arguments, temporary, output (without aliased arguments), program.
+      needed, free: bytes, where it does not fit; else 0. seconds: of the compilation.
+    """
 
     text: str
     memory: dict
@@ -36,10 +39,10 @@ class Compiled:
 
 
 def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Compiled:
-    """Compiles a `jax.stages.Lowered`, or finds what was compiled before.
+    """Compile a `jax.stages.Lowered`, or read it from the cache.
 
-    cache: a folder; None is the user's. The key is the program's own text, the slice and the versions of the compiler.
-    Raises what the compiler raises, but for want of memory, which is a result.
+    cache: a folder; None is the user's. The key is the program's text, the slice and the compiler's versions. Raises the
+    compiler's errors, except those for want of memory.
     """
     folder = cache_folder() / "compiled" if cache is None else cache
     path = folder / f"{_key(lowered.as_text(), topology)}.json.gz"
@@ -49,10 +52,10 @@ def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Com
     try:
         program = lowered.compile()
     except Exception as error:  # JAX has no class for one kind of failure
-        found = out_of_memory(str(error))
-        if found is None:
+        sizes = out_of_memory(str(error))
+        if sizes is None:
             raise
-        result = Compiled("", {}, *found, seconds=time.perf_counter() - started)
+        result = Compiled("", {}, *sizes, seconds=time.perf_counter() - started)
     else:
         planned = program.memory_analysis()
         memory = {
@@ -66,21 +69,17 @@ def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Com
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """(bytes needed, bytes free) of the compiler's message that a program does not fit; None for another message."""
+    """(bytes needed, bytes free) from the compiler's out-of-memory message; None for another message."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)\b(?:i?B)?(?=\)|\s+of\s|\s+hbm)", message)
-    found = [round(float(number) * UNITS[unit]) for number, unit in sizes]
-    return (found[0], found[1]) if len(found) > 1 else None
+    sizes = [round(float(number) * UNITS[unit]) for number, unit in sizes]
+    return (sizes[0], sizes[1]) if len(sizes) > 1 else None
 
 
 def _key(text: str, topology: str) -> str:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu") if _installed(name)]
+    versions = []
+    for name in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
     return hashlib.sha256("\n".join([topology, *versions, text]).encode()).hexdigest()[:32]
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False

@@ -40,10 +40,7 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr, trips: Callable[[int, bool], flo
 
 
 def _count(jaxpr, trips, depth: int) -> Count:
-    total = Count()
-    for eqn in jaxpr.eqns:
-        total += _equation(eqn, trips, depth)
-    return total
+    return sum((_equation(eqn, trips, depth) for eqn in jaxpr.eqns), Count())
 
 
 def _equation(eqn, trips, depth: int) -> Count:
@@ -58,11 +55,8 @@ def _equation(eqn, trips, depth: int) -> Count:
     if name == "while":
         body = eqn.params["body_jaxpr"].jaxpr
         turns = trips(depth, _holds_while(body))
-        found = _count(body, trips, depth + 1).times(turns)
-        return Count(found.flops, found.unknown + 1)
-    total = Count()
-    for jaxpr in inner:
-        total += _count(jaxpr, trips, depth)
+        return _count(body, trips, depth + 1).times(turns) + Count(unknown=1)
+    total = sum((_count(jaxpr, trips, depth) for jaxpr in inner), Count())
     if name == "scan":
         return total.times(eqn.params["length"])
     if name == "pallas_call":
@@ -74,13 +68,9 @@ def _equation(eqn, trips, depth: int) -> Count:
 
 def _inner(eqn) -> list:
     """The jaxprs in an equation's parameters, but for a custom derivative's rules, which were applied or never will be."""
-    found = []
-    for value in eqn.params.values():
-        for one in value if isinstance(value, (tuple, list)) else [value]:
-            one = getattr(one, "jaxpr", one)
-            if isinstance(one, core.Jaxpr):
-                found.append(one)
-    return found
+    values = [v if isinstance(v, (tuple, list)) else [v] for v in eqn.params.values()]
+    inner = [getattr(one, "jaxpr", one) for value in values for one in value]
+    return [one for one in inner if isinstance(one, core.Jaxpr)]
 
 
 def _holds_while(jaxpr) -> bool:

@@ -62,19 +62,18 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """Where in the Python program it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     def called(self, attribute: str) -> str | None:
         """The computation that an attribute names: body, condition, calls, to_apply."""
-        found = re.search(rf"\b{attribute}=(%[^\s,}}]+)", self.attributes)
-        return found[1] if found else None
+        match = re.search(rf"\b{attribute}=(%[^\s,}}]+)", self.attributes)
+        return match[1] if match else None
 
     def branches(self) -> tuple[str, ...]:
         """Of a conditional."""
-        found = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-        if found:
-            return tuple(re.findall(r"%[^\s,}]+", found[1]))
+        if match := re.search(r"branch_computations=\{([^}]*)\}", self.attributes):
+            return tuple(re.findall(r"%[^\s,}]+", match[1]))
         return tuple(c for c in (self.called("true_computation"), self.called("false_computation")) if c)
 
 
@@ -88,8 +87,8 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names, by their numbers."""
-        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-        return [i.name for i in sorted(found, key=lambda i: int(i.literal))]
+        parameters = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return [i.name for i in sorted(parameters, key=lambda i: int(i.literal))]
 
     @functools.cached_property
     def root(self) -> Instruction:
@@ -179,17 +178,13 @@ def parse(text: str) -> Module:
     computations, entry, name, body = {}, None, None, {}
     for line in text.splitlines():
         if name is None:
-            found = _COMPUTATION.match(line)
-            if found:
-                name, body = found[2], {}
-                entry = name if found[1] else entry
+            if match := _COMPUTATION.match(line):
+                name, body = match[2], {}
+                entry = name if match[1] else entry
         elif _END.match(line):  # attributes of a kernel may run over lines, and one may begin with brackets
             computations[name], name = Computation(name, body), None
-        else:
-            found = _INSTRUCTION.match(line)
-            if found:
-                instruction = _instruction(found[2], found[3], bool(found[1]))
-                body[instruction.name] = instruction
+        elif match := _INSTRUCTION.match(line):
+            body[match[2]] = _instruction(match[2], match[3], bool(match[1]))
     if entry is None:
         raise ValueError("this text holds no ENTRY computation: it is no optimised XLA program")
     return Module(computations, entry)

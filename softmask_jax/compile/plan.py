@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from softmask_jax.config.command_line import command, split_overrides
+from softmask_jax.config.command_line import command, command_parser, split_overrides
 from softmask_jax.io import run_log
 from softmask_jax.io.files import check_writable, write_json
 from softmask_jax.report.chart_axes import number
@@ -31,7 +31,7 @@ LEAST_ROWS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one update costs: plain, and with soft-masking's two passes. seconds: of the whole slice, low and high."""
+    """Cost of one update, (plain, with two passes). seconds: of the whole slice, (low, high) each."""
 
     flops: tuple[float, float]
     tokens: int
@@ -39,15 +39,15 @@ class Step:
     chips: int = 1
     source: str = ""
 
-    def mixed(self, pair, share: float) -> float:
-        """The mean of a plain and a two-pass step's, a share of which are two-pass."""
+    def mixed(self, pair: Sequence[float], share: float) -> float:
+        """Mean cost where `share` of the steps take two passes."""
         plain, both = pair
         return plain + share * (both - plain)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One way to train. hours: of one chip, low and high, of all the training; None where no seconds are known."""
+    """One way to train. hours: chip hours of all of it, (low, high); None where no seconds are known."""
 
     name: str
     updates: int
@@ -72,18 +72,18 @@ def plan(config, step: Step) -> list[Line]:
     }
     ways = [("binary", config.train.steps, 0.0)]
     ways += [(f"soft-masked, {name}", updates, config.soft_mask.p_sm) for name, updates in budgets.items()]
-    base, found = config.train.steps * step.flops[0], []
+    base, lines = config.train.steps * step.flops[0], []
     for name, updates, share in ways:
         flops, hours = updates * step.mixed(step.flops, share), None
         if step.seconds:
             ends = (step.mixed(pair, share) for pair in zip(*step.seconds))
             hours = tuple(updates * seconds * step.chips / 3600 for seconds in ends)
-        found.append(Line(name, updates, flops, flops / base, float(updates) * step.tokens, hours))
-    return found
+        lines.append(Line(name, updates, flops, flops / base, float(updates) * step.tokens, hours))
+    return lines
 
 
 def counted(config, *, vocab_size: int = 0, length: int = 0) -> Step:
-    """FLOPs of one update, its layers' second run by `remat` included; rows of conversations are as long as they may be."""
+    """FLOPs of one update with the recomputation of `remat`; conversations count as rows of the greatest length."""
     import jax
 
     from softmask_jax.distributed import sharding
@@ -101,12 +101,12 @@ def counted(config, *, vocab_size: int = 0, length: int = 0) -> Step:
 
 
 def compiled(config, topology_name: str, *, vocab_size: int = 0, length: int = 0, cache=None) -> tuple[tuple, int]:
-    """(seconds of a plain and of a two-pass step, each low and high; chips), by the roofline of the compiled programs."""
+    """(seconds of a plain and of a two-pass step, each (low, high); chips) by the roofline of the compiled programs."""
     from softmask_jax.compile import programs, reading
     from softmask_jax.compile.roofline import roofline
     from softmask_jax.compile.topology import Topology
 
-    topology, found = Topology(topology_name), []
+    topology, seconds = Topology(topology_name), []
     for variant in ("none", config.soft_mask.variant):
         one = dataclasses.replace(config, soft_mask=dataclasses.replace(config.soft_mask, variant=variant))
         program = programs.training(one, topology.devices(), vocab_size=vocab_size or programs.VOCAB_SIZE, length=length)
@@ -115,19 +115,19 @@ def compiled(config, topology_name: str, *, vocab_size: int = 0, length: int = 0
             raise ValueError(
                 f"The step does not fit {topology_name}; python -m softmask_jax.compile --topology={topology_name} says why."
             )
-        # Where a slice has more chips than the batch rows, the program has more rows than the config.
+        # On a slice with more chips than rows the program has more rows than the config.
         share = config.train.global_batch_size / program.rows
-        found.append((roofline(read).best * share, roofline(read).worst * share))
-    return tuple(found), topology.chips
+        seconds.append((roofline(read).best * share, roofline(read).worst * share))
+    return tuple(seconds), topology.chips
 
 
 def measured(path: str) -> tuple[tuple, str]:
-    """Seconds of a plain and of a two-pass step of a run, a straight line through its log: (each twice, what was read).
+    """Seconds of a plain and of a two-pass step (each twice), from a straight line through a run's log, and their source.
 
-    Each row of the log is many steps, and has the share of them that made two passes.
+    Each row of the log covers many steps and has the share of them that made two passes.
 
     Raises:
-      ValueError: a run on conversations, whose rows have no one length; too few rows, or ones that all have the same share.
+      ValueError: a run on conversations, whose lengths differ; too few rows, or all of the same share.
     """
     from softmask_jax import config as schema
 
@@ -155,37 +155,36 @@ def measured(path: str) -> tuple[tuple, str]:
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Theil and Sen's: the median of the slopes between any two points of different x."""
+    """Theil-Sen estimator: median of the slopes between any two points of different x."""
     i, j = np.triu_indices(len(x), 1)
     apart = x[i] != x[j]
     return float(np.median((y[j] - y[i])[apart] / (x[j] - x[i])[apart]))
 
 
 def text(config, step: Step, lines: Sequence[Line]) -> str:
-    """For people."""
+    """The plan as a table and its assumptions."""
     header = ["training", "updates", "tokens", "FLOPs", "of binary"] + (["chip hours"] if step.seconds else [])
-    rows = []
-    for line in lines:
-        row = [line.name, f"{line.updates:,}", f"{line.tokens:.3g}", f"{line.flops:.3e}", f"{line.ratio:.3f}"]
-        if line.hours:
-            low, high = line.hours
-            row.append(number(low) if low == high else f"{number(low)} to {number(high)}")
-        rows.append(row)
-    said = [table(header, rows), f"p_sm {config.soft_mask.p_sm}: {step.flops[1] / step.flops[0]:.3f} times the FLOPs for "
-            f"an update with two passes. A batch is {step.tokens:,} tokens."]
+    rows = [
+        [line.name, f"{line.updates:,}", f"{line.tokens:.3g}", f"{line.flops:.3e}", f"{line.ratio:.3f}",
+         *([_range(line.hours)] if line.hours else [])]
+        for line in lines
+    ]  # fmt: skip
+    parts = [table(header, rows), f"p_sm {config.soft_mask.p_sm}: {step.flops[1] / step.flops[0]:.3f} times the FLOPs for "
+             f"an update with two passes. A batch is {step.tokens:,} tokens."]
     if step.seconds:
-        (low, high), (low2, high2) = step.seconds
-        spread = lambda a, b: number(a) if a == b else f"{number(a)} to {number(b)}"  # noqa: E731
-        said.append(f"A step takes {spread(low, high)} s, {spread(low2, high2)} s with two passes, on {step.chips} "
-                    f"chip{'s' * (step.chips != 1)}: {step.source}.")
-    return "\n\n".join(said)
+        plain, both = map(_range, step.seconds)
+        parts.append(f"A step takes {plain} s, {both} s with two passes, on {step.chips} "
+                     f"chip{'s' * (step.chips != 1)}: {step.source}.")
+    return "\n\n".join(parts)
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = map(number, ends)
+    return low if ends[0] == ends[1] else f"{low} to {high}"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.compile.plan", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("compile.plan", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--config", required=True, help="a soft-masked config in configs/, or file:variant")
     add("--topology", default="", help="a TPU slice, such as v5e:4x4, for which the step is compiled; [aot]")
@@ -199,11 +198,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key, as of softmask_jax.main")
     words, overrides = split_overrides(argv)
     flags = parser.parse_args(words)
-    if (flags.seconds is None) != (flags.two_pass_seconds is None):
+    timed = flags.seconds is not None
+    if timed != (flags.two_pass_seconds is not None):
         parser.error("--seconds and --two_pass_seconds go together")
-    if sum((bool(flags.topology), bool(flags.run), flags.seconds is not None)) > 1:
+    if bool(flags.topology) + bool(flags.run) + timed > 1:
         parser.error("give one of --topology, --run and --seconds")
-    if flags.seconds is not None and not 0 < flags.seconds <= flags.two_pass_seconds:
+    if timed and not 0 < flags.seconds <= flags.two_pass_seconds:
         parser.error("--seconds must be positive, and --two_pass_seconds not below it")
     if flags.chips < 1:
         parser.error("--chips must be at least 1")
@@ -216,7 +216,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 something cannot be read, compiled or written; 2 the command line is wrong."""
     flags, overrides = parse(argv)
-    # Nothing is run here: an accelerator is not wanted.
+    # Nothing runs here: leave this machine's accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from softmask_jax import config as schema
 
@@ -225,21 +225,21 @@ def main(argv: list[str]) -> None:
     sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
     step = counted(config, **sizes)
     plan(config, step)
+    seconds, chips, source = None, flags.chips, "as given"
     if flags.topology:
         seconds, chips = compiled(config, flags.topology, **sizes)
-        step = dataclasses.replace(step, seconds=seconds, chips=chips,
-                                   source=f"predicted from the program compiled for {flags.topology}, never run")
+        source = f"predicted from the program compiled for {flags.topology}, never run"
     elif flags.run:
         seconds, source = measured(flags.run)
-        step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source=source)
     elif flags.seconds is not None:
-        pair = flags.seconds, flags.two_pass_seconds
-        step = dataclasses.replace(step, seconds=tuple((s, s) for s in pair), chips=flags.chips, source="as given")
+        seconds = tuple((one, one) for one in (flags.seconds, flags.two_pass_seconds))
+    if seconds:
+        step = dataclasses.replace(step, seconds=seconds, chips=chips, source=source)
     lines = plan(config, step)
     print(text(config, step, lines))
     if flags.json:
-        found = {"lines": [dataclasses.asdict(line) for line in lines], "step": dataclasses.asdict(step)}
-        write_json(flags.json, json.loads(json.dumps(found)))
+        figures = {"lines": [dataclasses.asdict(line) for line in lines], "step": dataclasses.asdict(step)}
+        write_json(flags.json, json.loads(json.dumps(figures)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is compiled: the training step that a config describes, or a sampler over its model, on a mesh of devices.
+"""Programs to compile: a config's training step, or a sampler over its model, on a mesh of devices.
 
 Nothing is allocated: parameters, batches and keys are shapes with shardings, laid out by `sharding.py` as in a run.
 """
@@ -29,10 +29,11 @@ DREAM_7B = {
 class Program:
     """A traced program, before it is compiled.
 
-    kind: train | generate. traced: a `jax.stages.Traced`. parts: what a chip keeps, name -> tree of shapes with
-    shardings. rows: of a global batch, or that are generated together. micro: gradients that are added up.
-    vocab_sizes: of the vocabulary, as it is and padded; width: D of its tables. said: a line about all of it. Of a sampler: new_tokens of a row;
-    calls, the most network calls; blocks, of a `BlockSampler`.
+    Attributes:
+      kind: train | generate. traced: a `jax.stages.Traced`. parts: contents of a chip, name -> tree of shapes with shardings.
+      rows: of a global batch, or generated together. micro: micro-batches. said: a line that describes the program.
+      vocab_sizes: size of the vocabulary, true and padded. width: D of its tables.
+      new_tokens, calls, blocks: of a sampler: new tokens of a row, most network calls, blocks of a `BlockSampler`.
     """
 
     kind: str
@@ -53,7 +54,7 @@ class Program:
 
 
 def sizes_of_base(base: str) -> dict:
-    """Hugging Face's config.json of a converted model; Dream-7B's sizes if there is none in `base`."""
+    """Hugging Face's config.json of a converted model; Dream-7B's sizes where `base` has none."""
     from softmask_jax.training.tasks.dream import read_base
 
     folder = Path(os.path.expanduser(base))
@@ -71,10 +72,10 @@ def build(config, mesh, *, vocab_size: int = VOCAB_SIZE, sizes: dict | None = No
 
 
 def batch_of(config, shards: int) -> tuple[int, int]:
-    """(rows of a global batch, micro-batches) for so many pieces.
+    """(rows of a global batch, micro-batches) on so many shards.
 
-    The config's rows, in as many micro-batches up to the config's as every piece can share; where there are fewer rows
-    than pieces, or they do not divide, one row a piece.
+    The config's rows, in the most micro-batches (up to the config's) that the shards divide; one row a shard where there
+    are fewer rows than shards, or they do not divide.
     """
     rows, micro = config.train.global_batch_size, config.train.micro_batches
     if rows % shards:
@@ -84,12 +85,8 @@ def batch_of(config, shards: int) -> tuple[int, int]:
 
 @settled()
 def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, sizes: dict | None = None) -> Program:
-    """The training step, traced for these devices.
-
-    Args:
-      vocab_size: of a dit; a dream model's is in its base's config.json, or Dream-7B's where there is no base.
-      length: tokens of a row; 0 is the config's, for conversations the longest. sizes: see `build`.
-    """
+    """The training step, traced for these devices. vocab_size, sizes: see `build`. length: tokens of a row; 0 is the
+    config's, for conversations the longest."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     rows, micro = batch_of(config, sharding.batch_shards(mesh))
     config = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""All that is known of one compiled program: memory, operations, traffic, and arrays that should not be there."""
+"""Facts of one compiled program: memory, operations, traffic, arrays of the size of all logits."""
 import dataclasses
 import math
 
@@ -12,19 +12,20 @@ from softmask_jax.diffusion.vocab import head
 from softmask_jax.distributed import sharding
 from softmask_jax.training import update_flops
 
-
-# Below it an array of all logits is none to warn of: small vocabularies take one dense window on purpose.
+# Bytes below which an array of all logits gives no warning: small vocabularies take one dense window on purpose.
 SMALL_LOGITS = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Of one chip unless said otherwise; bytes and FLOPs of one run of the program: a training step, or all of a text.
+    """Bytes and FLOPs of one chip in one run of the program: a training step, or all of a text.
 
-    kept: bytes by name: base, params, ema, optimizer, batch. memory: see `Compiled.memory`; empty where it does not fit,
-    then `needed` is what the compiler asked for and nothing is known of traffic. flops: of matrix products; model_flops:
-    without what is computed again. tokens: of the global batch, or new ones of all rows. logits: lines about arrays of
-    size B x L x V. calls: network calls. unknown: loops whose length was assumed.
+    Attributes:
+      kept: bytes by name: base, params, ema, optimizer, batch.
+      memory: see `Compiled.memory`; empty where it does not fit: then the compiler `needed` more than was `free`, and
+        traffic is unknown.
+      flops: of matrix products; model_flops: without recomputation. tokens: of the global batch, or new ones of all rows.
+      logits: lines about arrays of size B x L x V. calls: network calls. unknown: loops whose length was assumed.
     """
 
     topology: str
@@ -78,18 +79,18 @@ class Reading:
 
 
 def read(program: Program, topology: Topology, model, *, cache=None, micro: int = 0) -> Reading:
-    """Compiles a program and reads it.
+    """Compile a program and read it.
 
     Args:
       model: the config's section. cache: see `compile_program`.
-      micro: as if the step had so many micro-batches instead of its own, of the same size each; 0 leaves them.
+      micro: count so many micro-batches of the same size instead of the program's own; 0 leaves them.
     """
     compiled = compile_program(program.traced.lower(), topology.name, cache=cache)
     return of(program, topology, model, compiled, micro=micro)
 
 
 def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro: int = 0) -> Reading:
-    """As `read`, of what was compiled."""
+    """`read`, of a compiled program."""
     micro, chips = micro or program.micro, program.mesh.size
     rows = program.rows // program.micro * micro
     tokens, train = rows * program.length, program.kind == "train"
@@ -118,10 +119,10 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
 
 
 class Loops:
-    """How often loops turn whose length the program does not know, and the one over micro-batches.
+    """Turns of loops of unknown length, and of the one over micro-batches.
 
-    The innermost are sweeps over the positions that still want a token, some at a time: if masks vanish evenly, half of
-    the positions on average. The ones around them are a sampler's calls (and, in blocks, the blocks).
+    The innermost are sweeps over the positions that are still masked, some at a time: if masks vanish evenly, half of the
+    positions on average. The loops around them are a sampler's calls (and, in blocks, the blocks).
     """
 
     def __init__(self, program: Program, micro: int):
@@ -147,10 +148,11 @@ class Loops:
 
 
 def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
-    """Arrays that hold a number for every token of the vocabulary at every position that a chip computes, by name.
+    """Arrays of a number for every token of the vocabulary at every position of a chip, by name.
 
-    That is: a dimension is the vocabulary (padded or not, whole or cut by an axis of the mesh), and there are as many
-    elements as a micro-batch has positions on a chip (and not a table [V D]) times the vocabulary, or the tensor axis's share of it; and not less than `SMALL_LOGITS` bytes.
+    That is: one dimension is the vocabulary (padded or not, whole or cut by an axis of the mesh); the elements are at
+    least a micro-batch's positions on a chip times the tensor axis's share of the vocabulary, but no table [V D]; and
+    the bytes at least `SMALL_LOGITS`.
     """
     shards, cuts = sharding.batch_shards(program.mesh), {1, *program.mesh.shape.values()}
     positions = max(1, program.rows // program.micro // shards) * program.length

@@ -1,16 +1,16 @@
-"""The report of one program on one slice: what a chip holds and whether that fits, what it does, and how fast."""
+"""Report of one program on one slice: memory of a chip, work, predicted speed."""
 import dataclasses
 
 from softmask_jax.compile.reading import Reading
 from softmask_jax.compile.roofline import ASSUMED, roofline
 
 GIB = 2**30
-# Below so much of a chip's memory left, a word is said.
+# Warn if less than this share of HBM stays free.
 TIGHT = 0.05
 
 
 def verdict(reading: Reading) -> str:
-    """Whether it fits, with how much to spare or how much is missing, and then what is cheapest to try."""
+    """Whether it fits and with what margin; if not, the cheapest changes to try."""
     size = reading.slice.memory
     if reading.fits:
         left = size - reading.peak
@@ -22,7 +22,7 @@ def verdict(reading: Reading) -> str:
 
 
 def advice(reading: Reading) -> list[str]:
-    """The three cheapest ways to less memory, the one that would do most first."""
+    """The three cheapest ways to less memory, the most effective first."""
     state = sum(size for name, size in reading.kept.items() if name != "batch")
     temporary = reading.peak - state if reading.needed == 0 else max(reading.needed - state, 0)
     if reading.kind == "generate":
@@ -40,7 +40,7 @@ def advice(reading: Reading) -> list[str]:
 
 
 def text(reading: Reading) -> str:
-    """For people."""
+    """Readable report."""
     topology, gib = reading.slice, lambda size: f"{size / GIB:8.3f}"
     kept = ", ".join(f"{name} {size / GIB:.3f}" for name, size in reading.kept.items() if size)
     lines = [f"Memory of a chip of {topology.name} ({topology.chips} chips), GiB"]
@@ -58,7 +58,7 @@ def text(reading: Reading) -> str:
 
 
 def warnings(reading: Reading) -> list[str]:
-    """Of arrays that hold a number for each position and token of the vocabulary."""
+    """Warnings of arrays of size B L V."""
     if not reading.logits:
         return [] if reading.needed else ["No array of size B L V."]
     shown = [f"  {line}" for line in reading.logits[:8]]

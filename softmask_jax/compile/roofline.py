@@ -1,4 +1,4 @@
-"""How long a step would take, if chips reached so much of what their maker promises: a prediction, not a measurement."""
+"""Predicted seconds of a step: a roofline at fixed shares of the makers' public figures."""
 import dataclasses
 
 from softmask_jax.compile.reading import Reading
@@ -15,7 +15,7 @@ ASSUMED = (
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one run on one chip, by what they are spent on."""
+    """Seconds of one run on one chip for products, memory and network."""
 
     compute: float
     hbm: float

@@ -1,9 +1,9 @@
 """Many slices and batch sizes at once, from few compiled programs.
 
-What a chip holds and does depends on its own rows and on how parameters are cut, not on how many other chips do the same
-to other rows. So each way of cutting is compiled once, on the smallest slice that has it (four chips of a data axis,
-else one group of fsdp x tensor), with three micro-batches where gradients are added up; the rest is arithmetic: the loop
-over micro-batches is as long as it must be, and a wider data axis changes only what is sent.
+A chip's memory and work depend on its own rows and on the sharding of parameters, not on the number of chips that do the
+same to other rows. So each sharding is compiled once, on the smallest slice that has it (four chips of a data axis, else
+one group of fsdp x tensor), with three micro-batches where gradients are added up. The rest is arithmetic: the number of
+micro-batches scales a loop, and a wider data axis changes only what is sent.
 """
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ MOST = 16
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A way of cutting: rows of a micro-batch on a chip, whether gradients are added up."""
+    """A sharding: rows of a micro-batch on a chip, whether gradients are added up."""
 
     kind: str
     fsdp: int
@@ -37,7 +37,7 @@ class Unit:
 
 
 class Units:
-    """Compiles each unit once; `length`, `vocab_size`, `sizes`, `cache` as elsewhere. say: what takes minutes."""
+    """Compiles each unit once. say: prints progress; other arguments as of `programs.training`."""
 
     def __init__(self, config, *, length: int, vocab_size: int, sizes: dict | None = None, cache=None, say=lambda _: None):
         self.config, self.cache, self.say, self.made = config, cache, say, {}
@@ -68,14 +68,14 @@ class Units:
     def repeated(self, unit: Unit, micro: int) -> Reading:
         """The unit from the program of one micro-batch, for where the compiler fails on the loop over several: so many
         times its work, and memory for the gradients that are added up."""
-        found = self.read(dataclasses.replace(unit, accumulates=False), 1)
-        if not found.fits:
-            return found
-        times = {name: getattr(found, name) * micro for name in ("rows", "tokens", "flops", "model_flops", "hbm")}
+        one = self.read(dataclasses.replace(unit, accumulates=False), 1)
+        if not one.fits:
+            return one
+        times = {name: getattr(one, name) * micro for name in ("rows", "tokens", "flops", "model_flops", "hbm")}
         for name in ("payload", "wire", "count"):
-            times[name] = {kind: value * micro for kind, value in getattr(found, name).items()}
-        memory = found.memory | {"temporary": found.memory["temporary"] + found.kept["params"]}
-        return dataclasses.replace(found, micro=micro, memory=memory, **times)
+            times[name] = {kind: value * micro for kind, value in getattr(one, name).items()}
+        memory = one.memory | {"temporary": one.memory["temporary"] + one.kept["params"]}
+        return dataclasses.replace(one, micro=micro, memory=memory, **times)
 
     def estimate(self, unit: Unit) -> float | None:
         """Bytes of a chip, from programs of the same cut with other rows: what grows with rows grows evenly."""

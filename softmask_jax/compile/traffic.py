@@ -1,10 +1,11 @@
-"""What a chip moves in one run of an optimised program: bytes of its memory, bytes between chips, loops multiplied.
+"""Traffic of a chip in one run of an optimised program: bytes of HBM and bytes between chips, loops multiplied.
 
 HBM: every instruction outside a fusion reads its operands and writes its results once, a slice only what it takes, an
 update in place only what it changes; arrays in scratch memory cost nothing. Not seen: what a kernel reads twice, and the
 padding of layouts. Of a condition the branch that moves most is counted.
 """
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 
@@ -21,8 +22,8 @@ FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "
 
 @dataclasses.dataclass
 class Traffic:
-    """hbm: bytes. payload, wire: bytes by kind of collective: of the arrays, and that a chip sends if the chips of a
-    group stand in a ring. count: collectives. unknown: loops whose length is not known before they run."""
+    """hbm: bytes. payload, wire: bytes by kind of collective: of the arrays, and sent by a chip in a ring.
+    count: collectives by kind. unknown: loops of unknown length."""
 
     hbm: float = 0.0
     payload: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -60,18 +61,13 @@ def measure(module: Module, trips: Trips = known_only) -> Traffic:
 
 def group_size(attributes: str) -> int:
     """How many chips take part in a collective, from its attributes; 0 is all."""
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
-    if found:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        product = 1
-        for name in re.findall(r"'([^']+)'", found[2]):
-            product *= sizes.get(name, 1)
-        return product
-    found = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
-    if found:
-        return int(found[1])
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    return found[1].count(",") + 1 if found else 0
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", match[2]))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(match[1])
+    match = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    return match[1].count(",") + 1 if match else 0
 
 
 class _Walk:
@@ -183,10 +179,9 @@ class _Walk:
             made = fused.instructions[made.operands[0]]
         if made.opcode in ("parameter", "custom-call", "get-tuple-element") or made.opcode in KINDS:
             return 0.0
-        if made.opcode == "dynamic-update-slice":
-            return fused.instructions[made.operands[1]].arrays[0].size * array.itemsize
-        if made.opcode == "scatter":
-            return fused.instructions[made.operands[-1]].arrays[0].size * array.itemsize
+        if made.opcode in ("dynamic-update-slice", "scatter"):
+            changed = made.operands[1 if made.opcode == "dynamic-update-slice" else -1]
+            return fused.instructions[changed].arrays[0].size * array.itemsize
         return array.nbytes
 
     def collective(self, i: Instruction, inside: Computation, kind: str = "") -> Traffic:

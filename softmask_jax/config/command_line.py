@@ -1,4 +1,5 @@
 """What all commands have in common: standard streams, errors as one line, overrides such as --config.section.key=value."""
+import argparse
 import ast
 import functools
 import os
@@ -55,6 +56,14 @@ def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_me
         return main
 
     return decorate
+
+
+def command_parser(module: str, description: str, **options) -> argparse.ArgumentParser:
+    """Parser of `python -m softmask_jax.<module>`, the description (its docstring) printed as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m softmask_jax.{module}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter, **options,
+    )  # fmt: skip
 
 
 def _decode_as_utf8() -> None:

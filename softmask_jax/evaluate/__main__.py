@@ -15,15 +15,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from softmask_jax.config.command_line import command, split_overrides
+from softmask_jax.config.command_line import command, command_parser, split_overrides
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and as `section.key=value` the overrides among them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.evaluate", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("evaluate", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", action="append", default=[], metavar="[NAME=]FOLDER[#none]",
         help="a run's folder, or a converted model's; give several to compare them with the first; #none turns "
@@ -75,10 +72,10 @@ def main(argv: list[str]) -> None:
     drawn = settings.run.plots and len(evaluation.budgets) > 1 and any(task.sweeps for task in evaluation.tasks)
     if drawn:
         plots.check()
-    found = evaluation()
-    print(tables.markdown(found))
+    report = evaluation()
+    print(tables.markdown(report))
     if drawn:
-        for path in plots.write(found, evaluation.out / "plots"):
+        for path in plots.write(report, evaluation.out / "plots"):
             print(f"Plot     {path}")
     print(f"Numbers  {evaluation.out / 'results.json'}")
     print(f"Tables   {evaluation.out / 'results.md'}")

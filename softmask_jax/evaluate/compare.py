@@ -20,7 +20,7 @@ import jax
 
 import softmask_jax
 from softmask_jax import data
-from softmask_jax.config.command_line import command
+from softmask_jax.config.command_line import command, command_parser
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.distributed import sharding
 from softmask_jax.generate.model import LanguageModel
@@ -238,9 +238,7 @@ def markdown(found: dict) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.evaluate.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("evaluate.compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, the baseline first")
     parser.add_argument("--draws", type=int, default=4, help="masks a window; more where 100,000 tokens need them")
     parser.add_argument("--batch_size", type=int, default=16, help="windows at a time")

@@ -1,4 +1,4 @@
-"""Quality against what it cost, when several budgets of steps were evaluated: PNG and SVG."""
+"""Plots of quality against cost over several budgets of steps, as PNG and SVG."""
 import io
 from collections.abc import Mapping
 from fractions import Fraction
@@ -11,23 +11,23 @@ SIZE, DPI = (9.0, 4.0), 150
 
 
 def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
-    """Of what `results.json` holds, by (task, number): each model's points, from the smallest budget to the largest.
+    """Points of each model by (task, number), in ascending order of budgets; report: content of `results.json`.
 
     A point is {"budget", "value", "low", "high", "calls", "seconds"}. Numbers without two budgets are left out.
     """
-    found: dict = {}
+    by_number: dict = {}
     for row in sorted(report["results"], key=lambda row: Fraction(row["budget"])):
         for name, one in row["estimates"].items():
             if isinstance(one["value"], str) or not set(COSTS) <= set(row["cost"]):
                 continue
             point = {"budget": row["budget"], **{key: one[key] for key in ("value", "low", "high")}}
-            points = found.setdefault((row["task"], name), {}).setdefault(row["model"], [])
+            points = by_number.setdefault((row["task"], name), {}).setdefault(row["model"], [])
             points.append(point | {key: row["cost"][key] for key in COSTS})
-    return {key: models for key, models in found.items() if any(len(points) > 1 for points in models.values())}
+    return {key: models for key, models in by_number.items() if any(len(points) > 1 for points in models.values())}
 
 
 def check() -> None:
-    """ImportError, one line, where nothing can be drawn."""
+    """ImportError, one line, without matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -36,13 +36,10 @@ def check() -> None:
 
 def write(report: Mapping, folder: Path) -> list[Path]:
     """Draw each of `curves` into `folder`/<task>_<number>.png and .svg. ImportError without matplotlib."""
-    found = curves(report)
-    if not found:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
     units = {(row["task"], name): one["unit"] for row in report["results"] for name, one in row["estimates"].items()}
     written = []
-    for (task, name), models in found.items():
+    for (task, name), models in curves(report).items():
+        folder.mkdir(parents=True, exist_ok=True)
         label = name + (f", {units[task, name]}" if units[task, name] else "")
         for kind, content in pictures(f"{task}: {name}", label, models).items():
             path = folder / f"{task}_{name.replace('/', '_')}.{kind}"
@@ -55,15 +52,13 @@ def pictures(title: str, label: str, models: Mapping[str, list[dict]]) -> dict[s
     """{"png", "svg"} of one number; the same points are the same bytes."""
     import matplotlib
 
-    found = {}
+    files = {"png": io.BytesIO(), "svg": io.BytesIO()}
     # Text stays text, and ids are not random.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
         figure = draw(title, label, models)
-        for kind in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-            found[kind] = content.getvalue()
-    return found
+        for kind, file in files.items():
+            figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return {kind: file.getvalue() for kind, file in files.items()}
 
 
 def draw(title: str, label: str, models: Mapping[str, list[dict]]):
@@ -74,7 +69,7 @@ def draw(title: str, label: str, models: Mapping[str, list[dict]]):
     figure = Figure(SIZE, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, len(COSTS), sharey=True)
-    for panel, (cost, said) in zip(panels, COSTS.items()):
+    for panel, (cost, axis) in zip(panels, COSTS.items()):
         for model, points in models.items():
             x, y = ([point[key] for point in points] for key in (cost, "value"))
             spread = [
@@ -83,7 +78,7 @@ def draw(title: str, label: str, models: Mapping[str, list[dict]]):
             ]
             panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=model)
         panel.set_xscale("log", base=2)
-        panel.set_xlabel(said)
+        panel.set_xlabel(axis)
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panels[0].set_ylabel(label)

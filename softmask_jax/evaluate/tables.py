@@ -1,25 +1,25 @@
-"""An evaluation's numbers as tables for people."""
+"""An evaluation's numbers as Markdown tables and lines of the log."""
 from collections.abc import Mapping, Sequence
 
 from softmask_jax.evaluate.task import Result
 from softmask_jax.report import chart_axes
 from softmask_jax.report.markdown import table
 
-# The first of a task's estimates that a line of the log shows.
+# Estimates of a task in a line of the log.
 SHOWN = 2
 
 
 def number(value: float | str | None) -> str:
-    """Four significant digits, whole numbers whole; "" for None. NaN and infinities are as JSON has them here: text."""
+    """Four significant digits, integers in full; "" for None. NaN and infinities are texts, as in the JSON files."""
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else chart_axes.number(value)
 
 
-def estimate(found: Mapping) -> str:
+def estimate(one: Mapping) -> str:
     """Such as "27.98 [24.5, 31.9]"."""
-    value = number(found["value"])
-    return value if found["low"] is None else f"{value} [{number(found['low'])}, {number(found['high'])}]"
+    value = number(one["value"])
+    return value if one["low"] is None else f"{value} [{number(one['low'])}, {number(one['high'])}]"
 
 
 def line(result: Result) -> str:
@@ -29,7 +29,7 @@ def line(result: Result) -> str:
 
 
 def markdown(report: Mapping) -> str:
-    """Of what `results.json` holds: a table a task, paired differences, notes, and under what it was measured."""
+    """Content of `results.json` as a table for each task, paired differences, notes, models and versions."""
     parts = ["# Evaluation", "95 % intervals in brackets."]
     for task in dict.fromkeys(row["task"] for row in report["results"]):
         rows = [row for row in report["results"] if row["task"] == task]
@@ -54,7 +54,7 @@ def markdown(report: Mapping) -> str:
 
 
 def _of_task(rows: Sequence[Mapping]) -> str:
-    """Models and budgets down, numbers across; a number that only some have is left empty for the others."""
+    """A row for each model and budget, a column for each number (empty where a model lacks it)."""
     names = list(dict.fromkeys(name for row in rows for name in row["estimates"]))
     costs = list(dict.fromkeys(name for row in rows for name in row["cost"]))
     sweep = len({row["budget"] for row in rows}) > 1
@@ -74,7 +74,7 @@ def _with_unit(name: str, rows: Sequence[Mapping]) -> str:
 
 
 def _verdict(one: Mapping) -> str:
-    """Whom a difference favours, if its interval leaves out 0."""
+    """The model that a difference favours, if its interval excludes 0."""
     if one["low"] is None or not one["better"] or one["low"] <= 0 <= one["high"]:
         return "neither"
     lower = one["high"] < 0

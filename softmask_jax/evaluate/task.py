@@ -1,8 +1,8 @@
-"""What an evaluation task is: it measures one model at one budget of steps, in pieces that survive a kill.
+"""Protocol of evaluation tasks: each measures one model at one budget of steps, resumably.
 
-A task keeps its pieces in files of its `Work.folder` (`Work.records`), computes its numbers from those files alone, and
-can so be killed at any moment and end with the same numbers. Whatever is drawn depends on the settings' seed and on the
-number of the row, never on the order of work.
+A task keeps its rows in files of its `Work.folder` (`Work.records`) and computes its numbers from those files alone, so
+it can be killed at any moment and ends with the same numbers. Draws depend on the settings' seed and the number of the
+row, never on the order of work.
 """
 import contextlib
 import dataclasses
@@ -22,15 +22,13 @@ from softmask_jax.training.intervals import student
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the evaluation between two pieces; what is done is on the disk."""
+    """A signal ended the evaluation between two pieces; finished work is on the disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval [low, high], where it has one; of `count` observations.
-
-    better: "lower", "higher", or "" where neither is.
-    """
+    """A number of `count` observations with its 95 % interval [low, high], where it has one. better: "lower", "higher"
+    or ""."""
 
     value: float
     low: float | None = None
@@ -41,7 +39,7 @@ class Estimate:
 
     @classmethod
     def of_mean(cls, values, **more) -> "Estimate":
-        """Of independent values [n]: their mean and its interval (none for a single one)."""
+        """Mean of independent values [n] and its interval (none for a single one)."""
         values = np.asarray(values, np.float64)
         if not len(values):
             raise ValueError("There is nothing to take the mean of.")
@@ -62,17 +60,20 @@ class Estimate:
         return cls(value, *student(value, error, rows), rows, **more)
 
     def mapped(self, function: Callable[[float], float], **more) -> "Estimate":
-        """Of a rising function of the number, such as exp."""
+        """A rising function of the number, such as exp."""
         ends = (None if end is None else function(end) for end in (self.low, self.high))
         return dataclasses.replace(self, **dict(zip(("low", "high"), ends)), value=function(self.value), **more)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """estimates: the task's numbers by name, the most important first. cost: what making them cost, such as "calls"
-    (network calls a text) and "seconds" (a text); it may differ between machines, the estimates may not. details: JSON
-    values, such as curves. notes: sentences that a reader of the numbers needs. complete: False if the same command can
-    come further another time, such as with leave to run what a model wrote.
+    """Numbers of a task.
+
+    Attributes:
+      estimates: by name, the most important first.
+      cost: such as "calls" (network calls a text) and "seconds" (a text); may differ between machines.
+      details: JSON values, such as curves. notes: sentences that explain the numbers.
+      complete: False if the same command can add numbers, such as with leave to run programs.
     """
 
     estimates: Mapping[str, Estimate]
@@ -86,9 +87,11 @@ class Result:
 class Work:
     """One model and budget for one task.
 
-    name: the model's, unique. path: of its checkpoint. folder: the task's own, there already. budget: share of the
-    sampler's steps. load: gives the model, loaded on first use and shared among tasks. mesh: over which rows are cut.
-    allow_code, allow_unsafe_code: whether programs that a model wrote may be run, and without a sandbox.
+    Attributes:
+      name: the model's, unique. path: of its checkpoint. folder: the task's own, existing.
+      load: returns the model, loaded on first use and shared among tasks. mesh: of the devices that share rows.
+      budget: share of the sampler's steps.
+      allow_code, allow_unsafe_code: whether programs that a model wrote may run, and without a sandbox.
     """
 
     settings: Settings
@@ -109,35 +112,29 @@ class Work:
 
     @contextlib.contextmanager
     def records(self, name: str, settings: Mapping, total: int) -> Iterator[AnswerFile]:
-        """Rows of JSON, appended piece by piece and kept: those that are there are not made again.
-
-        settings: what decides the rows; other ones than those that made the file are a ValueError.
-        """
+        """File of JSON rows that decides which work is left. ValueError if its rows were made with other settings."""
         with AnswerFile(self.folder / f"{name}.jsonl", settings, total) as file:
             file.settle({})
             yield file
 
     def check_stop(self) -> None:
-        """Between two pieces of work. Raises Stopped after a signal."""
+        """Call between two pieces of work. Raises Stopped after a signal."""
         if self.stop.noted:
             raise Stopped
 
 
 class Task(Protocol):
-    """`name`: on the command line. `sections`: of the settings that decide its numbers. `sweeps`: whether the budget of
-    steps does.
-    """
+    """`name`: on the command line. `sections`, `sweeps`: settings that decide its numbers, and whether the budget does."""
 
     name: str
     sections: tuple[str, ...]
     sweeps: bool
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """Whatever can be known to be wrong before a model is loaded: one ValueError, OSError or ImportError."""
+        """Check the settings before a model is loaded. Raises ValueError, OSError or ImportError, one line."""
 
     def run(self, work: Work) -> Result:
-        """Measure. Raises ValueError for a model that cannot be measured so; calls `work.check_stop` often."""
+        """Measure. Raises ValueError for an unsuitable model; calls `work.check_stop` often."""
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
-        """Paired differences `other` - `baseline` on the same draws, by name, from the files of two finished works; {}
-        where nothing is paired."""
+        """Paired differences `other` - `baseline` on the same draws by name, from the files of two finished works."""

@@ -14,13 +14,13 @@ TASKS: dict[str, Task] = {
 
 
 def chosen(names: str) -> list[Task]:
-    """Of "perplexity; generative", commas as good as semicolons. ValueError for none, or one that there is not."""
-    found = list(dict.fromkeys(listed(names.replace(",", ";"))))
-    if not found:
+    """Tasks of "perplexity; generative" (or with commas). ValueError for none, or an unknown one."""
+    unique = list(dict.fromkeys(listed(names.replace(",", ";"))))
+    if not unique:
         raise ValueError(f"There is nothing to measure: give --tasks with some of {', '.join(TASKS)}.")
-    for name in found:
+    for name in unique:
         if name not in TASKS:
             close = difflib.get_close_matches(name, TASKS, n=1)
             nearest = f"; the nearest is '{close[0]}'" if close else ""
             raise ValueError(f"There is no task '{name}'{nearest}. There are {', '.join(TASKS)}.")
-    return [TASKS[name] for name in found]
+    return [TASKS[name] for name in unique]

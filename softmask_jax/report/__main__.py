@@ -4,19 +4,16 @@
 
 Training writes the report at its end; this command writes it for any run, finished or not.
 """
-import argparse
 import sys
 
-from softmask_jax.config.command_line import command
+from softmask_jax.config.command_line import command, command_parser
 from softmask_jax.report.run_page import FILE, write
 
 
 @command()
 def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 no run, or no page could be written; 2 the command line is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("report", __doc__)
     parser.add_argument("run", help="the folder of a run (its --workdir)")
     parser.add_argument("--out", default="", help=f"the page; replaces the file, <run>/{FILE} by default")
     flags = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Axes of charts: from values to pixels, round ticks, and numbers as a reader likes them."""
+"""Axes of charts: values to pixels, round ticks, short numbers."""
 import dataclasses
 import math
 import re
@@ -45,15 +45,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten between two positive values, with twos and fives, or round values, where those are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if len(found) >= 4:
-            return found[:: -(-len(found) // 8)]
+        values = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(values) >= 4:
+            return values[:: -(-len(values) // 8)]
     return ticks(low, high, 4)
 
 
 def tick_name(value: float, step: float, largest: float = 0.0) -> str:
-    """As short as it may be, exact to a fraction of `step`: 20k, 1.5M, 2e13, 0.05, 5e-4; in the unit of the axis's
-    largest value."""
+    """The shortest name exact to a fraction of `step`, in the unit of the `largest` value: 20k, 1.5M, 2e13, 0.05, 5e-4."""
     size = max(abs(value), largest)
     if value and (size >= 1e9 or size < 1e-3 or size / 20 < step < 1e-3):
         digits = max(2, math.ceil(math.log10(size / step)))

@@ -1,7 +1,6 @@
-"""Line and bar charts as inline SVG: ticks, legend, intervals, a logarithmic version, figures for the hover read-out.
+"""Line and bar charts as inline SVG: ticks, legend, intervals, a logarithmic version, data for the hover read-out.
 
-Colours, dashes and what the check boxes do are in the style sheet of page.py. A chart has no size of its own: it fills
-the width it is given.
+Colours, dashes and the effect of the check boxes are in the style sheet of page.py. A chart fills its parent's width.
 """
 import dataclasses
 import html
@@ -24,10 +23,11 @@ COLOURS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: x [N] ascending, y [N], low and high [N] (an interval around y) or None.
+    """One curve: x [N] ascending, y [N], low and high [N] (an interval around y) or None; non-finite values are gaps.
 
-    What is not finite leaves a gap. `faint`: drawn pale, behind the others. `colour`: its number in the palette; by
-    default the series' place in the chart.
+    Attributes:
+      faint: pale, behind the others.
+      colour: number in the palette; by default the position of the series in the chart.
     """
 
     name: str
@@ -39,24 +39,21 @@ class Series:
     colour: int | None = None
 
     def thinned(self, most: int = MOST_POINTS) -> "Series":
-        """The same curve of at most so many points: each bucket's least and greatest y, or its means if there are
-        intervals."""
+        """At most `most` points: each bucket's least and greatest y, or its means where there are intervals."""
         x, y = (np.asarray(values, np.float64) for values in (self.x, self.y))
         if len(x) <= most:
             return self
         if self.low is None:
-            kept = np.unique(np.concatenate([_extremes(y, part) for part in _buckets(len(x), most // 2)]))
-            return dataclasses.replace(self, x=x[kept], y=y[kept])
+            extremes = np.unique(np.concatenate([_extremes(y, part) for part in _buckets(len(x), most // 2)]))
+            return dataclasses.replace(self, x=x[extremes], y=y[extremes])
         buckets = _buckets(len(x), most)
-        found = {
-            name: np.array([np.mean(np.asarray(getattr(self, name), np.float64)[part]) for part in buckets])
-            for name in ("x", "y", "low", "high")
-        }
-        return dataclasses.replace(self, **found)
+        columns = {name: np.asarray(getattr(self, name), np.float64) for name in ("x", "y", "low", "high")}
+        means = {name: np.array([np.mean(values[part]) for part in buckets]) for name, values in columns.items()}
+        return dataclasses.replace(self, **means)
 
 
 def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
-    """Centred running mean of y [N] over 2 x `rows` + 1 entries (by default a fiftieth of all), of what is finite."""
+    """Centred running mean of the finite values of y [N] over 2 x `rows` + 1 entries (by default a fiftieth of all)."""
     y = np.asarray(y, np.float64)
     rows = max(2, len(y) // 100) if rows is None else rows
     finite = np.isfinite(y)
@@ -71,7 +68,7 @@ def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "", log: bool = False
 ) -> str:
-    """A `<figure>`; titles must differ within a page. `log`: which scale of y shows first, where both make sense."""
+    """A `<figure>`; titles must differ within a page. `log`: show the logarithmic y axis first, where both are offered."""
     series = [one.thinned() for one in series if len(one.x)]
     x = _finite(one.x for one in series)
     values = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
@@ -97,9 +94,14 @@ def line_chart(
     )
 
 
+def optional_chart(title: str, series: Sequence[Series], **options) -> str:
+    """`line_chart`, or "" where no series has a point."""
+    return line_chart(title, series, **options) if any(len(one.x) for one in series) else ""
+
+
 def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, x_label: str = "", y_label: str = "",
               note: str = "") -> str:  # fmt: skip
-    """A `<figure>` with a bar for every name, which a histogram's bins have too."""
+    """A `<figure>` with a bar for every name, such as a histogram's bins."""
     heights = np.asarray(values, np.float64)
     finite = heights[np.isfinite(heights)]
     if not len(finite):
@@ -169,7 +171,7 @@ def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[
         x, y = horizontal(one.x), vertical(one.y)
         look = _look(one, i)
         bands = (y, y) if one.low is None else (vertical(one.low), vertical(one.high))
-        for part in _runs(np.isfinite(x) & np.isfinite(y)):
+        for part in _stretches(np.isfinite(x) & np.isfinite(y)):
             low, high = bands[0][part], bands[1][part]
             known = one.low is not None and bool(np.isfinite(low).all() and np.isfinite(high).all())
             if known and len(x) > MOST_WHISKERS:
@@ -187,14 +189,15 @@ def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[
     return parts
 
 
-def _look(one: Series, place: int) -> str:
-    colour = place if one.colour is None else one.colour
+def _look(one: Series, position: int) -> str:
+    """Classes of a curve: colour, dashes, paleness."""
+    colour = position if one.colour is None else one.colour
     return f"c{colour % COLOURS} d{colour // COLOURS % 3}{' faint' if one.faint else ''}"
 
 
-def _runs(wanted: np.ndarray) -> list[slice]:
+def _stretches(mask: np.ndarray) -> list[slice]:
     """Stretches of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], wanted.astype(int), [0]])))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
     return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
 
 
@@ -203,7 +206,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _svg(title: str, described: str, kind: str, parts: Sequence[str], horizontal: Axis | None = None) -> str:
-    name = "chart-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    name = f"chart-{_slug(title)}"
     domain = f' data-x="{LEFT} {RIGHT} {float(horizontal.low)} {float(horizontal.high)}"' if horizontal else ""
     return (
         f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name} {name}-text"{domain}>'
@@ -214,13 +217,16 @@ def _svg(title: str, described: str, kind: str, parts: Sequence[str], horizontal
 
 def _figure(title: str, *content: str, note: str = "", legend: str = "", toggle: bool = False, log: bool = False,
             data: str = "") -> str:  # fmt: skip
-    name = "log-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    box = (
-        f'<input type="checkbox" id="{name}"{" checked" * log}><label for="{name}">log scale</label>' if toggle else ""
-    )
+    name, box = f"log-{_slug(title)}", ""
+    if toggle:
+        box = f'<input type="checkbox" id="{name}"{" checked" * log}><label for="{name}">log scale</label>'
     note = f'<p class="note">{html.escape(note)}</p>' if note else ""
     inner = "".join([f"<figcaption>{html.escape(title)}</figcaption>", box, legend, *content, note])
     return f"<figure{data}>{inner}</figure>\n"
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _legend(series: Sequence[Series]) -> str:
@@ -235,17 +241,17 @@ def _data(series: Sequence[Series], x_label: str) -> str:
     def plain(values):
         return [float(f"{v:.6g}") if math.isfinite(v) else None for v in map(float, values)]
 
-    found = [{"name": one.name, "x": plain(one.x), "y": plain(one.y)} for one in series]
-    encoded = html.escape(json.dumps(found, separators=(",", ":")))
+    points = [{"name": one.name, "x": plain(one.x), "y": plain(one.y)} for one in series]
+    encoded = html.escape(json.dumps(points, separators=(",", ":")))
     return f' data-x-name="{html.escape(x_label)}" data-series="{encoded}"'
 
 
 def _describe(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    said = []
+    parts = []
     for one in series:
         y = _finite([one.y])
-        said.append(
+        parts.append(
             f"{one.name}: {len(one.x)} points, first {number(y[0])}, last {number(y[-1])}, "
             f"least {number(y.min())}, greatest {number(y.max())}" if len(y) else f"{one.name}: no finite value"
         )  # fmt: skip
-    return f"{y_label or 'Values'} against {x_label}. {'; '.join(said)}."
+    return f"{y_label or 'Values'} against {x_label}. {'; '.join(parts)}."

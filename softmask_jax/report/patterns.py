@@ -1,4 +1,4 @@
-"""From what a row asks for to tokens: the given ones, and masks where text is wanted."""
+"""Rows of requests to tokens, with masks where text is to be written."""
 import dataclasses
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from softmask_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pattern:
-    """tokens: [n] int32, the mask where text is wanted, no padding. answer: where the answer begins; 0 for a row that
-    is a pattern itself."""
+    """tokens: [n] int32, masks where text is to be written, no padding. answer: index of its first token; 0 for a row
+    that is a pattern itself."""
 
     tokens: np.ndarray
     answer: int
 
 
 def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
-    """The token that `text` names: an id, a special token, or a text that is exactly one token, "text:..." in any case.
+    """The token that `text` names: an id, a special token, or a text of exactly one token ("text:..." is always text).
 
     Raises ValueError for a text of several tokens, or an id that the model does not have.
     """
@@ -39,10 +39,11 @@ def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Rows to patterns, for one model (its tokenizer, mask, `max_length`, and `encode_chat` if it chats).
+    """Rows to patterns for one model (its tokenizer, mask, `max_length`, and `encode_chat` if it chats).
 
-    limit: the most positions of a row. max_new_tokens: of a prompt that does not say; None fills up to the limit.
-    chat: render prompts as a user's message, after `system`'s if there is one. bos: begin texts with it.
+    Attributes:
+      limit: most positions of a row. max_new_tokens: default of prompts; None fills up to the limit.
+      chat: render prompts as a user's message, after the `system` message if any. bos: begin texts with BOS.
     """
 
     model: object
@@ -53,7 +54,7 @@ class Encoder:
     bos: bool = False
 
     def __call__(self, row: Row) -> Pattern:
-        """The pattern of a row. ValueError, with the row's name, for one that is too long, or has nothing masked."""
+        """The pattern of a row. ValueError with the row's name for one that is too long or has no mask."""
         try:
             return self._encode(row)
         except ValueError as error:
@@ -79,15 +80,15 @@ class Encoder:
         return Pattern(tokens, answer)
 
     def _continued(self, row: Row) -> np.ndarray:
-        given = self._prompt(row)
-        count = row.max_new_tokens or self.max_new_tokens or self.limit - len(given)
-        if count < 1 or len(given) + count > self.limit:
-            wanted = f" and {count:,} new ones" if count > 0 else ""
+        prompt = self._prompt(row)
+        count = row.max_new_tokens or self.max_new_tokens or self.limit - len(prompt)
+        if count < 1 or len(prompt) + count > self.limit:
+            more = f" and {count:,} new ones" if count > 0 else ""
             raise ValueError(
-                f"the prompt's {len(given):,} tokens{wanted} are too long for the {self.limit:,} positions that a row "
+                f"the prompt's {len(prompt):,} tokens{more} are too long for the {self.limit:,} positions that a row "
                 "may have: shorten it, or ask for fewer with max_new_tokens."
             )
-        return np.concatenate([given, np.full(count, self.model.mask_token_id, np.int32)])
+        return np.concatenate([prompt, np.full(count, self.model.mask_token_id, np.int32)])
 
     def _prompt(self, row: Row) -> np.ndarray:
         messages = row.value if row.kind == "messages" else None
@@ -102,11 +103,10 @@ class Encoder:
 
     def _parts(self, parts: Sequence[str | int]) -> np.ndarray:
         mask = self.model.mask_token_id
-        found = [
+        return np.concatenate([
             np.full(part, mask, np.int32) if is_integer(part) else self._text(part, first=not i)
             for i, part in enumerate(parts) if part != ""
-        ]  # fmt: skip
-        return np.concatenate(found)
+        ])  # fmt: skip
 
     def _text(self, text: str, first: bool) -> np.ndarray:
         tokenizer = self.model.tokenizer
@@ -129,15 +129,16 @@ class Encoder:
             raise ValueError(f"{unknown} is no token's id; ids are 0..{size - 1}.")
         return np.array(ids, np.int32)
 
-    def _with_forced(self, tokens: np.ndarray, places: np.ndarray, forced) -> np.ndarray:
+    def _with_forced(self, tokens: np.ndarray, answer: np.ndarray, forced) -> np.ndarray:
+        """The tokens with `forced` ones at their offsets in the `answer` (indices of its positions)."""
         tokens, taken = tokens.copy(), set()
-        for place, token in forced:
+        for offset, token in forced:
             ids = self._without_mask(self._ids([token]) if is_integer(token) else self._text(token, first=False))
-            wanted = range(place, place + len(ids))
-            if wanted.stop > len(places):
-                raise ValueError(f"forced reaches to position {wanted.stop - 1} of an answer of {len(places)} tokens.")
-            if taken & set(wanted):
-                raise ValueError(f"forced has two tokens for position {min(taken & set(wanted))}.")
-            taken |= set(wanted)
-            tokens[places[wanted]] = ids
+            offsets = range(offset, offset + len(ids))
+            if offsets.stop > len(answer):
+                raise ValueError(f"forced reaches to position {offsets.stop - 1} of an answer of {len(answer)} tokens.")
+            if taken & set(offsets):
+                raise ValueError(f"forced has two tokens for position {min(taken & set(offsets))}.")
+            taken |= set(offsets)
+            tokens[answer[offsets]] = ids
         return tokens

@@ -8,17 +8,18 @@ from softmask_jax.io.files import write_atomically
 from softmask_jax.io.run_log import RunLog, number as number_of, read
 from softmask_jax.report import curves, page
 from softmask_jax.report.chart_axes import number
-from softmask_jax.report.charts import bar_chart, line_chart
+from softmask_jax.report.charts import bar_chart, line_chart, optional_chart
 
 FILE = "report.html"
-# Texts beyond are cut or left out, so that the page can be mailed.
+# Longer samples are cut, further ones left out: the page stays small enough to mail.
 MOST_SAMPLES, MOST_CHARACTERS = 16, 8000
 
 
 def write(folder: str | Path, out: str | Path | None = None, summary: dict | None = None) -> Path:
-    """Write the page of the run in `folder`, by default into it; returns where it is.
+    """Write the page of the run in `folder`, by default into it, and return its path.
 
-    summary: what summary.json is about to say, if it isn't there yet.
+    Args:
+      summary: the content of summary.json, where it is not written yet.
 
     Raises:
       FileNotFoundError: the folder holds no run. OSError: the page cannot be written.
@@ -29,7 +30,7 @@ def write(folder: str | Path, out: str | Path | None = None, summary: dict | Non
 
 
 def write_at_end(folder: Path, summary: dict) -> None:
-    """`write`, of a run that is about to be finished: no mishap with the page may cost the run its summary."""
+    """Write the report of a finished run. A failed report only warns; summary.json is still written."""
     try:
         write(folder, summary=summary)
     except Exception as error:
@@ -45,13 +46,13 @@ def build(run: RunLog) -> str:
     state = _state(run)
     return page.document(
         f"{run.name}: {state}",
-        f"<header><h1>{page.text(run.name)}</h1>\n<p class=\"pale\">{page.text(_what(run))}</p>\n"
+        f"<header><h1>{page.text(run.name)}</h1>\n<p class=\"pale\">{page.text(_described(run))}</p>\n"
         f"<p><strong>{page.text(state)}</strong></p></header>\n",
         page.warnings([*run.notes, *_missing(run)]),
         page.cards(_headline(run)),
         page.section("Training and validation", page.figures(*_learning(run))),
         page.section("Soft-masking", page.figures(*_soft_masking(run))),
-        page.section("Speed and step size", page.figures(*_machinery(run))),
+        page.section("Speed and step size", page.figures(*_speed_and_step_size(run))),
         page.section("Samples", _samples(run)),
         page.section("Settings", _settings(run)),
         page.section("Data", _data(run)),
@@ -65,35 +66,32 @@ def _state(run: RunLog) -> str:
     return f"Not finished: step {run.step:,}" + (f" of {run.planned:,}" if run.planned else "")
 
 
-def _what(run: RunLog) -> str:
-    """The run in a line, as far as its config tells."""
-    setting, said = run.setting, ["softmask_jax run"]
-    if run.config:
-        variant = setting("soft_mask.variant")
-        mask = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
-        said.append(mask.get(str(variant), f"soft masks, {variant}"))
-        if setting("model.kind") == "dream":
-            adapter = "all of it trained" if setting("model.adapter") == "none" else f"{setting('model.adapter')} adapter"
-            return ", ".join([*said, f"dream from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
-        blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
-        said.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
-        said.append(f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window")
-    return ", ".join(said)
+def _described(run: RunLog) -> str:
+    """One line about the run from its config."""
+    if not run.config:
+        return "softmask_jax run"
+    setting, variant = run.setting, str(run.setting("soft_mask.variant"))
+    masks = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
+    parts = ["softmask_jax run", masks.get(variant, f"soft masks, {variant}")]
+    if setting("model.kind") == "dream":
+        adapter = "all of it trained" if setting("model.adapter") == "none" else f"{setting('model.adapter')} adapter"
+        return ", ".join([*parts, f"dream from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
+    blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
+    parts.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
+    return ", ".join([*parts, f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window"])
 
 
 def _missing(run: RunLog) -> list[str]:
-    said = []
-    if "train" not in run.last and run.last:
-        said.append("No training row is there yet.")
-    if not run.last and not run.notes:
-        said.append("metrics.jsonl is empty: nothing was logged yet.")
-    if not _scores(run)[0]:
-        said.append("The run has not been validated yet.")
-    return said
+    lines = {
+        "No training row is there yet.": "train" not in run.last and run.last,
+        "metrics.jsonl is empty: nothing was logged yet.": not run.last and not run.notes,
+        "The run has not been validated yet.": not _scores(run)[0],
+    }
+    return [line for line, missing in lines.items() if missing]
 
 
 def _scores(run: RunLog) -> tuple[dict, str]:
-    """The newest validation that is most complete, and what it is; ({}, "") where there is none."""
+    """The newest validation scores and a name for them; ({}, "") where there are none."""
     if run.summary and isinstance(run.summary.get("validation"), dict) and run.finished:
         return run.summary["validation"], "final validation"
     rows = [run.last[kind] for kind in ("final", "validation") if kind in run.last]
@@ -108,25 +106,22 @@ def _interval(low: str, high: str) -> str:
 
 
 def _headline(run: RunLog) -> list[tuple[str, str, str]]:
-    scores, of = _scores(run)
-    found = {name: value for name, entry in scores.items() if (value := number_of(entry)) is not None}
+    """Cards (title, value, explanation) of the newest scores, the cost and the speed."""
+    entries, source = _scores(run)
+    scores = {name: value for name, entry in entries.items() if (value := number_of(entry)) is not None}
     cards = []
     for estimate, name in curves.ESTIMATES.items():
-        if f"{estimate}/nelbo" in found:
-            nats, low, high = (found.get(f"{estimate}/{key}", math.nan) for key in ("nelbo", "nelbo_low", "nelbo_high"))
-            cards.append((
-                f"Perplexity, {name}", number(_exp(nats)),
-                f"{_interval(number(_exp(low)), number(_exp(high)))}; {nats:.4f} nats per token ({of})",
-            ))  # fmt: skip
+        if f"{estimate}/nelbo" in scores:
+            nats, low, high = (scores.get(f"{estimate}/nelbo{end}", math.nan) for end in ("", "_low", "_high"))
+            interval = _interval(number(_exp(low)), number(_exp(high)))
+            cards.append((f"Perplexity, {name}", number(_exp(nats)), f"{interval}; {nats:.4f} nats per token ({source})"))
     for key, name in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes")):
-        if f"{key}loss" in found:
-            low, high = (found.get(f"{key}loss_{end}", math.nan) for end in ("low", "high"))
-            interval = f"{_interval(f'{low:.4f}', f'{high:.4f}')} ({of})"
-            cards.append((f"Validation loss, {name}", f"{found[f'{key}loss']:.4f}", interval))
-    if "gain/nelbo" in found:
-        low, high = (found.get(f"gain/{key}", math.nan) for key in ("low", "high"))
-        interval = f"nats per token, {_interval(f'{low:+.4f}', f'{high:+.4f}')}, on the same masks"
-        cards.append(("Gain of the second pass", f"{found['gain/nelbo']:+.4f}", interval))
+        if f"{key}loss" in scores:
+            loss, low, high = (f"{scores.get(f'{key}loss{end}', math.nan):.4f}" for end in ("", "_low", "_high"))
+            cards.append((f"Validation loss, {name}", loss, f"{_interval(low, high)} ({source})"))
+    if "gain/nelbo" in scores:
+        gain, low, high = (f"{scores.get(f'gain/{key}', math.nan):+.4f}" for key in ("nelbo", "low", "high"))
+        cards.append(("Gain of the second pass", gain, f"nats per token, {_interval(low, high)}, on the same masks"))
     tokens = run.tokens(run.step)
     if tokens is not None:
         flops = run.flops([run.step])
@@ -143,40 +138,28 @@ def _exp(nats: float) -> float:
 
 
 def _learning(run: RunLog) -> list[str]:
-    charts, nats = [], "nats per token"
-    if len(run.column("train", "loss")[0]):
-        loss = [
-            curves.trained(run, "loss", "each row", faint=True, colour=0),
-            curves.trained_smoothed(run, "loss", "running mean", colour=0),
-        ]
-        bound = "" if run.setting("model.kind") == "dream" else " (NELBO)"
-        charts.append(line_chart(f"Training loss{bound}", loss, y_label=nats))
+    bound = "" if run.setting("model.kind") == "dream" else " (NELBO)"
     scored = [curves.perplexity(run, key, name, colour=i) for i, (key, name) in enumerate(curves.ESTIMATES.items())]
-    if any(len(one.x) for one in scored):
-        note = "With 95 % intervals over the windows."
-        charts.append(line_chart("Validation perplexity", scored, y_label="perplexity per token", note=note, log=True))
-    if len((losses := curves.validation_loss(run, "by the recipe")).x):
-        note = "With 95 % intervals over the examples."
-        charts.append(line_chart("Validation loss", [losses], y_label="weighted nats per token", note=note))
     bins, values = curves.cross_entropy_by_t(run)
+    nats, by_t = "nats per token", ""
     if bins:
         title = f"Cross-entropy by t, training, step {run.last['train']['step']:,}"
-        charts.append(bar_chart(title, [name.split("-")[0] for name in bins], values, x_label="t, from", y_label=nats))
-    return charts
+        by_t = bar_chart(title, [name.split("-")[0] for name in bins], values, x_label="t, from", y_label=nats)
+    return [
+        optional_chart(f"Training loss{bound}", curves.trained_both(run, "loss"), y_label=nats),
+        optional_chart("Validation perplexity", scored, y_label="perplexity per token",
+                       note="With 95 % intervals over the windows.", log=True),
+        optional_chart("Validation loss", [curves.validation_loss(run, "by the recipe")],
+                       y_label="weighted nats per token", note="With 95 % intervals over the examples."),
+        by_t,
+    ]  # fmt: skip
 
 
 def _soft_masking(run: RunLog) -> list[str]:
-    charts = []
-    for name, title, label in (
-        ("lambda_mean", "Mean lambda", "mean over fed-back masks"),
-        ("top_k_hit_rate", "Top-k hit rate", "share of fed-back masks"),
-    ):
-        if len(run.column("train", name)[0]):
-            series = [
-                curves.trained(run, name, "each row", faint=True, colour=0),
-                curves.trained_smoothed(run, name, "running mean", colour=0),
-            ]
-            charts.append(line_chart(title, series, y_label=label))
+    charts = [
+        optional_chart("Mean lambda", curves.trained_both(run, "lambda_mean"), y_label="mean over fed-back masks"),
+        optional_chart("Top-k hit rate", curves.trained_both(run, "top_k_hit_rate"), y_label="share of fed-back masks"),
+    ]
     for name, title in curves.scalars(run).items():
         charts.append(line_chart(title, [curves.trained(run, f"soft_mask/{name}", name)], y_label=name))
     bins, shares, step = curves.lambda_histogram(run)
@@ -186,28 +169,15 @@ def _soft_masking(run: RunLog) -> list[str]:
     return charts
 
 
-def _machinery(run: RunLog) -> list[str]:
-    charts = []
-    rates = [
-        curves.trained(run, key, name)
-        for key, name in (("learning_rate", "network"), ("sm_learning_rate", "soft-masking scalars"))
+def _speed_and_step_size(run: RunLog) -> list[str]:
+    rates = {"learning_rate": "network", "sm_learning_rate": "soft-masking scalars"}
+    tokens, share = curves.trained(run, "tokens_per_second", "tokens/s"), curves.trained(run, "model_flops_share", "share")
+    return [
+        optional_chart("Learning rate", [curves.trained(run, *one) for one in rates.items()], y_label="learning rate"),
+        optional_chart("Gradient norm, before clipping", curves.trained_both(run, "grad_norm"), y_label="norm"),
+        optional_chart("Throughput", [tokens], y_label="tokens/s", note=curves.throughput(run)),
+        optional_chart("Share of peak FLOPs", [share], y_label="share"),
     ]
-    if any(len(one.x) for one in rates):
-        charts.append(line_chart("Learning rate", rates, y_label="learning rate"))
-    if len(run.column("train", "grad_norm")[0]):
-        norm = [
-            curves.trained(run, "grad_norm", "each row", faint=True, colour=0),
-            curves.trained_smoothed(run, "grad_norm", "running mean", colour=0),
-        ]
-        charts.append(line_chart("Gradient norm, before clipping", norm, y_label="norm"))
-    for name, title, label in (
-        ("tokens_per_second", "Throughput", "tokens/s"),
-        ("model_flops_share", "Share of peak FLOPs", "share"),
-    ):
-        if len(run.column("train", name)[0]):
-            note = curves.throughput(run) if name == "tokens_per_second" else ""
-            charts.append(line_chart(title, [curves.trained(run, name, label)], y_label=label, note=note))
-    return charts
 
 
 def _samples(run: RunLog) -> str:
@@ -223,30 +193,30 @@ def _samples(run: RunLog) -> str:
 
 
 def _texts(texts: list) -> str:
-    shown = [str(text) for text in texts[:MOST_SAMPLES]]
-    found = "".join(
+    blocks = "".join(
         f"<pre>\n{page.text(text[:MOST_CHARACTERS])}{' ... (cut)' if len(text) > MOST_CHARACTERS else ''}</pre>\n"
-        for text in shown
+        for text in map(str, texts[:MOST_SAMPLES])
     )
-    more = len(texts) - len(shown)
-    return found + (f'<p class="pale">and {more:,} more in metrics.jsonl</p>\n' if more else "")
+    more = len(texts) - MOST_SAMPLES
+    return blocks + (f'<p class="pale">and {more:,} more in metrics.jsonl</p>\n' if more > 0 else "")
 
 
 def _settings(run: RunLog) -> str:
     if not run.config:
         return ""
     ours, defaults = flatten(run.config), flatten(Config().to_dict())
-    differ = [
-        (name, _shown(value), _shown(defaults[name]) if name in defaults else "(not in this version)")
-        for name, value in ours.items() if name not in defaults or value != defaults[name]
-    ]  # fmt: skip
     rest = [(name, _shown(value)) for name, value in ours.items() if name in defaults and value == defaults[name]]
-    head = "<p>What differs from the defaults of the schema:</p>\n" if differ else "<p>All as the schema has it.</p>\n"
-    return (
-        head + (page.table(("key", "value", "default"), differ) if differ else "")
-        + f"<details><summary>The other {len(rest)} settings, as the schema has them</summary>\n"
-        + page.table(("key", "value"), rest) + "</details>\n"
-    )  # fmt: skip
+    same = {name for name, _ in rest}
+    changed = [
+        (name, _shown(value), _shown(defaults[name]) if name in defaults else "(not in this version)")
+        for name, value in ours.items() if name not in same
+    ]  # fmt: skip
+    head = "<p>All as the schema has it.</p>\n"
+    if changed:
+        table = page.table(("key", "value", "default"), changed)
+        head = f"<p>What differs from the defaults of the schema:</p>\n{table}"
+    summary = f"<summary>The other {len(rest)} settings, as the schema has them</summary>"
+    return f"{head}<details>{summary}\n{page.table(('key', 'value'), rest)}</details>\n"
 
 
 def _data(run: RunLog) -> str:

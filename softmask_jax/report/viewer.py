@@ -1,7 +1,7 @@
-"""The denoising of a text on one page that plays it: every step, what each mask carried, curves; it needs no network.
+"""Self-contained HTML page that plays a denoising: every step, the feedback in each mask, curves.
 
-Frame f of a page shows the tokens after step f, and at its masks what step f + 1 got: lambda and the likeliest tokens of
-step f's prediction. Frame 0 is what the sampler was given, whose masks are plain.
+Frame f shows the tokens after step f and, at its masks, the input of step f + 1: lambda and the likeliest tokens of
+step f's prediction. Frame 0 is the sampler's input, whose masks are plain.
 """
 import dataclasses
 import json
@@ -14,10 +14,9 @@ from softmask_jax.report import page
 from softmask_jax.report.chart_axes import number
 from softmask_jax.report.charts import Series, line_chart
 from softmask_jax.report.viewer_pieces import Pieces
-from softmask_jax.report.viewer_script import SCRIPT
-from softmask_jax.report.viewer_style import GUIDE, PANEL_HINT, STYLE
 from softmask_jax.samplers.result import Generated
 
+PANEL_HINT = "Point at a position, tap it, or reach it with Tab: here is what its mask carries."
 MOST_ROWS = 8
 # Lambda is written in parts of the page's largest, pi and entropy (nats) in thousandths.
 LAMBDA_PARTS, PARTS = 9999, 1000
@@ -28,7 +27,7 @@ PLAYS_FOR = 16
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of S steps: tokens [S+1 L] before every step and at the end; the rest as in `Trace`, without its batch."""
+    """One row of S steps: tokens [S+1 L] before every step and at the end; other fields as in `Trace`, without batch."""
 
     tokens: np.ndarray
     called: np.ndarray
@@ -48,29 +47,22 @@ class Row:
         return self.tokens == self.mask_token_id
 
     def counts(self) -> dict[str, np.ndarray]:
-        """How many tokens each step [S] committed, re-masked and exchanged for others."""
+        """Tokens that each step [S] committed, re-masked and exchanged for others."""
         before, after = self.masked[:-1], self.masked[1:]
         other = ~before & ~after & (self.tokens[:-1] != self.tokens[1:])
         return {"committed": (before & ~after).sum(1), "re-masked": (~before & after).sum(1), "changed": other.sum(1)}
 
     def mean_entropy(self) -> np.ndarray:
-        """[S], nats: of each step's prediction, over the masks it was given; NaN where there were none."""
+        """[S] nats: of each step's prediction over its input masks; NaN where there were none."""
         return _mean(self.entropy, self.masked[:-1])
 
     def mean_lambda(self) -> np.ndarray:
-        """[S]: over the masks that each step was given; NaN where there were none."""
+        """[S]: over each step's input masks; NaN where there were none."""
         return _mean(self.weight, self.masked[:-1])
 
 
 def row_of(made: Generated, index: int, *, mask_token_id: int, attention_mask: np.ndarray | None = None) -> Row:
-    """A row of what a sampler returned, cut to the steps that were made.
-
-    Args:
-      attention_mask: [B L]; positions where it is 0 are padding and left out.
-
-    Raises:
-      ValueError: no trace was kept, no step was made, there is no such row, or the mask has another shape.
-    """
+    """A row of a sampler's result, cut to the steps that were made; arguments and errors as of `trajectory_page`."""
     if made.trace is None:
         raise ValueError("A page of the denoising needs its trace: call the sampler with trace=True.")
     steps, tokens = int(made.steps), np.asarray(made.tokens)
@@ -101,21 +93,20 @@ def trajectory_page(
     """The page as HTML.
 
     Args:
-      made: with its `trace`. rows: which of its rows; the reader chooses among several.
-      facts: what the reader should know of the run, by name: the model, the sampler, its settings. note: a sentence, such
-        as what the candidates are of a model that feeds back its whole vocabulary.
-      attention_mask: [B L]; positions where it is 0 are padding and left out. All text is escaped.
+      made: result with its `trace`. rows: of it; the reader chooses among several.
+      facts: model, sampler, settings by name. note: a sentence below the facts. All text is escaped.
+      attention_mask: [B L]; positions where it is 0 are padding and left out.
 
     Raises:
-      ValueError: no trace was kept, no step was made, no such row, more than `MOST_ROWS` rows, a mask of another shape.
+      ValueError: no trace, no step, no such row, more than `MOST_ROWS` rows, a mask of another shape.
     """
     if not 1 <= len(rows) <= MOST_ROWS:
         raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(rows)}.")
     shown = [row_of(made, row, mask_token_id=mask_token_id, attention_mask=attention_mask) for row in rows]
     finite = np.asarray(made.finite)
     broken = [
-        f"Sample {place + 1}: a logit was not finite, so this text means nothing."
-        for place, row in enumerate(rows) if not finite[row]
+        f"Sample {number}: a logit was not finite, so this text means nothing."
+        for number, row in enumerate(rows, 1) if not finite[row]
     ]  # fmt: skip
     largest = max(float(row.weight.max(initial=0.0)) for row in shown)
     content = json.dumps(encoded(shown, tokenizer), separators=(",", ":"))
@@ -134,22 +125,24 @@ def trajectory_page(
         f'<div class="player">\n{_controls(shown)}{_legend(shown, largest)}<div class="scene">'
         '<div id="text" role="listbox" aria-label="The text, position by position"></div>\n'
         f'<aside id="panel" aria-label="The position looked at"><p class="pale">{PANEL_HINT}</p></aside></div></div>\n',
-        *(_curves(row, place, len(shown)) for place, row in enumerate(shown)),
-        *(_ending(row, place, len(shown), tokenizer) for place, row in enumerate(shown)),
-        GUIDE,
+        *(_curves(row, number, len(shown)) for number, row in enumerate(shown)),
+        *(_ending(row, number, len(shown), tokenizer) for number, row in enumerate(shown)),
+        page.asset("viewer_guide.html"),
         f'<script type="application/json" id="trace">{content}</script>\n',
-        style=STYLE,
-        script=SCRIPT,
+        # The tint of a mask is one hue from the ground's lightness to full colour: readable without colour vision too.
+        style="\n" + page.asset("viewer.css"),
+        script="\n" + page.asset("viewer.js"),
     )
 
 
 def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
-    """What the page's script reads; -1 stands for the mask, other tokens are places in `pieces`.
+    """Input of viewer.js; -1 stands for the mask, other tokens are positions in `pieces`.
 
-    pieces: [id, text, kind] each (see `Pieces`). unit: what a lambda of 1 stands for. k: candidates of a mask. rows: start,
-    the tokens of frame 0; changes, for every step the position and new token of each change, flat; masks, for every frame
-    the masks in their order: lambda, the entropy of the prediction (-1 if the step before had a token there) and k times
-    token and pi, flat, empty where nothing was predicted yet; called, for every step.
+    Returns:
+      "pieces": [id, text, kind] each (see `Pieces`). "unit": lambda of one part. "k": candidates of a mask. "rows", each
+      with "start", the tokens of frame 0; "changes", per step the position and new token of each change, flat; "masks",
+      per frame and mask lambda, the entropy of the prediction (-1 if the step before had a token there) and k times token
+      and pi, flat, empty before the first prediction; "called", per step.
     """
     ids, counts = np.unique(
         np.concatenate([part.ravel() for row in rows for part in (row.tokens, _candidates(row))]), return_counts=True
@@ -158,8 +151,8 @@ def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
     ids = ids[np.argsort(-counts, kind="stable")]
     mask = rows[0].mask_token_id
     ids = ids[ids != mask]
-    place = np.full(max(int(ids.max(initial=0)), mask) + 1, -1)
-    place[ids] = np.arange(len(ids))
+    piece_of = np.full(max(int(ids.max(initial=0)), mask) + 1, -1)
+    piece_of[ids] = np.arange(len(ids))
     unit = max(float(row.weight.max(initial=0.0)) for row in rows) / LAMBDA_PARTS
     pieces = Pieces(tokenizer)
     return {
@@ -167,29 +160,29 @@ def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
         "unit": float(f"{unit:.8g}"),
         "parts": LAMBDA_PARTS,
         "k": rows[0].token_ids.shape[-1],
-        "rows": [_encoded_row(row, place, unit) for row in rows],
+        "rows": [_encoded_row(row, piece_of, unit) for row in rows],
     }
 
 
 def _candidates(row: Row) -> np.ndarray:
-    """[N k]: of all masks that a prediction stood behind."""
+    """[N k]: of all masks with a prediction."""
     return row.token_ids[1:][row.masked[1:-1]]
 
 
-def _encoded_row(row: Row, place: np.ndarray, unit: float) -> dict:
+def _encoded_row(row: Row, piece_of: np.ndarray, unit: float) -> dict:
     changes, masks, masked = [], [[]], row.masked
     for before, after in zip(row.tokens, row.tokens[1:]):
         at = np.flatnonzero(before != after)
-        changes.append(np.stack([at, place[after[at]]], 1).ravel().tolist())
+        changes.append(np.stack([at, piece_of[after[at]]], 1).ravel().tolist())
     for frame in range(1, row.steps):
         at = np.flatnonzero(masked[frame])
         weight = np.rint(row.weight[frame, at] / unit) if unit else np.zeros(len(at))
         entropy = np.where(masked[frame - 1, at], np.rint(row.entropy[frame - 1, at] * PARTS), -1)
-        tokens, shares = place[row.token_ids[frame, at]], np.rint(row.shares[frame, at] * PARTS)
+        tokens, shares = piece_of[row.token_ids[frame, at]], np.rint(row.shares[frame, at] * PARTS)
         pairs = np.stack([tokens, shares], -1).reshape(len(at), 2 * tokens.shape[-1])
         masks.append(np.column_stack([weight, entropy, pairs]).astype(int).ravel().tolist())
     return {
-        "start": place[row.tokens[0]].tolist(), "changes": changes, "masks": masks,
+        "start": piece_of[row.tokens[0]].tolist(), "changes": changes, "masks": masks,
         "called": row.called.astype(int).tolist(),
     }  # fmt: skip
 
@@ -201,7 +194,7 @@ def _controls(rows: Sequence[Row]) -> str:
         f'<option value="{speed}"{" selected" * (speed == usual)}>{speed} step{"s" * (speed > 1)}/s</option>'
         for speed in SPEEDS
     )
-    options = "".join(f'<option value="{place}">{place + 1} of {len(rows)}</option>' for place in range(len(rows)))
+    options = "".join(f'<option value="{row}">{row + 1} of {len(rows)}</option>' for row in range(len(rows)))
     chooser = f'<label>Sample <select id="row">{options}</select></label>' if len(rows) > 1 else ""
     inside = " checked" if any(row.weight.any() for row in rows) else ""
     return (
@@ -220,13 +213,11 @@ def _controls(rows: Sequence[Row]) -> str:
 def _legend(rows: Sequence[Row], largest: float) -> str:
     counts = [row.counts() for row in rows]
     happens = {name: any(count[name].any() for count in counts) for name in counts[0]}
-    keys = [("new", "word", "committed in this step")]
-    if happens["re-masked"]:
-        keys.append(("m back", "word", "re-masked in this step"))
-    if happens["changed"]:
-        keys.append(("changed", "word", "changed in this step"))
-    if any(not row.masked[0].all() for row in rows):
-        keys.append(("given", "word", "given"))
+    keys = {
+        ("new", "committed in this step"): True, ("m back", "re-masked in this step"): happens["re-masked"],
+        ("changed", "changed in this step"): happens["changed"],
+        ("given", "given"): any(not row.masked[0].all() for row in rows),
+    }  # fmt: skip
     if largest:
         scale = (
             f'mask, \u03bb&nbsp;=&nbsp;0<span class="scale" aria-hidden="true"></span>{number(largest)}, '
@@ -234,12 +225,12 @@ def _legend(rows: Sequence[Row], largest: float) -> str:
         )
     else:
         scale = '<span class="p m" aria-hidden="true">\u2581</span> mask, plain: \u03bb is 0 throughout'
-    items = "".join(f'<li><span class="p {look}">{word}</span> {text}</li>' for look, word, text in keys)
+    items = "".join(f'<li><span class="p {look}">word</span> {text}</li>' for (look, text), on in keys.items() if on)
     return f'<ul class="legend"><li>{scale}</li>{items}</ul>\n'
 
 
-def _curves(row: Row, place: int, rows: int) -> str:
-    step, after = np.arange(1, row.steps + 1), f", sample {place + 1}" if rows > 1 else ""
+def _curves(row: Row, number: int, rows: int) -> str:
+    step, after = np.arange(1, row.steps + 1), f", sample {number + 1}" if rows > 1 else ""
     counts = row.counts()
     moves = [Series(name, step, count) for name, count in counts.items() if name == "committed" or count.any()]
     left = [Series("masks", np.arange(row.steps + 1), row.masked.sum(1))]
@@ -251,15 +242,15 @@ def _curves(row: Row, place: int, rows: int) -> str:
     if not row.called.all():
         calls = [Series("calls", step, row.called.cumsum())]
         charts.append(line_chart(f"Network calls so far{after}", calls, y_label="calls"))
-    return f'<div class="curves" data-row="{place}">{page.figures(*charts)}</div>\n'
+    return f'<div class="curves" data-row="{number}">{page.figures(*charts)}</div>\n'
 
 
-def _ending(row: Row, place: int, rows: int, tokenizer: Tokenizer) -> str:
+def _ending(row: Row, number: int, rows: int, tokenizer: Tokenizer) -> str:
     text = tokenizer.decode([token for token in row.tokens[-1].tolist() if token < tokenizer.vocab_size])
-    name = f"The text at the end{f', sample {place + 1}' if rows > 1 else ''}"
+    name = f"The text at the end{f', sample {number + 1}' if rows > 1 else ''}"
     return f"<details><summary>{name}</summary>\n<pre>\n{page.text(text)}</pre></details>\n"
 
 
-def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    count = where.sum(1)
-    return np.where(count > 0, (values * where).sum(1) / np.maximum(count, 1), np.nan)
+def _mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    count = mask.sum(1)
+    return np.where(count > 0, (values * mask).sum(1) / np.maximum(count, 1), np.nan)

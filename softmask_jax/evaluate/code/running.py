@@ -1,4 +1,4 @@
-"""One program on its way through `enter` and `runner`: what it is given, what it says, when it must end."""
+"""One program run through `enter` and `runner`: its input, output and deadline."""
 import dataclasses
 import functools
 import importlib.util
@@ -62,9 +62,9 @@ class Verdict:
 
 
 class Running:
-    """A program that was started. place: the data of its files in `selector`, for which `read` is to be called.
+    """A started program. place: the data of its files in `selector`, whose events are passed to `read`.
 
-    deadline: by time.monotonic, when `verdict` has to be asked at the latest.
+    deadline: time.monotonic at which `verdict` must be called at the latest.
     """
 
     def __init__(self, place: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
@@ -73,7 +73,7 @@ class Running:
         self._work = "/scratch" if isolated else tempfile.mkdtemp(prefix="program-")
         self._begun, self._written, self._report, self._output, self._cause = 0.0, 0, b"", b"", ""
         self.deadline = time.monotonic() + START
-        given = {
+        content = {
             "word": self._word.decode(), "program": program.source, "tests": program.tests,
             "site": PACKAGES if isolated else str(_numpy().parent),
         }  # fmt: skip
@@ -82,7 +82,7 @@ class Running:
         source = os.memfd_create("program")
         try:
             with open(source, "wb", closefd=False) as file:
-                file.write(marshal.dumps(given))
+                file.write(marshal.dumps(content))
             os.lseek(source, 0, os.SEEK_SET)
             spec = _spec(limits, isolated, report_end, self._work)
             command = [spec["python"], "-s", "-S", "-B", "-P", str(ENTER), marshal.dumps(spec).hex()]
@@ -101,7 +101,7 @@ class Running:
             selector.register(file, selectors.EVENT_READ, place)
 
     def read(self, file: int) -> None:
-        """What has arrived in one of the files."""
+        """Read available data of one of the files."""
         if file == self._ended:
             return
         try:
@@ -121,7 +121,7 @@ class Running:
             self.deadline = self._begun + self.limits.timeout
 
     def verdict(self) -> Verdict | None:
-        """None while it runs within its limits; else it has ended. RuntimeError if it could not be started."""
+        """None while it runs within its limits; else its end. RuntimeError if it could not be started."""
         code, now = self._process.poll(), time.monotonic()
         if code is None:
             if now < self.deadline and self._written <= FLOOD:
@@ -144,7 +144,7 @@ class Running:
         if number in signal.valid_signals():
             killer = signal.Signals(number).name
             return Verdict(*((TIMED_OUT, "") if killer == "SIGXCPU" else (KILLED, killer)), seconds)
-        return Verdict(FAILED, self._said() if code else "ended before its tests did", seconds)
+        return Verdict(FAILED, self._last_line() if code else "ended before its tests did", seconds)
 
     def end(self) -> None:
         """Kill it, and whatever it has started, and close its files."""
@@ -170,7 +170,7 @@ class Running:
             return
         os.close(file)
 
-    def _said(self) -> str:
+    def _last_line(self) -> str:
         """The last line of the output, printable."""
         lines = self._output.decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self._process.returncode}")
@@ -179,11 +179,11 @@ class Running:
     def _reason(self) -> str:
         if self._report.startswith(b"error: "):
             return self._report.decode("utf-8", "replace").removeprefix("error: ")
-        return f"nothing happened in {START:.0f} s" if self._cause else self._said()
+        return f"nothing happened in {START:.0f} s" if self._cause else self._last_line()
 
 
 def _spec(limits: Limits, isolated: bool, report: int, work: str) -> dict:
-    """What `enter` is told."""
+    """Argument of `enter`."""
     bounds = {
         "AS": limits.memory << 20, "CPU": math.ceil(limits.timeout) + 1, "FSIZE": DISK << 20, "NOFILE": FILES, "CORE": 0,
         "STACK": 8 << 20, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": FILES,
@@ -218,11 +218,10 @@ def _numpy() -> Path:
 
 @functools.cache
 def _binds() -> list[tuple[str, str]]:
-    """(from, to) of what an interpreter needs, no link among the former."""
+    """(source, target) of the files that an interpreter needs; no source is a link."""
     libraries = [os.path.join(sys.base_prefix, name) for name in ("lib", sys.platlibdir)]
-    wanted = [_python(), *libraries, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
     pairs: dict[str, str] = {}
-    for path in wanted:
+    for path in (_python(), *libraries, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"):
         if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in pairs):
             pairs[path] = os.path.realpath(path)
     numpy = _numpy()

@@ -1,7 +1,7 @@
-"""The evaluation tasks of code: answers of a model to a benchmark's problems, programs out of them, and pass@k.
+"""Evaluation tasks of code: a model's answers to a benchmark's problems, programs extracted from them, and pass@k.
 
-Two files of the task's folder are all that the numbers are made of: `answers`, what the model wrote, and `verdicts`, how
-each program ended. Without leave to run programs there are answers alone, and the same command with it goes on from them.
+The numbers come from two files of the task's folder: `answers` and `verdicts`, the outcome of each program. Without leave
+to run programs there are answers alone; the same command with leave continues from them.
 """
 import collections
 import contextlib
@@ -19,15 +19,16 @@ from softmask_jax.evaluate.code.pass_at_k import difference, estimate, pass_at_k
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem
 from softmask_jax.evaluate.code.running import FAILED, Limits, PASSED, Program
 from softmask_jax.evaluate.generative.samples import budgeted, counts_steps
-from softmask_jax.evaluate.settings import Code, Settings, budgets, listed
+from softmask_jax.evaluate.pieces import complete
+from softmask_jax.evaluate.settings import Code, Settings, budgets, check_least, listed
 from softmask_jax.evaluate.task import Estimate, Result, Work
 from softmask_jax.generate.batches import Generator, plan, shape_of
-from softmask_jax.io.answers import count, key_of, summarize
+from softmask_jax.io.answers import count, summarize
 from softmask_jax.io.files import plain
 from softmask_jax.samplers import Options
 
 NEW_TOKENS = {HUMANEVAL: 768, problems.MBPP: 512}
-# Less, and no interpreter with NumPy can begin.
+# MiB; an interpreter with NumPy needs them to start.
 LEAST_MEMORY = 128
 UNSAFE = (
     "Programs ran without a sandbox, with limits alone: they could read and write whatever the user can who ran this."
@@ -43,16 +44,13 @@ class CodeTask:
     sweeps: bool = True
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """ValueError, OSError or ImportError for settings and problems that cannot be used, or if programs are to run and
-        there is no sandbox."""
+        """ValueError, OSError or ImportError for impossible settings and problems, or without a sandbox for programs."""
         code = settings.code
-        for name, least in {"limit": 0, "samples": 1, "max_new_tokens": 0, "steps": 0, "prompt_tokens": 1,
-                            "batch_size": 1, "memory": LEAST_MEMORY, "workers": 0}.items():  # fmt: skip
-            if getattr(code, name) < least:
-                raise ValueError(f"config.code.{name} is {getattr(code, name)}; the least is {least}.")
+        check_least(settings, "code", limit=0, samples=1, max_new_tokens=0, steps=0, prompt_tokens=1, batch_size=1,
+                    memory=LEAST_MEMORY, workers=0)  # fmt: skip
         if not 0 < code.timeout < 3_600:
             raise ValueError(f"config.code.timeout is {code.timeout} seconds; give more than 0, and less than an hour.")
-        wanted(code)
+        chosen_ks(code)
         for budget in budgets(settings.run.budgets):
             self._sampler(settings, budget)
         self._problems(code)
@@ -84,7 +82,7 @@ class CodeTask:
             "answers": shares, "verdicts": dict(kinds.most_common()), "program_seconds": round(float(np.mean(
                 [row["seconds"] for row in verdicts.values()])), 3), "correct": dict(zip([p.id for p in given], passed)),
         }  # fmt: skip
-        found = {f"pass@{k}": estimate([pass_at_k(code.samples, c, k) for c in passed]) for k in wanted(code)}
+        found = {f"pass@{k}": estimate([pass_at_k(code.samples, c, k) for c in passed]) for k in chosen_ks(code)}
         return Result(found, cost, details, tuple(filter(None, notes)))
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
@@ -99,22 +97,22 @@ class CodeTask:
                 if not file.complete:
                     return {}
                 found.append(_passed(file.rows, len(given)))
-        rates = {k: [[pass_at_k(code.samples, c, k) for c in passed] for passed in found] for k in wanted(code)}
+        rates = {k: [[pass_at_k(code.samples, c, k) for c in passed] for passed in found] for k in chosen_ks(code)}
         return {f"pass@{k}": difference(theirs, ours) for k, (ours, theirs) in rates.items()}
 
     def _problems(self, code: Code) -> list[Problem]:
         return problems.load(self.name, code.problems, limit=code.limit, compat=code.compat)
 
     def _sampler(self, settings: Settings, budget: Fraction) -> Options:
-        """With as many steps as the task has by default, or a share of them. ValueError for a share of a sampler's that
-        counts none."""
+        """Options with the task's default number of steps, or a share of it. ValueError for a share where the sampler has
+        no fixed number."""
         code, options = settings.code, settings.code_sampler
         new_tokens = _new_tokens(self.name, code)
         steps = code.steps or options.steps or (new_tokens if counts_steps(options) else None)
         return budgeted(dataclasses.replace(options, steps=steps), new_tokens, budget, "code_sampler")
 
     def _answers(self, work: Work, given: list[Problem]) -> dict:
-        """Every answer, by (problem, sample); those that are not there are generated."""
+        """Every answer by (problem, sample), after the missing ones are generated."""
         code, new_tokens = work.settings.code, _new_tokens(self.name, work.settings.code)
         options = self._sampler(work.settings, work.budget)
         decisive = {
@@ -140,9 +138,8 @@ class CodeTask:
             )  # fmt: skip
             shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
             batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows)
-            for batch in self._bar(batches, len(batches), f"{work.name}: {self.name}, answers"):
-                file.add([row for row in generator.batch(batch, asked, patterns) if key_of(row) not in file.rows])
-                work.check_stop()
+            bar = self._bar(batches, len(batches), f"{work.name}: {self.name}, answers")
+            complete(work, file, bar, lambda batch: generator.batch(batch, asked, patterns))
             return dict(sorted(file.rows.items()))
 
     def _run_settings(self, code: Code, given: list[Problem]) -> Mapping:
@@ -150,7 +147,7 @@ class CodeTask:
                 "memory": code.memory, "compat": code.compat}  # fmt: skip
 
     def _verdicts(self, work: Work, given: list[Problem], answers: Mapping) -> dict:
-        """How each answer's program ended, by (problem, sample); those that have not been run are."""
+        """Outcome of each answer's program by (problem, sample), after the missing ones are run."""
         code = work.settings.code
         with work.records("verdicts", self._run_settings(code, given), len(answers)) as file:
             keys = [key for key in answers if key not in file.rows]
@@ -184,7 +181,7 @@ def _new_tokens(task: str, code: Code) -> int:
 
 
 def leave_to_run(allow_unsafe_code: bool) -> bool:
-    """Whether programs run in a sandbox. OSError if none can be had, and running without is not allowed."""
+    """Whether programs run in a sandbox. OSError if there is none and running without is not allowed."""
     if not (reason := sandbox.available()):
         return True
     if not allow_unsafe_code:
@@ -195,17 +192,17 @@ def leave_to_run(allow_unsafe_code: bool) -> bool:
     return False
 
 
-def wanted(code: Code) -> list[int]:
-    """The k of pass@k. ValueError for such as there are not enough samples for."""
+def chosen_ks(code: Code) -> list[int]:
+    """The k of pass@k. ValueError for more than there are samples."""
     try:
-        found = sorted({int(part) for part in listed(code.k)})
+        ks = sorted({int(part) for part in listed(code.k)})
     except ValueError:
-        found = []
-    if not found or not 1 <= found[0] <= found[-1] <= code.samples:
+        ks = []
+    if not ks or not 1 <= ks[0] <= ks[-1] <= code.samples:
         raise ValueError(
             f"config.code.k is '{code.k}'; give whole numbers from 1 to config.code.samples={code.samples}, as '1; 10'."
         )
-    return found
+    return ks
 
 
 def _row(key, kind: str, detail: str, seconds: float, isolated: bool) -> dict:
@@ -214,15 +211,13 @@ def _row(key, kind: str, detail: str, seconds: float, isolated: bool) -> dict:
 
 
 def _passed(verdicts: Mapping, total: int) -> list[int]:
-    """How many programs of each problem passed."""
-    found = [0] * total
-    for (index, _), row in verdicts.items():
-        found[index] += row["kind"] == PASSED
-    return found
+    """Passed programs of each problem."""
+    passed = collections.Counter(index for (index, _), row in verdicts.items() if row["kind"] == PASSED)
+    return [passed[index] for index in range(total)]
 
 
 def _lengths(answers: Mapping) -> str:
-    """What a reader has to know if a model was too short for the task."""
+    """A note if the model was too short for the task."""
     lengths = {len(row["tokens"]) for row in answers.values()}
     if len(lengths) == 1:
         return ""

@@ -1,4 +1,4 @@
-"""MAUVE (Pillutla et al., arXiv 2102.01454; JMLR 2023) of features that are there, by `mauve-text`.
+"""MAUVE (Pillutla et al., arXiv 2102.01454; JMLR 2023) from precomputed features, by `mauve-text`.
 
 The library normalises, reduces and clusters the features of both sides together, and compares the two histograms over
 the clusters. With features given it needs faiss and scikit-learn, no PyTorch.
@@ -64,16 +64,16 @@ def mauve(references: np.ndarray, samples: np.ndarray, *, scaling: float = 5.0, 
 def _quiet() -> Iterator[None]:
     """Without what the clustering writes from C++: it asks for 39 texts a cluster, the library's own choice is 20."""
     sys.stdout.flush(), sys.stderr.flush()
-    kept, nowhere = {number: os.dup(number) for number in (1, 2)}, os.open(os.devnull, os.O_WRONLY)
+    saved, nowhere = {number: os.dup(number) for number in (1, 2)}, os.open(os.devnull, os.O_WRONLY)
     try:
-        for number in kept:
+        for number in saved:
             os.dup2(nowhere, number)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             yield
     finally:
         sys.stdout.flush(), sys.stderr.flush()
-        for number, own in kept.items():
-            os.dup2(own, number)
-            os.close(own)
+        for number, copy in saved.items():
+            os.dup2(copy, number)
+            os.close(copy)
         os.close(nowhere)

@@ -1,7 +1,7 @@
-"""Texts by people that samples are compared with: windows of a validation split in a seeded order, decoded.
+"""Human reference texts for MAUVE: windows of a validation split in a seeded order, decoded.
 
-As in the soft-masking reference (`load_human_references`) they are whole windows, BOS and EOS in front and behind among
-their tokens, as many as there are samples and as long. Its order is PyTorch's; ours is NumPy's.
+As in the soft-masking reference (`load_human_references`) they are whole windows with BOS and EOS, as many and as long as
+the samples. Its order is PyTorch's; ours is NumPy's.
 """
 import numpy as np
 
@@ -16,10 +16,8 @@ GIVE = f"name a text in its place, {SETTING}='files:texts/*.txt', or leave MAUVE
 
 
 def source_of(given: Generative) -> Source | None:
-    """What config.generative.references names; None for the run's own split, or if no references are wanted.
-
-    ValueError for something else than `source:paths`, or files that are not here.
-    """
+    """The source of config.generative.references; None for the run's own split or no references. ValueError for
+    another form than `source:paths`, or missing files."""
     if given.references in ("", NONE):
         return None
     if len(listed(given.references)) != 1 or "=" in given.references.split(":")[0]:
@@ -31,9 +29,9 @@ def source_of(given: Generative) -> Source | None:
 
 
 def open_text(work: Work) -> Text | None:
-    """The windows that references are taken from; None if none are wanted.
+    """The windows of references; None for config.generative.references=none.
 
-    ValueError: a converted model has no text of its own; the run's own is not here, or has changed. OSError: the cache of
+    ValueError: a converted model has no text of its own; the run's own is missing or has changed. OSError: the cache of
     tokens cannot be written.
     """
     given = work.settings.generative
@@ -56,5 +54,5 @@ def decoded(text: Text, tokenizer, *, count: int, length: int, seed: int) -> tup
 
 
 def _ours(error: ValueError) -> str:
-    said = str(error).replace(GIVE_TEXTS, GIVE)
-    return said.replace("config.perplexity.texts: references", SETTING).replace("config.perplexity.texts", SETTING)
+    message = str(error).replace(GIVE_TEXTS, GIVE)
+    return message.replace("config.perplexity.texts: references", SETTING).replace("config.perplexity.texts", SETTING)

@@ -1,8 +1,7 @@
-"""The network that judges texts: GPT-2, or another causal model of its family, from a Hugging Face folder.
+"""Scorer of texts: GPT-2, or another causal model of its family, from a Hugging Face folder.
 
-One pass over a text gives both of what is asked of it: -log p of each token given those before it, for generative
-perplexity, and the last token's state behind the final norm, which is MAUVE's feature (`mauve-text` 0.4 takes
-`hidden_states[-1]` at a text's last token, of the same tokens).
+One pass over a text gives -log p of each token given those before it, for generative perplexity, and the last token's
+state behind the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` at the last token).
 """
 import functools
 import os

@@ -1,11 +1,10 @@
-"""What a scorer says of many texts, kept batch by batch: -log p, numbers of tokens, features.
+"""Scores of many texts, kept batch by batch: -log p, numbers of tokens, features.
 
-How perplexity is taken is MDLM's (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo's (`s-sahoo/duo`,
+Perplexity as by MDLM (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo (`s-sahoo/duo`,
 `record_generative_perplexity`), which the soft-masking reference uses: exp of the sum of -log p over all texts, divided by
-the number of all tokens that count. A text's first token does not count: nothing predicts it. Of the others, every one
-counts that is no EOS, and the first EOS of the text; so where a text begins with an EOS, no other one does. What stands
-behind an EOS counts. (There a text that is shorter than the longest is padded with EOS, and the first pad counts if the
-text has none of its own; here padding counts nowhere.)
+the number of tokens that count. A text's first token does not count: nothing predicts it. Of the others count all that
+are no EOS, and the first EOS of the text (none if the text begins with one); tokens behind an EOS count. (There shorter
+texts are padded with EOS, and the first pad counts if the text has no EOS; here padding never counts.)
 """
 import dataclasses
 import hashlib
@@ -33,8 +32,8 @@ MULTIPLE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T], as the scorer sees them; features
-    [T D] float32, zeros for a text without any token, which has none; key: a hash of texts, scorer and settings."""
+    """Of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T] by the scorer's tokenizer; features
+    [T D] float32, zeros for a text without tokens; key: a hash of texts, scorer and settings."""
 
     nll: np.ndarray
     counted: np.ndarray
@@ -44,7 +43,7 @@ class Scores:
 
     @property
     def written(self) -> np.ndarray:
-        """[T] bool: the texts that have a token."""
+        """[T] bool: texts with a token."""
         return self.tokens > 0
 
     def perplexity(self) -> Estimate:
@@ -55,21 +54,20 @@ class Scores:
 
 
 def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """[n] ids -> [n - 1] bool, which of the tokens behind the first count; see above."""
+    """[n] ids -> [n - 1] bool: whether each token behind the first counts; see the module."""
     ends = tokens == eos_id
     return (~ends | (np.cumsum(ends) == 1))[1:]
 
 
 def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
           check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
-    """Scores of texts, those that are in `folder` and the missing ones, which are written there.
+    """Scores of texts from below `folder` (named after a hash of texts, scorer and settings), missing ones written there.
 
-    They lie in a folder below it, named after a hash of texts, scorer and settings. A text's scores depend neither on the
-    texts beside it nor on padding.
+    A text's scores depend neither on other texts nor on padding.
 
     Raises:
-      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` says what to do. Whatever
-      check_stop raises, between two batches.
+      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` is the remedy. Errors of
+      check_stop, between two batches.
     """
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
@@ -111,30 +109,31 @@ def _key(scorer: Scorer, rows: Sequence[np.ndarray], max_length: int, size: int)
 
 
 def _stored(path: Path, members: np.ndarray) -> dict | None:
-    """A batch's scores, None if they are not there or damaged."""
+    """A batch's scores, None if they are absent or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("rows", "nll", "counted", "features")}
+            batch = {name: file[name] for name in ("rows", "nll", "counted", "features")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged (%s); these texts are scored again", path, error)
         return None
-    return found if np.array_equal(found["rows"], members) else None
+    return batch if np.array_equal(batch["rows"], members) else None
 
 
 def _scored(scorer: Scorer, batch: Batch, members: np.ndarray, rows: Sequence[np.ndarray]) -> dict:
     eos_id = scorer.tokenizer.eos_id
     tokens = np.full((batch.size, batch.shape.length), eos_id, np.int32)
     lengths = np.ones(batch.size, np.int32)
-    for place, row in enumerate(members):
-        lengths[place] = len(rows[row])
-        tokens[place, : lengths[place]] = rows[row]
+    texts = [rows[row] for row in members]
+    for i, ids in enumerate(texts):
+        lengths[i] = len(ids)
+        tokens[i, : len(ids)] = ids
     nll, features = scorer(tokens, lengths)
-    kept = [(nll[place, : len(rows[row]) - 1], counts(rows[row], eos_id)) for place, row in enumerate(members)]
-    sums = np.array([values[which].sum(dtype=np.float64) for values, which in kept])
+    counted = [counts(ids, eos_id) for ids in texts]
+    sums = np.array([nll[i, : len(mask)][mask].sum(dtype=np.float64) for i, mask in enumerate(counted)])
     features = features[: len(members)]
     if not (np.isfinite(sums).all() and np.isfinite(features).all()):
         raise ValueError("The scorer's numbers are NaN or infinite; set config.generative.compute_dtype=float32, or get its "
                          "weights anew.")
-    return {"rows": members, "nll": sums, "counted": np.array([which.sum() for _, which in kept]), "features": features}
+    return {"rows": members, "nll": sums, "counted": np.array([mask.sum() for mask in counted]), "features": features}

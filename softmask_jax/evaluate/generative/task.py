@@ -1,10 +1,10 @@
-"""The task "generative": how good the texts are that a model writes from masks alone.
+"""The task "generative": quality of texts that a model writes from masks alone.
 
-Generative perplexity by a causal model (GPT-2-large in the paper), the entropy of a text's own tokens in nats, which shows
-repetition that perplexity rewards, and MAUVE against texts by people. As the soft-masking reference measures them
-(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`): texts are decoded with their `<|endoftext|>`, and tokenized
-again by the scorer, at most 1,024 tokens of each. One difference: the reference's version of `transformers` took out
-spaces before punctuation when it decoded; here texts stay as they are.
+Generative perplexity by a causal model (GPT-2-large in the paper), entropy of a text's own tokens in nats, which shows
+the repetition that perplexity rewards, and MAUVE against human texts. As in the soft-masking reference
+(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`) texts are decoded with their `<|endoftext|>` and retokenized
+by the scorer, at most 1,024 tokens each. One difference: the reference's `transformers` removed spaces before punctuation
+when it decoded; here texts stay unchanged.
 """
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,8 @@ from softmask_jax.evaluate.generative.scores import Scores
 from softmask_jax.evaluate.models import checkpoints
 from softmask_jax.evaluate.perplexity.conversations import is_dream
 from softmask_jax.evaluate.perplexity.text_sets import Text
-from softmask_jax.evaluate.settings import Settings, budgets
+from softmask_jax.evaluate.pieces import complete, pieces
+from softmask_jax.evaluate.settings import Settings, budgets, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work
 from softmask_jax.io.answers import count as counted
 
@@ -44,29 +45,22 @@ class Generative:
     sweeps = True
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        wanted, given = settings.samples, settings.generative
+        given = settings.generative
         for one in checkpoints(settings.models):
             if is_dream(one.path):
                 raise ValueError(
                     f"generative: {one.path} is a Dream, which was trained to answer and cannot write from masks alone; "
                     "evaluate an MDLM, or leave the task out."
                 )
-        positive = {
-            "samples.count": wanted.count, "samples.batch_size": wanted.batch_size, "generative.batch_size": given.batch_size
-        }  # fmt: skip
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"config.{name} is {value}; it must be at least 1.")
-        for name, value in {"samples.length": wanted.length, "generative.mauve_buckets": given.mauve_buckets}.items():
-            if value < 0:
-                raise ValueError(f"config.{name} is {value}; give 0 for the usual one, or a positive number.")
+        check_least(settings, "samples", count=1, batch_size=1, length=0)
+        check_least(settings, "generative", batch_size=1, mauve_buckets=0)
         if not given.mauve_scaling > 0:
             raise ValueError(f"config.generative.mauve_scaling is {given.mauve_scaling}; it must be above 0.")
         for budget in budgets(settings.run.budgets):
-            samples.budgeted(settings.sampler, wanted.length or PAPER_LENGTH, budget)
+            samples.budgeted(settings.sampler, settings.samples.length or PAPER_LENGTH, budget)
         if given.references != references.NONE:
             mauve_score.check_installed()
-        if given.mauve_buckets > 2 * wanted.count:
+        if given.mauve_buckets > 2 * settings.samples.count:
             raise ValueError(
                 f"config.generative.mauve_buckets is {given.mauve_buckets}, more than twice config.samples.count."
             )
@@ -107,7 +101,7 @@ class Generative:
         return Result(estimates, cost, details, tuple(notes))
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
-        """Nothing: drawn with the same keys or not, texts of two models have nothing in common that is to be paired."""
+        """Nothing: texts of two models have no common rows to pair."""
         return {}
 
 
@@ -153,13 +147,13 @@ def _mauve(work: Work, ours: Scores, people: Scores) -> tuple[Estimate, Mapping]
     given, mine, theirs = work.settings.generative, ours.features[ours.written], people.features[people.written]
     options = {"scaling": given.mauve_scaling, "buckets": given.mauve_buckets}
     decisive = options | {"seed": given.mauve_seed, "samples": ours.key, "references": people.key}
+    def clustered(piece):
+        index = int(piece.index[0])
+        seed = given.mauve_seed + index
+        return [{"index": index, "seed": seed, **dataclasses.asdict(mauve_score.mauve(theirs, mine, seed=seed, **options))}]
+
     with work.records("mauve", decisive, SEEDS) as file:
-        for index in range(SEEDS):
-            if (index, 0) not in file.rows:
-                work.check_stop()
-                seed = given.mauve_seed + index
-                found = mauve_score.mauve(theirs, mine, seed=seed, **options)
-                file.add([{"index": index, "seed": seed, **dataclasses.asdict(found)}])
+        complete(work, file, pieces(np.arange(SEEDS), 1, 1), clustered)
         rows = [file.rows[index, 0] for index in range(SEEDS)]
     details = {name: rows[0][name] for name in ("star", "frontier_integral", "buckets")}
     details["by_seed"] = {str(row["seed"]): row["value"] for row in rows}

@@ -1,4 +1,4 @@
-"""What `--model_args` may say: which model, how its likelihoods are estimated, and every option of its samplers."""
+"""Keys of `--model_args`: the model, the estimate of likelihoods, and every option of the samplers."""
 import argparse
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from softmask_jax.samplers import Options
 from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
 from softmask_jax.samplers.options import MDLM_STEPS
 
-# Given to every model by the harness, of no use to ours: JAX knows the devices.
+# Arguments that the harness gives every model and ours ignores: JAX knows the devices.
 FOREIGN = ("device", "trust_remote_code", "max_batch_size")
 
 

@@ -1,7 +1,7 @@
 """Validation of a Dream that was fine-tuned on conversations: the recipe's loss of every held-out response.
 
 A row is an example under one draw of t and masks, with one pass and with two on the same. By default the t of all
-examples and draws are stratified jointly between t_min and t_max (`validation_draws`). `compat` is the recipe's own
+examples and draws are stratified jointly between t_min and t_max (`mask_draws`). `compat` is the recipe's own
 validation and gives what training reports: t evenly spaced over the examples, the seed of config.eval, and a coin for
 each example that decides between its passes ("mixed").
 """
@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config as config_schema
-from softmask_jax.config.jax_settings import root_key
 from softmask_jax.convert import converted
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data.chat.buckets import Buckets
@@ -25,23 +23,23 @@ from softmask_jax.data.chat.sft import build_sft
 from softmask_jax.diffusion import dream_loss, noise, two_pass
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
-from softmask_jax.evaluate.perplexity.mask_draws import Strata, padded_to, stratified
-from softmask_jax.evaluate.perplexity.records import Columns, Piece, columns, record, settings_of
-from softmask_jax.evaluate.perplexity.text_sets import OWN
+from softmask_jax.evaluate.perplexity.mask_draws import Scorer, padded_to, stratified
+from softmask_jax.evaluate.perplexity.records import Columns, recorded, settings_of
+from softmask_jax.evaluate.perplexity.text_sets import OWN, trained_on
+from softmask_jax.evaluate.pieces import pieces
 from softmask_jax.evaluate.settings import Perplexity
 from softmask_jax.evaluate.task import Work
-from softmask_jax.io import tree_files
 
 
 def is_dream(path: Path) -> bool:
-    """Whether a folder that `softmask_jax.load` takes holds a Dream, an adapter, or a run of one."""
+    """Whether a folder for `softmask_jax.load` holds a Dream, an adapter, or a run of one."""
     about = read_json(path, "config.json")
     return about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversations:
-    """A run's validation examples: its config, where they lie padded in buckets, and a hash of what they are."""
+    """A run's validation examples: its config, the examples padded in buckets, and a hash of them."""
 
     config: config_schema.Config
     buckets: Buckets
@@ -70,9 +68,8 @@ def conversations(work: Work) -> Conversations:
         raise ValueError(
             f"The conversations that {path} was trained on cannot be read here ({error}). Bring them back."
         ) from error
-    checkpoint = path / "checkpoints" / str(work.model.step)
-    was = tree_files.read_json(checkpoint, tree_files.verify(checkpoint, ["data"]))["cursor"]["data"]
-    # As the run made it, of its base, too.
+    was = trained_on(path, work.model.step)
+    # The run's fingerprint covers its base, too.
     now = hashlib.sha256(f"{sft.info['fingerprint']} {sizes} ".encode() + manifest).hexdigest()
     if was != now:
         raise ValueError(
@@ -90,68 +87,37 @@ def loss_of(config: config_schema.Config, soft_mask) -> dream_loss.DreamLoss:
 
 
 def measured(work: Work) -> Columns:
-    """The columns of the run's validation, from its record, which is completed first. ValueError: see `conversations`.
-    """
+    """Columns of the run's validation, from its record, which is completed first. ValueError: see `conversations`."""
     given, model = work.settings.perplexity, work.model
     if given.texts or not given.own:
         raise ValueError(
             f"perplexity: {work.path} was fine-tuned on conversations and is measured on those alone; leave "
             "config.perplexity.texts and own away, or evaluate it by itself."
         )
-    found = conversations(work)
-    objective, total = loss_of(found.config, model.soft_mask), len(found.buckets)
+    split = conversations(work)
+    objective, total = loss_of(split.config, model.soft_mask), len(split.buckets)
     count = min(given.max_windows, total) if given.max_windows else total
     numbers = np.arange(count) * total // count
     draws, seed, strata = given.draws, work.settings.run.seed, None
     if given.compat:
-        draws, seed = 1, found.config.eval.seed
+        draws, seed = 1, split.config.eval.seed
     else:
         strata = stratified(count, draws, seed)
     settings = {
-        "metric": "loss", "text": found.fingerprint, "pads": found.config.train.seed, "tokens": 1, "windows": count,
-        "draws": draws, "seed": seed, "compat": given.compat, "p_sm": found.config.soft_mask.p_sm if given.compat else 0.0,
+        "metric": "loss", "text": split.fingerprint, "pads": split.config.train.seed, "tokens": 1, "windows": count,
+        "draws": draws, "seed": seed, "compat": given.compat, "p_sm": split.config.soft_mask.p_sm if given.compat else 0.0,
         "step": model.step, **settings_of(objective),
     }  # fmt: skip
+    program = _program(model.denoiser, objective, work.mesh, total)
     rows = padded_to(min(given.batch_size, count), work.mesh)
-    score = _Scorer(work, found, objective, numbers, strata, seed, rows)
-    with work.records(OWN, settings, count * draws) as file:
-        if not file.complete:
-            record(work, file, pieces(found.buckets, numbers, draws, given.batch_size), score)
-        return columns(file.rows.values(), draws)
-
-
-def pieces(buckets: Buckets, numbers: np.ndarray, draws: int, batch_size: int) -> Iterator[Piece]:
-    """All examples `numbers` [W] under each draw; a piece is of one bucket."""
-    of = buckets.bucket_of[numbers]
-    for size in np.unique(of).tolist():
-        members = numbers[of == size]
-        for draw in range(draws):
-            for start in range(0, len(members), batch_size):
-                yield Piece(members[start : start + batch_size], draw, size)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Scorer:
-    """As `validation_draws.Scorer`; strata: None for the recipe's t."""
-
-    work: Work
-    found: Conversations
-    objective: dream_loss.DreamLoss
-    numbers: np.ndarray
-    strata: Strata | None
-    seed: int
-    rows: int
-
-    def __call__(self, piece: Piece) -> dict[str, np.ndarray]:
-        index, work = piece.filled(self.rows), self.work
-        batch = self.found.buckets.gather(index, piece.size)
-        if self.strata is not None:
-            place = np.searchsorted(self.numbers, index)
-            batch |= {"place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw]}
-        program = _program(work.model.denoiser, self.objective, work.mesh, len(self.found.buckets))
-        key, p_sm = root_key(self.seed), np.float32(self.found.config.soft_mask.p_sm)
-        made = program(work.model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key, p_sm)
-        return {name: np.asarray(values)[: len(piece.index)] for name, values in made.items()}
+    score = Scorer(work, lambda index, piece: split.buckets.gather(index, piece.size), program, numbers, strata, rows, seed,
+                   (np.float32(split.config.soft_mask.p_sm),))  # fmt: skip
+    bucket_of = split.buckets.bucket_of[numbers]
+    batches = (
+        piece for size in np.unique(bucket_of).tolist()
+        for piece in pieces(numbers[bucket_of == size], draws, given.batch_size, size)
+    )  # fmt: skip
+    return recorded(work, OWN, settings, batches, score)
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,11 +144,11 @@ def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh,
     return jax.jit(score, out_shardings=sharding.replicated(mesh))
 
 
-def said(given: Perplexity) -> str:
-    """What a reader of the numbers has to know."""
-    if given.compat:
+def note(settings: Perplexity) -> str:
+    """Explanation of the numbers for a reader."""
+    if settings.compat:
         return "The recipe's own validation: t evenly spaced over the examples, a coin decides between one pass and two."
     return (
-        f"The recipe's loss of responses over {given.draws} draws of t and masks an example, the same for every model; 95 % "
+        f"The recipe's loss of responses over {settings.draws} draws of t and masks an example, the same for every model; 95 % "
         "intervals are over examples."
     )

@@ -1,13 +1,13 @@
-"""Which t and which masks every window gets, and what the model makes of them.
+"""Draws of t and masks for every window, and their scores by a model.
 
 The estimate of a window is the mean over its M draws, whose t lie in M equal parts of [0, 1], one in each. The W windows
-share each part out among them in W strata, in random order: all W x M values of t cover [0, 1] evenly, and every
-single draw is uniform. The t within its stratum and the masks come from (seed, draw, number of the window) alone, the
-stratum from (seed, windows, draws): batches, devices and models change none of it.
+share each part in W strata, in random order: all W x M values of t cover [0, 1] evenly, and every single draw is uniform.
+t within its stratum and the masks depend on (seed, draw, number of the window), the stratum on (seed, windows, draws),
+and neither on batches, devices or models.
 """
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,20 +17,19 @@ from softmask_jax.config.jax_settings import root_key
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.distributed import sharding
-from softmask_jax.evaluate.perplexity.records import Piece
-from softmask_jax.evaluate.perplexity.text_sets import Text
+from softmask_jax.evaluate.pieces import Piece
 from softmask_jax.evaluate.task import Work
 
 
 class Strata(NamedTuple):
-    """of the t of windows [W] under draws [M]: its stratum [W M] int32 and how many strata there are, [W M] int32."""
+    """Strata of t of windows under draws: their numbers [W M] int32, and how many there are, [W M] int32."""
 
     place: np.ndarray
     count: np.ndarray
 
 
 def stratified(windows: int, draws: int, seed: int) -> Strata:
-    """Jointly over windows and draws; see the module."""
+    """Strata jointly over windows and draws; see the module."""
     random = np.random.default_rng([seed, windows, draws])
     # A window's draws take the parts in a cycle from a random one on.
     part = (random.integers(draws, size=(windows, 1)) + np.arange(draws)) % draws
@@ -40,58 +39,54 @@ def stratified(windows: int, draws: int, seed: int) -> Strata:
 
 
 def of_the_reference(windows: int, batch_size: int) -> Strata:
-    """One draw a window, stratified within each batch in the order of the text, as the reference validates: row i of n
-    draws from the i-th of n strata, and the last batch has fewer."""
+    """The reference's validation: one draw a window, stratified within each batch in the order of the text. Row i of n
+    draws from the i-th of n strata; the last batch has fewer."""
     number = np.arange(windows, dtype=np.int32)[:, None]
     last = windows % batch_size
     count = np.where(number < windows - last, batch_size, last).astype(np.int32)
     return Strata(number % batch_size, count)
 
 
-def pieces(numbers: np.ndarray, draws: int, batch_size: int) -> Iterator[Piece]:
-    """All windows `numbers` [W] under each draw."""
-    for draw in range(draws):
-        for start in range(0, len(numbers), batch_size):
-            yield Piece(numbers[start : start + batch_size], draw)
-
-
 def padded_to(batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """The rows of a batch that the devices share evenly."""
+    """The least number of rows, `batch_size` or more, that the devices share evenly."""
     shards = sharding.row_shards(mesh)
     return -(-batch_size // shards) * shards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores pieces of a text under a model with an NELBO: called with a piece, returns its columns [n].
+    """Called with a piece, returns its columns [n].
 
-    numbers: of the windows that are measured, [W] ascending; strata: theirs.
+    Attributes:
+      gather: batch of (window numbers, piece).
+      program: (params, batch, draw, key, *extra) -> columns [B].
+      numbers: of the measured windows [W], ascending; strata: theirs, or None where the program draws t alone.
+      rows: of a batch.
     """
 
     work: Work
-    text: Text
-    objective: Nelbo
+    gather: Callable[[np.ndarray, Piece], Mapping]
+    program: Callable
     numbers: np.ndarray
-    strata: Strata
+    strata: Strata | None
     rows: int
+    seed: int
+    extra: tuple = ()
 
     def __call__(self, piece: Piece) -> dict[str, np.ndarray]:
         index = piece.filled(self.rows)
-        place = np.searchsorted(self.numbers, index)
-        batch = {
-            "tokens": self.text.windows.gather(index), "index": index.astype(np.int32),
-            "place": self.strata.place[place, piece.draw], "count": self.strata.count[place, piece.draw],
-        }  # fmt: skip
-        model, work = self.work.model, self.work
-        key = root_key(work.settings.run.seed)
-        found = _program(model.denoiser, self.objective, work.mesh)(
-            model.params, sharding.global_batch(batch, work.mesh), np.int32(piece.draw), key
-        )
-        return {name: np.asarray(values)[: len(piece.index)] for name, values in found.items()}
+        batch = dict(self.gather(index, piece))
+        if self.strata is not None:
+            window = np.searchsorted(self.numbers, index)
+            batch |= {"place": self.strata.place[window, piece.draw], "count": self.strata.count[window, piece.draw]}
+        batch = sharding.global_batch(batch, self.work.mesh)
+        params, draw, key = self.work.model.params, np.int32(piece.draw), root_key(self.seed)
+        columns = self.program(params, batch, draw, key, *self.extra)
+        return {name: np.asarray(values)[: len(piece.index)] for name, values in columns.items()}
 
 
 @functools.lru_cache(maxsize=4)
-def _program(denoiser, objective: Nelbo, mesh: jax.sharding.Mesh):
+def nelbo_program(denoiser, objective: Nelbo, mesh: jax.sharding.Mesh):
     """(params, batch, draw, key) -> columns [B]; compiled once for all texts of a model."""
 
     def score(params, batch, draw, key):

@@ -1,8 +1,7 @@
-"""The record of a validation: a row for each window and draw, kept as it is made; and its columns, read back."""
+"""Records of a validation, a row for each window and draw, and their columns."""
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,13 @@ import numpy as np
 
 from softmask_jax.diffusion.dream_loss import DreamLoss
 from softmask_jax.diffusion.nelbo import Nelbo
+from softmask_jax.evaluate.pieces import Piece, complete
 from softmask_jax.evaluate.task import Work
-from softmask_jax.io.answers import AnswerFile, Key, key_of
+from softmask_jax.io.answers import key_of
 
 log = logging.getLogger("softmask_jax")
 PASSES = ("one_pass", "two_pass")
-# Rows are synced to the disk so often, whatever a batch takes: a kill costs no more work than that.
+# Rows are synced to the disk this often: a kill costs no more work.
 SYNC_SECONDS = 2.0
 
 
@@ -27,71 +27,51 @@ def settings_of(objective: Nelbo | DreamLoss) -> dict:
     return {"variant": soft_mask["variant"], "k": soft_mask["k"]} | settings
 
 
-class Piece(NamedTuple):
-    """A batch: the windows `index` [n] under their draw number `draw`; size: of its rows, where lengths differ."""
+def recorded(
+    work: Work, name: str, settings: Mapping, pieces: Iterable[Piece], score: Callable[[Piece], Mapping[str, np.ndarray]]
+) -> "Columns":
+    """Columns of the record `name`, which is completed first.
 
-    index: np.ndarray
-    draw: int
-    size: int = 0
-
-    @property
-    def keys(self) -> list[Key]:
-        return [(int(number), self.draw) for number in self.index]
-
-    def filled(self, rows: int) -> np.ndarray:
-        """The windows [rows] of a batch of that many rows: the first ones again behind the last."""
-        return self.index[np.arange(rows) % len(self.index)]
-
-
-def record(
-    work: Work, file: AnswerFile, pieces: Iterable[Piece], score: Callable[[Piece], Mapping[str, np.ndarray]]
-) -> None:
-    """Have every piece in `file`. One that a kill left in part is made again whole, so that nothing rounds otherwise.
-
-    score: a piece's columns by name, each [n] of numbers.
+    Args:
+      settings: that decide the rows, "windows", "draws" and "step" among them. score: a piece's columns, each [n].
 
     Raises:
-      ValueError: a number that is not finite. Stopped: after a signal; what is done is on the disk.
+      ValueError: a number that is not finite. Stopped: after a signal; finished rows are on the disk.
     """
-    kept, synced = [], time.monotonic()
-    try:
-        for piece in pieces:
-            if all(key in file.rows for key in piece.keys):
-                continue
-            work.check_stop()
-            columns = {name: np.asarray(values) for name, values in score(piece).items()}
-            if bad := [name for name, values in columns.items() if not np.isfinite(values).all()]:
-                raise ValueError(
-                    f"{work.path}: {bad[0]} is not finite at step {work.model.step}; the weights are damaged, or the "
-                    "training diverged: give another --config.models.step."
-                )
-            plain = {name: values.tolist() for name, values in columns.items()}
-            for place, (index, sample) in enumerate(piece.keys):
-                if (index, sample) not in file.rows:
-                    row = {name: values[place] for name, values in plain.items()}
-                    kept.append({"index": index, "sample": sample} | row)
-            if time.monotonic() - synced >= SYNC_SECONDS:
-                file.add(kept)
-                kept, synced = [], time.monotonic()
-    finally:
-        if kept:
-            file.add(kept)
+
+    def rows(piece: Piece) -> list[dict]:
+        columns = {name: np.asarray(values) for name, values in score(piece).items()}
+        if bad := [name for name, values in columns.items() if not np.isfinite(values).all()]:
+            raise ValueError(
+                f"{work.path}: {bad[0]} is not finite at step {settings['step']}; the weights are damaged, or the "
+                "training diverged: give another --config.models.step."
+            )
+        lists = {name: values.tolist() for name, values in columns.items()}
+        return [
+            {"index": index, "sample": sample} | {name: values[row] for name, values in lists.items()}
+            for row, (index, sample) in enumerate(piece.keys)
+        ]
+
+    with work.records(name, settings, settings["windows"] * settings["draws"]) as file:
+        if not file.complete:
+            complete(work, file, pieces, rows, SYNC_SECONDS)
+        return columns(file.rows.values(), settings["draws"])
 
 
 class Columns(NamedTuple):
-    """numbers [W] of the windows, ascending; by name the values [W M] of their draws."""
+    """numbers [W] of the windows, ascending; values by name, each [W M] over windows and draws."""
 
     numbers: np.ndarray
     values: dict[str, np.ndarray]
 
     @property
     def passes(self) -> list[str]:
-        """Which of PASSES there are."""
+        """The PASSES that were measured."""
         return [name for name in PASSES if name in self.values]
 
     @property
     def best(self) -> str:
-        """The model as it is meant to be used: with two passes if it has soft-masking; "mixed" where there is such."""
+        """The pass that counts for the model: "mixed" where measured, else two passes if it has soft-masking."""
         return "mixed" if "mixed" in self.values else self.passes[-1]
 
 
@@ -106,7 +86,7 @@ def columns(rows: Iterable[Mapping], draws: int) -> Columns:
 
 
 def stored(folder: Path, name: str) -> tuple[dict, Columns] | None:
-    """Settings and columns of a complete record; None if there is none, or with a warning if it is damaged."""
+    """Settings and columns of a complete record; None if it is absent or, with a warning, damaged."""
     path = folder / f"{name}.jsonl"
     try:
         settings = json.loads(path.with_name(path.name + ".settings.json").read_text("utf-8"))

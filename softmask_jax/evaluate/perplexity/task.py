@@ -1,8 +1,8 @@
 """The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
 
 It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
-included, is what the papers call perplexity. Text8's bits per character are of the text alone. A model that was
-fine-tuned on conversations has no such bound: its validation loss is measured instead (`validation_dream`).
+included, is the papers' perplexity. Text8's bits per character are of the text alone. A model that was fine-tuned on
+conversations has no such bound: its validation loss is measured instead (`conversations`).
 """
 import dataclasses
 
@@ -11,7 +11,8 @@ import numpy as np
 from softmask_jax.data.tokenizers import Text8Tokenizer
 from softmask_jax.evaluate.perplexity import conversations, estimates, mask_draws, records
 from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, described, sources, texts_of
-from softmask_jax.evaluate.settings import Perplexity, Settings
+from softmask_jax.evaluate.pieces import pieces
+from softmask_jax.evaluate.settings import Perplexity, Settings, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
@@ -30,13 +31,8 @@ class Validation:
     sweeps = False
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        given = settings.perplexity
-        for name in ("draws", "batch_size", "bins"):
-            if getattr(given, name) < 1:
-                raise ValueError(f"config.perplexity.{name} is {getattr(given, name)}; it must be at least 1.")
-        if given.max_windows < 0:
-            raise ValueError(f"config.perplexity.max_windows is {given.max_windows}; give 0 for all, or more.")
-        if not sources(given.texts) and not given.own:
+        check_least(settings, "perplexity", draws=1, batch_size=1, bins=1, max_windows=0)
+        if not sources(settings.perplexity.texts) and not settings.perplexity.own:
             raise ValueError("config.perplexity.own=False leaves no text; name some in config.perplexity.texts.")
 
     def run(self, work: Work) -> Result:
@@ -45,41 +41,41 @@ class Validation:
         Raises:
           ValueError: no text, or one that is not what the run was trained on; a model whose loss is not finite.
         """
-        given = work.settings.perplexity
+        settings = work.settings.perplexity
         if conversations.is_dream(work.path):
-            return self._conversations(work)
-        made, curves, notes, calls = {}, {}, [], 0
-        for text in texts_of(work.path, work.model, own=given.own, others=sources(given.texts)):
+            columns = conversations.measured(work)
+            values = estimates.estimates(columns, "loss", 1, UNITS["loss"])
+            curves = {OWN: estimates.cross_entropy_by_t(columns, settings.bins)}
+            return _result(values, columns, curves, [conversations.note(settings)])
+        values, curves, notes = {}, {}, []
+        for text in texts_of(work.path, work.model, own=settings.own, others=sources(settings.texts)):
             columns = _measured(work, text)
-            calls = columns.values["t"].shape[1] * len(columns.passes)
-            prefix = "" if text.name == OWN else f"{text.name}/"
-            characters = _characters(work.model.tokenizer, text, columns.numbers, given.compat)
-            found = estimates.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
-            made |= {prefix + name: estimate for name, estimate in found.items()}
-            curves[text.name] = estimates.cross_entropy_by_t(columns, given.bins)
+            characters = _characters(work.model.tokenizer, text, columns.numbers, settings.compat)
+            of_text = estimates.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
+            values |= _prefixed(text.name, of_text)
+            curves[text.name] = estimates.cross_entropy_by_t(columns, settings.bins)
             notes += text.notes
-        return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (*notes, _said(given)))
+        return _result(values, columns, curves, [*notes, _note(settings)])
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
         """Window by window where both records are of the same windows, tokens and masks; {} elsewhere."""
-        made = {}
+        values = {}
         for name in (OWN, *described(other.settings.perplexity.texts)):
             ours, theirs = (records.stored(work.folder, name) for work in (other, baseline))
             if ours is None or theirs is None or _shared(ours[0]) != _shared(theirs[0]):
                 continue
-            prefix, tokens = "" if name == OWN else f"{name}/", ours[0]["tokens"]
-            metric, unit = ours[0]["metric"], UNITS[ours[0]["metric"]]
-            found = estimates.differences(theirs[1], ours[1], metric, tokens, unit)
-            made |= {prefix + name: estimate for name, estimate in found.items()}
-        return made
+            metric, tokens = ours[0]["metric"], ours[0]["tokens"]
+            values |= _prefixed(name, estimates.differences(theirs[1], ours[1], metric, tokens, UNITS[metric]))
+        return values
 
-    def _conversations(self, work: Work) -> Result:
-        given = work.settings.perplexity
-        columns = conversations.measured(work)
-        made = estimates.estimates(columns, "loss", 1, UNITS["loss"])
-        curves = {OWN: estimates.cross_entropy_by_t(columns, given.bins)}
-        calls = columns.values["t"].shape[1] * len(columns.passes)
-        return Result(made, {"calls": calls}, {"cross_entropy_by_t": curves}, (conversations.said(given),))
+
+def _prefixed(text: str, values: dict[str, Estimate]) -> dict[str, Estimate]:
+    return values if text == OWN else {f"{text}/{name}": value for name, value in values.items()}
+
+
+def _result(values: dict, columns: records.Columns, curves: dict, notes: list[str]) -> Result:
+    calls = columns.values["t"].shape[1] * len(columns.passes)
+    return Result(values, {"calls": calls}, {"cross_entropy_by_t": curves}, tuple(notes))
 
 
 def _characters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> np.ndarray | None:
@@ -115,21 +111,22 @@ def _measured(work: Work, text: Text) -> records.Columns:
         # Batches decide which t are drawn in the reference's protocol alone.
         "batch_size": given.batch_size if given.compat else 0, "step": model.step, **records.settings_of(objective),
     }  # fmt: skip
+    def gather(index, piece):
+        return {"tokens": text.windows.gather(index), "index": index.astype(np.int32)}
+
+    program = mask_draws.nelbo_program(model.denoiser, objective, work.mesh)
     rows = mask_draws.padded_to(min(given.batch_size, len(numbers)), work.mesh)
-    score = mask_draws.Scorer(work, text, objective, numbers, strata, rows)
-    with work.records(text.name, settings, len(numbers) * draws) as file:
-        if not file.complete:
-            records.record(work, file, mask_draws.pieces(numbers, draws, given.batch_size), score)
-        return records.columns(file.rows.values(), draws)
+    score = mask_draws.Scorer(work, gather, program, numbers, strata, rows, seed)
+    return records.recorded(work, text.name, settings, pieces(numbers, draws, given.batch_size), score)
 
 
-def _said(given: Perplexity) -> str:
-    if given.compat:
+def _note(settings: Perplexity) -> str:
+    if settings.compat:
         return (
-            f"By the reference's protocol: one t a window, stratified within batches of {given.batch_size}; intervals are "
+            f"By the reference's protocol: one t a window, stratified within batches of {settings.batch_size}; intervals are "
             "over windows."
         )
     return (
-        f"NELBO over {given.draws} draws of t and masks a window, the same for every model; 95 % intervals are over windows "
-        "and cover these and their draws."
+        f"NELBO over {settings.draws} draws of t and masks a window, the same for every model; 95 % intervals are over "
+        "windows and cover these and their draws."
     )

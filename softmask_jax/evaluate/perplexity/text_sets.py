@@ -1,4 +1,4 @@
-"""The texts that perplexity is measured on: a run's own validation split, rebuilt from its config, and other texts.
+"""Texts for perplexity: a run's own validation split, rebuilt from its config, and other texts.
 
 Other texts become windows as training text does (`data.windows`): every document followed by an EOS, a BOS in front of a
 window and an EOS behind it, by the model's own tokenizer. All of their documents count, repeated ones too.
@@ -20,7 +20,7 @@ from softmask_jax.evaluate.settings import listed
 from softmask_jax.io import tree_files
 
 OWN = "validation"
-# What would be mistaken for parts of an estimate's name.
+# Names that estimates use.
 TAKEN = (OWN, "one_pass", "two_pass", "gain")
 OPTIONS = ("text_key", "separator", "detokenizer")
 EXAMPLE = "`ptb=jsonl:ptb.jsonl; books=files:books/*.txt`"
@@ -29,12 +29,12 @@ WINDOWS_AT_ONCE = 1024
 
 
 class NoText(ValueError):
-    """A model that has no validation text of its own, wherever one looks."""
+    """A model without a validation text of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Windows [W L] of one text; notes: what a reader of numbers on it has to know."""
+    """Windows [W L] of one text; notes: sentences that explain numbers on it."""
 
     name: str
     windows: data.Windows | data.Mixture
@@ -55,11 +55,8 @@ class Text:
 
 
 def described(texts: str) -> dict[str, tuple[str, str, dict[str, str]]]:
-    """By name the kind, paths and options of what `perplexity.texts` lists: `name=source:paths`, joined by `;`.
-
-    Behind a `|` may follow `text_key=`, `separator=` or `detokenizer=`, as in config.data. ValueError for another form,
-    or a name twice.
-    """
+    """Kind, paths and options by name of `perplexity.texts`: `name=source:paths`, joined by `;`, each with optional
+    `|text_key=`, `|separator=` or `|detokenizer=` as in config.data. ValueError for another form, or a name twice."""
     found = {}
     for entry in listed(texts):
         where, *options = (part.strip() for part in entry.split("|"))
@@ -88,6 +85,15 @@ def sources(texts: str) -> dict[str, Source]:
     return found
 
 
+def trained_on(path: Path, step: int) -> str:
+    """Fingerprint of a run's training data, from its checkpoint. ValueError for a damaged one."""
+    checkpoint = path / "checkpoints" / str(step)
+    try:
+        return tree_files.read_json(checkpoint, tree_files.verify(checkpoint, ["data"]))["cursor"]["data"]
+    except tree_files.Damaged as damage:
+        raise ValueError(f"{checkpoint} is damaged ({damage}): give another --config.models.step.") from damage
+
+
 def own_text(path: Path, model) -> Text:
     """The validation split of the run in `path`, whose checkpoint at `model.step` knows what it was trained on.
 
@@ -96,18 +102,14 @@ def own_text(path: Path, model) -> Text:
     """
     if converted.is_converted(path):
         raise NoText(f"{path} is a converted model and brings no validation text along; {GIVE_TEXTS}.")
-    checkpoint = path / "checkpoints" / str(model.step)
-    try:
-        stored = tree_files.read_json(checkpoint, tree_files.verify(checkpoint, ["data"]))
-    except tree_files.Damaged as damage:
-        raise ValueError(f"{checkpoint} is damaged ({damage}): give another --config.models.step.") from damage
+    was = trained_on(path, model.step)
     try:
         built = data.build(model.config.data)
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
             f"The text that {path} was trained on cannot be read here ({error}). Bring it back, or {GIVE_TEXTS}."
         ) from error
-    was, now = stored["cursor"]["data"], built.info["fingerprint"]
+    now = built.info["fingerprint"]
     if now != was:
         raise ValueError(
             f"The text that config.data of {path} describes has changed since the run (fingerprint {now[:12]} instead of "

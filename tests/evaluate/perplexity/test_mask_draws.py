@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from softmask_jax.evaluate.perplexity.estimates import cross_entropy_by_t, differences, estimates
-from softmask_jax.evaluate.perplexity.mask_draws import of_the_reference, pieces, stratified
+from softmask_jax.evaluate.perplexity.mask_draws import of_the_reference, stratified
 from softmask_jax.evaluate.perplexity.records import Columns, columns
+from softmask_jax.evaluate.pieces import pieces
 from softmask_jax.evaluate.task import Estimate
 
 

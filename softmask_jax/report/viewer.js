@@ -1,14 +1,12 @@
-"""What runs in the page that plays a denoising (viewer.py); what it reads is described at `viewer.encoded`."""
-SCRIPT = """
 "use strict";
 {
 const find = id => document.getElementById(id), data = JSON.parse(find("trace").textContent);
-const { pieces, k, unit, parts } = data, MASK = -1, GLYPH = "\\u2581", KINDS = ["", "special", "bytes"];
+const { pieces, k, unit, parts } = data, MASK = -1, GLYPH = "\u2581", KINDS = ["", "special", "bytes"];
 const text = find("text"), panel = find("panel"), slider = find("slider"), hint = panel.firstChild;
 const steps = Number(slider.max), stride = 2 + 2 * k, digits = unit ? Math.max(3, 2 - Math.floor(Math.log10(unit * parts))) : 3;
-const spaces = string => string.replace(/ {7,}/g, run => "\\u2423\\u00d7" + run.length).replaceAll(" ", "\\u2423");
-const named = id => id === MASK ? GLYPH : spaces(pieces[id][1].replaceAll("\\n", ""));
-const inside = pieces.map(piece => { const line = piece[1].replaceAll("\\n", ""); return line.trim() || spaces(line); });
+const spaces = string => string.replace(/ {7,}/g, run => "\u2423\u00d7" + run.length).replaceAll(" ", "\u2423");
+const named = id => id === MASK ? GLYPH : spaces(pieces[id][1].replaceAll("\n", ""));
+const inside = pieces.map(piece => { const line = piece[1].replaceAll("\n", ""); return line.trim() || spaces(line); });
 const made = (tag, content = "", look = "") => {
   const node = document.createElement(tag);
   node.append(...[content].flat());
@@ -102,9 +100,9 @@ const shares = found => {
     if (weight) part(weight * pi, "c" + i % 6);
     line(named(id), pi, weight * pi, "c" + i % 6);
   }
-  line(GLYPH + " mask, 1 \\u2212 \\u03bb", 0, 1 - weight, "");
-  const head = made("tr", ["candidate", "\\u03c0", "\\u03bb\\u03c0"].map(name => made("th", name)));
-  const amount = "\\u03bb = " + (weight ? weight.toFixed(digits) : "0: a plain mask; the prediction is not fed back");
+  line(GLYPH + " mask, 1 \u2212 \u03bb", 0, 1 - weight, "");
+  const head = made("tr", ["candidate", "\u03c0", "\u03bb\u03c0"].map(name => made("th", name)));
+  const amount = "\u03bb = " + (weight ? weight.toFixed(digits) : "0: a plain mask; the prediction is not fed back");
   const said = [made("p", amount), whole, made("table", [made("thead", head), made("tbody", rows)])];
   if (entropy !== null) said.push(made("p", "Entropy of this prediction: " + entropy.toFixed(3) + " nats", "pale"));
   else said.push(made("p", "A token stood here before: its mask remembers it.", "pale"));
@@ -124,7 +122,7 @@ const inform = () => {
   const then = id !== MASK && carried(since, place);
   if (then) said.push(made("p", "What the mask carried into step " + (since + 1) + ":", "pale"), ...shares(then));
   if (chosen !== null) {
-    const close = made("button", "\\u00d7");
+    const close = made("button", "\u00d7");
     close.setAttribute("aria-label", "Close");
     close.addEventListener("click", () => choose(null));
     said.unshift(close);
@@ -233,4 +231,3 @@ if (matchMedia("(prefers-reduced-motion: reduce)").matches) find("speed").value 
 addEventListener("hashchange", arrive);
 arrive();
 }
-"""

@@ -1,0 +1,36 @@
+"use strict";
+addEventListener("error", event => { document.documentElement.dataset.error = event.message; });
+const said = value => value === null ? "not finite" :
+  Math.abs(value) >= 1e9 || (value && Math.abs(value) < 1e-4) ? value.toExponential(3) :
+  value.toLocaleString("en", { maximumSignificantDigits: Math.abs(value) < 1000 ? 4 : 12, maximumFractionDigits: 4 });
+for (const figure of document.querySelectorAll("figure[data-series]")) {
+  const series = JSON.parse(figure.dataset.series), out = document.createElement("output");
+  out.setAttribute("aria-live", "off");
+  out.textContent = "\u00a0";
+  figure.append(out);
+  const show = event => {
+    const svg = event.target.closest("svg[data-x]");
+    if (!svg) return;
+    const [left, right, low, high] = svg.dataset.x.split(" ").map(Number), box = svg.getBoundingClientRect();
+    const at = ((event.clientX - box.left) / box.width * svg.viewBox.baseVal.width - left) / (right - left);
+    const x = low + Math.min(1, Math.max(0, at)) * (high - low);
+    const nearest = series.map(one => one.x.reduce((best, value, i) =>
+      value !== null && Math.abs(value - x) < Math.abs((one.x[best] ?? Infinity) - x) ? i : best, 0));
+    const points = series.map((one, i) => one.x[nearest[i]]).filter(value => value !== null);
+    const chosen = points.reduce((best, value) => Math.abs(value - x) < Math.abs(best - x) ? value : best, points[0]);
+    out.textContent = figure.dataset.xName + " " + said(chosen) + ": " + series.map((one, i) =>
+      (series.length > 1 ? one.name + " " : "") + said(one.y[nearest[i]])).join(", ");
+    for (const rule of figure.querySelectorAll(".rule")) {
+      const place = left + (chosen - low) / (high - low) * (right - left);
+      rule.setAttribute("x1", place);
+      rule.setAttribute("x2", place);
+      rule.style.visibility = "visible";
+    }
+  };
+  figure.addEventListener("pointermove", show);
+  figure.addEventListener("pointerdown", show);
+  figure.addEventListener("pointerleave", () => {
+    out.textContent = "\u00a0";
+    for (const rule of figure.querySelectorAll(".rule")) rule.style.visibility = "hidden";
+  });
+}
