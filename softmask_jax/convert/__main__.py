@@ -7,7 +7,7 @@
     python -m softmask_jax.convert --src=adapter --base=models/dream --merge --dst=merged --to=hf
 
 --src: Dream's and MDLM's Hugging Face folders, PEFT adapters on Dream, MDLM's Lightning checkpoints, converted models,
-and runs of this package. Nothing that is written looks finished before it is; the same command runs again after a kill.
+and runs of this package. --dst appears when it is complete; after a kill the same command starts again.
 """
 import argparse
 import os
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def convert(flags: argparse.Namespace) -> str:
-    """Does what the flags say. Returns what to print; raises ValueError, OSError or RuntimeError."""
+    """Convert as the flags say; return the message to print. Raises ValueError, OSError or RuntimeError."""
     model, ours = _opened(flags.src, flags.weights)
     if flags.merge:
         base, ours = _opened(flags.base)
@@ -61,7 +61,7 @@ def convert(flags: argparse.Namespace) -> str:
     to = flags.to or ("hf" if ours and not flags.int8 else "orbax")
     model = quantise(model) if flags.int8 else model
     if to == "hf" and model.about.get("base_dtype") == "int8":
-        raise ValueError("int8 kernels stay here (--to=orbax); PyTorch's files are made from what they were converted from.")
+        raise ValueError("int8 kernels cannot be exported (--to=orbax); convert the source that they were made from.")
     tokenizer = open_tokenizer(flags.tokenizer) if flags.tokenizer else None
     vocab_size = model.about.get("vocab_size") or model.about["hf_config"].get("vocab_size")
     if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:
@@ -79,15 +79,19 @@ def convert(flags: argparse.Namespace) -> str:
             outputs.verify(dst, model, to, progress=bar.update)
             return f"{dst} is what {flags.src} converts to ({total / 1e9:.2f} GB compared)."
         with outputs.whole_folder(dst, outputs.space_needed(model)) as partial:
-            done = outputs.write(partial, model, to, source=flags.src, tokenizer=tokenizer, progress=bar.update)
+            hashes = outputs.write(partial, model, to, source=flags.src, tokenizer=tokenizer, progress=bar.update)
             if flags.verify:
                 bar.set_description("Verifying")
-                outputs.verify(partial, model, to, expected=done, progress=bar.update)
-    return f"{dst}: {len(done)} tensors, {total / 1e9:.2f} GB{', verified' if flags.verify else ''}.{_hint(model, to)}"
+                outputs.verify(partial, model, to, expected=hashes, progress=bar.update)
+    verified, hint = ", verified" if flags.verify else "", ""
+    modules = (model.about["hf_config"] or {}).get("auto_map", {}).values()
+    if to == "hf" and any("--" not in str(name) for name in modules):
+        hint = " Copy the *.py files of the original repository beside it; config.json names them."
+    return f"{dst}: {len(hashes)} tensors, {total / 1e9:.2f} GB{verified}.{hint}"
 
 
 def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
-    """A model, and whether it is in a folder of this package."""
+    """A model, and whether its format is this package's."""
     if src.startswith(PREFIX):
         check_configs(download(src, CONFIGS))
         path = download(src)
@@ -97,13 +101,6 @@ def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
     for note in model.notes:
         print(f"Note: {note}")
     return model, (path / "params").is_dir() or is_run(path)
-
-
-def _hint(model: Model, to: str) -> str:
-    local = [name for name in (model.about["hf_config"] or {}).get("auto_map", {}).values() if "--" not in str(name)]
-    if to == "hf" and local:
-        return " Copy the *.py files of the original repository beside it; config.json names them."
-    return ""
 
 
 @command(interrupted="Interrupted; nothing was left. The same command starts again.")

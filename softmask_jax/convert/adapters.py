@@ -16,21 +16,21 @@ KEY = re.compile(
     r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
 FILE = "adapter_config.json"
-# PEFT's LoraConfig (0.21). Anything else that is set is refused.
+# Fields of PEFT's LoraConfig (0.21); any other one that is set is refused.
 READ = ("exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules")
 BUILT = {"bias": ("none",), "use_dora": (False, True), "use_rslora": (False, True)}
-# Of training, of how A and B began (whether that changed the base, `init_lora_weights` says), and of what is off.
+# Of training, of the initial A and B (`init_lora_weights` tells if the base changed), and of what is off.
 HARMLESS = (
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
     "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 )  # fmt: skip
-# Ways to begin that leave the base as it is. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ train beside another base.
+# Initialisations that leave the base unchanged; PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change it.
 INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Adapter(NamedTuple):
-    """What an adapter's config says: W' = W + scaling B A, and with DoRA each row of it rescaled to its magnitude.
+    """An adapter: W' = W + scaling B A, with DoRA each row rescaled to its magnitude.
 
     targets: our names of the layers, in the order of `dream.LINEAR`.
     """
@@ -47,7 +47,7 @@ class Adapter(NamedTuple):
 
 
 def read_config(config: Mapping) -> Adapter:
-    """PEFT's adapter_config.json. Raises ValueError, one line, for what is no LoRA or DoRA that is built here."""
+    """PEFT's adapter_config.json. Raises ValueError, one line, for anything but LoRA and DoRA as built here."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{FILE}: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built.")
     check_unknown(config, FILE, {*READ, *BUILT, *HARMLESS})
@@ -70,16 +70,16 @@ def read_config(config: Mapping) -> Adapter:
 
 
 def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
-    """The config with `target_modules` as a list of names; PEFT's may be a pattern, or be cut by `exclude_modules`.
+    """The config with `target_modules` as a list of names, instead of a pattern or with `exclude_modules`.
 
-    What was adapted is read off the keys of the file, canonical ones, rather than by running a stranger's pattern.
-    Raises ValueError unless it is the same in every layer.
+    The names come from the file's (canonical) keys: a foreign pattern is never run. Raises ValueError unless they are
+    the same in every layer.
     """
-    targets, cut = config.get("target_modules"), not is_off(config.get("exclude_modules"))
-    if targets == "all-linear" and not cut:
+    targets, excludes = config.get("target_modules"), not is_off(config.get("exclude_modules"))
+    if targets == "all-linear" and not excludes:
         return {**config, "target_modules": list(dream.TARGETS)}
     paths = isinstance(targets, list) and _are_names([str(target).split(".")[-1] for target in targets])
-    if not (isinstance(targets, str) or paths) or (_are_names(targets) and not cut):
+    if not (isinstance(targets, str) or paths) or (_are_names(targets) and not excludes):
         return dict(config)
     layers: dict[int, set[str]] = {}
     for parts in filter(None, map(KEY.fullmatch, keys)):
@@ -96,7 +96,7 @@ def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
 
 
 def write_config(adapter: Adapter, base: str) -> dict:
-    """An adapter_config.json that PEFT loads, for an adapter that was trained here."""
+    """PEFT's adapter_config.json of an adapter that was trained here."""
     theirs = {ours: name for name, ours in dream.TARGETS.items()}
     return {
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
@@ -106,13 +106,13 @@ def write_config(adapter: Adapter, base: str) -> dict:
     }  # fmt: skip
 
 
-def canonical_keys(found: Mapping[str, object]) -> dict[str, str]:
-    """PEFT's saved key for each key found, whose infixes `.default` and `.weight` may differ; unknown ones as they are.
+def canonical_keys(keys: Iterable[str]) -> dict[str, str]:
+    """The keys by PEFT's saved ones, without `.default`, with `.weight`; unknown keys stay as they are.
 
     Raises ValueError when two keys mean the same tensor.
     """
     names: dict[str, str] = {}
-    for key in found:
+    for key in keys:
         new = key
         if parts := KEY.fullmatch(key):
             suffix = "" if parts[2] == "lora_magnitude_vector" else ".weight"
@@ -128,9 +128,9 @@ def _are_names(targets) -> bool:
 
 
 class Merged:
-    """A base with an adapter merged in: float32 arithmetic, rounded to the base's dtype.
+    """A base with an adapter merged in, in float32, rounded to the base's dtype: W' = W + s B A; DoRA: m W' / ||W'||.
 
-    base and tensors: under Dream's and PEFT's keys. W' = W + s B A; with DoRA m / ||W'||, by row, times that.
+    base, tensors: under Dream's and PEFT's keys.
     """
 
     def __init__(self, base: Tensors, tensors: Tensors, adapter: Adapter):
@@ -140,30 +140,25 @@ class Merged:
         self.adapted = re.compile(rf"model\.layers\.\d+\.(?:{'|'.join(map(re.escape, names))})\.weight")
         for key in filter(self.adapted.fullmatch, base.specs):
             prefix = self._prefix(key)
-            wide, high = (
-                tensors.specs[f"{prefix}.lora_A.weight"].shape[1],
-                tensors.specs[f"{prefix}.lora_B.weight"].shape[0],
-            )
-            if base.specs[key].shape != (high, wide):
-                raise ValueError(
-                    f"The adapter changes {key} of shape {(high, wide)}, the base's is {base.specs[key].shape}."
-                )
+            a, b = (tensors.specs[f"{prefix}.{name}.weight"].shape for name in ("lora_A", "lora_B"))
+            if base.specs[key].shape != (shape := (b[0], a[1])):
+                raise ValueError(f"The adapter changes {key} of shape {shape}, the base's is {base.specs[key].shape}.")
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         if not self.adapted.fullmatch(key):
             yield from self.base.pieces(key)
             return
-        prefix, at = self._prefix(key), 0
+        prefix, row = self._prefix(key), 0
         a, b = (whole(self.tensors, f"{prefix}.{name}.weight").astype(np.float32) for name in ("lora_A", "lora_B"))
         magnitude = whole(self.tensors, f"{prefix}.lora_magnitude_vector") if self.adapter.use_dora else None
         for piece in self.base.pieces(key):
-            rows = slice(at, at + len(piece))
+            rows = slice(row, row + len(piece))
             merged = piece.astype(np.float32) + np.float32(self.adapter.scaling) * (b[rows] @ a)
             if magnitude is not None:
                 norm = np.linalg.norm(merged, axis=1)
                 merged = (magnitude[rows].astype(np.float32) / norm)[:, None] * merged
             yield merged.astype(piece.dtype)
-            at += len(piece)
+            row += len(piece)
 
     @staticmethod
     def _prefix(key: str) -> str:

@@ -1,4 +1,4 @@
-"""A converted MDLM as `softmask_jax.load` and `config.init.checkpoint` take it: config, tokenizer, parameters."""
+"""Reading converted models: config, tokenizer, parameters."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from softmask_jax.convert.model import FORMAT
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.sources import read_ours
 from softmask_jax.data import Tokenizer, open_tokenizer
-from softmask_jax.data.tokenizers.base import SavableTokenizer, hash_of
+from softmask_jax.data.tokenizers.base import hash_of
 from softmask_jax.data.tokenizers.files import holds_tokenizer
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.io import tree_files
 
 
-class Ids(SavableTokenizer):
-    """Stands in for a tokenizer that was not converted along: masks and sizes are known, texts are not.
+class Ids(Tokenizer):
+    """Tokenizer of a model converted without one: `decode` writes ids as numbers, `encode` is a ValueError.
 
-    `decode` writes ids as numbers; `encode` is a ValueError. Without BOS and EOS their ids are -1.
+    Unknown BOS and EOS are -1.
     """
 
     kind = "ids"
@@ -30,9 +30,7 @@ class Ids(SavableTokenizer):
         self.bos_id, self.eos_id = (-1 if id_ is None else id_ for id_ in (bos_id, eos_id))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        raise ValueError(
-            "This model was converted without a tokenizer; convert it again with --tokenizer=NAME_OR_FOLDER."
-        )
+        raise ValueError("This model was converted without a tokenizer; convert again with --tokenizer=NAME_OR_FOLDER.")
 
     def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
         return "".join(f" {id_} " for id_ in run.tolist())
@@ -42,7 +40,7 @@ class Ids(SavableTokenizer):
 
 
 class Converted(NamedTuple):
-    """What is beside the parameters. tokenizer: `Ids` if none came along. step: the source's number of updates."""
+    """What a converted model has beside its parameters. step: the source's number of updates."""
 
     config: config_schema.Config
     tokenizer: Tokenizer
@@ -50,16 +48,12 @@ class Converted(NamedTuple):
 
 
 def is_converted(path: Path) -> bool:
-    """Whether a folder is a converted model's; a run's folder has another config.json. ValueError if it is no JSON."""
+    """Whether a folder's config.json is that of a converted model. ValueError if it is no JSON."""
     return (path / "config.json").is_file() and read_json(path, "config.json").get("format") == FORMAT
 
 
 def read(path: Path) -> Converted:
-    """Config and tokenizer of a converted MDLM.
-
-    Raises:
-      ValueError: another kind of model, or a tokenizer that is not the model's.
-    """
+    """Config and tokenizer of a converted MDLM. ValueError for another kind of model or tokenizer."""
     about = read_ours(path)
     if about["kind"] != "dit":
         raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
@@ -67,22 +61,17 @@ def read(path: Path) -> Converted:
     if holds_tokenizer(path / "tokenizer"):
         tokenizer = open_tokenizer(path / "tokenizer")
         if tokenizer.vocab_size != about["vocab_size"] or tokenizer.mask_token_id != about["mask_token_id"]:
-            raise ValueError(
-                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the "
-                f"model has {about['vocab_size']} and {about['mask_token_id']}. Convert again with the model's own "
-                "--tokenizer."
-            )
+            sizes = f"{tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}"
+            model = f"{about['vocab_size']} and {about['mask_token_id']}"
+            remedy = "Convert again with the model's own --tokenizer."
+            raise ValueError(f"{path / 'tokenizer'} has {sizes}; the model has {model}. {remedy}")
     return Converted(config_schema.of_run(about["config"]), tokenizer, about.get("step", 0))
 
 
 def read_params(path: Path, abstract: dict) -> dict:
     """The trees of a converted model, such as {"backbone", "soft_mask"}, checked against its checksums.
 
-    Args:
-      abstract: shapes, dtypes and shardings, as for `checkpoint_io.read_trees`.
-
-    Raises:
-      ValueError: another model's parameters. RuntimeError: damaged files.
+    abstract: shapes, dtypes and shardings. Raises ValueError for another model's parameters, RuntimeError for damage.
     """
     try:
         return tree_files.read_trees(path, ("params",), {"params": abstract})["params"]
@@ -91,46 +80,34 @@ def read_params(path: Path, abstract: dict) -> dict:
 
 
 def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
-    """Parts of a converted Dream, or of an adapter on one, checked against its checksums.
+    """`trees` of a converted Dream, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None.
 
-    Args:
-      trees: {"backbone"} or {"adapter"}: shapes, dtypes and shardings.
-
-    Returns:
-      (the same trees, the raw soft-masking scalars or None).
-
-    Raises:
-      ValueError: another model's parameters. RuntimeError: damaged files.
+    trees, raises: as `read_params`.
     """
-    soft = read_ours(path)["soft_mask"]
-    scalars = {} if soft is None else {"soft_mask": jax.eval_shape(soft_masking.init_scalars)}
-    found = read_params(path, trees | scalars)
-    return {name: found[name] for name in trees}, found.get("soft_mask")
+    scalars = {"soft_mask": jax.eval_shape(soft_masking.init_scalars)} if read_ours(path)["soft_mask"] else {}
+    params = read_params(path, trees | scalars)
+    return {name: params[name] for name in trees}, params.get("soft_mask")
 
 
 def base_dtype(about: Mapping) -> str:
-    """Of a converted Dream, from its config.json: "int8", or "float" where all parameters are of one type."""
+    """Kernels of a converted Dream, from its config.json: "int8", or "float" like all other parameters."""
     return about.get("base_dtype", "float")
 
 
-def check_base_dtype(path: Path, about: Mapping, wanted: str) -> None:
-    """ValueError unless the converted Dream in `path` is what config.model.base_dtype says."""
-    if (found := base_dtype(about)) != wanted:
+def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
+    """ValueError unless the converted Dream in `path` is what config.model.base_dtype expects."""
+    if (actual := base_dtype(about)) != expected:
+        command = f"python -m softmask_jax.convert with{'out' * (expected == 'float')} --int8"
         raise ValueError(
-            f"{path} is {found}, config.model.base_dtype {wanted}: give --config.model.base_dtype={found}, or another "
-            f"--config.model.base (python -m softmask_jax.convert with{'out' * (wanted == 'float')} --int8 makes one)."
+            f"{path} is {actual}, config.model.base_dtype {expected}: give --config.model.base_dtype={actual}, or "
+            f"another --config.model.base ({command} makes one)."
         )
 
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
-    """What a run that continues a converted MDLM takes from it: "backbone" and, if it had learned some, "soft_mask".
+    """Initial trees of a run that continues a converted MDLM: "backbone" and, if it has learned some, "soft_mask".
 
-    Args:
-      tokenizer: the run's. `abstract`: of `read_params`.
-
-    Raises:
-      ValueError: another tokenizer (without one of the model's own its sizes are compared), or another model.
-      RuntimeError: damaged files.
+    Raises as `read_params`, and ValueError when the run's tokenizer is not the model's (by sizes, if that has none).
     """
     config, own, _ = read(path)
     same = own.fingerprint() == tokenizer.fingerprint()

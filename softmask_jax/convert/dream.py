@@ -32,7 +32,7 @@ BACKBONE = (
     Entry("final_norm/scale", "model.norm.weight", "none", ("D",)),
     Entry("head/weight", "lm_head.weight", "vocabulary", ("V", "D")),
 )
-# A base whose kernels are int8 (`convert.int8`) has a scale for every output beside each.
+# Kernels of `convert.int8`, each with a scale for every output.
 BACKBONE_INT8 = (
     *(entry._replace(dtype="int8") if entry.path.endswith("/kernel") else entry for entry in BACKBONE),
     *(Entry(f"layers/{o}/kernel_scale", f"{BLOCK}{t}.weight_scale", "none", s[:1]) for o, (t, s) in LINEAR.items()),
@@ -41,7 +41,7 @@ ADAPTER_KEY = "base_model.model." + BLOCK
 
 
 def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
-    """Entries of the low-rank factors of the layers that `targets` (our names) lists, and of DoRA's magnitudes."""
+    """Entries of low-rank factors, and DoRA's magnitudes, of the layers that `targets` lists by our names."""
     entries = []
     for ours in targets:
         theirs, (out, width) = LINEAR[ours]
@@ -56,9 +56,9 @@ def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
 
 
 def sizes(config: Mapping) -> dict[str, int]:
-    """The letters' sizes from Hugging Face's config. Raises ValueError for what is missing, no number, or not built."""
+    """The letters' sizes from Hugging Face's config. Raises ValueError for missing, wrong and unsupported fields."""
     built = DreamConfig.from_hf(config)
     return {
-        "V": built.vocab_size, "D": built.hidden_size, "F": built.intermediate_size, "Q": built.hidden_size,
-        "J": built.head_width * built.num_kv_heads,
+        "V": built.vocab_size, "D": built.hidden_size, "F": built.intermediate_size,
+        "Q": built.hidden_size, "J": built.head_width * built.num_kv_heads,
     }  # fmt: skip

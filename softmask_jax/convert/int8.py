@@ -1,8 +1,9 @@
-"""Int8 kernels for a frozen base: a Dream's linear layers quantised while they are read, by the piece. Numpy only.
+"""Int8 kernels for a frozen base: a Dream's linear layers quantised piece by piece while they are read. Numpy only.
 
-What `models.layers.quantised` does to one kernel, in float32: symmetric, a scale for every output, which is a row of
-PyTorch's matrix, so a piece needs nothing of the others. Embedding, head, norms and biases stay as they are.
+As `models.layers.quantised`, in float32: symmetric, one scale for each output, a row of PyTorch's matrix. Embedding,
+head, norms and biases are unchanged.
 """
+import collections
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.model import Model
 from softmask_jax.convert.tensors import Tensors
 
-KERNEL = re.compile(rf"model\.layers\.\d+\.({'|'.join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())})\.weight")
+_NAMES = "|".join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())
+KERNEL = re.compile(rf"model\.layers\.\d+\.({_NAMES})\.weight")
 LARGEST = 127
 
 
 def quantise(model: Model) -> Model:
-    """The Dream model with int8 kernels; one that has them already as it is. Raises ValueError for another model."""
+    """The Dream model with int8 kernels, itself if it has them. Raises ValueError for another model."""
     if model.kind != "dream":
         raise ValueError(f"--int8 is for a Dream model, whose frozen base it becomes; this is {model.kind}.")
     if model.about.get("base_dtype") == "int8":
@@ -28,10 +30,7 @@ def quantise(model: Model) -> Model:
 
 
 def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [out, in] -> int8 [out, in] and float32 scales [out]: rows = int8 * scale. A row of zeros has scale 1.
-
-    The scale of a row that is not finite is not finite either.
-    """
+    """Rows [out, in] -> int8 [out, in], float32 scales [out]: 1 for rows of zeros, not finite for rows that are not."""
     wide = rows.astype(np.float32)
     largest = np.abs(wide).max(1)
     scale = np.where(largest == 0, np.float32(1), largest / np.float32(LARGEST))
@@ -41,9 +40,9 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Quantised:
-    """Other tensors, the kernels of Dream's linear layers as int8, each with its scales under "...weight_scale".
+    """Other tensors, Dream's linear kernels as int8 with scales under "...weight_scale".
 
-    Raises ValueError, when it is read, for a kernel that is not finite.
+    Reading raises ValueError for a kernel that is not finite.
     """
 
     def __init__(self, tensors: Tensors):
@@ -62,18 +61,17 @@ class Quantised:
         elif key == kernel:
             yield from self._kernel(key)
         else:
-            # Whoever has read the kernel has its scales already.
+            # Reading the kernel leaves its scales.
             if kernel not in self._scales:
-                for _ in self._kernel(kernel):
-                    pass
+                collections.deque(self._kernel(kernel), maxlen=0)
             yield self._scales[kernel]
 
     def _kernel(self, key: str) -> Iterator[np.ndarray]:
-        found = []
+        scales = []
         for piece in self.tensors.pieces(key):
             values, scale = quantised(piece)
             if not np.isfinite(scale).all():
                 raise ValueError(f"{key} holds numbers that are not finite, which int8 cannot; download it again.")
-            found.append(scale)
+            scales.append(scale)
             yield values
-        self._scales[key] = np.concatenate(found)
+        self._scales[key] = np.concatenate(scales)

@@ -1,8 +1,4 @@
-"""Tables of keys: which PyTorch tensor is which of our arrays, and what changes on the way. Numpy only.
-
-The left side of a table is our path, the right side PyTorch's key. Every key must be accounted for and every shape
-must fit; all problems are reported at once.
-"""
+"""Key tables, one for each model family: which PyTorch tensor is which of our arrays, how it changes. Numpy only."""
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +10,10 @@ VOCABULARY_MULTIPLE = 128
 
 
 class Entry(NamedTuple):
-    """One tensor: our path, PyTorch's key ({i}: block number, stacked on our axis 0), what changes, PyTorch's shape.
+    """One tensor: our path and PyTorch's key; with {i}, a block's number, blocks are stacked on our axis 0.
 
-    change: "none"; "transpose" ([out, in] <-> [in, out]); "vocabulary" (axis 0 padded with zeros to a multiple of 128).
-    shape: sizes, or letters ("D", or "3D" for three times D). dtype: "float" is any floating-point type.
+    change: "none", "transpose" ([out, in] <-> [in, out]) or "vocabulary" (axis 0 zero-padded to a multiple of 128).
+    shape: PyTorch's, as sizes or letters ("D", or "3D" for three times D). dtype: "float" is any floating-point type.
     """
 
     path: str
@@ -37,66 +33,68 @@ class Spec(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def linear(path: str, key: str, shape: tuple, change: str = "transpose", bias: bool = True) -> tuple[Entry, ...]:
+    """Kernel and bias of a linear layer; shape: the kernel's in PyTorch, [out, in] where `change` transposes it."""
+    kernel = Entry(f"{path}/kernel", f"{key}.weight", change, shape)
+    out = shape[:1] if change == "transpose" else shape[1:]
+    return (kernel, Entry(f"{path}/bias", f"{key}.bias", "none", out)) if bias else (kernel,)
+
 
 def keys(entry: Entry, num_blocks: int) -> Iterator[tuple[int, str]]:
-    """The block numbers and keys of an entry; one key, of block 0, where there is no {i}."""
-    if not entry.stacked:
-        yield 0, entry.key
-        return
-    for i in range(num_blocks):
+    """Block numbers and keys of an entry; a single key, of block 0, without {i}."""
+    for i in range(num_blocks if entry.stacked else 1):
         yield i, entry.key.replace("{i}", str(i))
 
 
 def padded(vocab_size: int) -> int:
-    """The vocabulary's size as it is stored."""
+    """Stored rows of a vocabulary."""
     return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def our_shape(entry: Entry, shape: Sequence[int], num_blocks: int) -> tuple[int, ...]:
-    """The shape of our array from that of PyTorch's tensor, stacked and padded."""
+    """Shape of our array, stacked and padded, from that of PyTorch's tensor."""
     if entry.change == "vocabulary":
         shape = (padded(shape[0]), *shape[1:])
     shape = tuple(shape[::-1] if entry.change == "transpose" else shape)
     return (num_blocks, *shape) if entry.stacked else shape
 
 
-def count_blocks(table: Iterable[Entry], found: Iterable[str]) -> int:
-    """How many blocks the keys of a table number, without a gap, among those found; at least 1."""
+def count_blocks(table: Iterable[Entry], names: Iterable[str]) -> int:
+    """Number of blocks, at least 1, whose keys are among `names` without a gap."""
     pattern = re.escape(next(entry.key for entry in table if entry.stacked)).replace(r"\{i\}", r"(\d{1,4})")
-    numbers = {int(match[1]) for key in found if (match := re.fullmatch(pattern, key))}
+    numbers = {int(match[1]) for key in names if (match := re.fullmatch(pattern, key))}
     return next((i for i in range(len(numbers)) if i not in numbers), len(numbers)) or 1
 
 
 def match(
-    table: Sequence[Entry], found: Mapping[str, Spec], num_blocks: int, what: str,
+    table: Sequence[Entry], specs: Mapping[str, Spec], num_blocks: int, model: str,
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[Entry, int]]:  # fmt: skip
-    """The entry and block number of every key.
+    """Entry and block number of every key of PyTorch's tensors. sizes: of some letters, from the model's config.
 
-    Args:
-      found: PyTorch's tensors.
-      what: the model's name, for the error.
-      sizes: those of some letters, from the model's config.
-
-    Raises:
-      ValueError: names every missing, unexpected and misshapen key, and those whose dtype is not the entry's or differs
-        between blocks.
+    Raises ValueError naming every missing, unexpected and misshapen key, and those whose dtype is not the entry's or
+    differs between blocks. model: its name in that error.
     """
     expected = {key: (entry, i) for entry in table for i, key in keys(entry, num_blocks)}
-    problems = [f"missing: {key}" for key in expected if key not in found]
-    problems += [f"unexpected: {key}" for key in found if key not in expected]
-    present = {key: (entry, found[key].shape) for key, (entry, _) in expected.items() if key in found}
+    problems = [f"missing: {key}" for key in expected if key not in specs]
+    problems += [f"unexpected: {key}" for key in specs if key not in expected]
+    present = {key: (entry, specs[key].shape) for key, (entry, _) in expected.items() if key in specs}
     problems += misshapen(present, sizes)
     first: dict[str, np.dtype] = {}
     for key, (entry, _) in present.items():
-        dtype = found[key].dtype
+        dtype = specs[key].dtype
         if not (is_float(dtype) if entry.dtype == "float" else dtype.name == entry.dtype):
-            wanted = "a floating-point type" if entry.dtype == "float" else entry.dtype
-            problems.append(f"mistyped: {key} is {dtype}, expected {wanted}")
+            expected_dtype = "a floating-point type" if entry.dtype == "float" else entry.dtype
+            problems.append(f"mistyped: {key} is {dtype}, expected {expected_dtype}")
         elif first.setdefault(entry.path, dtype) != dtype:
             problems.append(f"mistyped: {key} is {dtype}, but block 0 is {first[entry.path]}")
     if problems:
-        raise ValueError(f"These weights are not {what} of {num_blocks} blocks:\n  " + "\n  ".join(problems))
+        raise ValueError(f"These weights are not {model} of {num_blocks} blocks:\n  " + "\n  ".join(problems))
     return expected
 
 
@@ -106,7 +104,7 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def misshapen(tensors: Mapping[str, tuple[Entry, Sequence[int]]], sizes: Mapping[str, int] | None = None) -> list[str]:
-    """Compares every shape with its entry's letters; the first tensor that has a letter alone sets its size."""
+    """Problems of shapes against their entries' letters; the first tensor with a letter alone sets its size."""
     sizes, problems = dict(sizes or {}), []
     for name, (entry, shape) in tensors.items():
         if len(shape) == len(entry.shape):
@@ -115,8 +113,8 @@ def misshapen(tensors: Mapping[str, tuple[Entry, Sequence[int]]], sizes: Mapping
                     sizes.setdefault(letter, size)
         expected = tuple(_size(letter, sizes) for letter in entry.shape)
         if len(expected) != len(shape) or any(e is not None and e != s for e, s in zip(expected, shape)):
-            wanted = ", ".join(str(l) if e in (None, l) else f"{l}={e}" for l, e in zip(entry.shape, expected))
-            problems.append(f"misshapen: {name} has shape {tuple(shape)}, expected [{wanted}]")
+            letters = ", ".join(str(l) if e in (None, l) else f"{l}={e}" for l, e in zip(entry.shape, expected))
+            problems.append(f"misshapen: {name} has shape {tuple(shape)}, expected [{letters}]")
     return problems
 
 

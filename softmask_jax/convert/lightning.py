@@ -8,13 +8,13 @@ from softmask_jax.convert.key_tables import Spec, count_blocks
 from softmask_jax.convert.model import dit_about
 from softmask_jax.convert.pickles import Stub
 from softmask_jax.convert.tensors import Tensors
-from softmask_jax.convert.torch_zip import Tensor, TorchZip, ZipTensors
+from softmask_jax.convert.torch_zip import Tensor, TorchZip
 from softmask_jax.convert.wrappers import without_wrappers
 from softmask_jax.diffusion import transparency
 from softmask_jax.models.nn.config_fields import check_values
 
 DEEPEST = 20
-# What configs of MDLM, Duo, ReMDM and soft-masked MDLM say of the method, on top or under `algo`: what is built here.
+# The method in configs of MDLM, Duo, ReMDM and soft-masked MDLM, on top or under `algo`, as far as it is built here.
 # SEDD, D3PM, Duo and others have the very same tensors.
 METHOD = {
     "diffusion": ("absorbing_state",), "parameterization": ("subs",), "backbone": ("dit", "hf_dit"),
@@ -26,10 +26,10 @@ LOG_LINEAR = (None, "loglinear", "log-linear")
 
 
 def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
-    """The tensors of a checkpoint under their keys, and {"weights", "step", "config", "notes"} as plain values.
+    """Tensors of a checkpoint by key, and {"weights", "step", "config", "notes"} as plain values.
 
-    The average holds the backbone's parameters in the order of the `state_dict`, without names, buffers and
-    soft-masking scalars (which are taken raw). Raises ValueError, one line.
+    The average has no names: it holds the backbone's parameters in the order of the `state_dict`. Soft-masking scalars
+    are taken raw. Raises ValueError, one line.
     """
     file = TorchZip(path)
     content = file.content if isinstance(file.content, dict) else {}
@@ -48,24 +48,21 @@ def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
     if chosen == "ema":
         state = state | _named(path, state, shadow)
     step = content.get("global_step")
-    found = {
-        "weights": chosen, "step": step if type(step) is int else 0,
-        "config": _config(content), "notes": [note] if note else [],
-    }  # fmt: skip
-    return ZipTensors(file, state), found
+    step, notes = step if type(step) is int else 0, [note] if note else []
+    return file.tensors(state), {"weights": chosen, "step": step, "config": _config(content), "notes": notes}
 
 
-def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
-    """`Model.about`, from the config in the checkpoint, or from shapes where that is silent.
+def describe(path: Path, facts: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
+    """`Model.about`, from the checkpoint's config, else from shapes. facts: of `read`; notes are added.
 
-    Adds to `found["notes"]` where the config is missing. Raises ValueError.
+    Raises ValueError.
     """
-    config = found["config"]
-    _check_method(path, config, found["notes"])
+    config = facts["config"]
+    _check_method(path, config, facts["notes"])
     if not config.keys() & {*METHOD, "algo"}:
-        found["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM.")
+        facts["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM.")
 
-    def of(section: str, name: str, kinds: tuple[type, ...], default):
+    def setting(section: str, name: str, kinds: tuple[type, ...], default):
         part = config
         for step in section.split("."):
             part = part.get(step) if isinstance(part, dict) else None
@@ -75,48 +72,43 @@ def describe(path: Path, found: Mapping, specs: Mapping[str, Spec], head_width: 
             raise ValueError(f"{path}: its config has {section}.{name} = {value!r:.40}, which is no {kind}.")
         return default if value is None else value
 
-    table = specs.get("backbone.vocab_embed.embedding", Spec(None, ()))
-    hidden = specs.get("backbone.blocks.0.mlp.0.weight", Spec(None, ()))
-    cond = specs.get("backbone.sigma_map.mlp.0.weight", Spec(None, ()))
-    if len(table.shape) != 2 or len(hidden.shape) != 2 or len(cond.shape) != 2 or hidden.shape[0] % table.shape[1]:
-        raise ValueError(
-            f"{path} holds no MDLM: backbone.vocab_embed.embedding, blocks.0.mlp.0.weight or "
-            "sigma_map.mlp.0.weight is missing or misshapen."
-        )
-    vocab_size, width = table.shape
-    heads = of("model", "n_heads", (int,), width // head_width if head_width else None)
+    matrices = ("vocab_embed.embedding", "blocks.0.mlp.0.weight", "sigma_map.mlp.0.weight")
+    table, hidden, cond = (specs.get(f"backbone.{name}", Spec(None, ())).shape for name in matrices)
+    if {len(table), len(hidden), len(cond)} != {2} or hidden[0] % table[1]:
+        one_of = f"backbone.{matrices[0]}, {matrices[1]} or {matrices[2]}"
+        raise ValueError(f"{path} holds no MDLM: {one_of} is missing or misshapen.")
+    vocab_size, width = table
+    heads = setting("model", "n_heads", (int,), width // head_width if head_width else None)
     if heads is None:
         raise ValueError(f"{path} does not say how many heads it has (no rotary buffer, no config).")
-    blocks = of("model", "n_blocks", (int,), count_blocks(mdlm.BACKBONE, specs))
+    blocks = setting("model", "n_blocks", (int,), count_blocks(mdlm.BACKBONE, specs))
     model = {
-        "hidden_size": width, "num_blocks": blocks, "num_heads": heads, "cond_dim": cond.shape[0],
-        "mlp_ratio": hidden.shape[0] // width, "dropout": of("model", "dropout", (int, float), 0.1),
+        "hidden_size": width, "num_blocks": blocks, "num_heads": heads, "cond_dim": cond[0],
+        "mlp_ratio": hidden[0] // width, "dropout": setting("model", "dropout", (int, float), 0.1),
     }  # fmt: skip
     head = "algo.tran_head"
-    variant = transparency.variant(of(head, "transparency_alg", (str,), "mixinputs_with_topk"))
+    variant = transparency.variant(setting(head, "transparency_alg", (str,), "mixinputs_with_topk"))
     soft_mask = {
         "variant": variant if soft else "none",
-        "k": transparency.feedback_tokens(of(head, "mixinputs_k", (int,), 3)),
-        "p_sm": of("optim", "sm_prob", (int, float), 0.8),
-    }  # fmt: skip
-    return dit_about(
-        model, soft_mask, vocab_size, seq_len=of("model", "length", (int,), 1024), weights=found["weights"],
-        step=found["step"],
-    )  # fmt: skip
+        "k": transparency.feedback_tokens(setting(head, "mixinputs_k", (int,), 3)),
+        "p_sm": setting("optim", "sm_prob", (int, float), 0.8),
+    }
+    training = {"seq_len": setting("model", "length", (int,), 1024), "weights": facts["weights"], "step": facts["step"]}
+    return dit_about(model, soft_mask, vocab_size, head_width, **training)
 
 
 def _config(content: Mapping) -> dict:
-    """The training config, whether it is a hyper-parameter, all of them together, or beside them."""
+    """The training config: a hyper-parameter, all of them, or an entry beside them."""
     parameters = _plain(content.get("hyper_parameters"))
     parameters = parameters if isinstance(parameters, dict) else {}
-    for found in (parameters.get("config"), _plain(content.get("config"))):
-        if isinstance(found, dict) and found:
-            return parameters | found
+    for config in (parameters.get("config"), _plain(content.get("config"))):
+        if isinstance(config, dict) and config:
+            return parameters | config
     return parameters
 
 
 def _check_method(path: Path, config: Mapping, notes: list[str]) -> None:
-    """ValueError for a network trained as something else than MDLM, which the weights do not show."""
+    """ValueError for a network that was not trained as an MDLM; weights do not show that."""
     algo = config.get("algo")
     algo = {"name": algo} if isinstance(algo, str) else algo if isinstance(algo, dict) else {}
     model = config.get("model") if isinstance(config.get("model"), dict) else {}
@@ -138,7 +130,7 @@ def _named(path: Path, state: Mapping[str, Tensor], shadow: Any) -> dict[str, Te
 
 
 def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
-    """OmegaConf's nodes as the values that they hold, other objects as their attributes. Each is read once."""
+    """OmegaConf's nodes as their values, other objects as their attributes; each is read once."""
     done = {} if done is None else done
     if depth > DEEPEST or id(value) in done:
         return done.get(id(value))

@@ -1,8 +1,7 @@
 """Our parameters in Orbax's layout, written and read one block at a time.
 
-Orbax has whole arrays in memory when it saves, and stores chunks that run across the stacked blocks. Here each block is
-one chunk of its own in an uncompressed zarr array, whose file is just the chunk's bytes; Orbax makes the folder and its
-metadata and restores it like any other. Reading takes whatever layout Orbax has written.
+Orbax itself saves whole arrays from memory, in chunks across the stacked blocks. Here each block is one chunk, a plain
+file of an uncompressed zarr array; Orbax makes the folder and its metadata and restores it. Any layout is read.
 """
 import json
 import math
@@ -18,22 +17,16 @@ import orbax.checkpoint as ocp
 
 from softmask_jax.convert.key_tables import Entry, Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
-from softmask_jax.io import stored_arrays
+from softmask_jax.io import stored_arrays, tree_files
 
 CHUNK_BYTES = 64 * 2**20
 
 
-def write(
-    folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int
-) -> dict[str, list[int]]:
-    """Write a params folder, `folder`, that `checkpoint_io.read_trees` reads.
+def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int) -> dict:
+    """Write a params folder for `checkpoint_io.read_trees`. table: entry and block number of every key.
 
-    Args:
-      tensors: under PyTorch's keys; each is read once, from first to last row.
-      table: entry and block number of every key.
-
-    Returns:
-      Size and CRC-32 of every file of values, by its name in the folder, as they were in memory.
+    Each tensor is read once, from first to last row. Returns [size, CRC-32] of every file of values, by its name in the
+    folder, as they were in memory.
     """
     arrays, written = {}, {}
     for key, (entry, _) in table.items():
@@ -44,45 +37,38 @@ def write(
 
     def copy(key: str) -> None:
         entry, block = table[key]
-        place = folder / entry.path.replace("/", ".")
+        array_folder = folder / entry.path.replace("/", ".")
         if entry.change == "vocabulary":
-            _write_rows(written, place, tensors, key, chunks[entry.path], arrays[entry.path].shape[0])
+            _write_rows(written, array_folder, tensors, key, chunks[entry.path], arrays[entry.path].shape[0])
             return
-        spec, at = tensors.specs[key], 0
+        spec, row = tensors.specs[key], 0
         array = np.empty(spec.shape[::-1] if entry.change == "transpose" else spec.shape, spec.dtype)
         for piece in tensors.pieces(key):
             if entry.change == "transpose":
-                # Some rows at a time: transposed as a whole a matrix misses the processor's caches at every element.
-                for start in range(0, len(piece), 128):
-                    part = piece[start : start + 128]
-                    array[:, at + start : at + start + len(part)] = part.T
+                _transpose(piece, array[:, row : row + len(piece)])
             elif spec.shape:
-                array[at : at + len(piece)] = piece
+                array[row : row + len(piece)] = piece
             else:
                 array[...] = piece
-            at += len(piece) if spec.shape else 1
+            row += len(piece) if spec.shape else 1
         index = [block] * entry.stacked + [0] * array.ndim
-        _write_chunk(written, place / (".".join(map(str, index)) or "0"), array)
+        _write_chunk(written, array_folder / (".".join(map(str, index)) or "0"), array)
 
     in_threads(copy, table)
     return written
 
 
 class OurTensors:
-    """Parameters that Orbax has stored, as tensors under PyTorch's keys: `write` inverted.
+    """Parameters stored by Orbax, as tensors under PyTorch's keys: `write` inverted.
 
-    Args:
-      folder: of one tree.
-      entries: of the arrays that are wanted; others in the folder are listed in `others`.
-      vocab_size: the rows of "vocabulary" arrays that are real. Pad rows that are not zero are a ValueError on reading.
-
-    Raises ValueError, one line, for a folder that Orbax has not written.
+    folder: of one tree. entries: of the arrays to read; `others` lists the rest. vocab_size: real rows of "vocabulary"
+    arrays; reading pad rows that are not zero is a ValueError. Raises ValueError, one line, for a foreign folder.
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry], vocab_size: int = 0):
         self.folder, self.vocab_size = folder, vocab_size
         stored = _open(folder)
-        self._places, self.specs, self.problems = {}, {}, []
+        self._arrays, self.specs, self.problems = {}, {}, []
         self.others = sorted(set(stored) - {entry.path for entry in entries})
         depths = {}
         for entry in entries:
@@ -94,20 +80,19 @@ class OurTensors:
             if entry.stacked:
                 depths[entry.path] = array.shape[0]
             if entry.change == "vocabulary" and array.shape[0] != padded(vocab_size):
-                self.problems.append(
-                    f"misshapen: {entry.path} has {array.shape[0]} rows for a vocabulary of {vocab_size}"
-                )
+                rows = f"{array.shape[0]} rows for a vocabulary of {vocab_size}"
+                self.problems.append(f"misshapen: {entry.path} has {rows}")
             if entry.change == "vocabulary":
                 shape = (vocab_size, *shape[1:])
             spec = Spec(np.dtype(array.dtype.numpy_dtype), shape[::-1] if entry.change == "transpose" else shape)
             for i, key in keys(entry, array.shape[0] if entry.stacked else 1):
-                self._places[key], self.specs[key] = (array, entry, i), spec
+                self._arrays[key], self.specs[key] = (array, entry, i), spec
         self.num_blocks = max(depths.values(), default=1)
         if len(set(depths.values())) > 1:
             self.problems.append(f"different numbers of blocks: {depths}")
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
-        array, entry, block = self._places[key]
+        array, entry, block = self._arrays[key]
         if entry.change == "vocabulary":
             yield from self._rows(array, key)
             return
@@ -119,8 +104,7 @@ class OurTensors:
         for start in range(0, values.shape[1], rows):
             part = values[:, start : start + rows]
             piece = np.empty(part.shape[::-1], part.dtype)
-            for at in range(0, values.shape[0], 128):
-                piece[:, at : at + 128] = part[at : at + 128].T
+            _transpose(part, piece)
             yield piece
 
     def _rows(self, array, key: str) -> Iterator[np.ndarray]:
@@ -128,7 +112,7 @@ class OurTensors:
         for start in range(0, array.shape[0], step):
             values = np.asarray(array[start : start + step].read().result())
             real = max(0, min(self.vocab_size - start, len(values)))
-            if np.any(values[real:].view(np.uint8) if len(values[real:]) else False):
+            if np.any(raw(values[real:])):
                 raise ValueError(f"{self.folder}: a pad row of {key} is not zero: damaged; convert again.")
             if real:
                 yield values[:real]
@@ -147,12 +131,18 @@ def _open(folder: Path) -> dict:
         raise ValueError(f"{folder} holds no readable parameters ({reason:.150}); convert or train again.") from None
 
 
+def _transpose(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy 128 rows at a time: a matrix transposed as a whole misses the processor's caches at every element."""
+    for start in range(0, len(source), 128):
+        target[:, start : start + 128] = source[start : start + 128].T
+
+
 def _chunk_shape(entry: Entry, spec: Spec) -> tuple[int, ...]:
     if entry.stacked:
         return (1, *spec.shape[1:])
     if entry.change != "vocabulary":
         return spec.shape
-    # A last chunk is stored in full, so all must be of one size: some multiple of 128 rows that divides them.
+    # The last chunk is stored in full, so all are of one size: a multiple of 128 rows that divides them.
     units = spec.shape[0] // VOCABULARY_MULTIPLE
     row = spec.dtype.itemsize * math.prod(spec.shape[1:])
     fitting = [n for n in range(1, units + 1) if units % n == 0 and n * VOCABULARY_MULTIPLE * row <= CHUNK_BYTES]
@@ -160,31 +150,25 @@ def _chunk_shape(entry: Entry, spec: Spec) -> tuple[int, ...]:
 
 
 def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, tuple[int, ...]]) -> None:
-    """Orbax's own folder of the tree, with arrays of one element, which empty ones of full size then replace."""
-    tree: dict = {}
-    for path in arrays:
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = np.zeros(1, np.float32)
+    """Orbax's own folder of a tree of one-element arrays, which are then replaced by empty ones of full size."""
+    tree = tree_files.nested({tuple(path.split("/")): np.zeros(1, np.float32) for path in arrays})
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
         checkpointer.save(stored_arrays.literal(folder), tree)
     for path, spec in arrays.items():
-        place = folder / path.replace("/", ".")
-        if not (place / ".zarray").is_file():
+        array_folder = folder / path.replace("/", ".")
+        if not (array_folder / ".zarray").is_file():
             raise RuntimeError("This version of orbax-checkpoint stores arrays in another way; install an earlier one.")
-        shutil.rmtree(place)
-        place.mkdir()
+        shutil.rmtree(array_folder)
+        array_folder.mkdir()
         description = {
             "zarr_format": 2, "shape": list(spec.shape), "chunks": list(chunks[path]), "order": "C", "filters": None,
             "dtype": "bfloat16" if spec.dtype == jnp.bfloat16 else spec.dtype.str, "compressor": None,
             "dimension_separator": ".", "fill_value": None,
         }  # fmt: skip
-        (place / ".zarray").write_text(json.dumps(description), "utf-8")
+        (array_folder / ".zarray").write_text(json.dumps(description), "utf-8")
 
 
-def _write_rows(written: dict, place: Path, tensors: Tensors, key: str, chunk: tuple[int, ...], total: int) -> None:
+def _write_rows(written: dict, array_folder: Path, tensors: Tensors, key: str, chunk: tuple, total: int) -> None:
     """A tensor's rows, and zeros after them, as chunks of equal size."""
     number, filled = 0, 0
     buffer = np.zeros(chunk, tensors.specs[key].dtype)
@@ -192,7 +176,7 @@ def _write_rows(written: dict, place: Path, tensors: Tensors, key: str, chunk: t
     def flush() -> None:
         nonlocal number, filled
         buffer[filled:] = 0
-        _write_chunk(written, place / ".".join(map(str, [number] + [0] * (buffer.ndim - 1))), buffer)
+        _write_chunk(written, array_folder / ".".join(map(str, [number] + [0] * (buffer.ndim - 1))), buffer)
         number, filled = number + 1, 0
 
     for piece in tensors.pieces(key):

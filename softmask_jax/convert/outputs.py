@@ -1,4 +1,4 @@
-"""Writes a model as our folder or as the PyTorch tools' files, whole or not at all, and compares it with its source."""
+"""Writing a model atomically as our folder or as files of the PyTorch tools, and comparing it with its source."""
 import contextlib
 import filecmp
 import os
@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 
 from softmask_jax.convert import mdlm, orbax_files, safetensors_files
+from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.model import FORMAT, Model, VERSION, to_json
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
 from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
-from softmask_jax.convert.tensors import Hashed, InMemory, Joined, Tensors, hashes, num_bytes
+from softmask_jax.convert.tensors import Hashed, InMemory, hashes, joined, num_bytes
 from softmask_jax.data import Tokenizer
 from softmask_jax.diffusion import transparency
 from softmask_jax.io import tree_files
@@ -25,12 +26,12 @@ Progress = Callable[[int], object]
 
 @contextlib.contextmanager
 def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
-    """A folder to write into, which becomes `dst` at the end; after an error or a kill there is no `dst`.
+    """A folder to write into, which becomes `dst` at the end, or nothing after an error or a kill.
 
-    What an earlier attempt left is removed first; a `dst` of the same files stays. Raises OSError without space for
-    `needed` bytes, FileExistsError at the end for a `dst` of other files, RuntimeError while another process writes it.
+    Leftovers of an earlier attempt are removed first; a `dst` of the same files stays, and so does a link. Raises
+    OSError without space for `needed` bytes, FileExistsError at the end for a `dst` of other files, RuntimeError while
+    another process writes it.
     """
-    # A link stays.
     dst = Path(os.path.realpath(dst))
     if dst.is_mount():
         raise OSError(f"{dst} is a mount point, which no folder can replace; give a folder in it.")
@@ -43,13 +44,11 @@ def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 if (free := shutil.disk_usage(partial).free) < needed:
-                    raise OSError(
-                        f"{dst} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB. Free space, or "
-                        f"{elsewhere}."
-                    )
+                    sizes = f"{needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB"
+                    raise OSError(f"{dst} needs {sizes}. Free space, or {elsewhere}.")
                 yield partial
-                for at, _, _ in os.walk(partial):
-                    sync_folder(Path(at))
+                for folder, _, _ in os.walk(partial):
+                    sync_folder(Path(folder))
                 if dst.is_dir() and any(dst.iterdir()):
                     _check_same(partial, dst, elsewhere)
                 else:
@@ -61,7 +60,7 @@ def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator
 
 def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
     """FileExistsError unless two folders hold the same files."""
-    names = {path.relative_to(at) for at in (folder, dst) for path in at.rglob("*") if not path.is_dir()}
+    names = {path.relative_to(root) for root in (folder, dst) for path in root.rglob("*") if not path.is_dir()}
     for name in sorted(names):
         pair = folder / name, dst / name
         if not (all(path.is_file() for path in pair) and filecmp.cmp(*pair, shallow=False)):
@@ -71,13 +70,10 @@ def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
 def write(
     folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None, progress: Progress
 ) -> dict[str, str]:
-    """Write `model` into an empty folder, to: orbax | hf.
+    """Write `model` into an empty folder, to: orbax | hf. Returns SHA-256 of every tensor read, by PyTorch's key.
 
-    Returns:
-      SHA-256 of every tensor as it was read, by PyTorch's key.
-
-    Raises:
-      ValueError: keys or shapes that do not fit, each named; what the format cannot hold. OSError: the disk is full.
+    Raises ValueError for keys or shapes that do not fit, each named, and for what the format cannot hold; OSError when
+    the disk is full.
     """
     table = model.table()
     if to == "orbax":
@@ -85,39 +81,32 @@ def write(
     hashed = Hashed(model.without_scalars(), progress)
     for name, content in small_files(model).items():
         write_atomically(folder / name, [content])
-    files = {k: v for k, v in (model.placed or {}).items() if k in hashed.specs}
     if model.kind == "dit":
-        safetensors_files.write(folder, _with_rotary_buffer(model, hashed))
+        sizes = model.about["config"]["model"]
+        buffer = mdlm.inverse_frequencies(sizes["hidden_size"] // sizes["num_heads"])
+        safetensors_files.write(folder, joined(hashed, InMemory({mdlm.INVERSE_FREQUENCIES: buffer})))
     elif model.kind == "adapter":
         safetensors_files.write(folder, hashed, name=ADAPTER_FILE)
     else:
+        files = {key: file for key, file in (model.placed or {}).items() if key in hashed.specs}
         safetensors_files.write(folder, hashed, files=files)
     return hashed.sha256
 
 
 def verify(
-    folder: Path,
-    model: Model,
-    to: str,
-    *,
-    expected: Mapping[str, str] | None = None,
+    folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None,
     progress: Progress = lambda _: None,
-) -> None:
-    """Read a written folder from disk, invert the mapping and compare.
+) -> None:  # fmt: skip
+    """Read a written folder, invert the mapping and compare it with `model`, the source. ValueError names differences.
 
-    Args:
-      model: the source.
-      expected: what `write` returned; None reads the source again.
-
-    Raises:
-      ValueError: names what differs.
+    expected: what `write` returned; None reads the source again.
     """
     tensors = model.tensors if to == "orbax" else model.without_scalars()
     if expected is None:
         expected = hashes(tensors, progress)
     if to == "orbax":
         try:
-            # The parameters are compared below, tensor by tensor.
+            # Parameters are compared below, by tensor.
             if not tree_files.verify(folder, [path.name for path in folder.iterdir() if path.name != "params"]):
                 raise ValueError(f"{folder} has no {tree_files.CHECKSUMS}; convert again.")
         except tree_files.Damaged as damage:
@@ -125,22 +114,21 @@ def verify(
     else:
         for name, content in small_files(model).items():
             if read_bytes(inside(folder, name), OTHER_BYTES) != content:
-                raise ValueError(
-                    f"{folder / name} is not what this source converts to. Convert again, into another --dst."
-                )
+                raise ValueError(f"{folder / name} differs from this source's. Convert again, into another --dst.")
     written = open_model(folder)
     ours, theirs = (one.about.get("base_dtype", "float") for one in (written, model))
     if ours != theirs:
-        raise ValueError(f"{folder} holds {ours} kernels, the source {theirs} ones; compare with{'out' * (ours == 'float')} --int8.")
-    found = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
-    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        flag = f"with{'out' * (ours == 'float')} --int8"
+        raise ValueError(f"{folder} holds {ours} kernels, the source {theirs} ones; compare {flag}.")
+    actual = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
+    differing = sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key))
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ValueError(f"{folder} differs from its source in {', '.join(differing[:5])}{more}. Convert again.")
 
 
 def small_files(model: Model) -> dict[str, bytes]:
-    """What the PyTorch tools expect beside the weights, by file name. Raises ValueError for what they cannot hold."""
+    """Files of the PyTorch tools beside the weights, by name. Raises ValueError for what they cannot hold."""
     files = {name: path.read_bytes() for name, path in model.files.items()}
     files.pop("softmask_tokenizer.json", None)
     if model.kind == "dit":
@@ -152,12 +140,10 @@ def small_files(model: Model) -> dict[str, bytes]:
 
 
 def _mdlm_config(model: Model) -> dict:
-    """MDLM's config for Hugging Face, whose class is built with these and an MLP of four times the width."""
+    """Config for MDLM's Hugging Face class, whose MLP always has four times the width."""
     sizes, soft = model.about["config"]["model"], model.soft_mask
     if sizes["mlp_ratio"] != 4 or sizes["rope_base"] != mdlm.ROPE_BASE:
-        raise ValueError(
-            "MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model cannot be written for it."
-        )
+        raise ValueError("MDLM's Hugging Face class has mlp_ratio 4 and rope_base 1e4; this model does not fit it.")
     config = model.about["hf_config"] or {
         "architectures": ["MDLM"],
         "auto_map": {
@@ -174,15 +160,7 @@ def _mdlm_config(model: Model) -> dict:
     return config
 
 
-def _with_rotary_buffer(model: Model, tensors: Tensors) -> Tensors:
-    sizes = model.about["config"]["model"]
-    buffer = mdlm.inverse_frequencies(sizes["hidden_size"] // sizes["num_heads"])
-    return Joined(tensors, InMemory({mdlm.INVERSE_FREQUENCIES: buffer}))
-
-
-def _write_ours(
-    folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress
-) -> dict[str, str]:
+def _write_ours(folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict:
     hashed = Hashed(model.tensors, progress)
     written = orbax_files.write(folder / "params", hashed, table, model.num_blocks)
     (folder / "tokenizer").mkdir()
@@ -196,21 +174,19 @@ def _write_ours(
         for name, path in model.files.items():
             write_atomically(folder / "tokenizer" / name, [path.read_bytes()])
     write_json(folder / "config.json", {"format": FORMAT, "version": VERSION, "kind": model.kind, **about})
-    described = {
-        key: {"dtype": spec.dtype.name, "shape": spec.shape, "sha256": hashed.sha256[key]}
-        for key, spec in hashed.specs.items()
-    }  # fmt: skip
-    arrays = {
-        path: {"dtype": spec.dtype.name, "shape": spec.shape}
-        for path, spec in orbax_files.stored_specs(folder / "params").items()
-    }  # fmt: skip
+    arrays = _described(orbax_files.stored_specs(folder / "params"))
     stored = {tuple(path.split("/")): jax.ShapeDtypeStruct(**spec) for path, spec in arrays.items()}
     tree_files.read_back(folder, {"params": tree_files.nested(stored)})
-    write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": described, "arrays": arrays})
+    tensors = {key: spec | {"sha256": hashed.sha256[key]} for key, spec in _described(hashed.specs).items()}
+    write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": tensors, "arrays": arrays})
     tree_files.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
     return hashed.sha256
 
 
+def _described(specs: Mapping[str, Spec]) -> dict[str, dict]:
+    return {name: {"dtype": spec.dtype.name, "shape": spec.shape} for name, spec in specs.items()}
+
+
 def space_needed(model: Model) -> int:
-    """Bytes that `write` takes, a little more."""
+    """Bytes that `write` takes at most."""
     return int(num_bytes(model.tensors) * 1.01) + sum(path.stat().st_size for path in model.files.values()) + 2**20

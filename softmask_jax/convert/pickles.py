@@ -1,8 +1,7 @@
-"""A pickle as plain data, without running anything: no class is imported, no function called, no `pickle` used.
+"""A pickle as plain data: no class is imported, no function called, no `pickle` used.
 
-`read` interprets the opcodes itself. Whatever a pickle would import becomes a `Stub` that remembers its name, and a
-call of one a `Stub` that remembers its arguments, `os.system` like any other; the reader of a format then decides which
-names it knows. Containers and scalars are rebuilt.
+`read` interprets the opcodes. Imports become `Stub`s with a name, their calls `Stub`s with arguments, even `os.system`;
+containers and scalars are rebuilt.
 """
 import pickletools
 from typing import Any
@@ -12,7 +11,7 @@ MOST_OPCODES = 20_000_000
 
 
 class Stub:
-    """A class, function or object that a pickle names. `args`: None for the name itself, or what it was called with."""
+    """A class or function that a pickle imports, or with `args` the result of its call."""
 
     def __init__(self, name: str, args: tuple | None = None):
         self.name, self.args = name, args
@@ -24,11 +23,11 @@ class Stub:
 
 
 class PersistentId(tuple):
-    """What a pickle refers to outside of itself; in PyTorch's files the storages."""
+    """Reference to something outside the pickle; in PyTorch's files a storage."""
 
 
 class BadPickle(ValueError):
-    """A pickle that is damaged or means harm."""
+    """A damaged or malicious pickle."""
 
 
 _MARK = object()
@@ -44,11 +43,7 @@ _NOTHING = {"PROTO", "FRAME", "STOP"}
 
 
 def read(content: bytes) -> Any:
-    """The object that a pickle describes.
-
-    Raises:
-      BadPickle: it is cut off, larger than a checkpoint's ever is, or uses what none needs.
-    """
+    """The object that a pickle describes. Raises BadPickle when it is damaged, too large, or uses what none needs."""
     if len(content) > MOST_BYTES:
         raise BadPickle(f"a pickle of {len(content):,} bytes")
     machine = _Machine()
@@ -79,13 +74,11 @@ class _Machine:
         return value
 
     def to_mark(self) -> list:
-        at = len(self.stack) - 1
-        while self.stack[at] is not _MARK:
-            at -= 1
-            if at < 0:
-                raise BadPickle("a damaged pickle: no mark")
-        values = self.stack[at + 1 :]
-        del self.stack[at:]
+        mark = next((i for i in reversed(range(len(self.stack))) if self.stack[i] is _MARK), None)
+        if mark is None:
+            raise BadPickle("a damaged pickle: no mark")
+        values = self.stack[mark + 1 :]
+        del self.stack[mark:]
         return values
 
     def do(self, name: str, argument: Any) -> None:
@@ -120,8 +113,8 @@ class _Machine:
                 self.stack[-1].extend(values)
             elif not isinstance(self.stack[-1], Stub):
                 raise BadPickle("a damaged pickle: elements for what is no list")
-        elif name == "ADDITEMS":
-            self.to_mark()  # what sets hold is never needed
+        elif name in ("ADDITEMS", "POP_MARK"):
+            self.to_mark()  # elements of sets are not needed
         elif name == "FROZENSET":
             self.to_mark()
             push(frozenset())
@@ -132,8 +125,6 @@ class _Machine:
             self.set_items(self.to_mark())
         elif name == "POP":
             self.stack.pop()
-        elif name == "POP_MARK":
-            self.to_mark()
         elif name == "DUP":
             push(self.stack[-1])
         elif name == "GLOBAL":
@@ -164,7 +155,7 @@ class _Machine:
         if not isinstance(target, dict):
             raise BadPickle("a damaged pickle: items for what is no dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Other keys are never needed, and hashing a deeply nested one overflows the interpreter's stack.
+            # Other keys are not needed, and hashing a deeply nested one overflows the interpreter's stack.
             if key is None or isinstance(key, (str, int, float, bytes)):
                 target[key] = value
 

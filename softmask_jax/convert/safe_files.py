@@ -1,19 +1,16 @@
-"""Files of untrusted folders: only regular ones, only inside the folder, only JSON of sane size."""
+"""Untrusted folders: only regular files, only inside the folder, only JSON of limited size."""
 import json
 import os
 import stat
 from pathlib import Path, PurePosixPath
 
-JSON_BYTES = 64 * 2**20
-OTHER_BYTES = 64 * 2**20
+JSON_BYTES = OTHER_BYTES = 64 * 2**20
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The regular file `name` of a folder.
+    """The regular file `name` of a folder. Raises FileNotFoundError.
 
-    Raises:
-      ValueError: the name leads out of the folder, itself or through a link, or is no regular file.
-      FileNotFoundError: there is none.
+    Raises ValueError for a name that leads out of the folder, itself or through a link, and for irregular files.
     """
     if not isinstance(name, str) or not name or "\\" in name or "\0" in name or len(PurePosixPath(name).parts) != 1:
         raise ValueError(f"{folder}: refused the file name {name!r:.100}, which is not a plain name in this folder.")
@@ -44,23 +41,23 @@ def parse_json(content: bytes, where: os.PathLike | str) -> dict:
     """A JSON object whose keys occur once. Raises ValueError, one line."""
 
     def once(pairs: list) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             raise ValueError("a key occurs twice")
-        return found
+        return entries
 
     try:
-        found = json.loads(content, object_pairs_hook=once)
+        value = json.loads(content, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "nested too deeply"
         raise ValueError(f"{where} is no valid JSON ({reason:.100}); download it again.") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{where} holds no JSON object; download it again.")
-    return found
+    return value
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A file's content. Raises ValueError when it is longer than it may be."""
+    """A file's content. Raises ValueError above the limit."""
     if (size := path.stat().st_size) > limit:
         raise ValueError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have; refused.")
     return path.read_bytes()

@@ -1,7 +1,7 @@
-"""Safetensors, one file or many with an index: read in pieces that are never mapped to memory, written as they come.
+"""Safetensors, one file or several with an index: read and written in pieces.
 
-The library checks every header (limits, overlaps, holes, lengths); its own readers would map whole files, whose pages
-count as this process's memory, and its writer wants all tensors at once.
+The library checks every header (limits, overlaps, holes, lengths). Its readers map whole files, whose pages count as
+this process's memory, and its writer needs all tensors at once.
 """
 import json
 import os
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.safe_files import inside, parse_json, read_json
-from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
+from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, num_bytes, raw
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
@@ -63,7 +63,7 @@ class SafetensorsFile:
         array = np.empty(shape, dtype)
         view, done = raw(array), 0
         while done < len(view):
-            # Of a position, so that threads share the file.
+            # At a position: threads share the file.
             count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
             if not count:
                 raise ValueError(f"{self.path} has become shorter while it was read; start again.")
@@ -72,18 +72,18 @@ class SafetensorsFile:
 
 
 class SafetensorsFolder:
-    """The tensors of a folder: of `name`, or of the files that `name`.index.json lists.
+    """The tensors of a folder's `name`, or of the files in `name`.index.json. `files`: the file of each key.
 
-    `files`: the file of each key. Raises ValueError, one line, when index and files do not belong together.
+    Raises ValueError, one line, when index and files do not belong together.
     """
 
     def __init__(self, folder: Path, name: str = SINGLE):
         index = f"{name}.index.json"
         self.index_metadata: dict = {}
         if (folder / index).exists() and not (folder / name).exists():
-            found = read_json(folder, index)
-            self.files = found.get("weight_map")
-            self.index_metadata = found.get("metadata") or {}
+            content = read_json(folder, index)
+            self.files = content.get("weight_map")
+            self.index_metadata = content.get("metadata") or {}
             if not isinstance(self.files, dict) or not self.files or {*map(type, self.files.values())} != {str}:
                 raise ValueError(f"{folder / index} has no weight_map of keys to files; download it again.")
             opened = {file: SafetensorsFile(inside(folder, file)) for file in dict.fromkeys(self.files.values())}
@@ -109,48 +109,48 @@ def write(
     folder: Path, tensors: Tensors, *, name: str = SINGLE, files: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
-    """Write tensors as safetensors, as the library would, into one file or, above `shard_bytes`, several and an index.
+    """Write tensors as the library would, into one file or, above `shard_bytes`, several and an index.
 
-    files: which file each key goes to, if that is settled.
+    files: the file of each key; by default cut at `shard_bytes`.
     """
     if files is None or set(files) != set(tensors.specs):
         files = _shards(tensors, name, shard_bytes)
     members: dict[str, list[str]] = {}
     for key, file in files.items():
         members.setdefault(file, []).append(key)
-    places, handles = {}, {}
+    offsets, handles = {}, {}
     try:
         for file, keys in members.items():
             handles[file] = open(folder / file, "xb", buffering=0)
-            places |= _write_header(handles[file], tensors, keys)
+            offsets |= _write_header(handles[file], tensors, keys)
 
         def copy(key: str) -> None:
-            handle, offset = places[key]
+            handle, offset = offsets[key]
             for piece in tensors.pieces(key):
                 view = raw(piece)
                 while view:
                     count = os.pwrite(handle, view, offset)
                     view, offset = view[count:], offset + count
 
-        in_threads(copy, places)
+        in_threads(copy, offsets)
         for handle in handles.values():
             os.fsync(handle.fileno())
     finally:
         for handle in handles.values():
             handle.close()
     if set(members) != {name}:
-        total = sum(_num_bytes(spec) for spec in tensors.specs.values())
+        total = num_bytes(tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
 def _write_header(file, tensors: Tensors, keys: list[str]) -> dict[str, tuple[int, int]]:
-    """Writes it; where each tensor goes, as a descriptor and an offset."""
+    """Write the header; return the descriptor and offset of each tensor."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     # The library's order: large types first, so that all are aligned, then by name.
     for key in sorted(keys, key=lambda key: (-tensors.specs[key].dtype.itemsize, key)):
         spec = tensors.specs[key]
-        end = offset + _num_bytes(spec)
+        end = offset + spec.num_bytes
         header[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -163,14 +163,10 @@ def _write_header(file, tensors: Tensors, keys: list[str]) -> dict[str, tuple[in
 def _shards(tensors: Tensors, name: str, shard_bytes: int) -> dict[str, str]:
     numbers, number, filled = {}, 0, 0
     for key, spec in tensors.specs.items():
-        if filled and filled + _num_bytes(spec) > shard_bytes:
+        if filled and filled + spec.num_bytes > shard_bytes:
             number, filled = number + 1, 0
-        numbers[key], filled = number, filled + _num_bytes(spec)
+        numbers[key], filled = number, filled + spec.num_bytes
     if not number:
         return dict.fromkeys(numbers, name)
     stem = name.removesuffix(".safetensors")
     return {key: f"{stem}-{n + 1:05}-of-{number + 1:05}.safetensors" for key, n in numbers.items()}
-
-
-def _num_bytes(spec: Spec) -> int:
-    return spec.dtype.itemsize * int(np.prod(spec.shape))

@@ -1,56 +1,50 @@
-"""Opens what can be converted: Hugging Face's folders, PEFT's, Lightning's checkpoints, our models and our runs."""
+"""Opening what can be converted: folders of Hugging Face and PEFT, Lightning checkpoints, our models and runs."""
 import re
 from pathlib import Path
 
 from softmask_jax.convert import adapters, dream, lightning, mdlm
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
-    FORMAT, KINDS, VERSION, Model, carried, check_heads, dit_about, dit_tensors, entries, with_scalars,
+    FAMILIES, FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import checked, open_run
 from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
-from softmask_jax.convert.tensors import Floats, Renamed, Tensors
+from softmask_jax.convert.tensors import Tensors, floats, renamed
 from softmask_jax.convert.wrappers import without_wrappers
 from softmask_jax.diffusion import transparency
 from softmask_jax.models.nn import dream_config
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 
-# Of config.json of a converted model.
+# Keys of a converted model's config.json.
 ENTRIES = (
     "base_dtype", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed", "soft_mask",
     "step", "version", "vocab_size", "weights",
 )  # fmt: skip
 # Where Lightning and Hydra leave checkpoints.
 CHECKPOINTS = ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt", "lightning_logs/*/checkpoints/*.ckpt")
-ADAPTER_FILE, ADAPTER_CONFIG, TRANSPARENCY = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "transparency_config.json",
-)
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", adapters.FILE
+TRANSPARENCY = "transparency_config.json"
 MDLM_SIZES = {"hidden_dim": "hidden_size", "cond_dim": "cond_dim", "n_blocks": "num_blocks", "n_heads": "num_heads"}
 MDLM_KNOWN = {
     *MDLM_SIZES, *lightning.METHOD, *TRANSFORMERS, "dropout", "mixinputs_k", "model_length", "transparency_alg",
     "vocab_size",
 }  # fmt: skip
-WANTED = (
+SOURCES = (
     "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model "
     "or a run's folder"
 )
 
 
 def open_model(path: Path, weights: str | None = None) -> Model:
-    """Whatever lies at `path`, its tensors still unread and unchecked (`Model.table` checks them).
+    """The model at `path`, its tensors unread and unchecked (`Model.table` checks them).
 
-    Args:
-      weights: raw | ema, where there are both; None is ema if there is one.
-
-    Raises:
-      FileNotFoundError, ValueError: nothing that can be converted; one line that says what to do.
+    weights: raw | ema, where there are both; None is ema if there is one.
+    Raises FileNotFoundError or ValueError, one line with a remedy, for what cannot be converted.
     """
     if not path.exists():
-        raise FileNotFoundError(f"--src: {path} does not exist; {WANTED}, or hf://owner/name.")
+        raise FileNotFoundError(f"--src: {path} does not exist; {SOURCES}, or hf://owner/name.")
     if path.is_file():
         if path.suffix == ".safetensors":
             return open_model(path.parent, weights)
@@ -65,20 +59,20 @@ def open_model(path: Path, weights: str | None = None) -> Model:
             return _ours(path, config, weights)
         kind = check_configs(path)
         return _only((_dream if kind == "dream" else _mdlm)(path, config), weights)
-    files = [found for pattern in CHECKPOINTS for found in sorted(path.glob(pattern)) if found.is_file()]
-    # A link such as last.ckpt is not one more.
-    if len({found.resolve() for found in files}) == 1:
-        found = min(files, key=Path.is_symlink)
-        return _lightning(inside(found.parent, found.name), weights)
+    files = [file for pattern in CHECKPOINTS for file in sorted(path.glob(pattern)) if file.is_file()]
+    # A link such as last.ckpt does not count.
+    if len({file.resolve() for file in files}) == 1:
+        file = min(files, key=Path.is_symlink)
+        return _lightning(inside(file.parent, file.name), weights)
     if files:
-        names = [str(found.relative_to(path)) for found in files]
+        names = [str(file.relative_to(path)) for file in files]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         raise ValueError(f"--src: {path} holds several checkpoints ({', '.join(names[:10])}{more}); give one of them.")
-    raise ValueError(f"--src: {path} holds nothing that can be converted; {WANTED}.")
+    raise ValueError(f"--src: {path} holds nothing that can be converted; {SOURCES}.")
 
 
 def check_configs(path: Path) -> str:
-    """What a Hugging Face folder holds, by its configs: dream | mdlm | adapter. ValueError for what is not built."""
+    """Kind of a Hugging Face folder, by its configs: dream | mdlm | adapter. ValueError for any other."""
     if (path / ADAPTER_CONFIG).exists():
         return "adapter"
     config, file = read_json(path, "config.json"), str(path / "config.json")
@@ -109,11 +103,9 @@ def read_ours(path: Path) -> dict:
     newer = [f"version {version}"] if type(version) is int and version > VERSION else []
     newer += [name for name in config if name not in ENTRIES and not is_off(config[name])]
     if config.get("format") == FORMAT and newer:
-        raise ValueError(
-            f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); update the package, "
-            "or convert its source again."
-        )
-    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in KINDS:
+        remedy = "update the package, or convert its source again."
+        raise ValueError(f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); {remedy}")
+    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in FAMILIES:
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
     check_values(config, str(path / "config.json"), {"base_dtype": ("float", "int8")})
     return config
@@ -126,11 +118,10 @@ def _only(model: Model, weights: str | None) -> Model:
 
 
 def _lightning(path: Path, weights: str | None) -> Model:
-    tensors, found = lightning.read(path, weights)
+    tensors, facts = lightning.read(path, weights)
     wide, soft, head_width = dit_tensors(tensors)
-    about = lightning.describe(path, found, wide.specs, head_width, soft)
-    check_heads(about["config"]["model"]["num_heads"], about["config"]["model"]["hidden_size"], head_width)
-    return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(found["notes"]))
+    about = lightning.describe(path, facts, wide.specs, head_width, soft)
+    return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(facts["notes"]))
 
 
 def _mdlm(path: Path, config: dict) -> Model:
@@ -138,12 +129,9 @@ def _mdlm(path: Path, config: dict) -> Model:
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
     variant = transparency.variant(config.get("transparency_alg") or "mixinputs_with_topk") if soft else "none"
-    k = transparency.feedback_tokens(config.get("mixinputs_k") or 3)
-    about = dit_about(
-        model, {"variant": variant, "k": k}, config["vocab_size"],
-        seq_len=config.get("model_length", 1024), hf_config=config,
-    )  # fmt: skip
-    check_heads(model["num_heads"], model["hidden_size"], head_width)
+    soft_mask = {"variant": variant, "k": transparency.feedback_tokens(config.get("mixinputs_k") or 3)}
+    seq_len = config.get("model_length", 1024)
+    about = dit_about(model, soft_mask, config["vocab_size"], head_width, seq_len=seq_len, hf_config=config)
     return Model("dit", wide, model["num_blocks"], about, carried(path), placed, notes)
 
 
@@ -159,7 +147,7 @@ def _adapter(path: Path) -> Model:
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
     folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), dream.OWN_KEYS, path)
-    tensors: Tensors = Floats(Renamed(folder, adapters.canonical_keys(folder.specs)))
+    tensors: Tensors = floats(renamed(folder, adapters.canonical_keys(folder.specs)))
     config = adapters.with_listed_targets(config, tensors.specs)
     adapter = adapters.read_config(config)
     blocks = count_blocks(dream.adapter_table(adapter.targets, adapter.use_dora), tensors.specs)
@@ -168,13 +156,13 @@ def _adapter(path: Path) -> Model:
 
 
 def _unwrapped(folder: SafetensorsFolder, network: re.Pattern, path: Path) -> tuple[Tensors, dict, tuple[str, ...]]:
-    """The folder's tensors under the network's own keys, the file of each, and what to say of that."""
+    """The folder's tensors under the network's own keys, the file of each, and a note of what was removed."""
     names, note = without_wrappers(folder.specs, network, str(path))
-    return Renamed(folder, names), {new: folder.files[old] for new, old in names.items()}, (note,) if note else ()
+    return renamed(folder, names), {new: folder.files[old] for new, old in names.items()}, (note,) if note else ()
 
 
 def _soft_masked(tensors: Tensors, path: Path) -> tuple[Tensors, dict | None]:
-    """Joined by the scalars of a transparency_config.json, if one is there and says that there is soft-masking."""
+    """The tensors with the scalars of transparency_config.json, and its settings, if it has soft-masking."""
     if not (path / TRANSPARENCY).exists():
         return tensors, None
     try:

@@ -1,8 +1,9 @@
-"""Checkpoints as tensors under PyTorch's keys, read by the piece: what every reader here is and every writer takes."""
+"""Checkpoints as tensors under PyTorch's keys, read in pieces: the interface of all readers and writers here."""
+import collections
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,38 +23,34 @@ class Tensors(Protocol):
         """The tensor's rows from first to last in pieces of bounded size; a scalar is one piece."""
 
 
-class Renamed:
-    """Other tensors under other keys: `names` maps the new key to the old one. What it does not list is left out."""
+class View(NamedTuple):
+    """Tensors by a function from key to pieces."""
 
-    def __init__(self, tensors: Tensors, names: Mapping[str, str]):
-        self.tensors, self.names = tensors, dict(names)
-        self.specs = {new: tensors.specs[old] for new, old in self.names.items()}
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        return self.tensors.pieces(self.names[key])
+    specs: Mapping[str, Spec]
+    pieces: Callable[[str], Iterator[np.ndarray]]
 
 
-class Floats:
-    """Other tensors, the floating-point ones of them as `dtype`: float32 holds bfloat16 and float16 exactly."""
-
-    def __init__(self, tensors: Tensors, dtype=np.float32):
-        self.tensors, dtype = tensors, np.dtype(dtype)
-        self.specs = {k: Spec(dtype if is_float(s.dtype) else s.dtype, s.shape) for k, s in tensors.specs.items()}
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        for piece in self.tensors.pieces(key):
-            yield piece.astype(self.specs[key].dtype, copy=False)
+def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+    """Tensors under the keys of `names`, whose values are their old keys; those not listed are left out."""
+    return View({new: tensors.specs[old] for new, old in names.items()}, lambda key: tensors.pieces(names[key]))
 
 
-class Joined:
+def without(tensors: Tensors, keys: Container[str]) -> Tensors:
+    """The other tensors."""
+    return renamed(tensors, {key: key for key in tensors.specs if key not in keys})
+
+
+def floats(tensors: Tensors, dtype=np.float32) -> Tensors:
+    """Tensors, floating-point ones as `dtype`: float32 holds bfloat16 and float16 exactly."""
+    dtype = np.dtype(dtype)
+    specs = {key: spec._replace(dtype=dtype) if is_float(spec.dtype) else spec for key, spec in tensors.specs.items()}
+    return View(specs, lambda key: (piece.astype(specs[key].dtype, copy=False) for piece in tensors.pieces(key)))
+
+
+def joined(*parts: Tensors) -> Tensors:
     """The tensors of several others; no key may occur twice."""
-
-    def __init__(self, *parts: Tensors):
-        self.owners = {key: part for part in parts for key in part.specs}
-        self.specs = {key: part.specs[key] for key, part in self.owners.items()}
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        return self.owners[key].pieces(key)
+    owners = {key: part for part in parts for key in part.specs}
+    return View({key: part.specs[key] for key, part in owners.items()}, lambda key: owners[key].pieces(key))
 
 
 class InMemory:
@@ -68,7 +65,7 @@ class InMemory:
 
 
 class Hashed:
-    """Other tensors, hashed while they are read: `sha256` by key, of each that was read to its end."""
+    """Other tensors, hashed while they are read: `sha256` by key, once a tensor is read to its end."""
 
     def __init__(self, tensors: Tensors, progress: Callable[[int], object] = lambda _: None):
         self.tensors, self.specs, self.progress = tensors, tensors.specs, progress
@@ -95,11 +92,11 @@ def whole(tensors: Tensors, key: str) -> np.ndarray:
 
 
 def num_bytes(tensors: Tensors) -> int:
-    return sum(spec.dtype.itemsize * int(np.prod(spec.shape)) for spec in tensors.specs.values())
+    return sum(spec.num_bytes for spec in tensors.specs.values())
 
 
 def in_threads(work: Callable, items) -> None:
-    """`work` of each item, two at a time. The first error ends it, when what is under way is done."""
+    """Call `work` of each item, two at a time; the first error ends it once running calls are done."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -111,12 +108,7 @@ def in_threads(work: Callable, items) -> None:
 
 
 def hashes(tensors: Tensors, progress: Callable[[int], object] = lambda _: None) -> dict[str, str]:
-    """Reads everything; SHA-256 by key."""
+    """SHA-256 of every tensor by key."""
     hashed = Hashed(tensors, progress)
-
-    def read(key: str) -> None:
-        for _ in hashed.pieces(key):
-            pass
-
-    in_threads(read, tensors.specs)
+    in_threads(lambda key: collections.deque(hashed.pieces(key), maxlen=0), tensors.specs)
     return hashed.sha256

@@ -5,8 +5,8 @@
     python -m softmask_jax.main --config=configs/dream7b.py:smoke --workdir=runs/dream_smoke
     python -m softmask_jax.convert --src=runs/dream_smoke --to=hf --dst=runs/dream_smoke_adapter
 
-`hf/` is in the format of the published models: config.json, model.safetensors and a tokenizer whose ids are bytes. What
-exists already stays; other files under these names are refused.
+`hf/` has the format of the published models: config.json, model.safetensors and a tokenizer of bytes. Existing files
+stay; other files under these names are refused.
 """
 import argparse
 import json
@@ -39,13 +39,9 @@ STD = 0.05
 
 
 def make(out: Path, *, conversations: int = 160, seed: int = 0, sizes: Mapping = CONFIG) -> None:
-    """Writes `out`/hf and `out`/chats.jsonl, or leaves them as they are if they are just that.
+    """Write `out`/hf and `out`/chats.jsonl unless they exist. sizes: entries of config.json, on top of CONFIG's.
 
-    Args:
-      sizes: entries of config.json other than CONFIG's.
-
-    Raises:
-      FileExistsError: one of them is something else; nothing is replaced. OSError: the folder cannot be written.
+    Raises FileExistsError for other files under these names, OSError when the folder cannot be written.
     """
     random, chats = np.random.default_rng(seed), out / "chats.jsonl"
     with explained(out, ELSEWHERE), whole_folder(out / "hf", 0, ELSEWHERE) as folder:
@@ -74,7 +70,7 @@ def _write_model(folder: Path, random: np.random.Generator, config: Mapping) -> 
 
 
 def _write_tokenizer(folder: Path) -> dict[str, int]:
-    """Bytes and Qwen's special tokens; the ids by token."""
+    """A tokenizer of bytes and Qwen's special tokens; returns ids by token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = {letter: id_ for id_, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -91,12 +87,8 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
 def _chats(random: np.random.Generator, count: int):
     """Sums of two small numbers, asked and answered."""
     for a, b in random.integers(1, 100, (count, 2)).tolist():
-        yield {
-            "messages": [
-                {"role": "user", "content": f"What is {a} + {b}?"},
-                {"role": "assistant", "content": f"{a} + {b} = {a + b}."},
-            ]
-        }
+        turns = {"user": f"What is {a} + {b}?", "assistant": f"{a} + {b} = {a + b}."}
+        yield {"messages": [{"role": role, "content": content} for role, content in turns.items()]}
 
 
 @command()
@@ -105,7 +97,7 @@ def main(argv: list[str]) -> None:
         prog="python -m softmask_jax.convert.tiny_dream", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="the folder to write into; what it has already stays")
+    parser.add_argument("--out", required=True, help="the folder to write into; existing files stay")
     flags = parser.parse_args(argv)
     out = Path(os.path.expanduser(flags.out))
     existed = (out / "hf").exists() and (out / "chats.jsonl").exists()

@@ -2,31 +2,24 @@
 import re
 from collections.abc import Iterable
 
-# Put before a wrapped module's own names, at any depth: by torch.compile, DDP, Lightning, FSDP, activation checkpoints.
+# Prefixes of a wrapped module's names, at any depth: torch.compile, DDP, Lightning, FSDP, activation checkpoints.
 INSIDE = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Attributes that a training script keeps the whole network, or its average, under.
+# Attributes of training scripts that hold the whole network or its average.
 OUTSIDE = ("model", "net", "network", "backbone", "ema", "ema_model", "averaged_model")
-# What torch's AveragedModel stores beside the network.
+# Stored by torch's AveragedModel beside the network.
 COUNTER = "n_averaged"
 
 
 def own_keys(*names: str) -> re.Pattern:
-    """What a network's own keys begin with, for `without_wrappers`."""
+    """Pattern of the beginning of a network's own keys, for `without_wrappers`."""
     return re.compile(rf"(?<![^.])(?:{'|'.join(names)})\.")
 
 
 def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tuple[dict[str, str], str]:
-    """The keys as the network itself has them; others stay as they are.
+    """Old key by the network's own key (unknown keys are kept), and a note of what was removed or "".
 
-    Args:
-      network: of `own_keys`.
-      where: names the file in messages.
-
-    Returns:
-      (old key by new key, a note of what was removed or "").
-
-    Raises:
-      ValueError: two keys become the same, or a wrapper is on some of a module's keys only.
+    network: of `own_keys`. where: the file, for messages. Raises ValueError when two keys become the same or a wrapper
+    is on some of a module's keys only.
     """
     names: dict[str, str] = {}
     kinds: dict[str, dict[str, str]] = {}
@@ -48,7 +41,7 @@ def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tu
 
 
 def _unwrapped(key: str, network: re.Pattern) -> tuple[str, dict[str, str]]:
-    """The key without wrappers, and those of every module that it names; "" is the whole network."""
+    """The key without wrappers, and the wrapper of each module in it; "" is the whole network."""
     own, wrapper, wrappers = [], "", {}
     for part in key.split("."):
         if part in INSIDE:
@@ -58,9 +51,9 @@ def _unwrapped(key: str, network: re.Pattern) -> tuple[str, dict[str, str]]:
             own.append(part)
             wrapper = ""
     new = ".".join(own)
-    if (found := network.search(new)) is None:
+    if (match := network.search(new)) is None:
         return key, {}
-    outer = new[: found.start()]
+    outer = new[: match.start()]
     if not set(outer.split(".")) <= {*OUTSIDE, ""}:
         return key, {}
     return new[len(outer) :], wrappers | {"": wrappers[""] + outer}

@@ -1,6 +1,6 @@
-"""Text in, batches of token ids out: sources, tokenizers, the wrapped corpus and the index-based pipeline.
+"""Texts to batches of token ids: `build` opens sources, tokenizers and the corpus that the pipeline reads by index.
 
-`build` is the front door. Nothing here imports JAX until batches are asked for.
+JAX is not imported before batches are made.
 """
 import dataclasses
 import hashlib
@@ -64,10 +64,10 @@ class Data:
 
 
 def build(config: object | None = None, **overrides) -> Data:
-    """Reads, splits, tokenizes (or takes from the cache, or from shards) and wraps the corpus that `config` describes.
+    """Read, split, tokenize (or take from the cache, or from shards) and wrap the corpus that `config` describes.
 
-    `config` is anything with fields of `DataConfig`'s names; those it lacks keep their defaults, others are ignored;
-    `overrides` go on top. Raises ValueError, FileNotFoundError or another OSError, each one line that says what to do.
+    config: an object with some fields of `DataConfig`; `overrides` go on top. Raises ValueError, FileNotFoundError or
+    another OSError, each one line with a remedy.
     """
     fields = [field.name for field in dataclasses.fields(DataConfig)]
     given = {name: getattr(config, name) for name in fields if hasattr(config, name)}
@@ -78,27 +78,24 @@ def build(config: object | None = None, **overrides) -> Data:
     parts = mixture_parts(config)
     corpora = [open_corpus(part, folder) for _, part in parts]
     tokenizer = make_tokenizer(config, corpora, folder)
-    windows = []
+    windows, bos_id, eos_id = [], tokenizer.bos_id, tokenizer.eos_id
     for split in (TRAIN, VALIDATION):
-        wrapped = [
-            Windows(
-                corpus.stream(split, tokenizer, folder), config.seq_len, tokenizer.bos_id, tokenizer.eos_id,
-                SPLIT_NAMES[split],
-            )
-            for corpus in corpora
-        ]  # fmt: skip
+        streams = [corpus.stream(split, tokenizer, folder) for corpus in corpora]
+        wrapped = [Windows(stream, config.seq_len, bos_id, eos_id, SPLIT_NAMES[split]) for stream in streams]
         windows.append(Mixture(wrapped, [weight for weight, _ in parts]) if len(parts) > 1 else wrapped[0])
     return Data(tokenizer, *windows, _describe(config, parts, corpora, tokenizer, windows))
 
 
 def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
-    """The weight and the config of each corpus of a mixture, whose `paths` are such as `0.7 jsonl:a.jsonl; 0.3 stdlib`;
-    of any other source, itself. Repeats are found within a corpus, not across: a text that two of them hold is in the
-    same split of both under the rule `hash`, if it is the same to the letter. Raises ValueError."""
+    """Weight and config of each corpus of a mixture, such as `0.7 jsonl:a.jsonl; 0.3 stdlib`; others are one corpus.
+
+    Repeats are removed within a corpus, not across; under the rule `hash` identical texts share a split.
+    Raises ValueError.
+    """
     if config.source != "mixture":
         return [(1.0, config)]
     if config.validation_rule == "paths":
-        raise ValueError("data.source=mixture has no data.validation_paths: split by hash or last, each corpus by itself")
+        raise ValueError("data.source=mixture has no data.validation_paths: split each corpus by hash or last")
     text = config.paths if isinstance(config.paths, str) else ";".join(config.paths)
     parts = []
     for entry in split_paths(text, ";"):
@@ -109,10 +106,8 @@ def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
         except ValueError:
             share = math.nan
         if not (math.isfinite(share) and share > 0 and kind) or kind == "mixture":
-            raise ValueError(
-                f"data.paths: {entry!r} is not of the form `WEIGHT KIND:PATHS`, such as `0.7 jsonl:web/*.jsonl`, with a "
-                "positive weight"
-            )
+            form = "`WEIGHT KIND:PATHS`, such as `0.7 jsonl:web/*.jsonl`, with a positive weight"
+            raise ValueError(f"data.paths: {entry!r} is not of the form {form}")
         parts.append((share, dataclasses.replace(config, source=kind, paths=paths)))
     if not parts:
         raise ValueError("data.source=mixture needs data.paths such as `0.7 jsonl:web/*.jsonl; 0.3 stdlib`")
@@ -133,13 +128,11 @@ def open_corpus(config: DataConfig, folder: Path) -> Corpus | PreparedCorpus:
 
 
 def sources_of(config: DataConfig) -> tuple[Source, Source | None]:
-    """The source, and the one that holds its validation documents, if that is another."""
+    """The source, and that of its validation documents, if it is another."""
     options = {"separator": config.separator, "text_key": config.text_key, "detokenizer": config.detokenizer}
     source = make_source(config.source, config.paths, **options)
     if (config.validation_rule == "paths") != bool(config.validation_paths):
-        raise ValueError(
-            "data.validation_paths and data.validation_rule='paths' belong together: give both or neither"
-        )
+        raise ValueError("data.validation_paths and data.validation_rule='paths' belong together: give both or neither")
     if config.validation_rule != "paths":
         return source, None
     return source, make_source(config.source, config.validation_paths, **options)
@@ -158,7 +151,7 @@ def make_tokenizer(config: DataConfig, corpora: list[Corpus | PreparedCorpus], f
         if not prepared:
             raise ValueError("data.tokenizer=shards is for data.source=shards; name a tokenizer")
         return prepared[0].tokenizer()
-    # Without a cache folder of the user's own, the hub's files stay where other programs find them too.
+    # By default, the hub's files stay where other programs find them too.
     return open_tokenizer(config.tokenizer, folder if config.cache_dir else None)
 
 
@@ -167,13 +160,11 @@ def _cached_bpe(corpora: list[Corpus | PreparedCorpus], vocab_size: int, folder:
 
     texts = [corpus for corpus in corpora if isinstance(corpus, Corpus)]
     if len(texts) < len(corpora):
-        raise ValueError("data.tokenizer=bpe is trained on text, and shards hold none; give --config.data.tokenizer=shards")
-    # Trained on the training split alone: merges learned from validation text would flatter the validation loss.
+        raise ValueError("data.tokenizer=bpe needs text, which shards do not hold; give --config.data.tokenizer=shards")
+    # Merges learned from validation text would flatter the validation loss.
     prints = [corpus.fingerprint(TRAIN) for corpus in texts]
-    key = content_key(
-        bpe_format=1, texts=prints if len(prints) > 1 else prints[0], vocab_size=vocab_size,
-        library=tokenizers.__version__,
-    )  # fmt: skip
+    prints = prints if len(prints) > 1 else prints[0]
+    key = content_key(bpe_format=1, texts=prints, vocab_size=vocab_size, library=tokenizers.__version__)
     saved = folder / f"bpe-{key}"
     try:
         return load_tokenizer(saved)

@@ -1,7 +1,6 @@
-"""Rows of JSON files: JSON Lines, or an array (or values) written over any number of lines, as its beginning tells.
+"""Rows of JSON files: JSON Lines, or an array or values over several lines, as the beginning of the file decides.
 
-Lines are parsed by themselves, and one that is damaged spoils no other. Arrays are read row by row: a file may be
-larger than memory.
+Lines are parsed one by one: a damaged one affects no other. Arrays are read by row: files may be larger than memory.
 """
 import codecs
 import io
@@ -11,20 +10,20 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from softmask_jax.data.chat.conversations import is_message
-from softmask_jax.data.shards.records import BYTE_ORDER_MARK
+from softmask_jax.data.sources.records import BYTE_ORDER_MARK
 
 HEAD_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
 ROW_CHARACTERS = 64 << 20
-# JSON cut off is refused within so many characters of its end, or where the string that is cut begins.
+# The parser rejects truncated JSON within so many characters of its end, or at the beginning of a truncated string.
 TAIL = 16
 SPACES = re.compile(r"[ \t\r\n]*")
 DECODER = json.JSONDecoder()
 
 
 def json_rows(opened: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
-    """Name and JSON of each row of a file that is called `name`: `name:17` is a line, `name:row 16` counts from 0.
+    """Name and JSON of each row: `name:17` is a line, `name:row 16`, counted from 0, an element of an array.
 
-    Blank lines are left out. An array of messages is one row. Raises ValueError for an array that is damaged, cut short
+    Blank lines are skipped. An array of messages is one row. Raises ValueError for an array that is damaged, cut short
     or has a row of more than `ROW_CHARACTERS`.
     """
     head = opened.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
@@ -45,7 +44,7 @@ def _lines(head: bytes, opened: BinaryIO) -> Iterator[bytes]:
 
 
 class _Text:
-    """The text of a file from the row that is being read on; `line`: where that begins, counted from 1."""
+    """Text of a file from the current row on; `_line`: where it begins, counted from 1."""
 
     def __init__(self, head: bytes, opened: BinaryIO, name: str):
         self._opened, self._name = opened, name
@@ -54,7 +53,7 @@ class _Text:
         self._append(head)
 
     def rows(self) -> Iterator[str]:
-        """JSON of the values of the file, and of the elements of its arrays instead of theirs."""
+        """JSON of the file's values, arrays being replaced by their elements."""
         at = self._skip(0)
         while at < len(self._text):
             if self._text[at] != "[" or self._is_chat(at):
@@ -70,7 +69,7 @@ class _Text:
             at = self._skip(at + 1)
 
     def _value(self, at: int):
-        """Yield the value at `at`; return where the next character stands, the value's own being dropped."""
+        """Yield the value at `at` and drop it; return the position of the next character."""
         _, end = self._parse(at)
         yield self._text[at:end]
         self._row += 1
@@ -104,7 +103,7 @@ class _Text:
                 raise self._error(f"{str(error).splitlines()[0]:.100}", at) from None
 
     def _more(self, start: int) -> bool:
-        """Read on, as much again as there is from `start` on; whether there was more."""
+        """Read on, as much as there is from `start` on; whether there was more."""
         if self._ended:
             return False
         size = len(self._text) - start
@@ -121,8 +120,6 @@ class _Text:
             raise self._error(f"{error.reason}: no UTF-8", len(self._text)) from None
 
     def _error(self, reason: str, at: int) -> ValueError:
-        line = self._line + self._text.count("\n", 0, at)
-        return ValueError(
-            f"{self._name}: row {self._row} of its JSON cannot be read ({reason}, line {line}); mend it, or write one "
-            "row a line (JSON Lines)"
-        )
+        reason = f"{reason}, line {self._line + self._text.count(chr(10), 0, at)}"
+        remedy = "mend it, or write one row a line (JSON Lines)"
+        return ValueError(f"{self._name}: row {self._row} of its JSON cannot be read ({reason}); {remedy}")

@@ -2,10 +2,10 @@
 
     python -m softmask_jax.data.prepare --source=jsonl --paths='texts/*.jsonl' --tokenizer=gpt2/ --out=data/texts
     python -m softmask_jax.data.prepare --verify --out=data/texts
-    python -m softmask_jax.main ... --config.data.source=shards --config.data.paths=data/texts --config.data.tokenizer=shards
+    python -m softmask_jax.main ... --config.data.{source,tokenizer}=shards --config.data.paths=data/texts
 
-Killed at any moment, the same command goes on and ends with the same bytes: every document once. --out may be a
-`gs://` folder. Memory does not grow with the texts, but for about 150 bytes a document.
+After a kill the same command continues and ends with the same bytes. --out may be a `gs://` folder. Memory: about 150
+bytes a document.
 """
 import argparse
 import dataclasses
@@ -36,20 +36,16 @@ from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
 from softmask_jax.io.files import explained, locked, write_json
 
 MILLION = 1_000_000
-# Not of a preparation: how windows are cut and read comes later.
+# Settings of reading windows, not of a preparation.
 NOT_HERE = ("seq_len", "prefetch")
 
 
 def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: int = 256) -> Manifest:
-    """Makes, or finishes, the prepared corpus in the folder `out`.
+    """Make, or finish, the prepared corpus in the folder `out`.
 
-    Args:
-      workers: processes; 0 is one a core, 1 stays in this process.
-      shard_megabytes: text of a shard, in millions of characters; a longer document is a shard of its own.
-
-    Raises:
-      ValueError, OSError: one line: settings that do not work, text that changed, a full disk.
-      RuntimeError: another process prepares this folder, or a worker was killed.
+    workers: processes; 0 is one a core, 1 this process. shard_megabytes: million characters of text a shard; a longer
+    document is a shard of its own. Raises ValueError or OSError, one line, for wrong settings, changed text or a full
+    disk; RuntimeError when another process prepares this folder or a worker was killed.
     """
     if config.source in ("mixture", "shards"):
         raise ValueError(f"data.source={config.source} cannot be prepared; prepare each text by itself, then mix them")
@@ -69,19 +65,17 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
         done = _check_settings(job, settings)
         for leftover in scratch.glob(".*.tmp"):  # of a worker that was killed
             leftover.unlink()
-        if done and _is_whole(job, done, cache):
+        if done and _is_complete(job, done, cache):
             print(f"{out} is prepared already: {_summary(done)}")
             shutil.rmtree(scratch)
             return done
         if done:
-            _keep_what_is_whole(job, done)
+            _keep_finished_shards(job, done)
         scans = _scan(job, workers, config.max_documents if validation_source is None else 0)
-        corpus = sort_documents(
-            source, scans, rule, config.max_documents, validation_source=validation_source
-        )
+        corpus = sort_documents(source, scans, rule, config.max_documents, validation_source=validation_source)
         tokenizer = tokenizer or make_tokenizer(config, [corpus], cache)
         job = dataclasses.replace(job, tokenizer=tokenizer)
-        tasks = list(_tasks(corpus, [len(found.items) for found in scans], shard_megabytes * MILLION))
+        tasks = list(_tasks(corpus, [len(scan.items) for scan in scans], shard_megabytes * MILLION))
         _check_unchanged(done, shards := _write(job, tasks, corpus, workers), tokenizer)
         manifest = _manifest(settings, corpus, tokenizer, shards)
         _finish(job, manifest)
@@ -93,7 +87,7 @@ def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: 
 
 
 def _check_apart(folder: Folder, *sources: Source | None) -> None:
-    """Raises ValueError if texts lie in the folder of the shards: a pattern would take these for texts, too."""
+    """Raise ValueError if texts are in the folder of the shards: patterns would match both."""
     ours = os.path.abspath(folder.url)
     for source in sources:
         for file in getattr(getattr(source, "source", source), "listing", ()):
@@ -117,7 +111,7 @@ def _settings(config: DataConfig, job: Job, tokenizer: Tokenizer | None, shard_m
 
 
 def _check_settings(job: Job, settings: dict) -> Manifest | None:
-    """The manifest, of a folder that was finished with these settings. Raises ValueError for others."""
+    """The manifest of a folder that was finished with these settings, or None. Raises ValueError for other settings."""
     try:
         manifest = read_manifest(job.folder)
     except FileNotFoundError:
@@ -127,8 +121,8 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
     shards = [name for name in job.folder.names() if name.endswith(".arrayrecord")]
     differing = sorted(key for key in settings if began.get(key) != settings[key])
     if differing and not (manifest or shards):  # nothing is made yet, as after a mistake in the command
-        for kept in (*job.scratch.glob("scan-*.npz"), *job.scratch.glob("shards-*.json")):
-            kept.unlink()
+        for leftover in (*job.scratch.glob("scan-*.npz"), *job.scratch.glob("shards-*.json")):
+            leftover.unlink()
     elif differing:
         state = "holds a corpus that was prepared" if manifest else "holds a preparation that began"
         begun = f"repeat it as it was, delete {job.folder.path('*.arrayrecord')}, or give another --out"
@@ -144,8 +138,8 @@ def _check_settings(job: Job, settings: dict) -> Manifest | None:
     return manifest
 
 
-def _is_whole(job: Job, done: Manifest, cache: Path) -> bool:
-    """Whether a finished corpus still has its tokenizer and all its shards, by their sizes."""
+def _is_complete(job: Job, done: Manifest, cache: Path) -> bool:
+    """Whether a finished corpus still has its tokenizer and all shards, by their sizes."""
     if any(job.folder.size(shard.name) != shard.bytes for split in done.splits.values() for shard in split.shards):
         return False
     try:
@@ -154,18 +148,18 @@ def _is_whole(job: Job, done: Manifest, cache: Path) -> bool:
         return False
 
 
-def _keep_what_is_whole(job: Job, done: Manifest) -> None:
-    """Describes the shards of a finished corpus as its workers did: just those that are missing are made again."""
+def _keep_finished_shards(job: Job, done: Manifest) -> None:
+    """Describe the shards of a finished corpus as its workers did, so that only missing ones are made again."""
     tasks: dict[int, dict[str, Shard]] = {}
-    for split, found in done.splits.items():
-        for shard in found.shards:
+    for split, described in done.splits.items():
+        for shard in described.shards:
             tasks.setdefault(int(shard.name.split("-")[1].split(".")[0]), {})[split] = shard
     for number, shards in tasks.items():
         keep_shards(job, number, shards)
 
 
 def _scan(job: Job, workers: int, max_documents: int) -> list:
-    """The scans of the source's parts; of the first few, if they hold `max_documents`."""
+    """Scans of the source's parts, or of the first few that hold `max_documents`."""
     scans, parts = [], range(job.source.num_parts())
     group = 4 * workers if max_documents else len(parts)
     with progress_bar("Reading", len(parts), "part") as bar:
@@ -182,7 +176,7 @@ def _scan(job: Job, workers: int, max_documents: int) -> list:
 
 
 def _tasks(corpus: Corpus, part_sizes: list[int], characters: int) -> Iterator[Task]:
-    """The source's items in ranges whose kept texts have so many characters."""
+    """The source's items in ranges with so many characters of texts that are not dropped."""
     firsts = np.concatenate([[0], np.cumsum(part_sizes)])
     weights = np.where(corpus.roles == DROPPED, 0, corpus.items["characters"])
     before = np.concatenate([[0], np.cumsum(weights)])
@@ -198,32 +192,33 @@ def _tasks(corpus: Corpus, part_sizes: list[int], characters: int) -> Iterator[T
 
 
 def _write(job: Job, tasks: list[Task], corpus: Corpus, workers: int) -> list[dict[str, Shard]]:
-    found = {task.number: read_shards(job, task.number) for task in tasks}
-    documents = {task.number: int(np.count_nonzero(task.roles != DROPPED)) for task in tasks}
-    with progress_bar("Tokenizing", int(np.count_nonzero(corpus.roles != DROPPED)), "doc") as bar:
-        bar.update(sum(documents[number] for number, shards in found.items() if shards is not None))
-        missing = [task for task in tasks if found[task.number] is None]
+    finished = {task.number: read_shards(job, task.number) for task in tasks}
+    missing = [task for task in tasks if finished[task.number] is None]
+    total, left = (sum(int(np.count_nonzero(x.roles != DROPPED)) for x in some) for some in ([corpus], missing))
+    with progress_bar("Tokenizing", total, "doc") as bar:
+        bar.update(total - left)
         for task, shards in run(write_shards, job, missing, workers, bar):
-            found[task.number] = shards
-    return [found[task.number] for task in tasks]
+            finished[task.number] = shards
+    return [finished[task.number] for task in tasks]
 
 
 def _check_unchanged(done: Manifest | None, shards: list[dict[str, Shard]], tokenizer: Tokenizer) -> None:
-    """Raises ValueError if shards or tokenizer that were made again are not what the manifest says."""
+    """Raise ValueError if shards or tokenizer made again differ from those of the manifest."""
     if done is None:
         return
-    if tokenizer.fingerprint() != done.tokenizer:
-        raise ValueError(f"the tokenizer is not what it was ({MANIFEST} says otherwise); give another --out")
+    made = {"the tokenizer": (done.tokenizer, tokenizer.fingerprint())}
     for split, described in done.splits.items():
-        for old, new in zip(described.shards, (s[split] for s in shards if split in s), strict=False):
-            if old != new:
-                raise ValueError(f"{new.name} is not what it was ({MANIFEST} says otherwise); give another --out")
+        new = (task[split] for task in shards if split in task)
+        made |= {shard.name: (old, shard) for old, shard in zip(described.shards, new, strict=False)}
+    for name, (old, new) in made.items():
+        if old != new:
+            raise ValueError(f"{name} is not what it was ({MANIFEST} says otherwise); give another --out")
 
 
 def _manifest(settings: dict, corpus: Corpus, tokenizer: Tokenizer, shards: list[dict[str, Shard]]) -> Manifest:
     splits = {}
     for split, name in enumerate(SPLIT_NAMES):
-        own = tuple(found[name] for found in shards if name in found)
+        own = tuple(task[name] for task in shards if name in task)
         splits[name] = Split(corpus.count(split), sum(s.tokens for s in own), corpus.fingerprint(split), own)
     return Manifest(
         settings=settings, dtype=token_dtype(tokenizer).name, tokenizer=tokenizer.fingerprint(),
@@ -233,7 +228,7 @@ def _manifest(settings: dict, corpus: Corpus, tokenizer: Tokenizer, shards: list
 
 
 def _finish(job: Job, manifest: Manifest) -> None:
-    """The tokenizer, and last the manifest, which says that everything is there."""
+    """Store the tokenizer and, last, the manifest, which marks the corpus as finished."""
     saved = job.scratch / "tokenizer"
     job.tokenizer.save(saved)
     for path in sorted(saved.iterdir()):
@@ -257,7 +252,7 @@ def _summary(manifest: Manifest) -> str:
 
 @command(interrupted="Interrupted. The same command goes on where it was.")
 def main(argv: list[str]) -> int:
-    """Exit status: 0 prepared or whole, 1 failed or damaged, 2 the command line is wrong, 130 stopped by Ctrl-C or SIGTERM."""
+    """Exit status: 0 prepared or undamaged, 1 failed or damaged, 2 wrong command line, 130 Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.data.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -272,14 +267,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shard_megabytes", type=int, default=256, help="million characters of text a shard")
     for field in dataclasses.fields(DataConfig):
         if field.name not in NOT_HERE:
-            kind = type(field.default)
-            parser.add_argument(
-                f"--{field.name}", type=kind, default=field.default, help=f"config.data.{field.name} ({field.default!r})"
-            )
+            kind, description = type(field.default), f"config.data.{field.name} ({field.default!r})"
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=description)
     flags = vars(parser.parse_args(argv))
-    out, workers, shard_megabytes, only_verify = (
-        flags.pop(name) for name in ("out", "workers", "shard_megabytes", "verify")
-    )
+    names = ("out", "workers", "shard_megabytes", "verify")
+    out, workers, shard_megabytes, only_verify = (flags.pop(name) for name in names)
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop like Ctrl-C
     try:
         if only_verify:

@@ -1,13 +1,13 @@
-"""What to generate from: rows of a file, and what each of them asks for.
+"""Prompts for generation, rows of a file.
 
 A row is a line of JSON, or an element of a file's one array: a text, or an object with one of
-    "prompt": text, continued
-    "messages": [{"role", "content"}, ...], rendered by the model's chat template and answered; in any form that
-        conversations for training may have (see `data.conversations`), "system" beside it
-    "parts": [text, 24, text, ...], where a number is that many masks to fill
-    "tokens": [ids], with the mask's id where text is wanted
-and, where wanted, "id", "max_new_tokens" (of a prompt or messages) and "forced": {"3": text or id, ...}, tokens that
-must stand at a position of the answer, counted from 0 over the row's masks. In a .txt file every line is a prompt.
+    "prompt": text to continue
+    "messages": [{"role", "content"}, ...] to answer, rendered by the model's chat template; in any form of
+        `chat.conversations`, "system" beside it
+    "parts": [text, 24, text, ...], a number being that many masks to fill
+    "tokens": [ids], with the mask's id where text is to be generated
+and optionally "id", "max_new_tokens" (of a prompt or messages) and "forced": {"3": text or id, ...}, fixed tokens at
+positions of the answer, counted from 0 over the row's masks. In a .txt file every line is a prompt.
 """
 import dataclasses
 import hashlib
@@ -20,19 +20,19 @@ from pathlib import Path
 
 from softmask_jax.data.chat import conversations
 from softmask_jax.data.json_rows import json_rows
-from softmask_jax.data.shards.records import BYTE_ORDER_MARK, nearest
+from softmask_jax.data.sources.records import BYTE_ORDER_MARK, nearest
 
 KINDS = ("prompt", "messages", "parts", "tokens")
 KEYS = (*KINDS, "id", "max_new_tokens", "forced", *conversations.KEYS, conversations.SYSTEM_KEY)
-# The kind of a row of masks alone, which no file holds.
+# Kind of a row of masks alone, which files do not have.
 MASKS = "masks"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row as it was given. name: where, for messages. kind: of `KINDS`, or `MASKS`, whose value is None.
+    """A row of a file. name: for messages. kind: of `KINDS`, or `MASKS` with value None.
 
-    max_new_tokens: None where the row does not say. forced: (position in the answer, text or id), in the row's order.
+    max_new_tokens: None if unset. forced: (position in the answer, text or id), in the row's order.
     """
 
     name: str
@@ -44,24 +44,21 @@ class Row:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether the row says itself where its masks are, instead of being continued."""
+        """Whether the row places its masks, instead of being continued."""
         return self.kind in ("parts", "tokens", MASKS)
 
 
 def read(path: str) -> list[Row]:
-    """The rows of a file, of standard input for "-"; blank lines are passed over.
+    """The rows of a file ("-": standard input) without blank lines.
 
-    Raises:
-      ValueError: no row at all, or rows that are none; the first is named by file and line. OSError: no such file.
+    Raises ValueError without rows or for invalid ones, naming the first by file and line, OSError for an unreadable
+    file.
     """
     name = "standard input" if path == "-" else path
-    if path == "-":
-        content = sys.stdin.buffer.read()
-    else:
-        try:
-            content = Path(os.path.expanduser(path)).read_bytes()
-        except OSError as error:
-            raise OSError(f"--prompts={path} cannot be read ({error.strerror}).") from None
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(os.path.expanduser(path)).read_bytes()
+    except OSError as error:
+        raise OSError(f"--prompts={path} cannot be read ({error.strerror}).") from None
     as_text = path.endswith(".txt")
     if as_text:
         lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
@@ -74,21 +71,21 @@ def read(path: str) -> list[Row]:
 
 
 def every(values: Iterable, function: Callable) -> list:
-    """function(value) of each. ValueError with the first one's message, and how many more there are."""
-    found, errors = [], []
+    """function(value) of each. ValueError with the first error's message and the number of others."""
+    results, errors = [], []
     for value in values:
         try:
-            found.append(function(value))
+            results.append(function(value))
         except ValueError as error:
             errors.append(str(error))
     if errors:
         more = f" ({len(errors) - 1:,} more rows cannot be used either.)" if len(errors) > 1 else ""
         raise ValueError(errors[0] + more)
-    return found
+    return results
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """A hash of what the rows say, wherever they were read from."""
+    """A hash of the rows' content."""
     values = [[row.kind, row.value, row.id, row.max_new_tokens, row.forced] for row in rows]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -97,19 +94,17 @@ def _parse(name: str, line: bytes, as_text: bool) -> Row:
     try:
         text = line.decode("utf-8")
         value = text.rstrip("\r") if as_text else json.loads(text, parse_constant=_refuse_constant)
-        # Half a surrogate pair, which JSON can spell, can be neither encoded nor written.
+        # Fails for half a surrogate pair, which JSON can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f'{name}: not readable as JSON ({reason:.100}); write {{"prompt": "..."}}, or name the file *.txt if its '
-            "lines are prompts."
-        ) from None
+        remedy = 'write {"prompt": "..."}, or name the file *.txt if its lines are prompts.'
+        raise ValueError(f"{name}: not readable as JSON ({reason:.100}); {remedy}") from None
     return named(name, value)
 
 
 def named(name: str, value: object) -> Row:
-    """`parse`, its errors beginning with the row's name."""
+    """`parse`, with the row's name in errors."""
     try:
         return parse(name, value)
     except ValueError as error:
@@ -121,7 +116,7 @@ def _refuse_constant(constant: str):
 
 
 def parse(name: str, value: object) -> Row:
-    """The row that a JSON value stands for. ValueError for one that stands for none, without the row's name."""
+    """The row of a JSON value. ValueError, without the row's name, for invalid ones."""
     if isinstance(value, str):
         value = {"prompt": value}
     if isinstance(value, list) and value and all(map(conversations.is_message, value)):
@@ -140,7 +135,7 @@ def parse(name: str, value: object) -> Row:
     if chat:
         content = _messages(value)
     else:
-        _CHECKS[kind](content)
+        _check(kind, content)
         if conversations.SYSTEM_KEY in value:
             raise ValueError(f"{conversations.SYSTEM_KEY} belongs to messages.")
     if not isinstance(id_ := value.get("id"), (str, int, type(None))) or isinstance(id_, bool):
@@ -154,11 +149,26 @@ def parse(name: str, value: object) -> Row:
     return row
 
 
-def _check_prompt(content: object) -> None:
-    if not isinstance(content, str):
-        raise ValueError(f"prompt must be text, not {_kind(content)}.")
-    if not content:
-        raise ValueError("the prompt is empty; give it some text.")
+def _check(kind: str, content: object) -> None:
+    """Raise ValueError unless the content fits a row of the kind prompt, parts or tokens."""
+    if kind == "prompt":
+        if not isinstance(content, str):
+            raise ValueError(f"prompt must be text, not {_kind(content)}.")
+        if not content:
+            raise ValueError("the prompt is empty; give it some text.")
+        return
+    is_list = isinstance(content, list) and content
+    if kind == "tokens":
+        if not is_list or not all(map(is_integer, content)):
+            raise ValueError("tokens must be a list of ids, integers all.")
+        return
+    if not is_list:
+        raise ValueError("parts must be a list of texts and numbers of masks.")
+    for number, part in enumerate(content, 1):
+        if not (isinstance(part, str) or (is_integer(part) and part > 0)):
+            raise ValueError(f"part {number} must be text or a positive number of masks, not {part!r:.60}.")
+    if not any(map(is_integer, content)):
+        raise ValueError("nothing is masked: put a number of masks among the parts.")
 
 
 def _messages(row: Mapping) -> list[dict[str, str]]:
@@ -171,39 +181,19 @@ def _messages(row: Mapping) -> list[dict[str, str]]:
     return messages
 
 
-def _check_parts(content: object) -> None:
-    if not isinstance(content, list) or not content:
-        raise ValueError("parts must be a list of texts and numbers of masks.")
-    for number, part in enumerate(content, 1):
-        if not (isinstance(part, str) or (is_integer(part) and part > 0)):
-            raise ValueError(f"part {number} must be text or a positive number of masks, not {part!r:.60}.")
-    if not any(is_integer(part) for part in content):
-        raise ValueError("nothing is masked: put a number of masks among the parts.")
-
-
-def _check_tokens(content: object) -> None:
-    if not isinstance(content, list) or not content or not all(is_integer(id_) for id_ in content):
-        raise ValueError("tokens must be a list of ids, integers all.")
-
-
-_CHECKS = {"prompt": _check_prompt, "parts": _check_parts, "tokens": _check_tokens}
-
-
-def _forced(given: object) -> tuple[tuple[int, str | int], ...]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f'forced must be an object such as {{"0": "text"}}, not {_kind(given)}.')
-    found = []
-    for place, token in given.items():
-        if not (place.isascii() and place.isdigit()):
-            raise ValueError(f"forced has the position {place!r:.40}; positions count the answer's tokens from 0.")
+def _forced(tokens: object) -> tuple[tuple[int, str | int], ...]:
+    if not isinstance(tokens, Mapping):
+        raise ValueError(f'forced must be an object such as {{"0": "text"}}, not {_kind(tokens)}.')
+    for position, token in tokens.items():
+        if not (position.isascii() and position.isdigit()):
+            raise ValueError(f"forced has the position {position!r:.40}; positions count the answer's tokens from 0.")
         if not ((isinstance(token, str) and token) or is_integer(token)):
-            raise ValueError(f"forced must have text or an id at position {place}, not {token!r:.60}.")
-        found.append((int(place), token))
-    return tuple(found)
+            raise ValueError(f"forced must have text or an id at position {position}, not {token!r:.60}.")
+    return tuple((int(position), token) for position, token in tokens.items())
 
 
 def is_integer(value: object) -> bool:
-    """Whether a JSON value is one; true and false are not."""
+    """Whether a JSON value is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

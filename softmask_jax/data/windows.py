@@ -1,7 +1,7 @@
-"""Token streams seen as windows; mixtures of them.
+"""Windows of token streams, and mixtures of them.
 
 The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206): a stream is cut into windows of L - 2
-tokens, and each gets a BOS in front and an EOS behind. The last incomplete window is dropped.
+tokens, each between a BOS and an EOS. The last incomplete window is dropped.
 """
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,28 +18,20 @@ class TokenStream(Protocol):
         """[n length] ids of the spans that begin at `starts` [n]."""
 
 
-class ArrayStream:
-    """A stream that lies in (mapped) memory."""
+class Indexed:
+    """`windows[i]`, int32 [L], of classes with `gather`."""
 
-    def __init__(self, tokens: np.ndarray):
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def spans(self, starts: np.ndarray, length: int) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(self._tokens, length)[starts]
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.gather(np.array([index]))[0]
 
 
-class Windows:
-    """A token stream seen as windows of `seq_len` ids: BOS, seq_len - 2 tokens, EOS.
+class Windows(Indexed):
+    """A token stream as windows of `seq_len` ids: BOS, seq_len - 2 tokens, EOS.
 
-    `windows[i]` is int32 [L]; `gather(indices [n])` is int32 [n L]. Raises ValueError when the stream fills no window.
+    `gather(indices [n])` is int32 [n L]. Raises ValueError when the stream fills no window.
     """
 
-    def __init__(
-        self, stream: np.ndarray | TokenStream, seq_len: int, bos_id: int, eos_id: int, name: str = "corpus"
-    ):
+    def __init__(self, stream: np.ndarray | TokenStream, seq_len: int, bos_id: int, eos_id: int, name: str = "corpus"):
         if seq_len < 3:
             raise ValueError(f"data.seq_len={seq_len} must be at least 3: BOS, one token, EOS")
         self.seq_len, self.bos_id, self.eos_id, self.name = seq_len, bos_id, eos_id, name
@@ -50,26 +42,26 @@ class Windows:
                 f"the {name} split has {len(stream)} tokens, less than one window of {seq_len - 2} (data.seq_len - 2): "
                 "give it more text or lower data.seq_len"
             )
-        self._stream = ArrayStream(stream) if isinstance(stream, np.ndarray) else stream
+        self._stream = stream
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.gather(np.array([index]))[0]
-
     def gather(self, indices: np.ndarray) -> np.ndarray:
         windows = np.empty((len(indices), self.seq_len), np.int32)
         windows[:, 0], windows[:, -1] = self.bos_id, self.eos_id
-        windows[:, 1:-1] = self._stream.spans(np.asarray(indices) * (self.seq_len - 2), self.seq_len - 2)
+        starts, length = np.asarray(indices) * (self.seq_len - 2), self.seq_len - 2
+        if isinstance(self._stream, np.ndarray):
+            windows[:, 1:-1] = np.lib.stride_tricks.sliding_window_view(self._stream, length)[starts]
+        else:
+            windows[:, 1:-1] = self._stream.spans(starts, length)
         return windows
 
 
-class Mixture:
-    """Windows of several corpora, numbered one behind the other; in training each corpus comes as often as its weight
-    says, however large it is.
+class Mixture(Indexed):
+    """Windows of several corpora, numbered in a row; training draws from each corpus by weight, whatever its size.
 
-    `weights` are made to sum to 1. Raises ValueError for weights that are not positive.
+    `weights` are normalised. Raises ValueError for weights that are not positive.
     """
 
     def __init__(self, parts: Sequence[Windows], weights: Sequence[float]):
@@ -82,9 +74,6 @@ class Mixture:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.gather(np.array([index]))[0]
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices)

@@ -171,7 +171,7 @@ def test_the_hub_is_asked_for_weights_configs_and_tokenizers_only(tmp_path, monk
     hub = pytest.importorskip("huggingface_hub")
     asked, downloaded = [], recorded("dream/tiny", tmp_path / "downloaded")
 
-    def snapshot(name, revision, allow_patterns):
+    def snapshot(name, revision, allow_patterns, cache_dir):
         assert (name, revision) == ("Dream-org/Dream-v0-Instruct-7B", "main")
         asked.append(allow_patterns)
         return str(downloaded)

@@ -20,6 +20,7 @@ from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.models import denoiser
 from softmask_jax.models.nn import dit
 from tests.golden import FOLDER, load
+from tests.helpers import torch_weights
 from tests.helpers.checkpoint_files import recorded
 
 LOGITS = {"mdlm": "mdlm_dit/mdlm_ckpt_logits.npz", "mdlm_sm": "mdlm_dit/mdlm_sm_ckpt_logits.npz"}
@@ -244,7 +245,7 @@ def test_a_run_becomes_a_model_with_the_same_parameters(tmp_path, run, weights):
 
 def test_a_run_is_exported_and_read_again_by_the_key_table(tmp_path, run):
     converts(run, tmp_path / "hf", "--verify")
-    again = mdlm.from_torch(load_file(tmp_path / "hf/model.safetensors"), 2)
+    again = torch_weights.from_torch(load_file(tmp_path / "hf/model.safetensors"), 2)
     assert jax.tree.all(jax.tree.map(np.array_equal, again, jax.device_get(softmask_jax.load(run).params)))
 
 
@@ -252,7 +253,7 @@ def test_a_tokenizer_may_be_added_and_without_one_ids_are_shown(tmp_path):
     model = dit.DiTConfig(vocab_size=258, hidden_size=8, num_blocks=1, num_heads=2, cond_dim=4)
     params = {"backbone": jax.jit(lambda key: dit.init(model, key))(jax.random.key(0))}
     (tmp_path / "src").mkdir()
-    save_file(mdlm.to_torch(params, 258, num_heads=2), tmp_path / "src/model.safetensors")
+    save_file(torch_weights.to_torch(params, 258, num_heads=2), tmp_path / "src/model.safetensors")
     sizes = {"hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2, "vocab_size": 258, "model_type": "mdlm"}
     (tmp_path / "src/config.json").write_text(json.dumps(sizes))
     converts(tmp_path / "src", tmp_path / "with", "--tokenizer=bytes", "--verify")

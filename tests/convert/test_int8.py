@@ -115,8 +115,8 @@ def test_what_int8_cannot_be_is_refused_in_one_line(tmp_path, capsys):
     dst = f"--dst={tmp_path / 'dst'}"
     fails(capsys, f"--src={FOLDER / 'mdlm_dit/mdlm_sm.ckpt'}", dst, "--int8", said="--int8 is for a Dream model")
     fails(capsys, f"--src={adapter}", dst, "--int8", said="this is adapter")
-    fails(capsys, f"--src={small}", dst, said="int8 kernels stay here")
-    fails(capsys, f"--src={src}", dst, "--int8", "--to=hf", said="int8 kernels stay here")
+    fails(capsys, f"--src={small}", dst, said="int8 kernels cannot be exported")
+    fails(capsys, f"--src={src}", dst, "--int8", "--to=hf", said="int8 kernels cannot be exported")
     fails(capsys, f"--src={adapter}", f"--base={small}", "--merge", dst, said="--base is int8, too coarse to merge into")
     fails(capsys, f"--src={src}", f"--dst={small}", "--verify", said="compare with --int8")
     fails(capsys, f"--src={src}", f"--dst={plain}", "--int8", "--verify", said="compare without --int8")

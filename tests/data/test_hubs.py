@@ -89,7 +89,7 @@ def test_a_data_set_without_random_access_says_how_to_build_it(folder):
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError) as error:
         make_source("tfds", f"{built}:train")
-    assert "is stored as tfrecord, which cannot be read by the row" in one_line(error)
+    assert "is stored as tfrecord, which has no rows by number" in one_line(error)
 
 
 def test_a_split_or_column_that_tfds_lacks_is_named(folder):

@@ -122,7 +122,7 @@ def test_fewer_windows_than_the_batch_repeat_with_one_warning(windows):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"global_batch_size": 8, "host_count": 3}, "multiple of the number of hosts"),
+    ({"global_batch_size": 8, "host_count": 3}, "positive multiple of hosts x micro-batches .3 x 1."),
     ({"global_batch_size": 0}, "positive multiple"),
     ({"global_batch_size": 8, "host_count": 2, "host_index": 2}, "host_index=2 must lie in 0..1"),
 ])

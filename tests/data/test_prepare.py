@@ -216,7 +216,7 @@ def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
     made(corpus, tmp_path / "out")
     with pytest.raises(ValueError, match="another tokenizer than data.tokenizer names.*--config.data.tokenizer=shards"):
         build(corpus, source="shards", paths=str(tmp_path / "out"), tokenizer=str(_bpe_folder(corpus, tmp_path)))
-    with pytest.raises(ValueError, match="shards hold none"):
+    with pytest.raises(ValueError, match="needs text, which shards do not hold"):
         build(corpus, source="shards", paths=str(tmp_path / "out"), tokenizer="bpe")
     with pytest.raises(ValueError, match="for data.source=shards"):
         build(corpus, tokenizer="shards")

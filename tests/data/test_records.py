@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from softmask_jax.data.shards import records
+from softmask_jax.data.sources import records
 from softmask_jax.data.sources import BadRow, make_source
 from tests.helpers.source_files import json_rows, one_line
 

@@ -115,7 +115,7 @@ def damaged(folder: Path, name: str):
     ("one token for two", "the mask is also BOS or EOS"), ("no token", "eos_token=3 .* is no token"),
     ("added twice", "has the id of another"), ("added damaged", "added_tokens_decoder is damaged"),
     ("no end", "no token ends a text"), ("vocabulary no JSON", "vocab.json: not JSON"),
-    ("vocabulary a list", "wanted a JSON object, not a list"), ("not text", "merges.txt: not UTF-8 text"),
+    ("vocabulary a list", "no JSON object but a list"), ("not text", "merges.txt: not UTF-8 text"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_one_clear_error(name, message, tmp_path):
     damaged(tmp_path, name)
@@ -139,7 +139,7 @@ def test_paths_without_a_tokenizer_are_clear_errors(tmp_path):
         open_tokenizer(tmp_path / "missing")
     with pytest.raises(ValueError, match="data.tokenizer='words' is unknown; choose bytes, bpe or text8"):
         open_tokenizer("words")
-    with pytest.raises(FileNotFoundError, match="no tokenizer here; wanted tokenizer.json, or vocab.json and"):
+    with pytest.raises(FileNotFoundError, match="no tokenizer here; give tokenizer.json, or vocab.json and"):
         open_tokenizer(tmp_path)
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(ValueError, match="no tokenizer; give a tokenizer.json"):

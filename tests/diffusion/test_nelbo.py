@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.convert import mdlm
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.objective import Noisy
 from softmask_jax.diffusion.soft_masking import SoftMask
 from tests.golden import load
-from tests.helpers import golden_model
+from tests.helpers import golden_model, torch_weights
 
 RECORDED = "mdlm_dit/nll_grad.npz"
 CASES = {"single": ("none", 1), "sm_k1": ("topk", 1), "sm_k3": ("topk", 3), "sm_temp": ("full", 3)}
@@ -50,7 +49,7 @@ def test_nll_and_every_gradient_match_the_recording(case):
     (loss, nll), grads = nll_and_gradient(case)
     np.testing.assert_allclose(nll, z[f"{case}/nll_per_token"], rtol=2e-5, atol=2e-4)
     np.testing.assert_allclose(loss, z[f"{case}/loss"], rtol=1e-5)
-    ours = mdlm.to_torch(jax.tree.map(np.asarray, grads), golden_model.VOCAB)
+    ours = torch_weights.to_torch(jax.tree.map(np.asarray, grads), golden_model.VOCAB)
     wanted = {key.removeprefix(f"{case}/grad/"): z[key] for key in z if key.startswith(f"{case}/grad/")}
     assert wanted.keys() == ours.keys()
     for name, gradient in wanted.items():  # where PyTorch had none it is recorded as zeros

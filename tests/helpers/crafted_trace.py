@@ -1,7 +1,7 @@
 """A denoising made up for tests of the viewer: given tokens, re-masking, exchanged tokens, a step without a call."""
 import numpy as np
 
-from softmask_jax.data.tokenizers.base import SavableTokenizer
+from softmask_jax.data.tokenizers.base import Tokenizer
 from softmask_jax.samplers.result import Generated, Trace
 
 STEPS, LENGTH, K = 6, 40, 3
@@ -11,7 +11,7 @@ WORDS = (
 )  # fmt: skip
 
 
-class WordTokenizer(SavableTokenizer):
+class WordTokenizer(Tokenizer):
     """A word an id, then end and mask."""
 
     kind = "words"

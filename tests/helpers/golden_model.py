@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from softmask_jax import config
 from softmask_jax.models import denoiser
-from softmask_jax.convert import mdlm
 from tests.golden import load, meta
+from tests.helpers import torch_weights
 
 NAME = "mdlm_dit/params.npz"
 VOCAB, MASK = 98, 97
@@ -20,7 +20,7 @@ MODEL = config.Model(
 def params() -> dict:
     """The recorded start, soft-masking scalars included."""
     assert meta(NAME)["config"]["model"]["hidden_size"] == MODEL.hidden_size
-    return jax.tree.map(jnp.asarray, mdlm.from_torch(load(NAME), num_blocks=2))
+    return jax.tree.map(jnp.asarray, torch_weights.from_torch(load(NAME), num_blocks=2))
 
 
 @functools.cache

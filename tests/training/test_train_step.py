@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from softmask_jax import config
-from softmask_jax.convert import mdlm
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.soft_masking import SoftMask
@@ -17,7 +16,7 @@ from softmask_jax.distributed import sharding
 from softmask_jax.models import denoiser
 from softmask_jax.training import optimizer, train_state, train_step
 from tests.golden import load
-from tests.helpers import golden_model
+from tests.helpers import golden_model, torch_weights
 
 OPTIMIZER = config.Optimizer(warmup_steps=2, ema_decay=0.9999)
 UNCLIPPED = 1e9  # Adam hides a factor of the gradient, and so does clipping: norms are 7 to 11 here
@@ -89,7 +88,7 @@ def test_four_updates_match_the_recorded_trace(monkeypatch):
 
 
 def check(params, z, prefix):
-    ours = mdlm.to_torch(jax.tree.map(np.asarray, params), golden_model.VOCAB)
+    ours = torch_weights.to_torch(jax.tree.map(np.asarray, params), golden_model.VOCAB)
     wanted = {key.removeprefix(prefix): z[key] for key in z if key.startswith(prefix)}
     assert wanted and wanted.keys() <= ours.keys()
     for name, value in wanted.items():

@@ -1,11 +1,11 @@
-"""Batches of prompts and responses: padding, buckets of length, and which examples each step takes.
+"""Batches of prompts and responses, padded, in buckets of length.
 
-Two kinds of padding. The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple
-of 8); they are attended to, corrupted and supervised, and teach the model to stop. Bucket pads only fill a row up to
-the length of its batch, a multiple of 128; they are a segment of their own and no loss sees them.
+The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple of 8); they are
+attended to, corrupted and supervised: they teach the model to stop. Bucket pads fill a row up to the length of its
+batch, a multiple of 128, as a segment of their own without loss.
 
-A batch holds examples of one bucket, so that its shape is one of a few. Which bucket and which examples is a function
-of the seed and the step alone: any number of hosts can take up a run at any step.
+A batch holds examples of one bucket, so that there are few shapes. Its examples depend on the seed and the step only:
+any number of hosts can resume a run at any step.
 """
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from softmask_jax.data.chat.sft import Examples
-from softmask_jax.data.pipeline import Batches, micro_batch_of
+from softmask_jax.data.pipeline import Batches, rows_of_host
 
 MOST_EXTRA_PADS = 50
 ROW_MULTIPLE = 8
@@ -25,7 +25,7 @@ BUCKET_PAD, EXAMPLE = 0, 1
 
 def extra_pads(seed: int, index: np.ndarray) -> np.ndarray:
     """int64 [n] in 0..49, from the seed and the examples' numbers [n] alone."""
-    # SplitMix64's mixing: a generator for each example would take seconds.
+    # SplitMix64's mixing: one generator for each example would take seconds.
     x = (np.asarray(index).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     x ^= np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -41,9 +41,9 @@ def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
 class Buckets:
     """Examples with their padding, sorted into buckets.
 
-    pad_id: the recipe's pad, which fills up buckets too. seed: of the recipe's pads. sizes: lengths of the buckets,
-    ascending multiples of 128; () is every multiple that is needed. Few sizes mean few compilations and more padding; a
-    single one mixes examples of all lengths in a batch. Raises ValueError for sizes that do not hold every example.
+    pad_id: of both kinds of pads. seed: of the recipe's pads. sizes: lengths of the buckets, ascending multiples of
+    128; () is every multiple that is needed. Few sizes mean few compilations and more padding. Raises ValueError for
+    sizes that do not hold every example.
     """
 
     examples: Examples
@@ -93,10 +93,9 @@ class Buckets:
         }  # fmt: skip
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """One epoch: example numbers [steps B] and the bucket [steps] of each of its steps, in a random order.
+        """One epoch in random order: example numbers [steps B] and the bucket [steps] of each step.
 
-        What a bucket has left over goes into the next larger one, so that at most B - 1 examples are left out, others
-        in every epoch.
+        Examples that do not fill a batch go to the next larger bucket: at most B - 1 are left out, others each epoch.
         """
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(self))
@@ -104,10 +103,10 @@ class Buckets:
         batches, sizes, left = [], [], order[:0]
         for size in np.unique(self.bucket_of).tolist():
             members = np.concatenate([left, order[buckets == size]])
-            whole = len(members) // batch_size
-            batches.append(members[: whole * batch_size].reshape(-1, batch_size))
-            sizes += [size] * whole
-            left = members[whole * batch_size :]
+            full = len(members) // batch_size
+            batches.append(members[: full * batch_size].reshape(-1, batch_size))
+            sizes += [size] * full
+            left = members[full * batch_size :]
         shuffled = random.permutation(len(sizes))
         return np.concatenate(batches)[shuffled], np.array(sizes, np.int64)[shuffled]
 
@@ -118,36 +117,32 @@ def steps_per_epoch(buckets: Buckets, global_batch_size: int) -> int:
 
 
 def bucket_batches(
-    buckets: Buckets,
-    *,
-    global_batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
-    micro_batches: int = 1,
-) -> Batches:
+    buckets: Buckets, *, global_batch_size: int, seed: int, start_step: int = 0, host_index: int = 0,
+    host_count: int = 1, micro_batches: int = 1,
+) -> Batches:  # fmt: skip
     """This host's share of the endless training batches from `start_step` on, epoch after epoch.
 
-    Each is what `Buckets.gather` returns with `rows` int32 [B/hosts], the rows' numbers in the global batch, and `epoch`
-    int32 [B/hosts], how many epochs came before. As in `pipeline.batches`, host i of n has rows i, i + n, ... and
-    position p holds a row of micro-batch p % micro_batches.
-    Raises ValueError when a micro-batch does not divide by the hosts, or for fewer examples than a batch.
+    Each is a `Buckets.gather` with `rows` int32 [B/hosts] in the global batch, in the order of `rows_of_host`, and
+    `epoch` int32 [B/hosts], how many epochs came before. Raises ValueError when a micro-batch does not divide by the
+    hosts, or for fewer examples than a batch.
     """
-    rows = _rows_of_host(buckets, global_batch_size, host_index, host_count, micro_batches)
+    rows = rows_of_host(global_batch_size, host_index, host_count, micro_batches).astype(np.int32)
+    if len(buckets) < global_batch_size:
+        raise ValueError(
+            f"the {buckets.examples.name} split has {len(buckets)} examples, fewer than train.global_batch_size="
+            f"{global_batch_size}: add conversations or lower it"
+        )
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must not be negative")
     steps = steps_per_epoch(buckets, global_batch_size)
-    groups = micro_batch_of(rows, global_batch_size, micro_batches)
-    rows = rows[np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()].astype(np.int32)
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         epoch, inside = divmod(start_step, steps)
         while True:
             batches, sizes = buckets.plan(epoch, global_batch_size, seed)
-            more = {"rows": rows, "epoch": np.full_like(rows, epoch)}
+            position = {"rows": rows, "epoch": np.full_like(rows, epoch)}
             for step in range(inside, steps):
-                yield buckets.gather(batches[step, rows], int(sizes[step])) | more
+                yield buckets.gather(batches[step, rows], int(sizes[step])) | position
             epoch, inside = epoch + 1, 0
 
     return Batches(generate(), start_step)
@@ -158,35 +153,17 @@ def bucket_validation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in a fixed order by bucket, as this host's share of the batches.
 
-    As `bucket_batches`, with valid bool [B/hosts]: False on rows that fill up the last batch of a bucket, which repeat
+    As `bucket_batches`, with valid bool [B/hosts]: False on rows that fill up the last batch of a bucket by repeating
     its examples. Raises ValueError when the batch does not divide by the hosts.
     """
-    rows = _rows_of_host(None, global_batch_size, host_index, host_count, 1)
+    rows = rows_of_host(global_batch_size, host_index, host_count)
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         for size in np.unique(buckets.bucket_of).tolist():
             members = np.flatnonzero(buckets.bucket_of == size)
             for start in range(0, len(members), global_batch_size):
-                places = start + rows
-                batch = buckets.gather(members[places % len(members)], size)
-                yield batch | {"rows": rows.astype(np.int32), "valid": places < len(members)}
+                positions = start + rows
+                batch = buckets.gather(members[positions % len(members)], size)
+                yield batch | {"rows": rows.astype(np.int32), "valid": positions < len(members)}
 
     return generate()
-
-
-def _rows_of_host(
-    buckets: Buckets | None, global_batch_size: int, host_index: int, host_count: int, micro_batches: int
-) -> np.ndarray:
-    if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index={host_index} must lie in 0..{host_count - 1}")
-    if global_batch_size < 1 or micro_batches < 1 or global_batch_size % (host_count * micro_batches):
-        raise ValueError(
-            f"global_batch_size={global_batch_size} must be a positive multiple of hosts x micro-batches "
-            f"({host_count} x {micro_batches})"
-        )
-    if buckets is not None and len(buckets) < global_batch_size:
-        raise ValueError(
-            f"the {buckets.examples.name} split has {len(buckets)} examples, fewer than train.global_batch_size="
-            f"{global_batch_size}: add conversations or lower it"
-        )
-    return np.arange(host_index, global_batch_size, host_count)

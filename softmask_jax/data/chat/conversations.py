@@ -1,16 +1,16 @@
-"""A conversation in a row of data, whichever way people write it, as messages of one form.
+"""Conversations in rows of data, in any common format, as messages of one form.
 
-A row has a list of messages under the first of `KEYS` that holds any, or the two halves of one in `PAIRS`, and may have
-a system message in `SYSTEM_KEY`. A message is {"role", "content"} or {"from", "value"}; the list may also be an object
-of lists, as data sets store it by column. Content is text, or a list of parts that are all text.
+A row has a list of messages under the first of `KEYS` that is filled, or the two halves of one in `PAIRS`, and maybe a
+system message in `SYSTEM_KEY`. A message is {"role", "content"} or {"from", "value"}; the list may also be an object of
+lists, a data set's columns. Content is text, or a list of parts of text.
 """
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from softmask_jax.data.shards.records import nearest
+from softmask_jax.data.sources.records import nearest
 
 KEYS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-# What the user asks and what the assistant answers: text or messages.
+# Prompt and answer: text or messages.
 PAIRS = (("prompt", "completion"), ("prompt", "response"))
 SYSTEM_KEY = "system"
 ROLES = {
@@ -29,7 +29,7 @@ class Conversation(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A row that is no example. `kind` is what it is counted as; `name` and `reason` make a sentence."""
+    """A row that is no example: its `kind` in statistics; `name` and `reason` make a sentence."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class Rejected(NamedTuple):
 
 
 class NoConversation(ValueError):
-    """Why a row is none: a sentence whose subject is the row; `kind` is what such a row is counted as."""
+    """Reason why a row holds no conversation, a sentence without its subject; `kind`: of `Rejected`."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
@@ -45,7 +45,7 @@ class NoConversation(ValueError):
 
 
 def conversation(name: str, row: object, key: str = "") -> Conversation | Rejected:
-    """The messages of a row under `key` ("": see above), of which the last must be a response."""
+    """The messages of a row under `key` ("": any), the last of which must be a response."""
     if isinstance(row, Rejected):
         return row
     try:
@@ -60,13 +60,13 @@ def conversation(name: str, row: object, key: str = "") -> Conversation | Reject
 
 
 def columns(names: Iterable[str], key: str = "") -> list[str]:
-    """The columns of a table that `read_row` wants. ValueError, the end of a sentence, when none is a conversation."""
+    """The columns of a table that `read_row` needs. ValueError, the end of a sentence, when none is a conversation."""
     names = list(names)
-    wanted = [name for name in ([key] if key else KEYS) if name in names]
+    lists = [name for name in ([key] if key else KEYS) if name in names]
     pairs = [] if key else [name for pair in PAIRS if set(pair) <= set(names) for name in pair]
-    if not wanted and not pairs:
+    if not lists and not pairs:
         raise ValueError(_missing("column", key, names))
-    return list(dict.fromkeys([*wanted, *pairs, *[SYSTEM_KEY] * (SYSTEM_KEY in names)]))
+    return list(dict.fromkeys([*lists, *pairs, *[SYSTEM_KEY] * (SYSTEM_KEY in names)]))
 
 
 def read_row(row: object, key: str = "") -> list[dict[str, str]]:
@@ -84,10 +84,10 @@ def read_row(row: object, key: str = "") -> list[dict[str, str]]:
         filled = filled or present[0]
         messages = read_messages(row[filled], filled)
     else:
-        messages = [
-            message for name, role in zip(pair, ("user", "assistant"), strict=True)
-            for message in _half(row[name], name, role)
-        ]  # fmt: skip
+        messages = []
+        for name, role in zip(pair, ("user", "assistant"), strict=True):
+            half = row[name]
+            messages += read_messages([{"role": role, "content": half}] if isinstance(half, str) else half, name)
     system = row.get(SYSTEM_KEY)
     if system is None or system == "":
         return messages
@@ -100,35 +100,34 @@ def read_row(row: object, key: str = "") -> list[dict[str, str]]:
 
 
 def read_messages(value: object, name: str = KEYS[0]) -> list[dict[str, str]]:
-    """A list of messages, or an object of lists, by our names. Raises NoConversation; `name`: the key of the value."""
+    """A list of messages, or an object of lists, under our names. Raises NoConversation. name: the value's key."""
     value = _by_row(value, name)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        kind = "an empty list" if value == [] else "null" if value is None else type(value).__name__
-        raise NoConversation("messages", f"has in {name!r} {kind} instead of a list of messages")
+        raise NoConversation("messages", f"has in {name!r} {_kind(value)} instead of a list of messages")
     return [_message(message, f"has a message (number {number})") for number, message in enumerate(value, 1)]
 
 
 def is_message(value: object) -> bool:
-    """Whether a JSON value is a message, good or bad, and no row that has some."""
+    """Whether a JSON value is a message, valid or not, rather than a row with messages."""
     return isinstance(value, Mapping) and ("role" in value or "from" in value) and not any(key in value for key in KEYS)
 
 
-def _missing(what: str, key: str, names: Iterable[str]) -> str:
-    wanted = key or KEYS[0]
-    setting = " (data.messages_key)" if what == "column" else ""
-    return f"has no {what} {wanted!r}{setting}; {nearest(wanted, names)}" + ("" if key else f"; {EXPECTED}")
+def _missing(field: str, key: str, names: Iterable[str]) -> str:
+    name = key or KEYS[0]
+    setting = " (data.messages_key)" if field == "column" else ""
+    return f"has no {field} {name!r}{setting}; {nearest(name, names)}" + ("" if key else f"; {EXPECTED}")
+
+
+def _kind(value: object) -> str:
+    return "an empty list" if value == [] else "null" if value is None else type(value).__name__
 
 
 def _is_filled(value: object) -> bool:
     return any(value.values()) if isinstance(value, Mapping) else bool(value)
 
 
-def _half(value: object, name: str, role: str) -> list[dict[str, str]]:
-    return read_messages([{"role": role, "content": value}] if isinstance(value, str) else value, name)
-
-
 def _by_row(value: object, name: str) -> object:
-    """A list of objects from an object of lists; anything else as it is."""
+    """A list of objects from an object of lists; any other value unchanged."""
     if not isinstance(value, Mapping):
         return value
     fields = {key: items for key, items in value.items() if isinstance(items, list)}
@@ -142,7 +141,7 @@ def _by_row(value: object, name: str) -> object:
 def _message(message: object, subject: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise NoConversation("messages", f"{subject} that is {type(message).__name__}, no object")
-    # Parquet fills in the fields that other rows have with nulls.
+    # Fields of other rows are null in Parquet.
     role = message.get("role") if message.get("role") is not None else message.get("from")
     content = message.get("content") if message.get("content") is not None else message.get("value")
     if role is None:
@@ -154,13 +153,12 @@ def _message(message: object, subject: str) -> dict[str, str]:
     if isinstance(content, list | Mapping) and content:
         content = "".join(_part(part, subject) for part in _by_row(content, "content"))
     if not isinstance(content, str):
-        kind = "an empty list" if content == [] else "null" if content is None else type(content).__name__
-        raise NoConversation("content", f"{subject} whose content is {kind}, not text")
+        raise NoConversation("content", f"{subject} whose content is {_kind(content)}, not text")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:
-        reason = f"{subject} with half a character (\\u{ord(content[error.start]):04x})"
-        raise NoConversation("content", reason) from None
+        half = f"\\u{ord(content[error.start]):04x}"
+        raise NoConversation("content", f"{subject} with half a character ({half})") from None
     return {"role": ROLES[role.casefold()], "content": content}
 
 

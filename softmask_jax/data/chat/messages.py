@@ -1,38 +1,45 @@
-"""Where conversations come from: rows of JSON files, Parquet and Hugging Face's data sets, read by number."""
+"""Sources of conversations: rows of JSON files, Parquet and Hugging Face's data sets, read by number."""
 import functools
 import importlib.util
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from softmask_jax.data.chat.conversations import Conversation, Rejected, columns, conversation
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.hubs import hugging_face_stamp, open_hugging_face
-from softmask_jax.data.sources.listing import (
-    Listed, check_compression, fingerprint, list_files, open_file, open_unpacked,
-)
+from softmask_jax.data.sources.listing import Listed, check_compression, fingerprint, list_files, open_unpacked
+from softmask_jax.data.sources.records import open_parquet
 
 __all__ = ["Conversation", "Rejected", "Rows", "conversation", "open_rows"]
 
 BATCH_ROWS = 500
 
 
-class Rows(Protocol):
-    """Rows by number. `files` are (name, number of rows) in order; `identity()` differs when the rows may differ."""
-
-    files: tuple[tuple[str, int], ...]
-
-    def identity(self) -> str: ...
+class Rows:
+    """Rows by number. Subclasses add `files`, (name, number of rows) in order; `identity()`, which differs when rows may
+    differ; and `_read`, the rows of a file, by its number, at `rows` [n], ascending."""
 
     def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
         """Name and value (or a `Rejected`) of the rows `numbers` [n], ascending."""
+        first = 0
+        for file, (_, count) in enumerate(self.files):
+            rows = between(numbers, first, first + count) - first
+            if len(rows):
+                yield from self._read(file, rows)
+            first += count
+
+
+def between(numbers: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Those of ascending `numbers` that lie in [first, end)."""
+    return numbers[slice(*np.searchsorted(numbers, (first, end)))]
 
 
 @dataclass(frozen=True)
-class JsonRows:
+class JsonRows(Rows):
     """See `json_rows`; plain or compressed. Raises ValueError for a damaged file, OSError otherwise."""
 
     listing: tuple[Listed, ...]
@@ -44,18 +51,9 @@ class JsonRows:
     def identity(self) -> str:
         return fingerprint("jsonl", self.listing)
 
-    def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
-        first = 0
-        for file, (_, count) in zip(self.listing, self.files, strict=True):
-            own = iter(numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + count)].tolist())
-            wanted = next(own, None)
-            for number, (name, line) in enumerate(_lines(file) if wanted is not None else (), first):
-                if number == wanted:
-                    yield name, _parse(name, line)
-                    wanted = next(own, None)
-                    if wanted is None:
-                        break
-            first += count
+    def _read(self, file: int, rows: np.ndarray) -> Iterator[tuple[str, object]]:
+        lines, chosen = itertools.islice(_lines(self.listing[file]), int(rows[-1]) + 1), set(rows.tolist())
+        return ((name, _parse(name, line)) for row, (name, line) in enumerate(lines) if row in chosen)
 
 
 def _lines(file: Listed) -> Iterator[tuple[str, bytes]]:
@@ -71,8 +69,8 @@ def _parse(name: str, line: bytes) -> object:
 
 
 @dataclass(frozen=True)
-class ParquetRows:
-    """Of each file the columns that `columns` chose. Raises ValueError for a damaged file."""
+class ParquetRows(Rows):
+    """Some columns of each file. Raises ValueError for a damaged file."""
 
     listing: tuple[Listed, ...]
     columns: tuple[tuple[str, ...], ...]
@@ -81,55 +79,26 @@ class ParquetRows:
     def identity(self) -> str:
         return fingerprint("parquet", self.columns, self.listing)
 
-    def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
+    def _read(self, file: int, rows: np.ndarray) -> Iterator[tuple[str, object]]:
+        import pyarrow
+
         first = 0
-        for file, wanted, (name, count) in zip(self.listing, self.columns, self.files, strict=True):
-            own = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + count)] - first
-            row = 0
-            for batch in _batches(file, wanted) if len(own) else ():
-                inside = own[np.searchsorted(own, row) : np.searchsorted(own, row + len(batch))]
-                values = batch.take(_indices(inside - row)).to_pylist()
-                for number, value in zip(inside.tolist(), values, strict=True):
-                    yield f"{name}:row {number}", value
-                row += len(batch)
-            first += count
-
-
-def _indices(numbers: np.ndarray):
-    import pyarrow
-
-    return pyarrow.array(numbers)
-
-
-def _batches(file: Listed, wanted: tuple[str, ...]) -> Iterator:
-    import pyarrow
-    import pyarrow.parquet
-
-    with open_file(file.path) as opened:
-        try:
-            whole = pyarrow.parquet.ParquetFile(opened)
-            yield from whole.iter_batches(BATCH_ROWS, columns=list(wanted))
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
+        with open_parquet(self.listing[file]) as opened:
+            for batch in opened.iter_batches(BATCH_ROWS, columns=list(self.columns[file])):
+                inside = between(rows, first, first + len(batch))
+                values = batch.take(pyarrow.array(inside - first)).to_pylist()
+                for row, value in zip(inside.tolist(), values, strict=True):
+                    yield f"{self.files[file][0]}:row {row}", value
+                first += len(batch)
 
 
 def _parquet_rows(patterns: str, key: str) -> ParquetRows:
     if not importlib.util.find_spec("pyarrow"):
         raise ImportError("chat data in parquet needs a package: pip install 'softmask_jax[parquet]'")
-    import pyarrow
-    import pyarrow.parquet
-
-    listing = list_files(patterns, "parquet", "chats/*.parquet")
-    chosen, files = [], []
+    listing, chosen, files = list_files(patterns, "parquet", "chats/*.parquet"), [], []
     for file in listing:
-        with open_file(file.path) as opened:
-            try:
-                whole = pyarrow.parquet.ParquetFile(opened)
-                names, count = whole.schema_arrow.names, whole.metadata.num_rows
-            except (pyarrow.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
+        with open_parquet(file) as opened:
+            names, count = opened.schema_arrow.names, opened.metadata.num_rows
         chosen.append(_columns(file.name, names, key))
         files.append((file.name, count))
     return ParquetRows(listing, tuple(chosen), tuple(files))
@@ -143,8 +112,8 @@ def _columns(title: str, names: list[str], key: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class HubRows:
-    """A split of a data set of Hugging Face, or a folder that `save_to_disk` wrote."""
+class HubRows(Rows):
+    """A split of a data set of Hugging Face, or a folder of `save_to_disk`."""
 
     title: str
     columns: tuple[str, ...]
@@ -155,13 +124,12 @@ class HubRows:
     def identity(self) -> str:
         return fingerprint("hf", self.title, self.columns, self.stamp, self.files)
 
-    def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
-        (_, count), = self.files
-        for start in range(0, count, BATCH_ROWS):
-            inside = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, start + BATCH_ROWS)]
-            values = self.rows[start : min(start + BATCH_ROWS, count)] if len(inside) else {}
-            for number in inside.tolist():
-                yield f"{self.title}#{number}", {name: values[name][number - start] for name in self.columns}
+    def _read(self, file: int, rows: np.ndarray) -> Iterator[tuple[str, object]]:
+        for start in range(0, len(self.rows), BATCH_ROWS):
+            inside = between(rows, start, start + BATCH_ROWS)
+            values = self.rows[start : min(start + BATCH_ROWS, len(self.rows))] if len(inside) else {}
+            for row in inside.tolist():
+                yield f"{self.title}#{row}", {name: values[name][row - start] for name in self.columns}
 
 
 def _hub_rows(paths: str, key: str) -> HubRows:
@@ -180,15 +148,15 @@ def _json_rows(patterns: str, key: str) -> JsonRows:
 KINDS = {"jsonl": _json_rows, "parquet": _parquet_rows, "hf": _hub_rows}
 
 
-def open_rows(spec: str, key: str = "") -> Rows:
+def open_rows(entry: str, key: str = "") -> Rows:
     """The rows of `jsonl:GLOBS`, `parquet:GLOBS` or `hf:OWNER/NAME[/CONFIG]:SPLIT`; `key`: see `conversation`.
 
-    Raises ValueError, ImportError or OSError, each one line that says what is missing: a package, a file, a column,
-    the network; ValueError for a file without rows.
+    Raises ValueError, ImportError or OSError, one line, for a missing package, file, column or network, and for a file
+    without rows.
     """
-    kind, colon, paths = spec.strip().partition(":")
+    kind, colon, paths = entry.strip().partition(":")
     if not colon or kind not in KINDS:
-        raise ValueError(f"data.paths: {spec.strip()!r} is not KIND:PATHS with a kind of {', '.join(KINDS)}")
+        raise ValueError(f"data.paths: {entry.strip()!r} is not KIND:PATHS with a kind of {', '.join(KINDS)}")
     rows = KINDS[kind](paths, key)
     for name, count in rows.files:
         if not count:

@@ -1,8 +1,8 @@
-"""Which rows of which source become examples: split, shuffled, cut to a number, rendered, filtered.
+"""Rows of sources to examples: split, shuffled, cut to a number, rendered, filtered.
 
-The recipe is that of the soft-masked Dream-7B (arXiv 2510.17206): each source is split by itself, the splits are joined
-and shuffled, cut to a number of rows, and only then filtered. The permutations are those that the reference's data
-library draws, so that the same files and seed give the same examples.
+As for the soft-masked Dream-7B (arXiv 2510.17206): each source is split by itself, the splits are joined and shuffled,
+cut to a number of rows, and only then filtered. With the permutations of the reference's data library, the same files
+and seed give the same examples.
 """
 import dataclasses
 import math
@@ -12,17 +12,17 @@ import numpy as np
 
 from softmask_jax.data.chat.messages import Conversation, Rejected, Rows, conversation, open_rows
 from softmask_jax.data.chat.template import ChatTemplate, TemplateError
-from softmask_jax.data.shards.records import HOPELESS_ROWS
+from softmask_jax.data.sources.records import HOPELESS_ROWS
 from softmask_jax.data.tokenizers import Tokenizer
 from softmask_jax.data.tokenizers.specials import QWEN_IDS, QWEN_TOOL_CALLS
 from softmask_jax.io.files import split_paths
 
 SPLITS = ("train", "validation")
 TOOL_CALL_IDS = tuple(QWEN_IDS[token] for token in QWEN_TOOL_CALLS)
-# What rejects a row that is a conversation all the same.
+# Kinds of rejected rows that are conversations.
 FILTERS = ("too long", "short response", "tool call")
 CHUNK_ROWS = 1024
-# By what a row is counted as.
+# By kind of rejected row.
 REMEDIES = {kind: "; check data.chat_template" for kind in ("template", "prefix")}
 REMEDIES["messages"] = "; check data.messages_key"
 
@@ -64,7 +64,7 @@ def check_config(config: SftConfig) -> None:
 
 
 def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
-    """The rows of each source of `SftConfig.paths` and those of its own validation split. Raises as `open_rows`."""
+    """The rows of each source of `SftConfig.paths`, and of its own validation source. Raises as `open_rows`."""
     entries = split_paths(paths, ";")
     if not entries:
         raise ValueError("data.paths names no conversations; write such as jsonl:chats/*.jsonl")
@@ -72,33 +72,31 @@ def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
     return [(open_rows(rows, key), open_rows(own, key) if bar else None) for rows, bar, own in pairs]
 
 
-def choose_rows(
-    sources: Sequence[tuple[Rows, Rows | None]], config: SftConfig
-) -> dict[str, np.ndarray]:
-    """Which rows, in which order: int64 [n 2] of each split, place among the sources (2 s, or 2 s + 1 for the own
-    validation rows of source s) and row number."""
+def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: SftConfig) -> dict[str, np.ndarray]:
+    """The rows of each split in order: int64 [n 2], number of the rows' source (2 s, or 2 s + 1 for the own validation
+    rows of source s) and row number."""
 
     def shuffled(count: int) -> np.ndarray:
         return np.random.default_rng(config.shuffle_seed).permutation(count)
 
-    def placed(place: int, numbers: np.ndarray) -> np.ndarray:
-        return np.stack([np.full_like(numbers, place), numbers], axis=1)
+    def pairs(source: int, numbers: np.ndarray) -> np.ndarray:
+        return np.stack([np.full_like(numbers, source), numbers], axis=1)
 
     parts = {split: [] for split in SPLITS}
     for number, (rows, own) in enumerate(sources):
         count = _count(rows)
         if own is not None:
-            parts["train"].append(placed(2 * number, np.arange(count)))
-            parts["validation"].append(placed(2 * number + 1, np.arange(_count(own))))
+            parts["train"].append(pairs(2 * number, np.arange(count)))
+            parts["validation"].append(pairs(2 * number + 1, np.arange(_count(own))))
             continue
         first = math.ceil(config.validation_fraction * count)
         order = shuffled(count)
-        parts["validation"].append(placed(2 * number, order[:first]))
-        parts["train"].append(placed(2 * number, order[first:]))
+        parts["validation"].append(pairs(2 * number, order[:first]))
+        parts["train"].append(pairs(2 * number, order[first:]))
     chosen = {}
     for split, limit in zip(SPLITS, (config.max_train, config.max_validation), strict=True):
         rows = np.concatenate(parts[split])
-        # The reference shuffles sources when it joins them, and everything once more.
+        # The reference shuffles when it joins sources, and once more.
         for _ in range(2 if len(sources) > 1 else 1):
             rows = rows[shuffled(len(rows))]
         chosen[split] = rows[:limit] if limit else rows
@@ -114,20 +112,19 @@ def read_examples(
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | Rejected]:
     """Prompt and response of each row `numbers` [n], ascending, or why it is left out.
 
-    Raises ValueError for a file of whose rows none is a conversation that can be rendered.
+    Raises ValueError for a file without a conversation that can be rendered.
     """
     ends = np.cumsum([count for _, count in rows.files])
     good, bad, first = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64), {}
     reader = rows.read(numbers)
     for start in range(0, len(numbers), CHUNK_ROWS):
         chunk = numbers[start : start + CHUNK_ROWS]
-        found = [conversation(name, row, config.messages_key) for _, (name, row) in zip(chunk, reader, strict=False)]
-        if len(found) < len(chunk):
+        read = [conversation(name, row, config.messages_key) for _, (name, row) in zip(chunk, reader, strict=False)]
+        if len(read) < len(chunk):
             raise ValueError(f"{rows.files[0][0]}: rows went away while they were being read; start again")
-        chats = iter(template.encode_chats(tokenizer, [x.messages for x in found if isinstance(x, Conversation)]))
-        for file, row in zip(np.searchsorted(ends, chunk, side="right").tolist(), found, strict=True):
+        chats = iter(template.encode_chats(tokenizer, [row.messages for row in read if isinstance(row, Conversation)]))
+        for file, row in zip(np.searchsorted(ends, chunk, side="right").tolist(), read, strict=True):
             result = row if isinstance(row, Rejected) else _filtered(row.name, next(chats), config)
-            # Too long, too short or with tools is a row of the wrong size, not of the wrong shape.
             unfit = isinstance(result, Rejected) and result.kind not in FILTERS
             good[file] += not unfit
             bad[file] += unfit
@@ -137,18 +134,18 @@ def read_examples(
     for file, (name, count) in enumerate(rows.files):
         if bad[file] >= min(count, HOPELESS_ROWS) and not good[file]:
             row = first[file]
-            remedy = REMEDIES.get(row.kind, "")
-            raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}{remedy}")
+            example = f"{row.name} {row.reason}{REMEDIES.get(row.kind, '')}"
+            raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {example}")
 
 
 def _filtered(name: str, chat, config: SftConfig) -> tuple[np.ndarray, np.ndarray] | Rejected:
     if isinstance(chat, TemplateError):
         return Rejected(name, chat.kind, str(chat))
-    prompt, response = chat
-    if len(prompt) + len(response) > config.max_tokens:
-        return Rejected(name, "too long", f"has {len(prompt) + len(response)} tokens, more than {config.max_tokens}")
+    ids, response = np.concatenate(chat), chat[1]
+    if len(ids) > config.max_tokens:
+        return Rejected(name, "too long", f"has {len(ids)} tokens, more than {config.max_tokens}")
     if len(response) < config.min_response:
         return Rejected(name, "short response", f"answers in {len(response)} tokens, less than {config.min_response}")
-    if np.isin(prompt, TOOL_CALL_IDS).any() or np.isin(response, TOOL_CALL_IDS).any():
+    if np.isin(ids, TOOL_CALL_IDS).any():
         return Rejected(name, "tool call", "calls a tool")
     return chat

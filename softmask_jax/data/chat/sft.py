@@ -1,7 +1,7 @@
-"""Supervised fine-tuning data by index: conversations as prompts and responses in token ids, kept in the cache.
+"""Supervised fine-tuning data by index: conversations as prompts and responses in token ids, cached.
 
-The cache of a data set is one stream of ids (both splits, in the order of the sources), for each split a table of where
-its examples lie in it, and, written last, what became of the rows.
+The cache of a data set is one stream of ids (both splits, in the order of the sources), a table of its examples for
+each split, and, written last, statistics of the rows.
 """
 import collections
 import dataclasses
@@ -23,12 +23,14 @@ from softmask_jax.data.tokenizers import END_OF_TEXT, Tokenizer, open_tokenizer
 __all__ = ["Examples", "Sft", "SftConfig", "build_sft"]
 
 EXAMPLES_OF_BAD_ROWS = 3
-# `paths` and the tokenizer are in the cache's key by what they mean.
+# In the cache's key by content instead, or not at all.
 NOT_CONTENT = ("paths", "tokenizer", "chat_template", "cache_dir")
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """One split by index: `examples[i]` is (ids int32 [n], length of the prompt). `table` [N 3]: start in the stream
-    `tokens`, length, length of the prompt."""
+    """One split: `examples[i]` is (ids int32 [n], length of the prompt). table [N 3]: start in the stream `tokens`,
+    length, length of the prompt."""
 
     tokens: np.ndarray
     table: np.ndarray
@@ -59,15 +61,15 @@ class Sft:
 
     @property
     def pad_id(self) -> int:
-        """Dream's pad, which is also its end of text: `<|endoftext|>`, 151,643 in Qwen's vocabulary."""
+        """Dream's pad, its end of text: `<|endoftext|>`, 151,643 in Qwen's vocabulary."""
         return self.tokenizer.special_tokens.get(END_OF_TEXT, self.tokenizer.eos_id)
 
 
 def build_sft(config: object | None = None, **overrides) -> Sft:
-    """Reads, splits, renders, filters and tokenizes (or takes from the cache) the conversations `config` describes.
+    """Read, split, render, filter and tokenize (or take from the cache) the conversations that `config` describes.
 
-    `config` is anything with fields of `SftConfig`'s names; `overrides` go on top. Raises ValueError, ImportError or
-    OSError, each one line that says what to do.
+    config: an object with some fields of `SftConfig`; `overrides` go on top. Raises ValueError, ImportError or OSError,
+    each one line with a remedy.
     """
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(SftConfig) if hasattr(config, f.name)}
     config = SftConfig(**given | overrides)
@@ -82,14 +84,12 @@ def build_sft(config: object | None = None, **overrides) -> Sft:
         chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
         tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **same,
     )  # fmt: skip
-    found = _open(folder, key)
-    if found is None:
+    if (cached := _open(folder, key)) is None:
         logger.info("tokenizing the conversations of data.paths=%s", config.paths)
         _write(folder, key, sources, config, tokenizer, template)
-        found = _open(folder, key)
-        if found is None:
+        if (cached := _open(folder, key)) is None:
             raise OSError(f"{folder}: the token cache cannot be read back right after writing it; check the disk")
-    tokens, tables, info = found
+    tokens, tables, info = cached
     for split in SPLITS:
         bad = {reason: count for reason, count in info[split]["rejected"].items() if count}
         if bad:
@@ -104,7 +104,7 @@ def build_sft(config: object | None = None, **overrides) -> Sft:
 
 @dataclasses.dataclass
 class _Tally:
-    """What becomes of the rows of one split; `spans` by (place, number): start, length and length of the prompt."""
+    """Rows of one split; `spans` by (source, row number): start, length and length of the prompt."""
 
     rows: int = 0
     rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -124,21 +124,21 @@ def _write(folder: Path, key: str, sources, config: SftConfig, tokenizer: Tokeni
 
     def stream() -> Iterator[np.ndarray]:
         start = 0
-        for place, rows in enumerate(rows for pair in sources for rows in pair):
-            numbers = {split: np.sort(found[found[:, 0] == place, 1]) for split, found in chosen.items()}
-            if rows is None or not sum(map(len, numbers.values())):
+        for source, rows in enumerate(rows for pair in sources for rows in pair):
+            by_split = {split: pairs[pairs[:, 0] == source, 1] for split, pairs in chosen.items()}
+            numbers = np.sort(np.concatenate(list(by_split.values())))
+            if rows is None or not len(numbers):
                 continue
-            of_validation = set(numbers["validation"].tolist())
-            wanted = np.sort(np.concatenate(list(numbers.values())))
-            results = read_examples(rows, wanted, config, tokenizer, template)
-            for number, result in zip(wanted.tolist(), results, strict=True):
+            of_validation = set(by_split["validation"].tolist())
+            results = read_examples(rows, numbers, config, tokenizer, template)
+            for number, result in zip(numbers.tolist(), results, strict=True):
                 tally = tallies["validation" if number in of_validation else "train"]
                 if isinstance(result, Rejected):
                     tally.reject(result)
                     continue
                 prompt, response = result
                 ids = np.concatenate([prompt, response])
-                tally.spans[place, number] = (start, len(ids), len(prompt))
+                tally.spans[source, number] = (start, len(ids), len(prompt))
                 start += len(ids)
                 digest.update(ids.tobytes())
                 yield ids
@@ -147,12 +147,10 @@ def _write(folder: Path, key: str, sources, config: SftConfig, tokenizer: Tokeni
     info = {}
     for split, rows in chosen.items():
         tally = tallies[split]
-        spans = [tally.spans[at] for at in map(tuple, rows.tolist()) if at in tally.spans]
+        spans = [tally.spans[pair] for pair in map(tuple, rows.tolist()) if pair in tally.spans]
         if not spans:
-            raise ValueError(
-                f"data.paths: no {split} example is left of {len(rows)} rows"
-                + (f", for example {tally.bad[0]}" if tally.bad else "; add conversations")
-            )
+            remedy = f", for example {tally.bad[0]}" if tally.bad else "; add conversations"
+            raise ValueError(f"data.paths: no {split} example is left of {len(rows)} rows{remedy}")
         table = np.array(spans, np.int64)
         digest.update(table.tobytes())
         write_stream(folder, f"{key}-{split}", [table.ravel()], np.dtype(np.int64))
@@ -169,7 +167,7 @@ def _write(folder: Path, key: str, sources, config: SftConfig, tokenizer: Tokeni
 
 
 def _open(folder: Path, key: str):
-    """Tokens, tables [N 3] and info of the cache; None when a part of it is missing or damaged."""
+    """Tokens, tables [N 3] and info of the cache; None when a part is missing or damaged."""
     path = folder / f"{key}-info.json"
     if not path.is_file():
         return None

@@ -1,12 +1,12 @@
-"""Chat templates: messages to text by the tokenizer's own Jinja template, and that text to ids.
+"""Chat templates: messages to text by the tokenizer's Jinja template, and that text to ids.
 
 The template is trusted, contents of messages are not: `<|im_end|>` is one id where the template writes it and ordinary
-text where a message spells it. So special tokens in contents are broken up by a character that no content has before
-the template is rendered, and put together again once the rendering is cut at the special tokens that are left.
+text where a message spells it. To this end special tokens in contents are broken up by a character that no content has;
+it is removed once the rendering is cut at the remaining special tokens.
 
-Templates are rendered as Hugging Face `transformers` renders them (4.57 and 5.24: `utils/chat_template_utils.py`), with
-one difference: the day that `strftime_now` formats is always `DATE`, so that the tokens of a conversation are the same
-when a run goes on another day, and prompts at inference are those of training.
+Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but the day of
+`strftime_now` is always `DATE`: the tokens of a conversation do not change with the day, nor between training and
+inference.
 """
 import datetime
 import functools
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.data.chat.conversations import NoConversation
 from softmask_jax.data.shards.cache import logger
 from softmask_jax.data.sources.listing import fingerprint
 from softmask_jax.data.tokenizers.base import Tokenizer
@@ -39,24 +40,20 @@ CHATML = """\
     {{- "<|im_start|>assistant\\n" }}
 {%- endif %}
 """
-# The date of Llama 3's own templates where they cannot ask for today's.
+# Default of Llama 3's templates.
 DATE = datetime.datetime(2024, 7, 26)
-# Code points that Unicode keeps free of characters.
+# Noncharacters of Unicode.
 SHIELDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 
-class TemplateError(ValueError):
-    """The template cannot render these messages; `kind` is what such a row is counted as."""
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(reason)
-        self.kind = kind
+class TemplateError(NoConversation):
+    """Messages that the template cannot render."""
 
 
 class ChatTemplate:
-    """A Jinja chat template (as text) and the tokens (bos_token, ..., see `template_tokens`) that it may name.
+    """A Jinja chat template (as text) and the tokens that it may name (bos_token, ..., see `template_tokens`).
 
-    Raises ImportError without jinja2, ValueError for a template that is none.
+    Raises ImportError without jinja2, ValueError for an invalid template.
     """
 
     def __init__(self, text: str = CHATML, tokens: Mapping[str, str | list[str]] | None = None):
@@ -65,7 +62,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """The conversation as text. Raises TemplateError for messages that the template refuses."""
-        # Templates test `tools is not none`, which is true of an undefined variable.
+        # Undefined variables would pass the templates' test `tools is not none`.
         values = self.tokens | {"messages": messages, "tools": None, "documents": None}
         try:
             return self._render(values, add_generation_prompt=add_generation_prompt)
@@ -74,14 +71,14 @@ class ChatTemplate:
             raise TemplateError("template", f"is refused by the chat template ({reason:.200})") from error
 
     def split(self, messages: Messages) -> tuple[str, str]:
-        """Prompt, the generation prompt included, and response, the last message, which together are the rendering.
+        """Prompt with generation prompt, and response, the last message, which together are the rendering.
 
-        Raises TemplateError, also when the whole does not begin with the prompt.
+        Raises TemplateError, also when the rendering does not begin with the prompt.
         """
-        prompt, whole = self.render(messages[:-1], add_generation_prompt=True), self.render(messages)
-        if not whole.startswith(prompt):
+        prompt, text = self.render(messages[:-1], add_generation_prompt=True), self.render(messages)
+        if not text.startswith(prompt):
             raise TemplateError("prefix", "has a rendering that does not begin with that of its prompt")
-        return prompt, whole.removeprefix(prompt)
+        return prompt, text.removeprefix(prompt)
 
     def encode_prompt(self, tokenizer: Tokenizer, messages: Messages) -> np.ndarray:
         """Ids int32 [n] of messages and generation prompt, for generating. Raises TemplateError."""
@@ -91,21 +88,21 @@ class ChatTemplate:
     def encode_chats(
         self, tokenizer: Tokenizer, chats: Iterable[Messages]
     ) -> list[tuple[np.ndarray, np.ndarray] | TemplateError]:
-        """Ids int32 of prompt and response of each conversation, or why it has none.
+        """Ids int32 of prompt and response of each conversation, or the error.
 
-        The response is encoded apart from the prompt, as it is when the model writes it. The ids are those of the whole
-        unless a response begins with line ends: a token would reach across the border.
+        The response is encoded apart from the prompt, as when the model writes it; this changes its ids only if it
+        begins with line ends.
         """
-        found, texts = [], []
+        errors, texts = [], []
         for messages in chats:
             try:
                 shielded, shield = shield_contents(messages, tokenizer.special_tokens)
                 texts += [(text, shield) for text in self.split(shielded)]
-                found.append(None)
+                errors.append(None)
             except TemplateError as error:
-                found.append(error)
+                errors.append(error)
         parts = iter(encode_renderings(tokenizer, texts))
-        return [(next(parts), next(parts)) if error is None else error for error in found]
+        return [(next(parts), next(parts)) if error is None else error for error in errors]
 
     @property
     def has_date(self) -> bool:
@@ -116,7 +113,7 @@ class ChatTemplate:
         return fingerprint(self.text, sorted(self.tokens.items()), *[DATE.isoformat()] * self.has_date)
 
     def files(self) -> dict[str, str]:
-        """Texts of the files, by name, from which `load_template` makes the same template."""
+        """Texts of files, by name, from which `load_template` makes the same template."""
         named = {name: token for name, token in self.tokens.items() if name.endswith(("_token", "_tokens"))}
         others = {name: token for name, token in self.tokens.items() if name not in named}
         more = {"extra_special_tokens": others} if others else {}
@@ -124,9 +121,9 @@ class ChatTemplate:
 
 
 def shield_contents(messages: Messages, special_tokens: Iterable[str]) -> tuple[list[dict[str, str]], str]:
-    """Messages whose special tokens are broken up behind their first character by the shield returned ("": none were).
+    """Messages whose special tokens are broken up after their first character by a shield, and that shield ("": none).
 
-    Raises TemplateError for contents that leave no character to do it with.
+    Raises TemplateError for contents that hold every possible shield.
     """
     pattern = _special_pattern(tuple(special_tokens))
     messages = [dict(message) for message in messages]
@@ -147,19 +144,17 @@ def encode_renderings(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) ->
     runs, plans = [], []
     for text, shield in texts:
         plan = []
-        # A pattern in a group: what matches stands at the odd places.
-        for place, piece in enumerate([text] if pattern is None else pattern.split(text)):
-            if place % 2:
+        # The pattern is a group: odd pieces are matches.
+        for number, piece in enumerate([text] if pattern is None else pattern.split(text)):
+            if number % 2:
                 plan.append(np.array([tokenizer.special_tokens[piece]], np.int32))
             elif piece:
                 plan.append(len(runs))
                 runs.append(piece.replace(shield, "") if shield else piece)
         plans.append(plan)
     encoded = tokenizer.encode_batch(runs)
-    empty = np.zeros(0, np.int32)
-    return [
-        np.concatenate([empty, *(encoded[part] if isinstance(part, int) else part for part in plan)]) for plan in plans
-    ]
+    parts = ([encoded[part] if isinstance(part, int) else part for part in plan] for plan in plans)
+    return [np.concatenate([np.zeros(0, np.int32), *ids]) for ids in parts]
 
 
 @functools.lru_cache(maxsize=16)
@@ -178,7 +173,7 @@ def _compile(text: str) -> Callable[..., str]:
         raise ImportError("chat templates need a package: pip install 'softmask_jax[chat]'") from error
 
     class Generation(jinja2.ext.Extension):
-        # `{% generation %}` marks what the assistant wrote. As in `transformers` its body is a scope of its own.
+        # `{% generation %}` marks the assistant's text. As in `transformers` its body is a scope of its own.
         tags = {"generation"}
 
         def parse(self, parser):
@@ -193,10 +188,10 @@ def _compile(text: str) -> Callable[..., str]:
         raise jinja2.exceptions.TemplateError(message)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        # Jinja's own escapes HTML, which models were not trained on.
+        # Jinja's own escapes HTML.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    # Spaces and loops as `transformers` sets them up, for which templates are written.
+    # Spaces and loops as in `transformers`.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -209,20 +204,20 @@ def _compile(text: str) -> Callable[..., str]:
 
 
 def load_template(
-    spec: str | Path, cache_folder: str | Path | None = None, tokenizer: str | Path | None = None
+    name: str | Path, cache_folder: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> ChatTemplate:
     """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
 
-    Of several named templates the one called default. `tokenizer`: whose tokens the template may name, if it is not its
-    own; where that names none, those of the files beside the template. `cache_folder` as for `open_tokenizer`.
-    Raises ValueError, FileNotFoundError or another OSError, ImportError without jinja2.
+    Of several named templates the one called default. tokenizer: owner of the tokens that the template may name, if it
+    has any; by default the files beside the template. cache_folder: as for `open_tokenizer`. Raises ValueError,
+    FileNotFoundError or another OSError, ImportError without jinja2.
     """
-    path = _local(spec, cache_folder)
+    path = _local(name, cache_folder)
     is_template = path.is_file() and path.suffix not in (".json", ".tiktoken")
     if not path.exists():
-        if path.suffix == ".jinja" or tokenizer is not None and str(spec) != str(tokenizer):
+        if path.suffix == ".jinja" or tokenizer is not None and str(name) != str(tokenizer):
             raise FileNotFoundError(f"{path}: no such chat template; give a *.jinja file")
-        # Names such as `bytes` are no files, and have no neighbours.
+        # A name such as `bytes`.
         return ChatTemplate()
     folder = path if path.is_dir() else path.parent
     source, text = (path, read_text(path)) if is_template else _default_template(folder)
@@ -237,14 +232,14 @@ def load_template(
     return template
 
 
-def _local(spec: str | Path, cache_folder: str | Path | None) -> Path:
-    if str(spec).startswith(PREFIX):
-        return download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
-    return Path(os.path.expanduser(spec))
+def _local(name: str | Path, cache_folder: str | Path | None) -> Path:
+    if str(name).startswith(PREFIX):
+        return download_tokenizer(str(name), None if cache_folder is None else Path(cache_folder))
+    return Path(os.path.expanduser(name))
 
 
 def _default_template(folder: Path) -> tuple[Path, str]:
-    """The template of a tokenizer's folder, and the file that it is in. Files of their own go before the config's."""
+    """File and text of the template of a tokenizer's folder; its own file comes before the config."""
     source = folder / TEMPLATE_FILE
     if source.is_file():
         return source, read_text(source)
@@ -255,8 +250,6 @@ def _default_template(folder: Path) -> tuple[Path, str]:
     if isinstance(template, dict):
         template = template.get("default", template)
     if not isinstance(template or CHATML, str):
-        raise ValueError(
-            f"{source}: chat_template is neither text nor a list with one named default; give a *.jinja "
-            "file as data.chat_template"
-        )
+        remedy = "give a *.jinja file as data.chat_template"
+        raise ValueError(f"{source}: chat_template is neither text nor a list with one named default; {remedy}")
     return source, template or CHATML

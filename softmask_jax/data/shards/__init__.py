@@ -1,8 +1,7 @@
 """Prepared corpora: token streams in ArrayRecord shards, as `softmask_jax.data.prepare` writes them.
 
 A folder holds `manifest.json`, `tokenizer/` and shards. The records of a split's shards, in the manifest's order, are
-its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in a shard's last one). A
-window is found by arithmetic, whatever its length.
+its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in a shard's last one).
 """
 import bisect
 import dataclasses
@@ -53,7 +52,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder says of itself. `settings`: everything that decides its bytes."""
+    """Description of a prepared folder. `settings`: everything that decides its bytes."""
 
     settings: dict
     dtype: str
@@ -74,21 +73,20 @@ def read_manifest(folder: Folder) -> Manifest:
     """Raises FileNotFoundError for a folder that holds no finished corpus, ValueError for a damaged manifest."""
     try:
         values = json.loads(folder.read(MANIFEST))
-        if (checksum := values.pop(CHECKSUM, None)) not in (None, content_key(**values)):
+        if values.pop(CHECKSUM, None) not in (None, content_key(**values)):
             raise ValueError("its checksum is wrong")
         if values.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}; prepare it with this version")
         splits = values.pop("splits")
         if set(splits) != set(SPLIT_NAMES):
             raise ValueError(f"it has the splits {', '.join(splits)}")
-        found = {}
         for name, split in splits.items():
             shards = tuple(Shard(**shard) for shard in split.pop("shards"))
-            found[name] = Split(shards=shards, **split)
             for key in ("tokens", "documents"):
-                if sum(getattr(shard, key) for shard in shards) != getattr(found[name], key):
+                if sum(getattr(shard, key) for shard in shards) != split[key]:
                     raise ValueError(f"the {key} of the {name} shards do not add up")
-        return Manifest(splits=found, **values)
+            splits[name] = Split(shards=shards, **split)
+        return Manifest(splits=splits, **values)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder}: no prepared corpus here ({MANIFEST} is missing); `python -m softmask_jax.data.prepare "
@@ -100,10 +98,7 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 class ShardStream:
-    """A token stream over ArrayRecord files, read at random.
-
-    Args:
-      files: of the shards, in order.
+    """A token stream over ArrayRecord `files`, those of `shards`, read at random.
 
     Reading raises OSError, one line, for a damaged or missing shard.
     """
@@ -119,21 +114,21 @@ class ShardStream:
     def spans(self, starts: np.ndarray, length: int) -> np.ndarray:
         """[n length] ids of the spans that begin at `starts` [n]."""
         out = np.empty((len(starts), length), np.int32)
-        pieces: dict[int, dict[int, list]] = {}  # by shard and record: where in it, and where in `out`
+        # By shard and record: offset in the record, ids, row and column in `out`.
+        pieces: dict[int, dict[int, list]] = {}
         for row, token in enumerate(np.asarray(starts).tolist()):
             column = 0
             while column < length:
                 number = bisect.bisect_right(self._first, token) - 1
-                within = token - self._first[number]
-                record, place = divmod(within, RECORD_TOKENS)
-                count = min(length - column, RECORD_TOKENS - place, self._first[number + 1] - token)
-                pieces.setdefault(number, {}).setdefault(record, []).append((place, count, row, column))
+                record, offset = divmod(token - self._first[number], RECORD_TOKENS)
+                count = min(length - column, RECORD_TOKENS - offset, self._first[number + 1] - token)
+                pieces.setdefault(number, {}).setdefault(record, []).append((offset, count, row, column))
                 token, column = token + count, column + count
         for number, records in pieces.items():
-            for content, wanted in zip(self._read(number, list(records)), records.values(), strict=True):
+            for content, parts in zip(self._read(number, list(records)), records.values(), strict=True):
                 ids = np.frombuffer(content, self._dtype)
-                for place, count, row, column in wanted:
-                    out[row, column : column + count] = ids[place : place + count]
+                for offset, count, row, column in parts:
+                    out[row, column : column + count] = ids[offset : offset + count]
         return out
 
     def _read(self, number: int, records: list[int]) -> Sequence[bytes]:
@@ -142,7 +137,7 @@ class ShardStream:
         file = self._files[number]
         try:
             if number not in self._readers:
-                # Files of windows drawn at random: reading ahead would be for nothing.
+                # Windows are drawn at random: reading ahead would be useless.
                 self._readers[number] = array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
             return self._readers[number].read(records)
         except Exception as error:  # the library raises whatever its C++ status says
@@ -157,13 +152,11 @@ class ShardStream:
 
 
 class PreparedCorpus:
-    """Prepared folders, one behind the other, as a corpus.
+    """Prepared folders in a row as a corpus.
 
-    Args:
-      paths: folders or URLs, comma-separated or a sequence; remote ones are copied into `cache` when a stream is opened.
-
-    Raises FileNotFoundError or ValueError, one line: no finished corpus, another tokenizer, a shard that is missing,
-    cut short or there twice.
+    paths: folders or URLs, comma-separated or a sequence; remote ones are copied into `cache` when a stream is opened.
+    Raises FileNotFoundError or ValueError, one line, for an unfinished corpus, another tokenizer, or a shard that is
+    missing, cut short or repeated.
     """
 
     def __init__(self, paths: str | Sequence[str], cache: Path):
@@ -175,31 +168,30 @@ class PreparedCorpus:
         self._cache, seen = cache, {}
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
             if manifest.tokenizer != self.manifests[0].tokenizer:
-                raise ValueError(f"{folder} and {self.folders[0]} were prepared with different tokenizers; prepare one anew")
+                raise ValueError(f"{folder} and {self.folders[0]} have different tokenizers; prepare one anew")
             for split in manifest.splits.values():
                 for shard in split.shards:
                     path = folder.path(shard.name)
                     if twice := seen.get(shard.sha256):
                         raise ValueError(f"{path} and {twice} are the same shard; take one of them out of data.paths")
                     seen[shard.sha256] = path
-        self.duplicates = sum(manifest.duplicate_documents for manifest in self.manifests)
-        self.blank = sum(manifest.blank_documents for manifest in self.manifests)
-        self.bad_rows = sum(manifest.bad_rows for manifest in self.manifests)
+        counts = ((m.duplicate_documents, m.blank_documents, m.bad_rows) for m in self.manifests)
+        self.duplicates, self.blank, self.bad_rows = map(sum, zip(*counts, strict=True))
         self.bad = ()
 
     def _splits(self, split: int) -> list[Split]:
         return [manifest.splits[SPLIT_NAMES[split]] for manifest in self.manifests]
 
     def count(self, split: int) -> int:
-        return sum(found.documents for found in self._splits(split))
+        return sum(part.documents for part in self._splits(split))
 
     def fingerprint(self, split: int) -> str:
-        """Of one folder, that of the texts it was made from: a run may go on from either."""
-        first, *others = (found.fingerprint for found in self._splits(split))
+        """A single folder has the fingerprint of its texts: a run may continue from either."""
+        first, *others = (part.fingerprint for part in self._splits(split))
         return hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first
 
     def tokenizer(self) -> Tokenizer:
-        """The one that the shards were made with."""
+        """The tokenizer of the shards."""
         return load_tokenizer(open_tokenizer_folder(self.folders[0], self._cache))
 
     def stream(self, split: int, tokenizer: Tokenizer, folder: Path) -> ShardStream:
@@ -210,31 +202,31 @@ class PreparedCorpus:
                 "tokens; give --config.data.tokenizer=shards, or prepare the text with yours"
             )
         files, shards = [], []
-        for folder, found in zip(self.folders, self._splits(split), strict=True):
-            for shard in found.shards:
+        for folder, part in zip(self.folders, self._splits(split), strict=True):
+            for shard in part.shards:
                 size = folder.size(shard.name)
                 if size != shard.bytes:
                     state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                     raise ValueError(
                         f"{folder.path(shard.name)} {state}; delete it if it is there and run the prepare command again"
                     )
-                # By content: shards are padded, so that another corpus at the same address often has their sizes.
+                # By content: shards are padded, so that another corpus at this address often has the same sizes.
                 files.append(folder.local(shard.name, mirror(folder, self._cache) / shard.sha256[:16]))
                 shards.append(shard)
         return ShardStream(files, shards, self.manifests[0].dtype)
 
 
 def mirror(folder: Folder, cache: Path) -> Path:
-    """Where the files of a remote folder are kept on this machine."""
+    """The local folder for copies of a remote folder's files."""
     return cache / f"mirror-{content_key(url=folder.url)}"
 
 
 def open_tokenizer_folder(folder: Folder, cache: Path) -> Path:
-    """A local folder with the tokenizer that a prepared folder holds."""
+    """A local folder with the tokenizer of a prepared folder."""
     inner = Folder(folder.path("tokenizer"))
     if not inner.is_remote:
         return Path(folder.url) / "tokenizer"
     target = mirror(folder, cache) / "tokenizer"
-    for name in inner.names():  # anew each time: small, and other tokenizers' files may be as long
+    for name in inner.names():  # fetched each time: small, and another tokenizer's files may have the same sizes
         inner.fetch(name, target / name)
     return target

@@ -1,8 +1,8 @@
-"""The cache of tokenized streams: whole, or not there.
+"""The cache of tokenized streams: complete or absent.
 
-A stream is `<key>.bin` (raw unsigned integers) and `<key>.json` (dtype, length, checksum), the latter written last: it
-is the commit marker. The key is a hash of everything the content depends on, so writers of one key write the same bytes
-and any interleaving of them leaves a whole file. Readers map the file, so replacing it under them is harmless.
+A stream is `<key>.bin` (raw unsigned integers) and `<key>.json` (dtype, length, checksum), which is written last as the
+commit marker. The key hashes everything that the content depends on: concurrent writers of a key write the same bytes.
+Readers map the file, so that replacing it is harmless.
 """
 import contextlib
 import hashlib
@@ -34,29 +34,25 @@ def cache_folder(configured: str = "") -> Path:
 
 
 def content_key(**parts) -> str:
-    """A hexadecimal name, 32 digits, for what depends on JSON-able `parts` and nothing else."""
+    """Hash of JSON-able `parts`, 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_cached(path: Path, chunks: Iterable[bytes]) -> None:
-    """`files.write_atomically` into the cache, whose folder is made and tidied on the way; same OSErrors."""
+    """`files.write_atomically` into the cache, whose folder is made and tidied; same OSErrors."""
     elsewhere = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
     with explained(path.parent, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_temporaries(path.parent)
+        # Temporaries of killed processes: a live writer's is younger than this.
+        for leftover in path.parent.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                    leftover.unlink()
     write_atomically(path, chunks, elsewhere=elsewhere)
 
 
-def _remove_stale_temporaries(folder: Path) -> None:
-    # Only what a killed process left behind: a live writer's temporary is younger than this.
-    for leftover in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink()
-
-
 def write_stream(folder: Path, key: str, arrays: Iterable[np.ndarray], dtype: np.dtype) -> None:
-    """Stores the concatenation of integer `arrays` ([n] each) under `key`. Raises OSError as `write_cached`."""
+    """Store the concatenation of integer `arrays` ([n] each) under `key`. Raises OSError as `write_cached`."""
     dtype = np.dtype(dtype)
     written = {"format": 1, "dtype": dtype.name, "tokens": 0, "crc32": 0}
 
@@ -72,7 +68,7 @@ def write_stream(folder: Path, key: str, arrays: Iterable[np.ndarray], dtype: np
 
 
 def open_stream(folder: Path, key: str) -> np.ndarray | None:
-    """The stream [tokens] stored under `key`, mapped read-only; None when there is none, or a damaged one (logged)."""
+    """The stream [tokens] stored under `key`, mapped read-only; None when it is missing or damaged (logged)."""
     path, marker = folder / f"{key}.bin", folder / f"{key}.json"
     if not marker.exists():
         return None

@@ -1,4 +1,4 @@
-"""Processes that share out the parts of a preparation, and the bar that shows how far they are."""
+"""A pool of processes for the parts of a preparation, with a progress bar."""
 import concurrent.futures
 import ctypes
 import itertools
@@ -15,19 +15,17 @@ from softmask_jax.data.shards.writer import Job
 
 
 def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) -> Iterator[tuple]:
-    """(task, function(job, task, progress)) of each task, in any order; few tasks are handed out ahead.
+    """(task, function(job, task, progress)) of each task, in any order; few tasks are submitted ahead.
 
-    One worker is this process; several are spawned, and die with it. `progress(documents, tokens)` moves the bar.
-
-    Raises:
-      RuntimeError: a worker was killed. And what the function raises.
+    A single worker is this process; several are spawned and die with it. `progress(documents, tokens)` moves the bar.
+    Raises RuntimeError when a worker was killed, and what the function raises.
     """
-    tell = _teller(bar)
+    progress = _progress(bar)
     if workers == 1 or len(tasks) < 2:
-        yield from ((task, function(job, task, tell)) for task in tasks)
+        yield from ((task, function(job, task, progress)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")
-    counters, told = (context.Value("q"), context.Value("q")), (0, 0)
+    counters, shown = (context.Value("q"), context.Value("q")), (0, 0)
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(tasks)), context, _start, (function, job, os.getpid(), counters)
     )
@@ -39,8 +37,8 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
                 break
             done, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
             now = tuple(counter.value for counter in counters)
-            tell(now[0] - told[0], now[1] - told[1])
-            told = now
+            progress(now[0] - shown[0], now[1] - shown[1])
+            shown = now
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         raise RuntimeError(
@@ -53,36 +51,36 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
         pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(what: str, total: int, unit: str) -> tqdm:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True)
+def progress_bar(title: str, total: int, unit: str) -> tqdm:
+    return tqdm(total=total, desc=title, unit=unit, unit_scale=True, dynamic_ncols=True)
 
 
-def _teller(bar: tqdm) -> Callable[[int, int], None]:
-    """How documents and tokens become progress."""
+def _progress(bar: tqdm) -> Callable[[int, int], None]:
+    """A function that shows further documents and tokens."""
     tokens = 0
 
-    def tell(documents: int, more: int) -> None:
+    def progress(documents: int, new_tokens: int) -> None:
         nonlocal tokens
-        tokens += more
+        tokens += new_tokens
         bar.update(documents)
         if tokens and (seconds := bar.format_dict["elapsed"]):
             bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
 
-    return tell
+    return progress
 
 
-# What a worker process was started with.
+# Function, job and counters of a worker process.
 _worker: dict = {}
 
 
 def _start(function: Callable, job: Job, parent: int, counters: tuple) -> None:
-    """Makes this process a worker: it leaves Ctrl-C to its parent and does not outlive it."""
+    """Make this process a worker: its parent handles Ctrl-C, and it does not outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for every core
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker a core
     _worker.update(function=function, job=job, counters=counters)
 
 

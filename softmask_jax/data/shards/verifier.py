@@ -1,39 +1,32 @@
-"""Whether a prepared corpus is still what was written."""
+"""Verification of a prepared corpus against its manifest."""
 import concurrent.futures
 
 from softmask_jax.data.shards import MANIFEST, Shard, open_tokenizer_folder, read_manifest
 from softmask_jax.data.shards.cache import cache_folder
-from softmask_jax.data.sources.storage import Folder, sha256
+from softmask_jax.data.shards.pool import progress_bar
+from softmask_jax.data.sources.storage import Folder
 from softmask_jax.data.tokenizers import load_tokenizer
 
 
 def verify(folder: Folder, threads: int = 1) -> list[str]:
-    """Reads every shard of a prepared corpus from its store and compares it with the manifest; prints progress.
+    """Read every shard from its store and compare it with the manifest; prints progress.
 
-    Returns:
-      One line for each shard that is missing, damaged or not in the manifest, with what to do.
-
-    Raises FileNotFoundError or ValueError when there is no manifest, or none to trust.
+    Returns a line with a remedy for each shard that is missing, damaged or not in the manifest. Raises
+    FileNotFoundError or ValueError when there is no manifest or a damaged one.
     """
-    from tqdm import tqdm
-
     manifest = read_manifest(folder)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     again = "delete it and run the prepare command again, which makes what is missing"
     problems = []
     total = sum(shard.bytes for shard in shards)
-    with (
-        tqdm(total=total, desc="Verifying", unit="B", unit_scale=True, dynamic_ncols=True) as bar,
-        concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    ):
+    with progress_bar("Verifying", total, "B") as bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for shard, state in zip(shards, pool.map(lambda shard: _state(folder, shard), shards), strict=True):
             bar.update(shard.bytes)
             if state:
                 problems.append(f"{folder.path(shard.name)} {state}; {again}")
     known = {MANIFEST, *(shard.name for shard in shards)}
-    for name in folder.names():
-        if name not in known:
-            problems.append(f"{folder.path(name)} is not in {MANIFEST}; delete it")
+    unknown = (name for name in folder.names() if name not in known)
+    problems += [f"{folder.path(name)} is not in {MANIFEST}; delete it" for name in unknown]
     try:
         tokenizer = load_tokenizer(open_tokenizer_folder(folder, cache_folder()))
         if tokenizer.fingerprint() != manifest.tokenizer:
@@ -46,14 +39,14 @@ def verify(folder: Folder, threads: int = 1) -> list[str]:
 
 
 def _state(folder: Folder, shard: Shard) -> str:
-    """What is wrong with a shard; "" if nothing."""
+    """The problem with a shard; "" if there is none."""
     size = folder.size(shard.name)
     if size is None:
         return "is missing"
     if size != shard.bytes:
         return f"has {size:,} bytes instead of {shard.bytes:,}"
     try:
-        if sha256(folder.chunks(shard.name)) == shard.sha256:
+        if folder.sha256(shard.name) == shard.sha256:
             return ""
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"

@@ -1,40 +1,24 @@
-"""Every source of text by its name: `make_source`.
-
-A source is anything that `documents.Source` describes. Sources read lazily and keep nothing, so that a corpus may be
-larger than memory; they can be pickled, so that several processes may read the parts of one.
-"""
+"""Every source of text by its name: `make_source`. See `documents.Source`."""
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from softmask_jax.data.shards.records import json_lines, parquet
 from softmask_jax.data.sources.detokenizers import find_detokenizer
-from softmask_jax.data.sources.documents import AllParts, BadRow, Document, Source
+from softmask_jax.data.sources.documents import BadRow, Document, Source
 from softmask_jax.data.sources.hubs import hugging_face, tfds
 from softmask_jax.data.sources.listing import fingerprint
+from softmask_jax.data.sources.records import json_lines, parquet
 from softmask_jax.data.sources.text_files import FileSource, local_files, stdlib
 
 __all__ = ["BadRow", "Document", "FileSource", "Source", "make_source"]
 
-# What each kind is made of: paths, separator, text_key.
-KINDS = {
-    "stdlib": lambda paths, separator, text_key: _without_paths(paths),
-    "files": lambda paths, separator, text_key: local_files(paths, separator),
-    "jsonl": lambda paths, separator, text_key: json_lines(paths, text_key),
-    "parquet": lambda paths, separator, text_key: parquet(paths, text_key),
-    "tfds": lambda paths, separator, text_key: tfds(paths, text_key),
-    "hf": lambda paths, separator, text_key: hugging_face(paths, text_key),
-}
-
-
-def _without_paths(paths: str | Iterable[str]) -> FileSource:
-    if paths:
-        raise ValueError("data.source=stdlib reads no data.paths; name what they are, such as data.source=files")
-    return stdlib()
+# Functions of paths and text_key.
+OF_ROWS = {"jsonl": json_lines, "parquet": parquet, "tfds": tfds, "hf": hugging_face}
+KINDS = ("stdlib", "files", *OF_ROWS)
 
 
 @dataclass(frozen=True)
-class Detokenized(AllParts):
-    """`source` with the detokenizer of that name applied to each text."""
+class Detokenized(Source):
+    """`source` with a detokenizer, by its name, applied to each text."""
 
     source: Source
     detokenizer: str
@@ -56,21 +40,22 @@ class Detokenized(AllParts):
 
 
 def make_source(
-    kind: str,
-    paths: str | Iterable[str] = "",
-    *,
-    separator: str = "",
-    text_key: str = "text",
-    detokenizer: str = "",
+    kind: str, paths: str | Iterable[str] = "", *, separator: str = "", text_key: str = "text", detokenizer: str = ""
 ) -> Source:
     """The source named `kind`. `separator` is for files, `text_key` for rows, `detokenizer` ("": none) for every kind.
 
-    Raises ValueError, ImportError or OSError, each one line that says what is missing: a package, a file, a column,
-    the network.
+    Raises ValueError, ImportError or OSError, one line, for a missing package, file, column or network.
     """
     if kind not in KINDS:
         raise ValueError(f"data.source={kind!r} is unknown; choose one of {', '.join(KINDS)}")
     if detokenizer:
         find_detokenizer(detokenizer)
-    source = KINDS[kind](paths, separator, text_key)
+    if kind == "stdlib" and paths:
+        raise ValueError("data.source=stdlib reads no data.paths; name what they are, such as data.source=files")
+    if kind == "stdlib":
+        source = stdlib()
+    elif kind == "files":
+        source = local_files(paths, separator)
+    else:
+        source = OF_ROWS[kind](paths, text_key)
     return Detokenized(source, detokenizer) if detokenizer else source

@@ -1,7 +1,7 @@
-"""From documents to token streams: duplicates dropped, split by document, joined with an EOS after each.
+"""Documents to token streams: duplicates dropped, split by document, joined with an EOS after each.
 
-The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206): every document is followed by an EOS
-and a split's documents form one stream, which `windows.py` cuts up.
+The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206): a split's documents, each with an EOS,
+form one stream, which `windows.py` cuts.
 """
 import hashlib
 import struct
@@ -12,27 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax.data.shards.cache import content_key, logger, open_stream, write_stream
-from softmask_jax.data.sources import BadRow, Document, Source
+from softmask_jax.data.sources.documents import BadRow, Document, Source
 from softmask_jax.data.tokenizers import Tokenizer
 
 TRAIN, VALIDATION, DROPPED = 0, 1, 2
 SPLIT_NAMES = ("train", "validation")
 GOOD, BLANK, BAD = 0, 1, 2
-# What sorting needs of an item of a source; about 40 bytes a document, however long its text.
+# An item of a source as sorting needs it: about 40 bytes a document.
 ITEM = np.dtype([("digest", "u1", 16), ("words", "u1", 16), ("characters", "<i8"), ("kind", "i1")])
 ROW = struct.Struct("<32sqb")
 EXAMPLES = 3
-# Documents are tokenized in groups of about this size: enough for a tokenizer's threads, little to hold in memory.
+# Size of groups of documents that are tokenized at once: enough for a tokenizer's threads, little memory.
 ENCODE_CHARACTERS = 1 << 22
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Which documents are for validation: by a `hash` of the content, `fraction` of all; the `last` `documents`; or
-    those of other `paths`, a source of its own.
+    """Choice of validation documents: `fraction` of all, by a `hash` of the content; the `last` `documents`; or other
+    `paths`.
 
-    `hash` keeps a document where it is when others come or go; `last` is the OpenWebText recipe. Raises ValueError for
-    a rule that cannot work.
+    With `hash` a document keeps its split when others come or go; `last` is the OpenWebText recipe. Raises ValueError
+    for impossible rules.
     """
 
     rule: str = "hash"
@@ -48,8 +48,8 @@ class SplitRule:
             raise ValueError("data.validation_rule=last needs data.validation_documents of at least 1")
 
     def assign(self, digests: np.ndarray, for_validation: np.ndarray) -> np.ndarray:
-        """int8 [n], TRAIN or VALIDATION for each distinct document, of digests [n 16] uint8; `for_validation` [n] bool
-        tells those of the rule `paths`. Raises ValueError when a split is empty."""
+        """int8 [n] TRAIN or VALIDATION of distinct documents with digests [n 16] uint8. Raises ValueError when a split
+        is empty. for_validation: [n] bool, for the rule `paths`."""
         other = ""
         if self.rule == "hash":
             other = "set data.validation_rule=last and data.validation_documents, "
@@ -73,14 +73,14 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Scan:
-    """One part of a source at a glance: `items` [n] ITEM in order, and what is wrong with the first few bad rows."""
+    """Items [n] ITEM of a part of a source, in order, and the problems of the first few bad rows."""
 
     items: np.ndarray
     bad: tuple[str, ...] = ()
 
 
 def scan(items: Iterable[Document | BadRow]) -> Scan:
-    """Reads the items of a part once."""
+    """Read the items of a part once."""
     rows, bad = bytearray(), []
     for item in items:
         try:
@@ -88,7 +88,7 @@ def scan(items: Iterable[Document | BadRow]) -> Scan:
                 raise ValueError(item.reason)
             words = " ".join(item.text.split())
             digests, characters, kind = _digest(item.text) + _digest(words), len(item.text), GOOD if words else BLANK
-        except ValueError as error:  # of text, too: a JSON string may hold half a surrogate pair
+        except ValueError as error:  # also of text: a JSON string may hold half a surrogate pair
             digests, characters, kind = bytes(32), 0, BAD
             if len(bad) < EXAMPLES:
                 bad.append(f"{item.name} {error}")
@@ -100,8 +100,8 @@ def scan(items: Iterable[Document | BadRow]) -> Scan:
 class Corpus:
     """A source whose documents are sorted into splits.
 
-    `items` [n] ITEM in the source's order and their `roles` int8 [n]: TRAIN, VALIDATION or DROPPED; more may follow
-    in the source, unread. `bad`: examples of bad rows.
+    items [n] ITEM in the source's order, and their roles int8 [n]: TRAIN, VALIDATION or DROPPED; more may follow in the
+    source, unread. bad: examples of bad rows.
     """
 
     source: Source
@@ -119,11 +119,11 @@ class Corpus:
         return int(np.count_nonzero(self.items["kind"] == BAD))
 
     def documents(self, split: int) -> Iterator[str]:
-        """The texts of one split, in the source's order. Raises ValueError if a text changed since the first pass."""
+        """Texts of one split in the source's order. Raises ValueError if a text has changed since the first pass."""
         return (text for _, text in self.texts((split,)))
 
     def texts(self, splits: tuple[int, ...]) -> Iterator[tuple[int, str]]:
-        """(split, text) of the documents of `splits`; as `documents`."""
+        """(split, text) of the documents of `splits`, as `documents`."""
         return checked(self.source, self.items, self.roles, splits)
 
     def fingerprint(self, split: int) -> str:
@@ -141,10 +141,7 @@ class Corpus:
 def checked(
     items: Iterable[Document | BadRow], expected: np.ndarray, roles: np.ndarray, splits: tuple[int, ...]
 ) -> Iterator[tuple[int, str]]:
-    """(split, text) of the items that belong to `splits`.
-
-    Raises ValueError where an item that is not dropped differs from its `expected` [n] ITEM.
-    """
+    """(split, text) of the items of `splits`. ValueError where an undropped one is not the `expected` [n] ITEM."""
     read = 0
     for read, (role, was, item) in enumerate(zip(roles, expected, items, strict=False), 1):
         if role == DROPPED:
@@ -158,8 +155,8 @@ def checked(
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Sources one behind the other, as one."""
+class Joined(Source):
+    """Several sources in a row as one."""
 
     sources: tuple[Source, ...]
 
@@ -180,22 +177,19 @@ class Joined:
             part -= source.num_parts()
         raise IndexError(part)
 
-    def __iter__(self) -> Iterator[Document | BadRow]:
-        return (item for source in self.sources for item in source)
-
 
 def joined(source: Source, validation_source: Source | None) -> Source:
-    """`source` with the one that holds its validation split behind it, if there is one."""
+    """`source` followed by that of its validation split, if there is one."""
     return source if validation_source is None else Joined((source, validation_source))
 
 
 def read_corpus(
     source: Source, rule: SplitRule, max_documents: int = 0, *, validation_source: Source | None = None
 ) -> Corpus:
-    """Reads `source` once and sorts its documents into splits; see `sort_documents`."""
-    scans, whole = [], joined(source, validation_source)
-    for part in range(whole.num_parts()):
-        scans.append(scan(whole.read(part)))
+    """Read `source` once and sort its documents into splits; see `sort_documents`."""
+    scans, both = [], joined(source, validation_source)
+    for part in range(both.num_parts()):
+        scans.append(scan(both.read(part)))
         if max_documents and validation_source is None and enough(scans, max_documents):
             break
     return sort_documents(source, scans, rule, max_documents, validation_source=validation_source)
@@ -205,45 +199,43 @@ def sort_documents(
     source: Source, scans: list[Scan], rule: SplitRule, max_documents: int = 0, *,
     validation_source: Source | None = None,
 ) -> Corpus:  # fmt: skip
-    """A corpus from the scans of a source's first parts, those of `validation_source` behind those of `source`.
+    """A corpus from the scans of a source's first parts, followed by those of `validation_source`.
 
-    Blank documents and bad rows are dropped, and documents that repeat another up to white space: they would leak from
-    one split into the other. `max_documents` keeps only the first that many distinct documents (0: all) of either
-    source. Raises ValueError when nothing is left or a split would be empty.
+    Blank documents, bad rows and documents that repeat another up to white space, which would leak between splits, are
+    dropped. `max_documents`: the first distinct documents of either source that are kept (0: all). Raises ValueError
+    when nothing is left or a split would be empty.
     """
     if max_documents < 0:
         raise ValueError(f"data.max_documents={max_documents} must not be negative (0 means all)")
-    items = np.concatenate([found.items for found in scans])
-    bad = tuple(line for found in scans for line in found.bad)[:EXAMPLES]
-    distinct = kept = _first_of_each(items)
+    items = np.concatenate([part.items for part in scans])
+    bad = tuple(line for part in scans for line in part.bad)[:EXAMPLES]
+    distinct = chosen = _first_of_each(items)
     if not len(distinct):
-        why = f", for example {bad[0]}" if bad else ""
-        raise ValueError(
-            f"no document of data.source={source.name} has text ({len(items)} read, {np.sum(items['kind'] == BAD)} of "
-            f"them bad rows{why}); give it some"
-        )
-    own = sum(len(found.items) for found in scans[: source.num_parts()])
+        example = f", for example {bad[0]}" if bad else ""
+        counts = f"{len(items)} read, {np.sum(items['kind'] == BAD)} of them bad rows{example}"
+        raise ValueError(f"no document of data.source={source.name} has text ({counts}); give it some")
+    own = sum(len(part.items) for part in scans[: source.num_parts()])
     if max_documents:
-        kept = np.concatenate([part[:max_documents] for part in (kept[kept < own], kept[kept >= own])])
+        chosen = np.concatenate([part[:max_documents] for part in (chosen[chosen < own], chosen[chosen >= own])])
         if validation_source is None:  # the corpus ends here
-            items = items[: kept[-1] + 1]
-            distinct = kept
+            items = items[: chosen[-1] + 1]
+            distinct = chosen
     roles = np.full(len(items), DROPPED, np.int8)
-    roles[kept] = rule.assign(items["digest"][kept], kept >= own)
+    roles[chosen] = rule.assign(items["digest"][chosen], chosen >= own)
     duplicates = int(np.count_nonzero(items["kind"] == GOOD)) - len(distinct)
     return Corpus(joined(source, validation_source), items, roles, bad, duplicates)
 
 
 def enough(scans: list[Scan], max_documents: int) -> bool:
-    """Whether so many distinct documents were found."""
-    return len(_first_of_each(np.concatenate([found.items for found in scans]))) >= max_documents
+    """Whether the scans hold so many distinct documents."""
+    return len(_first_of_each(np.concatenate([part.items for part in scans]))) >= max_documents
 
 
 def _first_of_each(items: np.ndarray) -> np.ndarray:
-    """int64 [m], ascending: where documents with text stand that no earlier one equals up to white space."""
+    """int64 [m], ascending: positions of documents with text that equal no earlier one up to white space."""
     good = np.flatnonzero(items["kind"] == GOOD)
     low, high = np.ascontiguousarray(items["words"][good]).view(np.uint64).reshape(-1, 2).T
-    order = np.lexsort((low, high))  # stable: of equal ones the first comes first
+    order = np.lexsort((low, high))  # stable
     low, high = low[order], high[order]
     first = np.ones(len(good), bool)
     first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
@@ -257,12 +249,11 @@ def _digest(text: str) -> bytes:
 def token_stream(corpus: Corpus, split: int, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
     """One split as token ids [tokens], uint16 or uint32, an EOS after every document; mapped from the cache `folder`.
 
-    It is tokenized only when the cache has no whole copy. Raises OSError when the cache cannot be written.
+    Tokenized unless the cache has it. Raises OSError when the cache cannot be written.
     """
-    # The texts of the split stand for source and split rule: rules that agree on them share a stream.
-    key = f"{SPLIT_NAMES[split]}-" + content_key(
-        stream_format=1, texts=corpus.fingerprint(split), tokenizer=tokenizer.fingerprint()
-    )
+    # Sources and split rules with the same texts share a stream.
+    texts = content_key(stream_format=1, texts=corpus.fingerprint(split), tokenizer=tokenizer.fingerprint())
+    key = f"{SPLIT_NAMES[split]}-{texts}"
     stream = open_stream(folder, key)
     if stream is None:
         logger.info("tokenizing %d %s documents", corpus.count(split), SPLIT_NAMES[split])
@@ -279,8 +270,7 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def encode_documents(texts: Iterable[tuple[int, str]], tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
-    """(split, ids int32 [n]) of groups of (split, text), an EOS after every document; the order holds within a split.
-    """
+    """(split, ids int32 [n]) of groups of (split, text), an EOS after every document, in order within a split."""
     end = np.array([tokenizer.eos_id], np.int32)
     groups: dict[int, list[str]] = {}
     characters = 0

@@ -1,37 +1,20 @@
-"""Texts as people write them, from corpora that ship with spaces around every token."""
+"""Natural spacing for corpora with spaces around every token."""
 import re
 from collections.abc import Callable
 
-# The order matters: each rule sees what those before it made. Words and marks are those of Python's `\w`.
-_LM1B_RULES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(https?) : / / ", r"\1://"),
-        (r" '(\w+)", r"'\1"),
-        (r" (\w+) \. ", r" \1. "),
-        (r" (\w+) \.$", r" \1."),
-        (r" \? ", "? "),
-        (r" \?$", "?"),
-        (r" ! ", "! "),
-        (r" !$", "!"),
-        (r" , ", ", "),
-        (r" : ", ": "),
-        (r" ; ", "; "),
-        (r" / ", "/"),
-        (r'" ([^"]+) "', r'"\1"'),
-        (r"' ([^']+) '", r"'\1'"),
-        (r"\( ([^()]+) \)", r"(\1)"),
-        (r"\[ ([^\[\]]+) \]", r"[\1]"),
-        (r"\$ ", "$"),
-        (r"£ ", "£"),
-    )
-)
+# Pattern and replacement, applied in this order.
+_LM1B_RULES = (
+    (r"(https?) : / / ", r"\1://"), (r" '(\w+)", r"'\1"), (r" (\w+) \. ", r" \1. "), (r" (\w+) \.$", r" \1."),
+    (r" \? ", "? "), (r" \?$", "?"), (r" ! ", "! "), (r" !$", "!"), (r" , ", ", "), (r" : ", ": "), (r" ; ", "; "),
+    (r" / ", "/"), (r'" ([^"]+) "', r'"\1"'), (r"' ([^']+) '", r"'\1'"), (r"\( ([^()]+) \)", r"(\1)"),
+    (r"\[ ([^\[\]]+) \]", r"[\1]"), (r"\$ ", "$"), (r"£ ", "£"),
+)  # fmt: skip
 
 
 def lm1b(text: str) -> str:
-    """The spacing of LM1B's sentences undone: `It 's " fine " , he said .` is `It's "fine", he said.`"""
+    """LM1B's sentences without their spaces: `It 's " fine " , he said .` is `It's "fine", he said.`"""
     for pattern, replacement in _LM1B_RULES:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text
 
 
@@ -39,7 +22,7 @@ DETOKENIZERS: dict[str, Callable[[str], str]] = {"lm1b": lm1b}
 
 
 def find_detokenizer(name: str) -> Callable[[str], str]:
-    """The function text -> text called `name`. Raises ValueError for one that does not exist."""
+    """The function text -> text called `name`. Raises ValueError for an unknown name."""
     if name not in DETOKENIZERS:
         raise ValueError(f"data.detokenizer={name!r} is unknown; choose '' or one of {', '.join(DETOKENIZERS)}")
     return DETOKENIZERS[name]

@@ -1,10 +1,10 @@
-"""What a source of text is: documents in a stable order, cut into parts that processes can share."""
+"""Base class of sources of text: documents in a stable order, cut into parts that processes can share."""
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """One text of the corpus. `name` is for messages only: identity is the text."""
+    """One text of the corpus. `name`: for messages only."""
 
     name: str
     text: str
@@ -17,26 +17,16 @@ class BadRow(NamedTuple):
     reason: str
 
 
-class Source(Protocol):
-    """A re-iterable sequence of documents in a stable order. Sources can be pickled and keep no text in memory.
+class Source:
+    """Documents in a stable order, cut into parts. Sources can be pickled and keep no text in memory.
 
-    `name` is short, for messages. `read(part)`, 0 <= part < `num_parts()`, yields the same items in the same order each
-    time, and the parts joined are the whole. `identity()` differs when what is read, or how it is cut, may differ.
+    Subclasses add a `name` for messages; `read(part)`, 0 <= part < num_parts(), the same items in the same order each
+    time; `identity()`, which differs when texts, or their division into parts, may differ; and their `_groups`, one for
+    each part, or `num_parts`.
     """
 
-    name: str
-
-    def identity(self) -> str: ...
-
-    def num_parts(self) -> int: ...
-
-    def read(self, part: int) -> Iterator[Document | BadRow]: ...
-
-    def __iter__(self) -> Iterator[Document | BadRow]: ...
-
-
-class AllParts:
-    """Iteration for sources that read by the part."""
+    def num_parts(self) -> int:
+        return len(self._groups)
 
     def __iter__(self) -> Iterator[Document | BadRow]:
         for part in range(self.num_parts()):
@@ -44,7 +34,7 @@ class AllParts:
 
 
 def spans(sizes: Iterable[int], limit: int) -> tuple[tuple[int, int], ...]:
-    """Neighbours joined into (first, last + 1) groups whose sizes add up to `limit` at most; a larger one is alone."""
+    """Neighbours joined into groups (first, last + 1) of at most `limit` in total; a larger one is alone."""
     groups: list[tuple[int, int]] = []
     first = total = 0
     for number, size in enumerate(sizes):

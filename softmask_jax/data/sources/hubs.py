@@ -1,4 +1,4 @@
-"""Text in data sets that TFDS or Hugging Face's `datasets` keep on disk, read by the row."""
+"""Text in data sets that TFDS or Hugging Face's `datasets` keep on disk, read by row."""
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from softmask_jax.data.shards.records import checked, nearest, text_or_bad
-from softmask_jax.data.sources.documents import AllParts, BadRow, Document
+from softmask_jax.data.sources.documents import BadRow, Document, Source
 from softmask_jax.data.sources.listing import fingerprint, listed
+from softmask_jax.data.sources.records import checked, nearest, text_or_bad
 from softmask_jax.io.files import split_paths
 
 PART_ROWS = 10_000
 # Rows are fetched by the batch: one at a time is ten times slower.
 BATCH_ROWS = 500
-# The last colon that stands outside of brackets: `wiki40b/en:1.3.0:train[:10%]`.
+# Split at the last colon outside of brackets: `wiki40b/en:1.3.0:train[:10%]`.
 NAME_AND_SPLIT = re.compile(r"(.+):((?:[^:/\[\]]|\[[^\]]*\])+)")
 
 
-class _Rows(AllParts):
-    """What the sources here share: `length` rows of `title`, read through `open`."""
+class _Rows(Source):
+    """Base of the sources here: `length` rows of `title`, read through `open`."""
 
     def num_parts(self) -> int:
         return -(-self.length // PART_ROWS)
@@ -38,10 +38,10 @@ class _Rows(AllParts):
                 yield text_or_bad(f"{self.title}#{row}", value, self.text_key)
 
 
-# One process reads many parts of a source in turn, and opening takes longer than reading.
+# A process reads many parts of a source in turn; opening takes longer than reading.
 @lru_cache(maxsize=4)
 def _opened(source: _Rows):
-    """A function from a range of rows to their texts. Raises ValueError when there are not as many as there were."""
+    """A function from a range of rows to their texts. Raises ValueError when the number of rows has changed."""
     rows, texts = source.open()
     if len(rows) != source.length:
         raise ValueError(f"{source.title}: has {len(rows)} rows, {source.length} when it was listed; start again")
@@ -62,11 +62,15 @@ def _check(title: str, length: int, text_key: str, columns: Iterable[str], first
 def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
     paths = [paths] if isinstance(paths, str) else list(paths)
     if len(paths) != 1 or len(split_paths(paths[0], ",")) != 1:
-        raise ValueError(
-            f"data.source={kind} needs one NAME:SPLIT in data.paths, such as {example}; for several use "
-            "data.source=mixture"
-        )
+        form = f"one NAME:SPLIT in data.paths, such as {example}"
+        raise ValueError(f"data.source={kind} needs {form}; for several use data.source=mixture")
     return paths[0].strip()
+
+
+def _name_and_split(title: str, example: str) -> tuple[str, str]:
+    if not (match := NAME_AND_SPLIT.fullmatch(title)):
+        raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as {example}")
+    return match[1], match[2]
 
 
 def _short(error: BaseException) -> str:
@@ -75,7 +79,7 @@ def _short(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Tfds(_Rows):
-    """A split of a data set that TFDS has built in `folder`, in files that can be read by the row. No TensorFlow."""
+    """A split of a data set that TFDS has built in `folder` in files readable by row. No TensorFlow."""
 
     title: str
     folder: str
@@ -95,19 +99,16 @@ class Tfds(_Rows):
 def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     """`NAME:SPLIT`: NAME is TFDS's (`lm1b`, `wiki40b/en:1.3.0`), built in $TFDS_DATA_DIR, or the folder of a version.
 
-    Nothing is ever downloaded. Raises ImportError without the package, FileNotFoundError, with the command that builds
-    it, for a data set that is not there, ValueError for a split, column or format that cannot be read.
+    Nothing is downloaded. Raises ImportError without the package, FileNotFoundError, with the command that builds it,
+    for a missing data set, ValueError for a split, column or format that cannot be read.
     """
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise ImportError(
-            f"data.source=tfds needs packages: pip install 'softmask_jax[tfds]' ({_short(error)})"
-        ) from error
+        message = f"data.source=tfds needs packages: pip install 'softmask_jax[tfds]' ({_short(error)})"
+        raise ImportError(message) from error
     title = _single(paths, "tfds", "lm1b:train")
-    if not (match := NAME_AND_SPLIT.fullmatch(title)):
-        raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as lm1b:train")
-    name, split = match.groups()
+    name, split = _name_and_split(title, "lm1b:train")
     root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     command = (
         'python -c "import tensorflow_datasets as tfds; '
@@ -121,7 +122,7 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
             builder = tensorflow_datasets.builder(name, data_dir=root)
         built = (builder.data_path / "dataset_info.json").exists()
         problem = "" if built else "only its recipe is known"
-    except Exception as error:  # TFDS raises whatever comes to hand, assertions and its own among them.
+    except Exception as error:  # TFDS raises errors of many kinds, even assertions
         problem = _short(error)
     if problem:
         raise FileNotFoundError(f"data.paths: {name!r} is not built in {root} ({problem}); build it with: {command}")
@@ -129,10 +130,9 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
         rows = builder.as_data_source(split) if builder.info.splits[split].num_examples else ()
     except NotImplementedError as error:
         stored = builder.info.file_format.name.lower()
-        raise ValueError(
-            f"data.paths: {name!r} is stored as {stored}, which cannot be read by the row; build it in another "
-            f"$TFDS_DATA_DIR with: {command}"
-        ) from error
+        reason = f"is stored as {stored}, which has no rows by number"
+        remedy = f"build it in another $TFDS_DATA_DIR with: {command}"
+        raise ValueError(f"data.paths: {name!r} {reason}; {remedy}") from error
     except Exception as error:
         raise ValueError(f"data.paths: {title!r}: {_short(error)}") from error
     _check(title, len(rows), text_key, builder.info.features or (), lambda: rows[0][text_key])
@@ -171,7 +171,7 @@ def _load(title: str, location: str, split: str):
             owner, name, config = re.fullmatch(r"([^/]+/)?([^/]+)/?(.*)", location).groups()
             return load_dataset((owner or "") + name, config or None, split=split)
         rows = load_from_disk(os.path.expanduser(location))
-    except Exception as error:  # Whatever the network, the Hub, its client and Arrow raise.
+    except Exception as error:  # of the network, the Hub, its client or Arrow
         kind = OSError if isinstance(error, OSError) else ValueError
         hint = "" if saved else "; check the name, the network and, for private data, HF_TOKEN"
         raise kind(f"data.paths: {title!r} cannot be loaded ({_short(error)}){hint}") from error
@@ -187,26 +187,21 @@ def _load(title: str, location: str, split: str):
 def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequence]:
     """Title, location, split ("": the only one) and rows of `OWNER/NAME[/CONFIG]:SPLIT`, or of a folder.
 
-    Code that comes with data is never run. Raises ImportError without the package, OSError without the network,
-    ValueError for a name or split that does not exist.
+    Code in data sets is never run. Raises ImportError without the package, OSError without the network, ValueError for
+    a name or split that does not exist.
     """
     try:
         from datasets import load_dataset  # noqa: F401  (a folder called datasets can be imported as well)
     except ImportError as error:
-        raise ImportError(
-            f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})"
-        ) from error
+        message = f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})"
+        raise ImportError(message) from error
     title = _single(paths, "hf", "Skylion007/openwebtext:train")
-    location, split = title, ""
-    if not _is_saved(title):
-        if not (match := NAME_AND_SPLIT.fullmatch(title)):
-            raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as owner/name:train")
-        location, split = match.groups()
+    location, split = (title, "") if _is_saved(title) else _name_and_split(title, "owner/name:train")
     return title, location, split, _load(title, location, split)
 
 
 def hugging_face_stamp(location: str, rows) -> str:
-    """What changes when the rows that `open_hugging_face` opened do."""
+    """A stamp that changes with the rows of `open_hugging_face`."""
     if _is_saved(location):
         files = sorted(path for path in Path(os.path.expanduser(location)).rglob("*") if path.is_file())
         return fingerprint([listed(path.as_posix(), path) for path in files])
@@ -214,9 +209,9 @@ def hugging_face_stamp(location: str, rows) -> str:
 
 
 def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
-    """`OWNER/NAME[/CONFIG]:SPLIT` (`train[:1%]` is a split too), downloaded once into the package's cache, or a folder.
+    """`OWNER/NAME[/CONFIG]:SPLIT` (or such as `train[:1%]`), downloaded once into the package's cache, or a folder.
 
-    Raises what `open_hugging_face` does, ValueError for a column that does not exist too.
+    Raises as `open_hugging_face`, and ValueError for a missing column.
     """
     title, location, split, rows = open_hugging_face(paths)
     _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])

@@ -1,4 +1,4 @@
-"""Which files glob patterns mean, on this machine or behind a URL such as gs://, and how to open them."""
+"""Finding files by glob patterns, local or behind a URL such as gs://, and opening them."""
 import contextlib
 import glob
 import gzip
@@ -13,13 +13,13 @@ from typing import BinaryIO, NamedTuple
 
 from softmask_jax.io.files import literal_part, split_paths
 
-# The properties by which file systems tell that a remote file was written anew; each has its own.
+# Properties of a remote file that change when it is rewritten; each file system has its own.
 REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
 READ_BUFFER = 1 << 20
 
 
 class Listed(NamedTuple):
-    """A file: its name for messages, where it is (a str is a URL), its bytes, and what changes when it is rewritten."""
+    """A file: name for messages, path (a str is a URL), bytes, and a stamp that changes when it is rewritten."""
 
     name: str
     path: Path | str
@@ -36,21 +36,20 @@ def listed(name: str, path: Path) -> Listed:
 def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
     """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
 
-    As far as a path exists as it is written, its characters mean nothing else. Order: the patterns as given, names
-    sorted within each; a file that several patterns match is taken once.
-    Raises ValueError without patterns, FileNotFoundError for a pattern that matches no file, ImportError or OSError for
-    a URL whose file system is not installed or does not answer.
+    Existing paths are taken literally. Order: by pattern, then by name; a file that several patterns match occurs once.
+    Raises ValueError without patterns, FileNotFoundError for a pattern without a file, ImportError or OSError for a URL
+    whose file system is not installed or does not answer.
     """
     commas = isinstance(patterns, str) and "," in patterns
-    # A name in a sequence may hold commas, and none holds a zero byte.
+    # Names in a sequence may hold commas, but no zero byte.
     lists = [(patterns, ",")] if isinstance(patterns, str) else [(one, "\0") for one in patterns]
     patterns = [pattern for text, separator in lists for pattern in split_paths(text, separator)]
     if not patterns:
         raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
     files: dict[Path | str, Listed] = {}
     for pattern in patterns:
-        matches, found = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
-        if not found:
+        matches, matched = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
+        if not matched:
             if matches:
                 if os.path.islink(pattern):
                     raise FileNotFoundError(f"data.paths: {pattern!r} is a link to a file that does not exist; mend it")
@@ -58,7 +57,7 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
                 raise FileNotFoundError(f"data.paths: {pattern!r} matches only folders; for their files use {inside!r}")
             hint = "; commas part patterns, ? stands for one in a name" if commas else ""
             raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()}){hint}")
-        for key, file in found:
+        for key, file in matched:
             files.setdefault(key, file)
     return tuple(files.values())
 
@@ -84,29 +83,27 @@ def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
         raise ValueError(f"data.paths: {pattern!r}: nothing here reads {scheme}:// (gs:// and files do)") from error
     try:
         matches = {inside: system.info(inside)} if system.isfile(inside) else system.glob(inside, detail=True)
-    except Exception as error:  # Every file system, and the network below it, has errors of its own.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise OSError(
-            f"data.paths: {pattern!r} cannot be listed ({reason:.200}); check the network and your credentials"
-        ) from error
-    found = []
+    except Exception as error:  # every file system, and the network below it, has errors of its own
+        reason, remedy = f"{type(error).__name__}: {error}".splitlines()[0], "check the network and your credentials"
+        raise OSError(f"data.paths: {pattern!r} cannot be listed ({reason:.200}); {remedy}") from error
+    files = []
     for path, properties in sorted(matches.items()):
         if properties["type"] == "file":
             url = system.unstrip_protocol(path)
             stamp = "/".join(str(properties[key]) for key in REMOTE_STAMPS if key in properties)
-            found.append((url, Listed(url, url, properties["size"], stamp)))
-    return len(matches), found
+            files.append((url, Listed(url, url, properties["size"], stamp)))
+    return len(matches), files
 
 
 def open_file(path: Path | str) -> BinaryIO:
-    """The file for reading bytes. Raises OSError of the original kind that names it and says what to do."""
+    """The file for reading bytes. Raises OSError of the original kind with its path and a remedy."""
     hint = "fix its permissions or leave it out of data.paths"
     try:
         if isinstance(path, Path):
             return path.open("rb", buffering=READ_BUFFER)
         import fsspec
 
-        # Not `fsspec.open`, for which the characters of a pattern in a name mean one.
+        # `fsspec.open` would take a name for a pattern.
         system, inside = fsspec.core.url_to_fs(path)
         return io.BufferedReader(system.open(inside, "rb"), READ_BUFFER)
     except OSError as error:
@@ -126,7 +123,7 @@ def is_compressed(file: Listed) -> bool:
 
 
 def check_compression(files: Iterable[Listed]) -> None:
-    """Raises ImportError when a *.zst file is there and nothing can read it."""
+    """Raise ImportError for *.zst files without their package."""
     compressed = [file.name for file in files if file.name.endswith(".zst")]
     if compressed and not importlib.util.find_spec("zstandard"):
         raise ImportError(f"{compressed[0]}: *.zst needs a package: pip install 'softmask_jax[zst]'")
@@ -134,7 +131,7 @@ def check_compression(files: Iterable[Listed]) -> None:
 
 @contextlib.contextmanager
 def open_unpacked(file: Listed) -> Iterator[BinaryIO]:
-    """The bytes of a file, of its content for *.gz and *.zst. Raises ValueError when that is damaged or cut short."""
+    """The file's bytes, unpacked for *.gz and *.zst. Raises ValueError when these are damaged or cut short."""
     with open_file(file.path) as opened:
         if not is_compressed(file):
             yield opened
@@ -153,7 +150,7 @@ def open_unpacked(file: Listed) -> Iterator[BinaryIO]:
 
 
 class _ZstdFrames(io.RawIOBase):
-    # zstandard's own reader takes a file that was cut short for a whole one.
+    # zstandard's own reader accepts a file that was cut short.
     def __init__(self, file: BinaryIO):
         self._file, self._frame, self._rest, self._ready = file, None, b"", memoryview(b"")
 

@@ -1,7 +1,6 @@
-"""Folders of finished files, here or in an object store (`gs://`), through one code: fsspec."""
+"""Folders of finished files, local or in an object store (`gs://`), through fsspec."""
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from softmask_jax.io.files import explained, sync_folder, write_atomically
@@ -40,17 +39,17 @@ class Folder:
         return Folder, (self.url,)
 
     def path(self, name: str) -> str:
-        """As `name` is shown to the user."""
+        """Path or URL of `name`, for messages."""
         return f"{self.url}/{name}"
 
     def names(self) -> list[str]:
-        """Sorted names of the files in it, those that begin with a dot left out; [] if there is no such folder."""
+        """Sorted names of its files without those that begin with a dot; [] if there is no such folder."""
         try:
             self._files.invalidate_cache()
-            found = self._files.ls(self._root, detail=True)
+            entries = self._files.ls(self._root, detail=True)
         except FileNotFoundError:
             return []
-        names = (entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+        names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
         return sorted(name for name in names if not name.startswith("."))
 
     def size(self, name: str) -> int | None:
@@ -65,14 +64,13 @@ class Folder:
         """Raises FileNotFoundError."""
         return self._files.cat_file(f"{self._root}/{name}")
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """The file's bytes from the store itself, a few MB at a time."""
+    def sha256(self, name: str) -> str:
+        """Of the file in the store itself. Raises OSError."""
         with self._files.open(f"{self._root}/{name}", "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def put(self, local: Path, name: str) -> None:
-        """Moves a finished local file in; of a local folder it must lie on the same disk. Raises OSError."""
+        """Move a finished file in, for a local folder from the same disk. Raises OSError."""
         with explained(self.path(name), ELSEWHERE):
             if self.is_remote:
                 self._files.put_file(os.fspath(local), f"{self._root}/{name}")
@@ -85,7 +83,7 @@ class Folder:
         sync_folder(Path(self._root))
 
     def local(self, name: str, mirror: Path) -> Path:
-        """A local path of the file: itself, or its copy in the folder `mirror`, fetched if need be."""
+        """A local path of the file: its own, or that of a copy in the folder `mirror`, fetched if missing."""
         if not self.is_remote:
             return Path(self._root, name)
         path = mirror / name
@@ -94,21 +92,9 @@ class Folder:
         return path
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copies the file to a local path. Raises OSError."""
+        """Copy the file to a local path. Raises OSError."""
         elsewhere = "point config.data.cache_dir at a larger disk"
         with explained(path, elsewhere):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self.chunks(name), elsewhere=elsewhere)
-
-
-def sha256(chunks: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def file_chunks(path: str | os.PathLike) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        with self._files.open(f"{self._root}/{name}", "rb") as file:
+            write_atomically(path, iter(lambda: file.read(CHUNK_BYTES), b""), elsewhere=elsewhere)

@@ -1,4 +1,4 @@
-"""Plain text: the interpreter's standard library, or files that are one document each or are cut by a separator."""
+"""Plain text: the interpreter's standard library, or files, each one document or cut by a separator."""
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from softmask_jax.data.sources.documents import AllParts, BadRow, Document, spans
+from softmask_jax.data.sources.documents import BadRow, Document, Source, spans
 from softmask_jax.data.sources.listing import Listed, fingerprint, list_files, listed, open_file
 
-# Folders of the standard library that are tests, third-party code or build leftovers rather than library source.
+# Folders of tests, third-party code and build leftovers.
 STDLIB_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
-# Neighbouring files form parts of about this size.
+# Parts are neighbouring files of about this size.
 PART_BYTES = 16 << 20
-# A file that a separator cuts is read in steps of this size, or of the document at hand if that is longer.
+# Files with a separator are read in steps of this size, or of the current document if that is longer.
 READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class FileSource(AllParts):
-    """UTF-8 files, one document each, or several when `separator` is given.
+class FileSource(Source):
+    """UTF-8 files, one document each, or several with a `separator`.
 
-    `files` holds (name, path) pairs. Reading raises ValueError for a file that is not UTF-8 text and OSError for one
-    that cannot be read; both name the file and say what to do.
+    Reading raises ValueError for a file that is not UTF-8 text, OSError for one that cannot be read.
     """
 
     name: str
@@ -31,6 +30,7 @@ class FileSource(AllParts):
 
     @property
     def files(self) -> tuple[tuple[str, Path | str], ...]:
+        """(name, path) of each file."""
         return tuple((file.name, file.path) for file in self.listing)
 
     @cached_property
@@ -39,9 +39,6 @@ class FileSource(AllParts):
 
     def identity(self) -> str:
         return fingerprint(self.name, self.separator, self._groups, self.listing)
-
-    def num_parts(self) -> int:
-        return len(self._groups)
 
     def read(self, part: int) -> Iterator[Document]:
         for file in self.listing[slice(*self._groups[part])]:
@@ -61,32 +58,31 @@ def _pieces(path: Path | str, separator: bytes) -> Iterator[bytes]:
     rest = b""
     with open_file(path) as file:
         while chunk := file.read(max(READ_BYTES, len(rest))):
-            *whole, rest = (rest + chunk).split(separator)
-            yield from whole
+            *pieces, rest = (rest + chunk).split(separator)
+            yield from pieces
     yield rest
 
 
 def decode(content: bytes, path: Path | str, start: int = 0) -> str:
-    """Text, byte for byte (no newline translation), of what lies at byte `start` of a file.
+    """Text of the content at byte `start` of a file, newlines unchanged.
 
     Raises ValueError, with the offset of the first offending byte, for content that is binary or not UTF-8.
     """
-    offset = content.find(b"\0")
-    text = ""
+    text, bad = "", [content.find(b"\0")] * (b"\0" in content)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        offset = error.start if offset < 0 else min(offset, error.start)
-    if offset >= 0:
+        bad.append(error.start)
+    if bad:
         raise ValueError(
-            f"{path}: byte {start + offset} (0x{content[offset]:02x}) is not UTF-8 text; leave the file out of "
+            f"{path}: byte {start + min(bad)} (0x{content[min(bad)]:02x}) is not UTF-8 text; leave the file out of "
             "data.paths if it is binary, or convert it (iconv -f ENCODING -t UTF-8) if it is text"
         )
     return text
 
 
 class LibrarySource(FileSource):
-    """Files that the user did not choose: one that cannot be read, or is not UTF-8, is a bad row."""
+    """Files that the user did not choose: one that is unreadable or not UTF-8 is a bad row."""
 
     def read(self, part: int) -> Iterator[Document | BadRow]:
         for file in self.listing[slice(*self._groups[part])]:
@@ -99,25 +95,23 @@ class LibrarySource(FileSource):
 
 
 def stdlib() -> LibrarySource:
-    """The running interpreter's standard library: every *.py outside tests and installed packages, about 12 MB.
+    """The interpreter's standard library: every *.py outside tests and installed packages, about 12 MB.
 
-    Names are relative to the library's folder, and so is the order: two machines with the same Python see the same
-    corpus. Raises FileNotFoundError when this interpreter ships no sources.
+    Sorted by names relative to its folder: machines with the same Python have the same corpus. Raises FileNotFoundError
+    when this interpreter ships no sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, subfolders, names in os.walk(root):
-        # `config-*` and `_sysconfigdata*` record how this one interpreter was built: paths and flags, not source.
+        # `config-*` and `_sysconfigdata*` record how this interpreter was built.
         subfolders[:] = [n for n in subfolders if n not in STDLIB_SKIPPED_FOLDERS and not n.startswith("config-")]
         for name in names:
             path = Path(folder, name)
             if name.endswith(".py") and not name.startswith("_sysconfigdata") and path.is_file():
                 files.append((path.relative_to(root).as_posix(), path))
     if not files:
-        raise FileNotFoundError(
-            f"{root}: this interpreter ships its standard library without *.py sources; use data.source=files with "
-            "data.paths"
-        )
+        remedy = "use data.source=files with data.paths"
+        raise FileNotFoundError(f"{root}: this interpreter ships its standard library without *.py sources; {remedy}")
     return LibrarySource("stdlib", tuple(listed(name, path) for name, path in sorted(files)))
 
 

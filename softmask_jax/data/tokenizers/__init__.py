@@ -1,18 +1,17 @@
 """Text to token ids and back: raw bytes, text8's letters, byte-level BPE trained on the corpus, others' tokenizers.
 
 A saved tokenizer is a folder with `softmask_tokenizer.json` (kind, ids, fingerprint) and, for those of Hugging Face's
-library, a `tokenizer.json`, which need not hold the mask. `vocab_size` counts all ids, BOS, EOS and mask among them.
+library, a `tokenizer.json`, maybe without the mask. `vocab_size` counts all ids, BOS, EOS and mask included.
 """
 import json
 import os
+import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from softmask_jax.data.tokenizers.base import (
-    DESCRIPTION, END_OF_TEXT, MASK_TEXT, SavableTokenizer, Tokenizer, hash_of, utf8,
-)
+from softmask_jax.data.tokenizers.base import (DESCRIPTION, END_OF_TEXT, MASK_TEXT, Tokenizer, hash_of, utf8)
 from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
 from softmask_jax.data.tokenizers.hf_library import BPETokenizer, HuggingFaceTokenizer
 from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
@@ -22,13 +21,12 @@ __all__ = [
     "Text8Tokenizer", "Tokenizer", "load_tokenizer", "open_tokenizer", "train_bpe",
 ]
 
-TEXT8_TOKENS = (
-    "[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", " ",
-)
+TEXT8_SPECIAL = ("[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]")
+TEXT8_TOKENS = (*TEXT8_SPECIAL, *string.ascii_lowercase, " ")
 TEXT8_PIECE = 2**20
 
 
-class ByteTokenizer(SavableTokenizer):
+class ByteTokenizer(Tokenizer):
     """Ids 0..255 are the bytes of the UTF-8 text, 256 is BOS and EOS, 257 the mask."""
 
     kind = "bytes"
@@ -46,8 +44,8 @@ class ByteTokenizer(SavableTokenizer):
         return hash_of("bytes", self.bos_id, self.eos_id, self.mask_token_id)
 
 
-class Text8Tokenizer(SavableTokenizer):
-    """MDLM's 35 ids for text8: eight special tokens, the letters a to z, the space; any other character is unknown."""
+class Text8Tokenizer(Tokenizer):
+    """MDLM's 35 ids for text8: eight special tokens, letters a to z, space; other characters are unknown."""
 
     kind = "text8"
     bos_id, eos_id, mask_token_id = (TEXT8_TOKENS.index(token) for token in ("[BOS]", "[EOS]", "[MASK]"))
@@ -57,12 +55,11 @@ class Text8Tokenizer(SavableTokenizer):
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        # An id for each byte; those that continue a character of several bytes have none.
+        # Ids of bytes; continuation bytes of UTF-8 have none.
         table = np.full(256, TEXT8_TOKENS.index("[UNK]"), np.uint8)
         table[0x80:0xC0] = nothing = 255
-        for id_, token in enumerate(TEXT8_TOKENS):
-            if len(token) == 1:
-                table[ord(token)] = id_
+        first = len(TEXT8_SPECIAL)
+        table[[ord(letter) for letter in TEXT8_TOKENS[first:]]] = range(first, self.vocab_size)
         pieces = [np.zeros(0, np.uint8)]
         for start in range(0, len(text), TEXT8_PIECE):
             piece = text[start:start + TEXT8_PIECE].lower()
@@ -77,10 +74,13 @@ class Text8Tokenizer(SavableTokenizer):
         return hash_of("text8", *TEXT8_TOKENS)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Byte-level BPE with at most `vocab_size` ids, end token and mask included; fewer when the texts are few.
+SIMPLE = {"bytes": ByteTokenizer, "text8": Text8Tokenizer}
 
-    The same texts give the same tokenizer. Raises ValueError when `vocab_size` leaves no room for the 256 bytes.
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Byte-level BPE with at most `vocab_size` ids, end token and mask included; fewer for little text.
+
+    Deterministic. Raises ValueError when `vocab_size` leaves no room for the 256 bytes.
     """
     if vocab_size < 258:
         raise ValueError(f"data.bpe_vocab_size={vocab_size} is too small: 256 bytes, an end token, a mask make 258")
@@ -89,43 +89,37 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     tokenizer = LibraryTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size - 2, min_frequency=2, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return BPETokenizer(tokenizer.to_str())
 
 
-def open_tokenizer(spec: str | Path, cache_folder: str | Path | None = None) -> Tokenizer:
+def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, unless it has to be trained.
 
-    Args:
-      spec: bytes | text8 | a folder that `save` wrote | a tokenizer.json, a *.tiktoken file, or a folder with either or
-        with vocab.json and merges.txt | hf://owner/name.
-      cache_folder: where downloads are kept; None is the hub library's own cache.
-
-    Raises:
-      ValueError, FileNotFoundError or another OSError, each one line that says what to do.
+    name: bytes | text8 | a folder of `save` | a tokenizer.json, a *.tiktoken file, or a folder with either or with
+      vocab.json and merges.txt | hf://owner/name.
+    cache_folder: for downloads; None is the hub library's own cache.
+    Raises ValueError, FileNotFoundError or another OSError, each one line with a remedy.
     """
-    simple = {"bytes": ByteTokenizer, "text8": Text8Tokenizer}
-    if spec in simple:
-        return simple[spec]()
-    if str(spec).startswith(PREFIX):
-        folder = download_tokenizer(str(spec), None if cache_folder is None else Path(cache_folder))
+    if name in SIMPLE:
+        return SIMPLE[name]()
+    if str(name).startswith(PREFIX):
+        folder = download_tokenizer(str(name), None if cache_folder is None else Path(cache_folder))
         try:
             return read_tokenizer(folder)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"data.tokenizer={spec}: {error}") from error
-    path = Path(os.path.expanduser(spec))
+            raise type(error)(f"data.tokenizer={name}: {error}") from error
+    path = Path(os.path.expanduser(name))
     if not path.exists():
         kinds = f"choose bytes, bpe or text8, {PREFIX}owner/name, or a file or folder that exists"
         if len(path.parts) > 1 or path.suffix:
-            raise FileNotFoundError(f"data.tokenizer={str(spec)!r} does not exist; {kinds}")
-        raise ValueError(f"data.tokenizer={str(spec)!r} is unknown; {kinds}")
+            raise FileNotFoundError(f"data.tokenizer={str(name)!r} does not exist; {kinds}")
+        raise ValueError(f"data.tokenizer={str(name)!r} is unknown; {kinds}")
     folder = path.parent if path.name == JSON_FILE else path
     return load_tokenizer(folder) if (folder / DESCRIPTION).is_file() else read_tokenizer(path)
 
@@ -137,23 +131,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise FileNotFoundError(f"{folder}: no saved tokenizer here ({DESCRIPTION} is missing)")
     try:
         saved = json.loads(description.read_text("utf-8"))
-        tokenizer = _restore(saved, Path(folder) / JSON_FILE)
+        kind, json_file = saved["kind"], Path(folder) / JSON_FILE
+        if kind in SIMPLE:
+            tokenizer: Tokenizer = SIMPLE[kind]()
+        elif kind == "bpe":
+            tokenizer = BPETokenizer(json_file.read_bytes().decode())
+        elif kind == "huggingface":
+            ids = (int(saved[name]) for name in ("bos_id", "eos_id", "mask_token_id"))
+            tokenizer = HuggingFaceTokenizer(json_file.read_bytes().decode(), *ids)
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
         if saved != tokenizer.describe():
             raise ValueError("its files do not belong together")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: the saved tokenizer is damaged ({error})") from error
     return tokenizer
-
-
-def _restore(saved: dict, json_file: Path) -> Tokenizer:
-    kind = saved["kind"]
-    if kind == "bytes":
-        return ByteTokenizer()
-    if kind == "text8":
-        return Text8Tokenizer()
-    if kind not in ("bpe", "huggingface"):
-        raise ValueError(f"unknown kind {kind!r}")
-    content = json_file.read_bytes().decode("utf-8")
-    if kind == "bpe":
-        return BPETokenizer(content)
-    return HuggingFaceTokenizer(content, *(int(saved[name]) for name in ("bos_id", "eos_id", "mask_token_id")))

@@ -1,10 +1,9 @@
-"""What tokenizers have in common: their protocol, decoding around special ids, comparing and saving."""
+"""Base class of tokenizers: decoding around special ids, comparing, saving."""
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 
@@ -15,77 +14,60 @@ END_OF_TEXT = "<|endoftext|>"
 MASK_TEXT = "▁"
 
 
-class Tokenizer(Protocol):
-    """What the rest of the package needs from a tokenizer."""
-
-    bos_id: int
-    eos_id: int
-    mask_token_id: int
-    vocab_size: int
-    # Ids of special tokens by their text, as far as a trusted text (a chat template) may spell them.
-    special_tokens: Mapping[str, int]
-
-    def encode(self, text: str) -> np.ndarray:
-        """int32 [n]; never a BOS, EOS or mask, whatever the text says. ValueError for half a surrogate pair."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, in order."""
-
-    def decode(self, ids: Iterable[int], *, mask: str = MASK_TEXT, eos: str = END_OF_TEXT) -> str:
-        """Text of ids [n], masks written as `mask`, BOS and EOS as `eos`; what is not valid UTF-8 becomes U+FFFD."""
-
-    def fingerprint(self) -> str:
-        """A hash of everything that decides ids."""
-
-    def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into `folder`, made if missing, for `load_tokenizer`."""
-
-
-class SavableTokenizer:
-    """The part of `Tokenizer` that all kinds share; they add `encode_batch`, `_decode_run` and `fingerprint`.
-
-    Tokenizers with the same fingerprint are equal.
-    """
+class Tokenizer:
+    """Base class of tokenizers; equal are those with equal fingerprints. Subclasses add a `kind` and the three methods
+    below that raise NotImplementedError."""
 
     kind: str
     bos_id: int
     eos_id: int
     mask_token_id: int
     vocab_size: int
+    # Ids of special tokens by their text, for trusted text (chat templates).
     special_tokens: Mapping[str, int] = MappingProxyType({})
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 [n] of each text, never a BOS, EOS or mask. ValueError for half a surrogate pair."""
+        raise NotImplementedError
+
+    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
+        """Text of ids [n] without BOS, EOS and mask."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides ids."""
+        raise NotImplementedError
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 
     def decode(self, ids: Iterable[int], *, mask: str = MASK_TEXT, eos: str = END_OF_TEXT) -> str:
+        """Text of ids [n], masks written as `mask`, BOS and EOS as `eos`, invalid UTF-8 as U+FFFD."""
         ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64).reshape(-1)
         if len(ids) and not (0 <= ids.min() and ids.max() < self.vocab_size):
             raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}, got {ids.min()}..{ids.max()}")
         special = {self.bos_id: eos, self.eos_id: eos, self.mask_token_id: mask}
         pieces, start, follows_mask = [], 0, False
-        # Stretches of ordinary ids are decoded as a whole: characters span ids.
+        # Runs of ordinary ids are decoded together: characters span ids.
         for position in np.flatnonzero(np.isin(ids, list(special))):
             pieces += [self._decode_run(ids[start:position], follows_mask), special[int(ids[position])]]
             start, follows_mask = position + 1, ids[position] == self.mask_token_id
         return "".join([*pieces, self._decode_run(ids[start:], follows_mask)])
-
-    def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
-        """Text of ids [n] without BOS, EOS and mask."""
-        raise NotImplementedError
 
     def files(self) -> dict[str, str]:
         """Texts of the files, by name, that `save` writes next to the description."""
         return {}
 
     def describe(self) -> dict:
-        """What the description file holds."""
+        """Content of the description file."""
         ids = {name: getattr(self, name) for name in ("bos_id", "eos_id", "mask_token_id", "vocab_size")}
         return {"kind": self.kind, **ids, "fingerprint": self.fingerprint()}
 
     def save(self, folder: str | Path) -> None:
+        """Write the tokenizer into `folder`, made if missing, for `load_tokenizer`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # The description comes last: with its fingerprint it vouches for the other files.
+        # The description, with its fingerprint, is written last.
         for name, text in (self.files() | {DESCRIPTION: json.dumps(self.describe(), indent=1)}).items():
             write_atomically(folder / name, text)
 
@@ -106,7 +88,5 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start} of a text is U+{ord(text[error.start]):04X}, half a surrogate pair; "
-            "decode the file with errors='replace'"
-        ) from None
+        character = f"character {error.start} of a text is U+{ord(text[error.start]):04X}"
+        raise ValueError(f"{character}, half a surrogate pair; decode the file with errors='replace'") from None

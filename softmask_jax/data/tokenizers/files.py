@@ -15,34 +15,30 @@ JSON_FILE = "tokenizer.json"
 VOCABULARY_FILES = ("vocab.json", "encoder.json")
 MERGES_FILES = ("merges.txt", "vocab.bpe")
 TEMPLATE_FILE = "chat_template.jinja"
-# All that a tokenizer on the hub can be read from, and its chat template.
+# Files of a tokenizer on the hub, and its chat template.
 HUB_FILES = (JSON_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, VOCABULARY_FILES[0], MERGES_FILES[0])
 
 GPT2_CLASSES = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "CodeGenTokenizer")
 QWEN_CLASSES = ("Qwen2Tokenizer", "DreamTokenizer")
 # Token and whether it is special, by id.
 QWEN_ADDED = {id_: (token, token not in QWEN_TOOL_CALLS) for token, id_ in QWEN_IDS.items()}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+QWEN_STEP = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
 QWEN_SPLIT = {
     "normalizer": {"type": "NFC"},
-    "pre_tokenizer": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        ],
-    },
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [QWEN_STEP, BYTE_LEVEL]},
 }
 
 
 def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer in a `tokenizer.json`, in a `*.tiktoken` file of ranks, or in a folder of known files.
+    """The tokenizer in a `tokenizer.json`, a `*.tiktoken` file of ranks, or a folder of known files.
 
-    Raises FileNotFoundError when there is none, ValueError, one line, when files are damaged or of an unknown kind.
+    Raises FileNotFoundError without one, ValueError, one line, when files are damaged or of an unknown kind.
     """
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".json":
-        # Files of other names may have nothing to do with their neighbours.
+        # Other file names may be unrelated to their neighbours.
         return _read_tokenizer_json(path, named_tokens(path.parent) if path.name == JSON_FILE else {})
     if path.suffix == ".tiktoken":
         return _byte_level_bpe(path, *read_ranks(path), QWEN_ADDED, QWEN_SPLIT, {})
@@ -50,7 +46,7 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a vocabulary, whole or not; configs and templates alone are no tokenizer."""
+    """Whether a folder has a vocabulary, complete or not; configs and templates alone are no tokenizer."""
     names = (DESCRIPTION, JSON_FILE, *VOCABULARY_FILES, *MERGES_FILES)
     return any((folder / name).is_file() for name in names) or any(folder.glob("*.tiktoken"))
 
@@ -67,10 +63,8 @@ def _read_folder(folder: Path) -> HuggingFaceTokenizer:
     ranks = list(folder.glob("*.tiktoken"))
     if len(ranks) == 1:
         return read_tokenizer(ranks[0])
-    raise FileNotFoundError(
-        f"{folder}: no tokenizer here; wanted {JSON_FILE}, or vocab.json and merges.txt (encoder.json and vocab.bpe), "
-        "or one *.tiktoken file"
-    )
+    files = f"{JSON_FILE}, or vocab.json and merges.txt (encoder.json and vocab.bpe), or one *.tiktoken file"
+    raise FileNotFoundError(f"{folder}: no tokenizer here; give {files}")
 
 
 def _read_tokenizer_json(path: Path, named: Mapping[str, str]) -> HuggingFaceTokenizer:
@@ -104,8 +98,8 @@ def _read_vocabulary_and_merges(path: Path, merges_path: Path) -> HuggingFaceTok
     if kind and kind not in GPT2_CLASSES:
         raise ValueError(f"{path}: how a {kind} splits text is not in these files; give its {JSON_FILE}")
     known = {*EOS_NAMES, *BOS_NAMES, *MASK_NAMES, *OTHER_NAMES, *named.values()} & vocabulary.keys()
-    bytes_step = {"type": "ByteLevel", "add_prefix_space": bool(config.get("add_prefix_space")), "trim_offsets": False}
-    split = {"normalizer": None, "pre_tokenizer": bytes_step | {"use_regex": True}}
+    step = BYTE_LEVEL | {"add_prefix_space": bool(config.get("add_prefix_space")), "use_regex": True}
+    split = {"normalizer": None, "pre_tokenizer": step}
     added = {vocabulary[token]: (token, True) for token in known} | added
     return _byte_level_bpe(path, vocabulary, merges, added, split, named)
 
@@ -118,32 +112,24 @@ def _read_merges(path: Path, vocabulary_name: str, vocabulary: Mapping[str, int]
             continue
         parts = line.split(" ")
         if len(parts) != 2 or not {*parts, "".join(parts)} <= vocabulary.keys():
-            raise ValueError(
-                f"{path}: line {number} ({line[:40]!r}) does not merge tokens of {vocabulary_name} into another; give "
-                "both files of the same tokenizer"
-            )
+            reason = f"line {number} ({line[:40]!r}) does not merge tokens of {vocabulary_name} into another"
+            raise ValueError(f"{path}: {reason}; give both files of the same tokenizer")
         merges.append(line)
         made.add("".join(parts))
-    # Special tokens are never merged, and RoBERTa has three fillers besides; an incomplete file leaves out many more.
+    # Special tokens and RoBERTa's three fillers are never merged; an incomplete file leaves out many more.
     unmade = sum(token not in made and not token.startswith(("<", "[")) for token in vocabulary)
     if unmade > 16:
-        raise ValueError(
-            f"{path}: {unmade} tokens of {vocabulary_name} come from no merge; the file is incomplete or of another "
-            "tokenizer, get it anew"
-        )
+        reason = f"{unmade} tokens of {vocabulary_name} come from no merge"
+        raise ValueError(f"{path}: {reason}; the file is incomplete or of another tokenizer, get it anew")
     return merges
 
 
 def _byte_level_bpe(
-    path: Path,
-    vocabulary: Mapping[str, int],
-    merges: list[str],
-    added: Mapping[int, tuple[str, bool]],
-    split: Mapping[str, dict | None],
-    named: Mapping[str, str],
-) -> HuggingFaceTokenizer:
+    path: Path, vocabulary: Mapping[str, int], merges: list[str], added: Mapping[int, tuple[str, bool]],
+    split: Mapping[str, dict | None], named: Mapping[str, str],
+) -> HuggingFaceTokenizer:  # fmt: skip
     """`added`: token and whether it is special, by id. `split`: normalizer and pre-tokenizer. `path`: for errors."""
-    # In the model's vocabulary too, where any id is possible: the library numbers added tokens without gaps.
+    # Also in the model's vocabulary, where ids may have gaps.
     vocabulary = dict(vocabulary) | {token: id_ for id_, (token, _) in added.items()}
     if len(set(vocabulary.values())) != len(vocabulary):
         raise ValueError(f"{path}: an added token of {CONFIG_FILE} has the id of another; get both files anew")
@@ -152,18 +138,13 @@ def _byte_level_bpe(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    # Written here, not by the library, whose next version may write it otherwise: fingerprints hash this text.
+    added_tokens = [
+        {"id": id_, "content": token, **flags, "special": special} for id_, (token, special) in sorted(added.items())
+    ]
+    # Not written by the library, whose versions differ: fingerprints hash this text.
     content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": id_, "content": token, **flags, "special": special}
-            for id_, (token, special) in sorted(added.items())
-        ],
-        **split,
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens, **split,
+        "post_processor": None, "decoder": BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-    }
+    }  # fmt: skip
     return HuggingFaceTokenizer(json.dumps(content, ensure_ascii=False), *ids)

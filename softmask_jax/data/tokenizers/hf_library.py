@@ -1,4 +1,4 @@
-"""Tokenizers of the Hugging Face `tokenizers` library, made to encode any text as text, and long ones in pieces."""
+"""Tokenizers of Hugging Face's `tokenizers`; special tokens in texts are text, and long texts are encoded in pieces."""
 import functools
 import itertools
 import json
@@ -7,30 +7,29 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from softmask_jax.data.tokenizers.base import END_OF_TEXT, SavableTokenizer, hash_of, utf8
+from softmask_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, hash_of, utf8
 
-# Longer texts are encoded in pieces of about this many characters: the library needs some hundred bytes for each.
+# Length of pieces of longer texts, about: the library needs some hundred bytes a character.
 PIECE_CHARACTERS = 2**20
-# So many characters go to the library, and its threads, at once.
+# Characters in a call of the library, about.
 CALL_CHARACTERS = 2**23
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# Patterns that always begin a new match at `CUT`; GPT-2's, the one built into ByteLevel, does so too.
+# Patterns that always begin a match at `CUT`, as GPT-2's, built into ByteLevel, does.
 CUTTABLE_PATTERNS = (QWEN_PATTERN, QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
-# Before a space or after a newline, alone between a visible character and one that NFC cannot join to what precedes it.
+# Before a space or after a newline, alone between a visible character and one that NFC never joins to its predecessor.
 # U+180E was white space in older versions of Unicode.
 CUT = re.compile(r"(?<=[^\s\u180e])(?: (?=[0-9A-Za-z])|\n(?=\w))")
 
 
-class HuggingFaceTokenizer(SavableTokenizer):
-    """A tokenizer as a Hugging Face `tokenizer.json` (given as text) and its BOS, EOS and mask.
+class HuggingFaceTokenizer(Tokenizer):
+    """A Hugging Face `tokenizer.json` (as text) with BOS, EOS and mask, tokens of the file or unused ids.
 
-    These may be tokens of the file or ids that it does not use. `vocab_size` covers the largest id. Special tokens that
-    a text spells out are encoded as other text; truncation, padding and dropout that the file asks for are ignored.
-    Raises ValueError when the JSON is no tokenizer.
+    Special tokens in texts are encoded as other text; the file's truncation, padding and dropout are ignored. Raises
+    ValueError when the JSON is no tokenizer.
     """
 
     kind = "huggingface"
@@ -43,7 +42,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
 
     @functools.cached_property
     def _library(self):
-        # Built when first needed: unpickling it in a process that never encodes should cost nothing.
+        # Built when needed: unpickling in a process that never encodes costs nothing.
         return open_library(self._json)
 
     @functools.cached_property
@@ -54,7 +53,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Ids of the file's special tokens by their text; `encode` yields none of them (see `chat_template`)."""
+        """Ids of the file's special tokens by their text; `encode` yields none of them."""
         special = [token["content"] for token in self._content.get("added_tokens") or () if token.get("special")]
         return {token: self._library.token_to_id(token) for token in special}
 
@@ -65,7 +64,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
 
     @functools.cached_property
     def _forbidden(self) -> np.ndarray:
-        """bool [vocab_size]: ids that no text may become. Unknown is not one of them, unless it is also the end."""
+        """bool [vocab_size]: ids that no text may become; not the unknown token, unless it is also the end."""
         ids = set(self.special_tokens.values()) - {self._unknown_id}
         forbidden = np.zeros(self.vocab_size, bool)
         forbidden[[*ids, self.bos_id, self.eos_id, self.mask_token_id]] = True
@@ -84,16 +83,16 @@ class HuggingFaceTokenizer(SavableTokenizer):
         return {name: getattr(self, name) for name in names}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = [[] for _ in texts]
+        parts_of = [[] for _ in texts]
         pieces = ((index, piece) for index, text in enumerate(texts) for piece in self._pieces(text))
         for group in _groups(pieces, CALL_CHARACTERS):
             indices, members = zip(*group, strict=True)
             for index, ids in zip(indices, self._encode_pieces(list(members)), strict=True):
-                found[index].append(ids)
-        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+                parts_of[index].append(ids)
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in parts_of]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """Cuts a long text where the ids of the pieces are those of the whole."""
+        """Cut a long text without changing its ids."""
         start = 0
         while self._is_cuttable and len(text) - start > PIECE_CHARACTERS:
             cut = CUT.search(text, start + PIECE_CHARACTERS)
@@ -119,9 +118,9 @@ class HuggingFaceTokenizer(SavableTokenizer):
         ]
 
     def _encode_literally(self, text: str) -> np.ndarray:
-        """For models that know special tokens as words: cuts the text behind the first character of each.
+        """Cut special tokens, for models that know them as words, after their first character.
 
-        What is special all the same (a token of one character) becomes unknown or, without such a token, is left out.
+        Ids that are still special (tokens of one character) become unknown, or are left out without such a token.
         """
         encoding = self._library.encode(text, add_special_tokens=False)
         cuts = {0, len(text)}
@@ -143,7 +142,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
     def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
         ids = run.tolist()
         if ids and follows_mask:
-            # Decoders of word pieces drop the space before a text's first word, but a mask is a word too.
+            # Decoders of word pieces drop the space before the first word, but a mask is a word too.
             lead_ids, lead = self._lead
             text = self._library.decode(lead_ids + ids, skip_special_tokens=False)
             if text.startswith(lead):
@@ -158,7 +157,7 @@ class HuggingFaceTokenizer(SavableTokenizer):
 
 
 class BPETokenizer(HuggingFaceTokenizer):
-    """Byte-level BPE whose `<|endoftext|>` is BOS and EOS, with the mask appended as the last id, as `train_bpe` makes.
+    """Byte-level BPE of `train_bpe`: `<|endoftext|>` is BOS and EOS, the mask is the last id.
 
     Raises ValueError when the JSON is no tokenizer or lacks `<|endoftext|>`.
     """
@@ -179,14 +178,13 @@ class BPETokenizer(HuggingFaceTokenizer):
 
 def open_library(tokenizer_json: str):
     """The library's own tokenizer. Raises ValueError, one line, when the JSON is none."""
-    # Imported here: a folder of byte-level data needs no BPE library.
     from tokenizers import Tokenizer
 
     try:
         library = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a Hugging Face tokenizer.json: {error}") from error
-    # A document that spells out the end token must not end: its characters are encoded like any others.
+    # An end token spelled in a document is ordinary text.
     library.encode_special_tokens = True
     library.no_truncation()
     library.no_padding()
@@ -196,10 +194,10 @@ def open_library(tokenizer_json: str):
 
 
 def is_cuttable(content: dict) -> bool:
-    """Whether a text cut at `CUT` has the same ids in pieces: a known pattern, then bytes, and nothing that looks back.
+    """Whether cuts at `CUT` keep a text's ids: a known pattern, then bytes, and nothing that looks back.
 
-    Why it does: the patterns match a space or a newline behind a visible character only at a match's beginning, or end
-    one with that newline, and look no further back or ahead than the white space around it.
+    The patterns match a space or a newline after a visible character only at the beginning of a match, or end it with
+    the newline, and look no further than the white space around it.
     """
     split = content.get("pre_tokenizer") or {}
     steps = split.get("pretokenizers", [split])

@@ -1,5 +1,6 @@
-"""Tokenizers from the Hugging Face hub: the small files that hold them, never code, never weights."""
+"""Small files from the Hugging Face hub, such as tokenizers: never code."""
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from softmask_jax.data.tokenizers.files import HUB_FILES
@@ -8,30 +9,33 @@ PREFIX = "hf://"
 NAME = re.compile(r"hf://(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
-def download_tokenizer(spec: str, cache_folder: Path | None = None) -> Path:
-    """The folder with the tokenizer files of `hf://owner/name` or `hf://owner/name@revision`.
+def download(flag: str, patterns: Sequence[str], remedy: str, cache_folder: Path | None = None) -> Path:
+    """The folder with the files of a repository that match `patterns`, in the hub library's cache by default.
 
-    `cache_folder`: where downloads are kept; None is the hub library's own cache. Raises ValueError for what
-    is no name or without the library, OSError when files can neither be downloaded nor found in the cache.
+    flag: setting and value, such as `--src=hf://owner/name` or `--src=hf://owner/name@revision`. remedy: ends the error
+    of a failed download. Raises ValueError for what is no name or without the library, OSError when files can neither
+    be downloaded nor found in the cache.
     """
-    match = NAME.fullmatch(spec)
+    match = NAME.fullmatch(flag.partition("=")[2])
     if match is None:
-        raise ValueError(f"data.tokenizer={spec!r} is no name on the hub; write {PREFIX}owner/name")
+        raise ValueError(f"{flag} is no name on the hub; write {PREFIX}owner/name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(f"data.tokenizer={spec} needs huggingface_hub; pip install 'softmask_jax[hub]'") from None
+        raise ValueError(f"{flag} needs huggingface_hub; pip install 'softmask_jax[hub]'") from None
+    cache = None if cache_folder is None else str(cache_folder / "hub")
     try:
         folder = snapshot_download(
-            match["name"],
-            revision=match["revision"],
-            allow_patterns=list(HUB_FILES),
-            cache_dir=None if cache_folder is None else str(cache_folder / "hub"),
+            match["name"], revision=match["revision"], allow_patterns=list(patterns), cache_dir=cache
         )
     except Exception as error:  # it raises its own, those of its network library, and the system's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(
-            f"data.tokenizer={spec} cannot be downloaded ({reason}); check the name and the network, or copy its "
-            f"{HUB_FILES[0]} here and give its path"
-        ) from error
+        message = f"{flag} cannot be downloaded ({reason:.200}); check the name and the network, {remedy}"
+        raise OSError(message) from error
     return Path(folder)
+
+
+def download_tokenizer(url: str, cache_folder: Path | None = None) -> Path:
+    """`download` of the tokenizer's files."""
+    remedy = f"or copy its {HUB_FILES[0]} here and give its path"
+    return download(f"data.tokenizer={url}", HUB_FILES, remedy, cache_folder)

@@ -1,4 +1,4 @@
-"""Byte-level vocabularies as ranks of byte strings, and the merges that they stand for."""
+"""Byte-level vocabularies as ranks of byte strings, and their merges."""
 import base64
 import binascii
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from softmask_jax.data.tokenizers.specials import QWEN_RANKS, read_text
 
-# How byte-level BPE writes bytes: visible characters of Latin-1 as themselves, the others, in order, from U+0100 on.
+# Letters of byte-level BPE: visible characters of Latin-1 for themselves, other bytes from U+0100 on.
 VISIBLE_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 HIDDEN_BYTES = tuple(byte for byte in range(256) if byte not in VISIBLE_BYTES)
-LETTERS = {byte: 0x100 + place for place, byte in enumerate(HIDDEN_BYTES)}
+LETTERS = {byte: letter for letter, byte in enumerate(HIDDEN_BYTES, 0x100)}
 
 
 def letters(token: bytes) -> str:
-    """The token as byte-level BPE writes it, a letter for each byte."""
+    """The token in byte-level BPE's letters, one for each byte."""
     return token.decode("latin-1").translate(LETTERS)
 
 
@@ -23,7 +23,7 @@ ALPHABET = letters(bytes(range(256)))
 def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
     """Vocabulary and merges of Qwen's ranks: lines of a token's bytes in base64, a space and its rank, which is its id.
 
-    Raises ValueError, one line, when the file is damaged or of another vocabulary.
+    Raises ValueError, one line, for a damaged file or another vocabulary.
     """
     ranks = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -34,10 +34,9 @@ def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
             except (ValueError, binascii.Error):
                 raise ValueError(f"{path}: line {number} is not `base64 rank`; get the file anew") from None
     if len(ranks) != QWEN_RANKS:
-        raise ValueError(
-            f"{path}: {len(ranks)} ranks, but only Qwen's {QWEN_RANKS} are known (how others split text is not in the "
-            "file); get the whole file, or give the model's tokenizer.json"
-        )
+        reason = f"only Qwen's {QWEN_RANKS} are known (how others split text is not in the file)"
+        remedy = "get the whole file, or give the model's tokenizer.json"
+        raise ValueError(f"{path}: {len(ranks)} ranks, but {reason}; {remedy}")
     try:
         merges = [f"{letters(left)} {letters(right)}" for left, right in merges_of(ranks)]
     except ValueError as error:
@@ -46,23 +45,23 @@ def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes is merged from, by rank: what BPE with lower ranks alone leaves of it.
+    """The pair that each token of several bytes is merged from, by rank: its BPE with lower ranks only.
 
-    Raises ValueError when ranks are not 0, 1, ... or a token can't be made of two others.
+    Raises ValueError when ranks are not 0, 1, ... or a token cannot be made of two others.
     """
     tokens = sorted(ranks, key=ranks.__getitem__)
     if [ranks[token] for token in tokens] != list(range(len(ranks))):
         raise ValueError(f"the ranks are not 0..{len(ranks) - 1}, each once")
     merges = []
     for rank, token in enumerate(tokens):
-        parts = [token[place:place + 1] for place in range(len(token))]
+        parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
             pairs = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
             lowest = min(pairs)
             if lowest >= rank:
                 break
-            place = pairs.index(lowest)
-            parts[place:place + 2] = [parts[place] + parts[place + 1]]
+            left = pairs.index(lowest)
+            parts[left:left + 2] = [parts[left] + parts[left + 1]]
         if len(parts) > 1:
             if len(parts) > 2 or any(ranks.get(part, rank) >= rank for part in parts):
                 raise ValueError(f"the token of rank {rank} cannot be merged from two of lower rank")

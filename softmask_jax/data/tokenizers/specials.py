@@ -1,8 +1,7 @@
-"""Which tokens of a foreign vocabulary are BOS, EOS and mask.
+"""BOS, EOS and mask of foreign vocabularies.
 
-What `tokenizer_config.json` or `special_tokens_map.json` beside the vocabulary name; else the first known name in it; a
-vocabulary without a mask gets one as its last id. Qwen's vocabulary, whichever file it comes from, has the two tokens
-that Dream gave it: 151665, BOS, and 151666, the mask.
+Named by `tokenizer_config.json` or `special_tokens_map.json`, else the first known name in the vocabulary; a missing
+mask becomes the last id. Qwen's vocabulary always gets Dream's two tokens: 151665, BOS, and 151666, the mask.
 """
 import json
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ OTHER_NAMES = ("<pad>", "<unk>", "[PAD]", "[UNK]")
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 QWEN_RANKS = 151_643
-# The only ones that are no special tokens: text may spell them.
+# The only added tokens that are not special: text may contain them.
 QWEN_TOOL_CALLS = ("<tool_call>", "</tool_call>")
 DREAM_BOS, DREAM_MASK = "<|beginoftext|>", "<|mask|>"
 QWEN_ADDED = (
@@ -26,7 +25,7 @@ QWEN_ADDED = (
     "<|image_pad|>", "<|video_pad|>", *QWEN_TOOL_CALLS, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
     "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", DREAM_BOS, DREAM_MASK,
 )
-QWEN_IDS = {token: QWEN_RANKS + place for place, token in enumerate(QWEN_ADDED)}
+QWEN_IDS = {token: id_ for id_, token in enumerate(QWEN_ADDED, QWEN_RANKS)}
 
 
 def named_tokens(folder: Path) -> dict[str, str]:
@@ -44,10 +43,10 @@ def named_tokens(folder: Path) -> dict[str, str]:
 
 
 def template_tokens(folder: Path) -> dict[str, str | list[str]]:
-    """The special tokens that a chat template may name, by the names that `transformers` gives them.
+    """Special tokens that a chat template may name, under the names of `transformers`.
 
-    `bos_token`, `pad_token`, any other `*_token`, those of `extra_special_tokens`, and the list
-    `additional_special_tokens`, from tokenizer_config.json and, where that does not say, special_tokens_map.json.
+    `*_token`, those of `extra_special_tokens` and the list `additional_special_tokens`, from tokenizer_config.json,
+    else special_tokens_map.json.
     """
     tokens = {}
     for name in (MAP_FILE, CONFIG_FILE):
@@ -62,12 +61,12 @@ def template_tokens(folder: Path) -> dict[str, str | list[str]]:
 
 
 def _text(token: object) -> object:
-    """A token as text, which files also write as an object with `content`."""
+    """A token as text; in files also an object with `content`."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def special_ids(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> tuple[int, int, int]:
-    """BOS, EOS and mask. Raises ValueError, one line, when no token can be the EOS or one would be two of them."""
+    """BOS, EOS and mask. Raises ValueError, one line, without an EOS, or when the mask is also BOS or EOS."""
     if is_qwen(vocabulary):
         vocabulary = {**vocabulary, DREAM_BOS: QWEN_IDS[DREAM_BOS], DREAM_MASK: QWEN_IDS[DREAM_MASK]}
         bos_names = (DREAM_BOS,)
@@ -97,7 +96,7 @@ def special_ids(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> tupl
 
 
 def is_qwen(vocabulary: Mapping[str, int]) -> bool:
-    """Whether it is Qwen 2's or 2.5's; later ones use Dream's ids for other tokens."""
+    """Whether it is the vocabulary of Qwen 2 or 2.5; later ones use Dream's ids for other tokens."""
     if any(vocabulary.get(token) != QWEN_IDS[token] for token in QWEN_ADDED[:3]):
         return False
     ours = {QWEN_IDS[token]: token for token in (DREAM_BOS, DREAM_MASK)}
@@ -105,7 +104,7 @@ def is_qwen(vocabulary: Mapping[str, int]) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Raises FileNotFoundError or another OSError, ValueError when it is not UTF-8."""
+    """Text of a file. Raises OSError, ValueError when it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -121,5 +120,5 @@ def read_json(path: Path, optional: bool = False) -> dict:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error}); get the file anew") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: wanted a JSON object, not a {type(content).__name__}; get the file anew")
+        raise ValueError(f"{path}: no JSON object but a {type(content).__name__}; get the file anew")
     return content

@@ -19,11 +19,10 @@ from softmask_jax.evaluate.code.pass_at_k import difference, estimate, pass_at_k
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem
 from softmask_jax.evaluate.code.running import FAILED, Limits, PASSED, Program
 from softmask_jax.evaluate.generative.samples import budgeted, counts_steps
-from softmask_jax.evaluate.pieces import complete
 from softmask_jax.evaluate.settings import Code, Settings, budgets, check_least, listed
 from softmask_jax.evaluate.task import Estimate, Result, Work
 from softmask_jax.generate.batches import Generator, plan, shape_of
-from softmask_jax.io.answers import count, summarize
+from softmask_jax.io.answers import count, key_of, summarize
 from softmask_jax.io.files import plain
 from softmask_jax.samplers import Options
 
@@ -138,8 +137,9 @@ class CodeTask:
             )  # fmt: skip
             shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
             batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows)
-            bar = self._bar(batches, len(batches), f"{work.name}: {self.name}, answers")
-            complete(work, file, bar, lambda batch: generator.batch(batch, asked, patterns))
+            for batch in self._bar(batches, len(batches), f"{work.name}: {self.name}, answers"):
+                file.add([row for row in generator.batch(batch, asked, patterns) if key_of(row) not in file.rows])
+                work.check_stop()
             return dict(sorted(file.rows.items()))
 
     def _run_settings(self, code: Code, given: list[Problem]) -> Mapping:

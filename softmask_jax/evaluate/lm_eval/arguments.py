@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from softmask_jax.config import option_flags
 from softmask_jax.config.sections import Mesh
-from softmask_jax.data.shards.records import nearest
+from softmask_jax.data.sources.records import nearest
 from softmask_jax.evaluate.generative.samples import counts_steps
 from softmask_jax.generate import sampler_flags
 from softmask_jax.samplers import Options

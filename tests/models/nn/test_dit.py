@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.convert import mdlm
 from softmask_jax.models.nn import dit
 from softmask_jax.models.nn.dit import DiTConfig
 from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load
+from tests.helpers import torch_weights
 
 TINY = DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(jnp.asarray, mdlm.from_torch(load("mdlm_dit/params.npz"), 2)["backbone"])
+    return jax.tree.map(jnp.asarray, torch_weights.from_torch(load("mdlm_dit/params.npz"), 2)["backbone"])
 
 
 @pytest.fixture(scope="module")

@@ -10,30 +10,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from softmask_jax.data.sources.documents import AllParts, BadRow, Document, spans
+from softmask_jax.data.sources.documents import BadRow, Document, Source, spans
 from softmask_jax.data.sources.listing import (
     Listed, check_compression, fingerprint, is_compressed, list_files, open_file, open_unpacked,
 )
 
-# Plain JSON Lines are cut into ranges of this size, and row groups of Parquet joined up to it.
+# Size of ranges of plain JSON Lines and of joined row groups of Parquet.
 PART_BYTES = 64 << 20
-# Rows of Parquet are decoded in batches of about this much text.
+# Text of a decoded batch of Parquet, about.
 BATCH_BYTES = 4 << 20
-# That many rows without a good one are no accident.
+# So many bad rows without a good one are an error.
 HOPELESS_ROWS = 20
-# How many times larger the content of a compressed file is, about.
+# Compression ratio, about.
 COMPRESSION = 4
-# What to do with a JSON array, or with objects over several lines.
+# Remedy for a JSON array, or for objects over several lines.
 ONE_A_LINE = "this is JSON, but not JSON Lines: write one object a line, as `jq -c` does"
+STRING_TYPES = ("string", "large_string", "string_view")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def checked(
     items: Iterable[Document | BadRow], name: str, whole: bool, remedy: str = "check data.text_key"
 ) -> Iterator[Document | BadRow]:
-    """The items of one file, or of a part of it. Raises ValueError, at the end, when not one was good.
+    """The items of a file (`whole`) or a part of it. Raises ValueError at the end when none was good.
 
-    A part that is not the `whole` has to hold enough rows for that.
+    A part without good rows is an error from `HOPELESS_ROWS` on.
     """
     first, bad, good = None, 0, False
     for item in items:
@@ -49,7 +50,7 @@ def checked(
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a `name` that is not among the `known`."""
+    """End of a message about a `name` that is not among the `known`."""
     known = [key if len(key) <= 40 else key[:37] + "..." for key in itertools.islice(known, 100)]
     close = difflib.get_close_matches(name, known, 1)
     if close:
@@ -70,11 +71,11 @@ def text_or_bad(name: str, value: object, key: str) -> Document | BadRow:
 
 
 @dataclass(frozen=True)
-class JsonLines(AllParts):
+class JsonLines(Source):
     """One JSON object a line, its text under `text_key` (`meta.text` is `text` inside `meta`); blank lines are ignored.
 
-    A file is read in ranges of `part_bytes`; a range has the lines that begin in it. Lines that hold no text are
-    `BadRow`s. Reading raises ValueError for a damaged file or one without any good row, OSError for an unreadable one.
+    A range of `part_bytes` has the lines that begin in it; lines without text are `BadRow`s. Reading raises ValueError
+    for a damaged file or one without a good row, OSError for an unreadable one.
     """
 
     listing: tuple[Listed, ...]
@@ -99,9 +100,6 @@ class JsonLines(AllParts):
     def identity(self) -> str:
         return fingerprint(self.name, self.text_key, self.part_bytes, self.listing)
 
-    def num_parts(self) -> int:
-        return len(self._groups)
-
     def read(self, part: int) -> Iterator[Document | BadRow]:
         for number, start, stop in self._ranges[slice(*self._groups[part])]:
             file = self.listing[number]
@@ -118,7 +116,7 @@ class JsonLines(AllParts):
 def _lines(file: Listed, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
     with open_unpacked(file) as opened:
         if start:
-            # A line begins behind the end of another, which may be the last byte before `start`.
+            # The first line of the range begins after a line's end, possibly the last byte before `start`.
             opened.seek(start - 1)
             skipped = opened.readline(stop - start)
             offset = start - 1 + len(skipped) if skipped.endswith(b"\n") else stop
@@ -155,7 +153,7 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
             known = [f"{inside}.{known}" if inside else known for known in itertools.islice(value, 100)]
             return BadRow(name, f"has no key {text_key!r}; {nearest(text_key, known)}")
         value = value[key]
-    # JSON can spell halves of surrogate pairs, which no encoding of text has.
+    # JSON can hold halves of surrogate pairs, which no encoding has.
     if b"\\u" in line and isinstance(value, str):
         try:
             value.encode("utf-8")
@@ -165,7 +163,7 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
 
 
 def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLines:
-    """The rows of the files that `list_files` finds; its errors, and ValueError for an empty file."""
+    """Rows of the files of `list_files`, with its errors; ValueError for an empty file."""
     listing = list_files(patterns, "jsonl", "texts/*.jsonl")
     check_compression(listing)
     for file in listing:
@@ -175,11 +173,11 @@ def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLin
 
 
 @dataclass(frozen=True)
-class Parquet(AllParts):
+class Parquet(Source):
     """One document a row, from the string column `text_key`; nulls are `BadRow`s.
 
-    `row_groups` [groups] are (file, row group, its first row, its rows, bytes of text). Reading raises ValueError for a
-    damaged file or one without any text, OSError for an unreadable one.
+    row_groups: (file, row group, first row, rows, bytes of text). Reading raises ValueError for a damaged file or one
+    without any text, OSError for an unreadable one.
     """
 
     listing: tuple[Listed, ...]
@@ -198,9 +196,6 @@ class Parquet(AllParts):
     def identity(self) -> str:
         return fingerprint(self.name, self.text_key, self._groups, self.listing)
 
-    def num_parts(self) -> int:
-        return len(self._groups)
-
     def read(self, part: int) -> Iterator[Document | BadRow]:
         chosen = self.row_groups[slice(*self._groups[part])]
         for number, groups in itertools.groupby(chosen, key=lambda group: group[0]):
@@ -211,9 +206,8 @@ class Parquet(AllParts):
         _, _, row, _, _ = groups[0]
         rows, size = sum(group[3] for group in groups), sum(group[4] for group in groups)
         batch_rows = max(1, min(BATCH_BYTES * rows // max(size, 1), 1 << 16))
-        with _opened_parquet(file) as opened:
-            batches = opened.iter_batches(batch_rows, [group[1] for group in groups], [self.text_key])
-            for batch in batches:
+        with open_parquet(file) as opened:
+            for batch in opened.iter_batches(batch_rows, [group[1] for group in groups], [self.text_key]):
                 for value in _values(batch.column(0)):
                     yield text_or_bad(f"{file.name}:row {row}", value, self.text_key)
                     row += 1
@@ -231,13 +225,14 @@ def _values(column) -> Iterator[str | bytes | None]:
 
 
 @contextlib.contextmanager
-def _opened_parquet(file: Listed) -> Iterator:
+def open_parquet(file: Listed) -> Iterator:
+    """The `pyarrow.parquet.ParquetFile`. Raises ValueError for a damaged file, also while it is read."""
     import pyarrow
     import pyarrow.parquet
 
     with open_file(file.path) as opened:
         try:
-            # The buffer keeps a large row group out of memory: pages are read as they are needed.
+            # With a buffer, pages of a large row group are read as they are needed.
             yield pyarrow.parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -245,21 +240,26 @@ def _opened_parquet(file: Listed) -> Iterator:
 
 
 def parquet(patterns: str | Iterable[str], text_key: str = "text") -> Parquet:
-    """The rows of the files that `list_files` finds, and its errors.
+    """Rows of the files of `list_files`, with its errors.
 
     Raises ImportError without pyarrow, ValueError for a damaged or empty file or one without a column of text.
     """
     if not importlib.util.find_spec("pyarrow"):
         raise ImportError("data.source=parquet needs a package: pip install 'softmask_jax[parquet]'")
+    import pyarrow
+
     listing = list_files(patterns, "parquet", "texts/*.parquet")
     row_groups: list[tuple[int, int, int, int, int]] = []
     for number, file in enumerate(listing):
-        with _opened_parquet(file) as opened:
+        with open_parquet(file) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
         if text_key not in schema.names:
             near = nearest(text_key, schema.names)
             raise ValueError(f"{file.name}: has no column {text_key!r} (data.text_key); {near}")
-        _check_type(file, text_key, schema.field(text_key).type)
+        kind = schema.field(text_key).type
+        if str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind) not in STRING_TYPES:
+            remedy = "name another in data.text_key"
+            raise ValueError(f"{file.name}: column {text_key!r} holds {kind}, not strings; {remedy}")
         if not metadata.num_rows:
             raise ValueError(f"{file.name}: holds no row; leave it out of data.paths")
         leaf = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(text_key)
@@ -269,11 +269,3 @@ def parquet(patterns: str | Iterable[str], text_key: str = "text") -> Parquet:
             row_groups.append((number, index, first, group.num_rows, group.column(leaf).total_uncompressed_size))
             first += group.num_rows
     return Parquet(listing, tuple(row_groups), text_key)
-
-
-def _check_type(file: Listed, text_key: str, kind) -> None:
-    import pyarrow
-
-    values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    if str(values) not in ("string", "large_string", "string_view"):
-        raise ValueError(f"{file.name}: column {text_key!r} holds {kind}, not strings; name another in data.text_key")
