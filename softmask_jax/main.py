@@ -2,7 +2,7 @@
 
     python -m softmask_jax.main --config=configs/stdlib.py --workdir=runs/stdlib
 
-Any key of the config can be overridden: --config.train.steps=200 --config.soft_mask.k=1
+Any key of the config, listed below, can be overridden: --config.train.steps=200 --config.soft_mask.k=1
 """
 import argparse
 import logging
@@ -10,16 +10,18 @@ import os
 import sys
 from pathlib import Path
 
+from softmask_jax.config import Config, keys, load
 from softmask_jax.config.command_line import ERRORS, command, split_overrides
 from softmask_jax.distributed import hosts
 from softmask_jax.io.files import check_folder
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and as `section.key=value` the overrides among them, given as one word or two."""
+    """Flags, and the overrides as `section.key=value`, each of one word or two."""
     parser = argparse.ArgumentParser(
         prog="python -m softmask_jax.main", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"keys of the config (SECTION.KEY), their defaults and meanings:\n\n{keys.table(Config)}",
     )  # fmt: skip
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
     parser.add_argument(
@@ -28,39 +30,40 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--profile", action="store_true", help="record a trace of a few steps in <workdir>/profile")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     hosts.add_flags(parser)
-    parser.add_argument(
-        "--config.SECTION.KEY", metavar="VALUE", dest="_",
-        help="override a key; all are in softmask_jax/config/sections.py",
-    )
+    parser.add_argument("--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key of the list below")
     words, overrides = split_overrides(argv)
-    found = parser.parse_args(words)
-    if "://" in found.workdir:
-        parser.error(f"--workdir={found.workdir}: a run's folder must be on a mounted file system for now")
-    found.workdir = os.path.expanduser(found.workdir)
+    flags = parser.parse_args(words)
+    if "://" in flags.workdir:
+        parser.error(f"--workdir={flags.workdir}: a run's folder must be on a mounted file system for now")
+    flags.workdir = os.path.expanduser(flags.workdir)
     try:
-        check_folder(found.workdir, "--workdir=")
+        check_folder(flags.workdir, "--workdir=")
     except ValueError as error:
         parser.error(str(error))
-    return found, overrides
+    return flags, overrides
+
+
+PASSES = {"one_pass": "one pass", "two_pass": "two passes, soft-masked"}
 
 
 def report(summary: dict, workdir: str) -> str:
-    """What a finished run prints: perplexity, samples, and where everything is."""
+    """Summary of a finished run for the terminal: perplexity or loss, samples, and where its files are."""
     from softmask_jax.training.intervals import bracketed
 
-    folder, scores = Path(workdir), summary["validation"]
-    loss = "loss" in scores
-    what = "loss" if loss else "perplexity per token"
-    lines = [f"Validation {what} after {summary['step']} steps ({'' if loss else 'upper bound; '}95 % interval)"]
-    for name, what in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes, soft-masked")):
-        if f"{name}loss" in scores:
-            value, low, high = (scores.get(f"{name}{key}") for key in ("loss", "loss_low", "loss_high"))
-            lines.append(f"  {what:24s} {value:9.4f}  {bracketed(low, high)}")
-    for name, what in (("one_pass", "one pass"), ("two_pass", "two passes, soft-masked")):
+    folder, scores, step = Path(workdir), summary["validation"], summary["step"]
+    if "loss" in scores:
+        lines = [f"Validation loss after {step} steps (95 % interval)"]
+    else:
+        lines = [f"Validation perplexity per token after {step} steps (upper bound; 95 % interval)"]
+    for prefix, label in (("", "by the recipe"), *((f"{name}/", label) for name, label in PASSES.items())):
+        if f"{prefix}loss" in scores:
+            loss, low, high = (scores.get(f"{prefix}{key}") for key in ("loss", "loss_low", "loss_high"))
+            lines.append(f"  {label:24s} {loss:9.4f}  {bracketed(low, high)}")
+    for name, label in PASSES.items():
         if f"{name}/perplexity" in scores:
             nelbo, low, high = (scores.get(f"{name}/{key}") for key in ("nelbo", "nelbo_low", "nelbo_high"))
             perplexity = f"{scores[f'{name}/perplexity']:9.3f}"
-            lines.append(f"  {what:24s} {perplexity}   NELBO {nelbo:.4f}{bracketed(low, high)} nats")
+            lines.append(f"  {label:24s} {perplexity}   NELBO {nelbo:.4f}{bracketed(low, high)} nats")
     if "gain/nelbo" in scores:
         lines.append(
             f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f}"
@@ -68,17 +71,11 @@ def report(summary: dict, workdir: str) -> str:
         )
     for i, text in enumerate(summary["samples"]):
         lines += [f"\nSample {i + 1}", "  | " + text.replace("\n", "\n  | ")]
-    lines += [
-        "",
-        f"Checkpoints  {folder / 'checkpoints'}",
-        f"Log          {folder / 'metrics.jsonl'}",
-        f"Curves       {folder / 'tensorboard'}   (pip install tensorboard; tensorboard --logdir {folder})",
-    ]
-    if (folder / "report.html").exists():
-        lines.append(f"Report       {folder / 'report.html'}")
-    if (folder / "profile").exists():
-        lines.append(f"Trace        {folder / 'profile'}")
-    return "\n".join(lines)
+    curves = f"{folder / 'tensorboard'}   (pip install tensorboard; tensorboard --logdir {folder})"
+    files = [("Checkpoints", folder / "checkpoints"), ("Log", folder / "metrics.jsonl"), ("Curves", curves)]
+    optional = ("Report", folder / "report.html"), ("Trace", folder / "profile")
+    files += [(label, path) for label, path in optional if path.exists()]
+    return "\n".join([*lines, "", *(f"{label:12s} {path}" for label, path in files)])
 
 
 @command(interrupted="Interrupted. The same command continues from the last checkpoint.", debug=True, result=False)
@@ -90,11 +87,11 @@ def main(argv: list[str]) -> None:
     try:
         import jax
 
-        from softmask_jax import config
         from softmask_jax.training import loop
 
-        settings, place = config.load(flags.config, overrides), hosts.from_flags(flags)
-        summary = loop.train(settings, flags.workdir, profile=flags.profile, place=place)
+        summary = loop.train(
+            load(flags.config, overrides), flags.workdir, profile=flags.profile, place=hosts.from_flags(flags)
+        )
     except (*ERRORS, KeyboardInterrupt) as error:
         hosts.leave_soon(130 if isinstance(error, KeyboardInterrupt) else 1)
         raise

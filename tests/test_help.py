@@ -22,7 +22,9 @@ MOVED = {
 COMMANDS = sorted(
     {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-        for path in PACKAGE.rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
+        for path in PACKAGE.rglob("*.py")
+        # A command that has moved shows the help of its new name.
+        if 'if __name__ == "__main__"' in (text := path.read_text()) and not text.startswith('"""Moved to ')
     } - INTERNAL
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from softmask_jax import main
+from softmask_jax import config, main
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.training import loop
 from tests.helpers import crafted_run, tiny_run
@@ -115,6 +115,8 @@ def test_help_is_complete_and_shows_a_command_that_is_accepted(capsys):
     assert end.value.code == 0
     for flag in ("--config", "--workdir", "--profile", "--debug", "--config.SECTION.KEY"):
         assert flag in said
+    for key in config.flatten(config.Config().to_dict()):
+        assert f"\n  {key} " in said
     example = next(line for line in said.splitlines() if line.strip().startswith("python -m softmask_jax.main"))
     flags, overrides = main.parse(shlex.split(example)[3:])
     assert (ROOT / flags.config).is_file() and flags.workdir and not overrides

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from softmask_jax.config import command_line, rules
+from softmask_jax.config import command_line, keys, rules
 from softmask_jax.config.sections import (
-    Checkpoint, Data, Eval, Init, Mesh, Model, Objective, Optimizer, Sample, SoftMask, Train,
+    Checkpoint, Data, Eval, Init, Mesh, Model, Objective, Optimizer, Sample, SoftMask, Texts, Train,
 )
 
 
@@ -38,8 +38,8 @@ class Config:
 
     @property
     def updates(self) -> int:
-        """How many updates the run makes: `train.updates` of one that has begun. Before, iso_flops counts the products of
-        the layers alone, as the sizes of the network are not known (`update_flops.budgeted` does)."""
+        """Updates of the run: `train.updates` of one that has begun, else what the budget buys by the layers' products
+        alone (`update_flops.budgeted` knows the network)."""
         return self.train.updates or self.bought(layer_passes(self.model))
 
     @property
@@ -48,10 +48,10 @@ class Config:
         return self.data.max_tokens if self.model.kind == "dream" else self.data.seq_len
 
     def bought(self, plain: float) -> int:
-        """`train.steps` of a binary run, and of a soft-masked one how many updates its budget buys.
+        """Updates that the budget buys: `train.steps` for a binary run, as many or fewer for a soft-masked one.
 
-        The paper (section 4) counts an SM update as two and halves the steps. By FLOPs one costs p_sm forward passes more
-        than a plain update, which costs `plain`.
+        The paper (section 4) counts an SM update as two and halves the steps. By FLOPs one costs p_sm forward passes
+        more than a plain update, which costs `plain`.
         """
         shares = {"iso_update": 1.0, "iso_compute_paper": 0.5, "iso_flops": plain / (plain + self.soft_mask.p_sm)}
         steps = self.train.steps
@@ -65,22 +65,22 @@ class Config:
 
 
 def layer_passes(model: Model) -> int:
-    """Forward passes through the layers that a plain update costs: one, a backward pass of two, or of one where the base
-    is frozen, and one more where `remat` "full" runs the layers again."""
+    """Cost of a plain update in forward passes: one, a backward pass of two (one on a frozen base), and one more where
+    `remat` "full" runs the layers again."""
     return 2 + (model.adapter == "none") + (model.remat == "full")
 
 
 def of_run(values: typing.Mapping) -> Config:
-    """The config.json of a run, with the number of its updates; ValueError as `from_dict`.
+    """A run's config.json, with the number of its updates; ValueError as `from_dict`.
 
-    Runs that do not say it were begun when iso_flops counted 3 forward passes, whatever was frozen or run again.
+    Where train.updates is missing, iso_flops counted 3 forward passes an update.
     """
     config = from_dict(values)
     return config.with_updates(config.train.updates or config.bought(3.0))
 
 
 def begun(config: Config, stored: typing.Mapping | None) -> Config:
-    """A config with the number of updates of its run, whose config.json is `stored`, while steps and budget are the same."""
+    """`config` with the updates of its run, whose config.json is `stored`, while steps and budget are the same."""
     if stored is None or config.train.updates:
         return config
     old = of_run(stored)
@@ -98,46 +98,48 @@ def from_dict(values: typing.Mapping) -> Config:
       ValueError: an unknown section or key (the nearest known one is named), a wrong type or an impossible value.
     """
     config = complete(values, Config)
-    rules.check(flatten(config.to_dict()))
+    rules.check(config)
     return config
 
 
 def complete(values: typing.Mapping, schema: type):
-    """A (partial) nested mapping as `schema`, a dataclass of dataclasses; names and types are checked, see `from_dict`."""
+    """A (partial) nested mapping as `schema`, a dataclass of dataclasses. Raises ValueError for a name, type or value of
+    a single key as `from_dict`."""
     sections = {}
-    known = {f.name: f.default for f in dataclasses.fields(schema)}
+    defaults = {section.name: section.default for section in dataclasses.fields(schema)}
     for section, entries in dict(values).items():
-        if section not in known:
-            raise ValueError(f"config: there is no section '{section}'{_nearest(section, known)}.")
+        if section not in defaults:
+            raise ValueError(f"config: there is no section '{section}'{_nearest(section, defaults)}.")
         if not isinstance(entries, (typing.Mapping, ConfigDict)):
             raise ValueError(f"config.{section} must be a section with keys, not {entries!r}.")
-        fields = {f.name: f.type for f in dataclasses.fields(known[section])}
+        fields, changes = {field.name: field for field in dataclasses.fields(defaults[section])}, {}
         for key, value in dict(entries).items():
             if key not in fields:
                 raise ValueError(f"config.{section} has no key '{key}'{_nearest(key, fields)}.")
-        sections[section] = dataclasses.replace(
-            known[section], **{key: _typed(f"{section}.{key}", value, fields[key]) for key, value in dict(entries).items()}
-        )
+            changes[key] = _typed(f"{section}.{key}", value, fields[key].type)
+            keys.check(f"{section}.{key}", changes[key], fields[key].metadata.get("values"))
+        sections[section] = dataclasses.replace(defaults[section], **changes)
     return schema(**sections)
 
 
-def load(spec: str, overrides: typing.Sequence[str] = ()) -> Config:
+def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Read `configs/name.py` or `configs/name.py:variant`, apply overrides, complete and validate.
 
     Args:
-      spec: path of a Python file with `get_config()` or, for variants, `get_config(variant)`.
+      path: a Python file with `get_config()` or, for variants, `get_config(variant)`.
       overrides: strings `section.key=value`; values are Python literals, or plain text.
 
     Raises:
       FileNotFoundError, ValueError: with what to do.
     """
-    return from_dict(read(spec, overrides, Config))
+    return from_dict(read(path, overrides, Config))
 
 
-def read(spec: str, overrides: typing.Sequence[str], schema: type) -> dict:
-    """What a config file and overrides say, as nested dicts that are not checked yet; see `load`."""
-    spec = os.path.expanduser(spec)
-    path, _, variant = (spec, "", "") if Path(spec).is_file() or ":" not in spec else spec.rpartition(":")
+def read(path: str, overrides: typing.Sequence[str], schema: type) -> dict:
+    """A config file with its overrides as nested dicts, not checked yet; see `load`."""
+    path, variant = os.path.expanduser(path), ""
+    if not Path(path).is_file() and ":" in path:
+        path, _, variant = path.rpartition(":")
     if not Path(path).is_file():
         here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
         raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
@@ -153,7 +155,7 @@ def override(values: dict, overrides: typing.Sequence[str], path: str, schema: t
 
 
 def _run(path: str, variant: str) -> dict:
-    """What the file's `get_config` returns, as nested dicts."""
+    """Nested dicts that the file's `get_config` returns."""
     loader = importlib.machinery.SourceFileLoader("softmask_jax_config", path)
     module = types.ModuleType(loader.name)
     try:
@@ -169,7 +171,8 @@ def _run(path: str, variant: str) -> dict:
         raise ValueError(f"'{path}' needs a variant: --config={path}:NAME; see the file's docstring.")
     values = module.get_config(variant) if variant else module.get_config()
     if not isinstance(values, ConfigDict):
-        raise ValueError(f"get_config() of '{path}' must return an ml_collections.ConfigDict, not {type(values).__name__}.")
+        kind = type(values).__name__
+        raise ValueError(f"get_config() of '{path}' must return an ml_collections.ConfigDict, not {kind}.")
     return values.to_dict()
 
 
@@ -182,7 +185,7 @@ def flatten(config: typing.Mapping, prefix: str = "") -> dict[str, typing.Any]:
 
 
 def _typed(name: str, value, kind):
-    """`value` as `kind`; an int where a float is wanted is fine, anything else of another type is not."""
+    """`value` as `kind`; an int may stand for a float, and a whole float for an int."""
     kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -190,8 +193,8 @@ def _typed(name: str, value, kind):
         value = int(value)
     allowed = tuple(typing.get_origin(one) or one for one in kinds)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        wanted = " or ".join(k.__name__ for k in allowed)
-        raise ValueError(f"config.{name} must be {wanted}, but {value!r} is {type(value).__name__}.")
+        names = " or ".join(one.__name__ for one in allowed)
+        raise ValueError(f"config.{name} must be {names}, but {value!r} is {type(value).__name__}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"config.{name} must be a finite number, not {value}.")
     return value

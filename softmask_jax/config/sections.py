@@ -1,201 +1,170 @@
-"""The sections of a config: every key, with the paper's value for the 169M model (see `config`)."""
+"""The sections of a config: every key with its default, the paper's value for the 169M model, and its meaning."""
 import dataclasses
+
+from softmask_jax.config.keys import BELOW_ONE, FRACTION, INSIDE, NON_NEGATIVE, POSITIVE, SHARE, key
+
+DTYPES = ("float32", "bfloat16")
+SOURCES = ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixture", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """`kind`: dit (sizes below) | dream (`base`: the folder of a converted model, which knows its sizes).
-
-    `adapter`: none | lora | dora, trained on a frozen `base`, on the products that `adapter_targets` (a regular
-    expression) finds by name. `param_dtype`: of a base, and of a whole model that was trained once it is used or
-    converted (whatever trains is float32 meanwhile). `base_dtype`: float (all of it in `param_dtype`) | int8 (its
-    kernels, as `softmask_jax.convert --int8` makes them; frozen, so it needs an `adapter`). `remat`: none | attention | dots | full. `attention`: auto |
-    xla | cudnn, and of a dream model splash.
-    """
-
-    kind: str = "dit"
-    base: str = ""
-    hidden_size: int = 768
-    num_blocks: int = 12
-    num_heads: int = 12
-    cond_dim: int = 128
-    mlp_ratio: int = 4
-    dropout: float = 0.1
-    rope_base: float = 1e4
-    param_dtype: str = "float32"
-    base_dtype: str = "float"
-    compute_dtype: str = "bfloat16"
-    remat: str = "none"
-    attention: str = "auto"
-    adapter: str = "none"
-    adapter_rank: int = 16
-    adapter_alpha: float = 16.0
-    adapter_dropout: float = 0.0
-    adapter_targets: str = "^(q|k|v|o)$"
+    # Network
+    kind: str = key("dit", "network; dream reads its sizes from `base`", ("dit", "dream"))
+    base: str = key("", "folder of a converted model (kind dream)")
+    # Sizes (kind dit)
+    hidden_size: int = key(768, "width of the residual stream, features", POSITIVE)
+    num_blocks: int = key(12, "transformer blocks", POSITIVE)
+    num_heads: int = key(12, "attention heads a block", POSITIVE)
+    cond_dim: int = key(128, "width of the noise level's embedding, features", POSITIVE)
+    mlp_ratio: int = key(4, "width of the MLP / hidden_size", POSITIVE)
+    dropout: float = key(0.1, "rate on the residual branches", BELOW_ONE)
+    rope_base: float = key(1e4, "base of the rotary angles")
+    # Precision and memory
+    param_dtype: str = key("float32", "parameters of a base, or of a trained whole model in use (kind dream)", DTYPES)
+    base_dtype: str = key("float", "storage of a base's kernels; int8 needs an adapter (kind dream)", ("float", "int8"))
+    compute_dtype: str = key("bfloat16", "matrix products", DTYPES)
+    remat: str = key("none", "activations recomputed in the backward pass: none | attention | dots | full")
+    attention: str = key("auto", "implementation: auto | xla | cudnn | splash (kind dream)")
+    # Adapter on a frozen base (kind dream)
+    adapter: str = key("none", "weights that train", ("none", "lora", "dora"))
+    adapter_rank: int = key(16, "rank of the adapter's products", POSITIVE)
+    adapter_alpha: float = key(16.0, "the adapter's scale x rank", POSITIVE)
+    adapter_dropout: float = key(0.0, "dropout rate on the adapter's inputs", BELOW_ONE)
+    adapter_targets: str = key("^(q|k|v|o)$", "regular expression that finds the adapted products by name")
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftMask:
-    """`variant`: topk | full | slerp | none. `p_sm`: probability of the two-pass step in training."""
-
-    variant: str = "topk"
-    k: int = 3
-    p_sm: float = 0.8
-    init_scale: float = 0.0
-    init_centre: float = -0.75
-    init_steepness: float = 6.66
-    init_temperature: float = 1.0
+    variant: str = key("topk", "what is mixed into masks", ("topk", "full", "slerp", "none"))
+    k: int = key(3, "predictions mixed into a mask (topk)", POSITIVE)
+    p_sm: float = key(0.8, "probability of a two-pass training step", FRACTION)
+    # Start of the learned weight lambda and of the temperature
+    init_scale: float = key(0.0, "omega_s, the largest lambda", FRACTION)
+    init_centre: float = key(-0.75, "omega_b, the negative entropy at which lambda is half of omega_s, nats")
+    init_steepness: float = key(6.66, "omega_a, the steepness of lambda in the negative entropy, 1/nats")
+    init_temperature: float = key(1.0, "temperature of the full mixture")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """`noise_eps`: alpha_1. Of running text: `t_eps`, the smallest t, and whether t is `stratified` over the batch.
-
-    Of conversations (model.kind dream): t between `t_min` and `t_max`, one per row or batch (`t_per`); `weighting`:
-    time (1/t) | context_adaptive (with `cart_p`); whether pads behind a response are supervised (`supervise_pads`).
-    `fresh_noise`: whether every epoch draws t, masks and coins anew, or repeats the first epoch's.
-    """
-
-    noise_eps: float = 1e-3
-    t_eps: float = 1e-3
-    stratified: bool = True
-    t_min: float = 0.2
-    t_max: float = 0.8
-    t_per: str = "row"
-    weighting: str = "time"
-    cart_p: float = 0.1
-    supervise_pads: bool = True
-    fresh_noise: bool = True
+    noise_eps: float = key(1e-3, "alpha at t = 1: the share of tokens that stay unmasked", BELOW_ONE)
+    fresh_noise: bool = key(True, "draw t, masks and coins anew in every epoch; False repeats the first epoch's")
+    # Running text
+    t_eps: float = key(1e-3, "smallest t", INSIDE)
+    stratified: bool = key(True, "stratify t over the batch")
+    # Conversations (model.kind dream)
+    t_min: float = key(0.2, "smallest t")
+    t_max: float = key(0.8, "largest t")
+    t_per: str = key("row", "what draws a t of its own", ("row", "batch"))
+    weighting: str = key("time", "weights of the loss; time is 1/t", ("time", "context_adaptive"))
+    cart_p: float = key(0.1, "decay with distance, of a geometric distribution (context_adaptive)")
+    supervise_pads: bool = key(True, "supervise the pads behind a response")
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """What is read, and how it becomes windows of tokens.
+class Texts:
+    """The keys of `data` that running text needs, too."""
 
-    `source` and `paths`: stdlib | files, jsonl, parquet (globs, comma-separated) | tfds, hf (`name:split`) | shards
-    (folders that `softmask_jax.data.prepare` made) | mixture (`0.7 jsonl:web/*.jsonl; 0.3 stdlib`) | chat
-    (conversations: sources joined by `;`, each `jsonl:GLOBS`, JSON arrays too, `parquet:GLOBS` or `hf:NAME:SPLIT`, and
-    behind a `|` the source of its validation rows).
-    `text_key`: the field that holds the text, in jsonl, parquet, tfds and hf. `separator` cuts each file into
-    documents. `detokenizer`: "" | lm1b, undoes the spacing of a tokenized corpus.
-    `tokenizer`: bytes | bpe (trained on the text) | text8 | shards (the one they were made with) | a file or folder of
-    a tokenizer | hf://NAME.
-    `validation_rule`: hash (`validation_fraction` of the documents, by content) | last (`validation_documents`) |
-    paths (all of `validation_paths`, of the same kind as `paths`). `max_documents`: 0 is all. `cache_dir`: "" is the
-    user's cache folder.
+    source: str = key("stdlib", "kind of `paths`; chat is conversations, the others running text", SOURCES)
+    paths: str = key("", "comma-separated globs (files, jsonl, parquet) | NAME:SPLIT (tfds, hf) | folders (shards) | "
+                     "`0.7 jsonl:web/*.jsonl; 0.3 stdlib` (mixture) | sources joined by `;`, each jsonl:GLOBS, "
+                     "parquet:GLOBS or hf:NAME:SPLIT, behind a `|` its validation rows (chat)")  # fmt: skip
+    text_key: str = key("text", "field that holds the text (jsonl, parquet, tfds, hf)")
+    separator: str = key("", "text between the documents of a file (files)")
+    detokenizer: str = key("", "undo the spacing of a tokenized corpus", ("", "lm1b"))
+    tokenizer: str = key("bytes", "bytes | bpe (of the text) | text8 | shards (theirs) | file or folder | hf://NAME")
+    bpe_vocab_size: int = key(4096, "vocabulary of tokenizer bpe, tokens")
+    seq_len: int = key(1024, "length of a window, tokens")
+    # Validation split
+    validation_rule: str = key("hash", "a share by content, the last, or files", ("hash", "last", "paths"))
+    validation_fraction: float = key(0.05, "share of documents (rule hash) or of conversations", INSIDE)
+    validation_documents: int = key(0, "documents (rule last)")
+    validation_paths: str = key("", "as `paths` (rule paths)")
+    # Reading
+    max_documents: int = key(0, "distinct documents read, 0 for all", NON_NEGATIVE)
+    cache_dir: str = key("", "folder of the token cache, '' for the user's cache folder")
+    prefetch: int = key(2, "batches prepared ahead", NON_NEGATIVE)
 
-    Of conversations: `messages_key` ("" is messages, conversations, ..., whichever is filled, or a prompt and its
-    completion: see `data.conversations`), `chat_template` (a *.jinja file, "" is the tokenizer's own), `max_train` and
-    `max_validation` rows before the filters (0: all), at most `max_tokens` and a response of at least `min_response`,
-    `shuffle_seed` of splitting and shuffling, `buckets`: lengths of rows, multiples of 128 ("" is every multiple,
-    "512,1024,2048" compiles three programs).
-    """
 
-    source: str = "stdlib"
-    paths: str = ""
-    text_key: str = "text"
-    separator: str = ""
-    detokenizer: str = ""
-    tokenizer: str = "bytes"
-    bpe_vocab_size: int = 4096
-    seq_len: int = 1024
-    validation_rule: str = "hash"
-    validation_fraction: float = 0.05
-    validation_documents: int = 0
-    validation_paths: str = ""
-    max_documents: int = 0
-    cache_dir: str = ""
-    prefetch: int = 2
-    messages_key: str = ""
-    chat_template: str = ""
-    max_train: int = 300_000
-    max_validation: int = 500
-    max_tokens: int = 2048
-    min_response: int = 5
-    shuffle_seed: int = 1231
-    buckets: str = ""
+@dataclasses.dataclass(frozen=True)
+class Data(Texts):
+    # Conversations (source chat)
+    messages_key: str = key("", "field of the messages, '' for messages, conversations, ... or prompt and completion")
+    chat_template: str = key("", "*.jinja file, '' for the tokenizer's own")
+    max_train: int = key(300_000, "training rows before the filters, 0 for all", NON_NEGATIVE)
+    max_validation: int = key(500, "validation rows before the filters, 0 for all", NON_NEGATIVE)
+    max_tokens: int = key(2048, "longest prompt and response kept, tokens", POSITIVE)
+    min_response: int = key(5, "shortest response kept, tokens", POSITIVE)
+    shuffle_seed: int = key(1231, "seed of splitting and shuffling")
+    buckets: str = key("", "lengths of rows such as 512,1024,2048, multiples of 128 tokens; '' for every multiple")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """`schedule`: constant | cosine, after a linear warm-up of `warmup_steps` whose first update is null."""
-
-    learning_rate: float = 3e-4
-    sm_learning_rate: float = 1e-2
-    schedule: str = "constant"
-    warmup_steps: int = 2500
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999
+    learning_rate: float = key(3e-4, "peak rate of the network", POSITIVE)
+    sm_learning_rate: float = key(1e-2, "peak rate of the soft-masking scalars", POSITIVE)
+    schedule: str = key("constant", "learning rates after warm-up", ("constant", "cosine"))
+    warmup_steps: int = key(2500, "linear warm-up from 0, updates", NON_NEGATIVE)
+    # AdamW
+    b1: float = key(0.9, "decay of the first moment", BELOW_ONE)
+    b2: float = key(0.999, "decay of the second moment", BELOW_ONE)
+    eps: float = key(1e-8, "added to the root of the second moment")
+    weight_decay: float = key(0.0, "decoupled weight decay", NON_NEGATIVE)
+    clip_norm: float = key(1.0, "largest global norm of the gradient", POSITIVE)
+    ema_decay: float = key(0.9999, "decay of the averaged weights, per update", BELOW_ONE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """`micro_batches`: gradient accumulation, the coin of soft-masking is thrown once for each.
-
-    `budget`: what `steps` updates of a binary run are worth to a soft-masked one: as many (iso_update), half as many
-    (iso_compute_paper), or what the same FLOPs pay for (iso_flops); see `Config.updates`. `updates`: in the config.json
-    of a run, the number that it was begun with; 0 is what the budget buys. `wandb`: a Weights & Biases project, "" is
-    none.
-    """
-
-    steps: int = 1_000_000
-    budget: str = "iso_update"
-    updates: int = 0
-    global_batch_size: int = 512
-    micro_batches: int = 1
-    seed: int = 1
-    log_every: int = 50
-    compilation_cache: str = ""
-    wandb: str = ""
+    steps: int = key(1_000_000, "updates of a binary (variant none) run", POSITIVE)
+    budget: str = key("iso_update", "updates of a soft-masked run: as many, half, or what the same FLOPs pay for",
+                      ("iso_update", "iso_compute_paper", "iso_flops"))  # fmt: skip
+    updates: int = key(0, "updates of a run, set in its config.json; 0 for what the budget buys", NON_NEGATIVE)
+    global_batch_size: int = key(512, "rows of an update, on all devices together", POSITIVE)
+    micro_batches: int = key(1, "parts of a batch whose gradients are accumulated; each throws its own coin", POSITIVE)
+    seed: int = key(1, "seed of weights and noise", NON_NEGATIVE)
+    # Logging
+    log_every: int = key(50, "interval of metrics, updates", POSITIVE)
+    compilation_cache: str = key("", "folder of JAX's compilation cache, '' for none")
+    wandb: str = key("", "project in Weights & Biases, '' for none")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; one axis may be -1 (all that are left)."""
-
-    data: int = -1
-    fsdp: int = 1
-    sequence: int = 1
-    tensor: int = 1
+    data: int = key(-1, "devices over rows; -1 for all that are left (one axis may be -1)")
+    fsdp: int = key(1, "devices over rows, parameters and optimiser state")
+    sequence: int = key(1, "devices over the positions of activations")
+    tensor: int = key(1, "devices over heads, MLP and vocabulary")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every: int = 5000
-    keep: int = 3
-    keep_best: int = 1
+    every: int = key(5000, "interval, updates", POSITIVE)
+    keep: int = key(3, "newest checkpoints kept", POSITIVE)
+    keep_best: int = key(1, "best validated checkpoints kept beside them", NON_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """`every` 0: only at the end. `max_windows` 0: the whole validation split at the end of the run."""
-
-    every: int = 5000
-    batch_size: int = 64
-    windows: int = 512
-    max_windows: int = 0
-    seed: int = 20_000
+    every: int = key(5000, "interval of validation, updates; 0 for the end only", NON_NEGATIVE)
+    batch_size: int = key(64, "windows at a time", POSITIVE)
+    windows: int = key(512, "windows of a validation during training", POSITIVE)
+    max_windows: int = key(0, "windows of the validation at the end, 0 for the whole split", NON_NEGATIVE)
+    seed: int = key(20_000, "seed of the masks")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """`every` 0: only at the end. `length` 0: the training length."""
-
-    every: int = 5000
-    count: int = 4
-    steps: int = 128
-    length: int = 0
-    nucleus_p: float = 0.9
-    seed: int = 30_000
+    every: int = key(5000, "interval of samples, updates; 0 for the end only", NON_NEGATIVE)
+    count: int = key(4, "samples", NON_NEGATIVE)
+    steps: int = key(128, "denoising steps", POSITIVE)
+    length: int = key(0, "tokens of a sample, 0 for the training length", NON_NEGATIVE)
+    nucleus_p: float = key(0.9, "nucleus of the draws", SHARE)
+    seed: int = key(30_000, "seed of the draws")
 
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """`checkpoint`: the folder of a run, or of a converted model, to start from; `weights`: raw | ema (the better start)."""
-
-    checkpoint: str = ""
-    weights: str = "ema"
+    checkpoint: str = key("", "folder of a run, or of a converted model, to start from")
+    weights: str = key("ema", "weights of that run", ("raw", "ema"))

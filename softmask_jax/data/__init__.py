@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import math
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
+from softmask_jax.config import Texts
 from softmask_jax.data.pipeline import Batches, batches, validation_batches
 from softmask_jax.data.shards import PreparedCorpus
 from softmask_jax.data.shards.cache import cache_folder, content_key, logger
@@ -23,34 +23,10 @@ from softmask_jax.data.windows import Mixture, Windows
 from softmask_jax.io.files import split_paths
 
 __all__ = [
-    "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "DataConfig", "Document", "FileSource",
+    "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "Document", "FileSource",
     "Mixture", "PreparedCorpus", "Source", "SplitRule", "Tokenizer", "Windows", "batches", "build", "load_tokenizer",
     "make_source", "open_tokenizer", "read_corpus", "token_stream", "train_bpe", "validation_batches",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What `build` reads. `paths`: globs, comma-separated or a sequence. `separator` cuts files into documents.
-
-    `max_documents` keeps the first that many distinct documents (0: all). `prefetch` is for `batches`.
-    """
-
-    source: str = "stdlib"
-    paths: str | Iterable[str] = ""
-    text_key: str = "text"
-    separator: str = ""
-    detokenizer: str = ""
-    tokenizer: str = "bytes"
-    bpe_vocab_size: int = 4096
-    seq_len: int = 1024
-    validation_rule: str = "hash"
-    validation_fraction: float = 0.05
-    validation_documents: int = 0
-    validation_paths: str | Iterable[str] = ""
-    max_documents: int = 0
-    cache_dir: str = ""
-    prefetch: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +39,13 @@ class Data:
     info: dict
 
 
-def build(config: object | None = None, **overrides) -> Data:
+def build(config: Texts = Texts(), **overrides) -> Data:
     """Read, split, tokenize (or take from the cache, or from shards) and wrap the corpus that `config` describes.
 
-    config: an object with some fields of `DataConfig`; `overrides` go on top. Raises ValueError, FileNotFoundError or
-    another OSError, each one line with a remedy.
+    `overrides` replace keys of `config`. Raises ValueError, FileNotFoundError or another OSError, each one line with a
+    remedy.
     """
-    fields = [field.name for field in dataclasses.fields(DataConfig)]
-    given = {name: getattr(config, name) for name in fields if hasattr(config, name)}
-    if config is not None and not given:
-        raise TypeError(f"a data config has fields such as {fields[0]} and {fields[1]}; got {type(config).__name__}")
-    config = DataConfig(**given | overrides)
+    config = dataclasses.replace(config, **overrides)
     folder = cache_folder(config.cache_dir)
     parts = mixture_parts(config)
     corpora = [open_corpus(part, folder) for _, part in parts]
@@ -86,7 +58,7 @@ def build(config: object | None = None, **overrides) -> Data:
     return Data(tokenizer, *windows, _describe(config, parts, corpora, tokenizer, windows))
 
 
-def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
+def mixture_parts(config: Texts) -> list[tuple[float, Texts]]:
     """Weight and config of each corpus of a mixture, such as `0.7 jsonl:a.jsonl; 0.3 stdlib`; others are one corpus.
 
     Repeats are removed within a corpus, not across; under the rule `hash` identical texts share a split.
@@ -114,7 +86,7 @@ def mixture_parts(config: DataConfig) -> list[tuple[float, DataConfig]]:
     return parts
 
 
-def open_corpus(config: DataConfig, folder: Path) -> Corpus | PreparedCorpus:
+def open_corpus(config: Texts, folder: Path) -> Corpus | PreparedCorpus:
     """The documents of one source, sorted into splits. Raises ValueError or OSError."""
     if config.source == "shards":
         return PreparedCorpus(config.paths, folder)
@@ -127,7 +99,7 @@ def open_corpus(config: DataConfig, folder: Path) -> Corpus | PreparedCorpus:
     return corpus
 
 
-def sources_of(config: DataConfig) -> tuple[Source, Source | None]:
+def sources_of(config: Texts) -> tuple[Source, Source | None]:
     """The source, and that of its validation documents, if it is another."""
     options = {"separator": config.separator, "text_key": config.text_key, "detokenizer": config.detokenizer}
     source = make_source(config.source, config.paths, **options)
@@ -138,11 +110,11 @@ def sources_of(config: DataConfig) -> tuple[Source, Source | None]:
     return source, make_source(config.source, config.validation_paths, **options)
 
 
-def rule_of(config: DataConfig) -> SplitRule:
+def rule_of(config: Texts) -> SplitRule:
     return SplitRule(config.validation_rule, config.validation_fraction, config.validation_documents)
 
 
-def make_tokenizer(config: DataConfig, corpora: list[Corpus | PreparedCorpus], folder: Path) -> Tokenizer:
+def make_tokenizer(config: Texts, corpora: list[Corpus | PreparedCorpus], folder: Path) -> Tokenizer:
     """The tokenizer that `config.tokenizer` names. Raises ValueError or OSError."""
     if config.tokenizer == "bpe":
         return _cached_bpe(corpora, config.bpe_vocab_size, folder)
@@ -177,7 +149,7 @@ def _cached_bpe(corpora: list[Corpus | PreparedCorpus], vocab_size: int, folder:
     return tokenizer
 
 
-def _describe(config: DataConfig, parts, corpora, tokenizer: Tokenizer, windows: list[Windows | Mixture]) -> dict:
+def _describe(config: Texts, parts, corpora, tokenizer: Tokenizer, windows: list[Windows | Mixture]) -> dict:
     prints = [config.seq_len, tokenizer.fingerprint()]
     for (weight, _), corpus in zip(parts, corpora, strict=True):
         prints += [weight] * (len(parts) > 1) + [corpus.fingerprint(TRAIN), corpus.fingerprint(VALIDATION)]

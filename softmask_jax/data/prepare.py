@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.config import Texts
 from softmask_jax.config.command_line import command
-from softmask_jax.data import DataConfig, make_tokenizer, rule_of, sources_of
+from softmask_jax.data import make_tokenizer, rule_of, sources_of
 from softmask_jax.data.shards import (
     MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, open_tokenizer_folder, read_manifest,
 )
@@ -40,7 +41,7 @@ MILLION = 1_000_000
 NOT_HERE = ("seq_len", "prefetch")
 
 
-def prepare(config: DataConfig, out: str, *, workers: int = 0, shard_megabytes: int = 256) -> Manifest:
+def prepare(config: Texts, out: str, *, workers: int = 0, shard_megabytes: int = 256) -> Manifest:
     """Make, or finish, the prepared corpus in the folder `out`.
 
     workers: processes; 0 is one a core, 1 this process. shard_megabytes: million characters of text a shard; a longer
@@ -95,11 +96,11 @@ def _check_apart(folder: Folder, *sources: Source | None) -> None:
                 raise ValueError(f"--out={folder} holds files that data.paths names ({file.name}); give another --out")
 
 
-def _settings(config: DataConfig, job: Job, tokenizer: Tokenizer | None, shard_megabytes: int) -> dict:
+def _settings(config: Texts, job: Job, tokenizer: Tokenizer | None, shard_megabytes: int) -> dict:
     """Everything that decides the bytes."""
     chosen = {
         field.name: getattr(config, field.name)
-        for field in dataclasses.fields(DataConfig)
+        for field in dataclasses.fields(Texts)
         if field.name not in (*NOT_HERE, "cache_dir", "bpe_vocab_size")
     }
     return chosen | {
@@ -265,10 +266,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="read every shard again and compare checksums")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one a core")
     parser.add_argument("--shard_megabytes", type=int, default=256, help="million characters of text a shard")
-    for field in dataclasses.fields(DataConfig):
+    for field in dataclasses.fields(Texts):
         if field.name not in NOT_HERE:
-            kind, description = type(field.default), f"config.data.{field.name} ({field.default!r})"
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=description)
+            meaning = f"{field.metadata['help']} (default: {field.default!r})"
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=meaning)
     flags = vars(parser.parse_args(argv))
     names = ("out", "workers", "shard_megabytes", "verify")
     out, workers, shard_megabytes, only_verify = (flags.pop(name) for name in names)
@@ -279,7 +280,7 @@ def main(argv: list[str]) -> int:
             for problem in problems:
                 print(problem, file=sys.stderr)
             return 1 if problems else 0
-        prepare(DataConfig(**flags), out, workers=workers, shard_megabytes=shard_megabytes)
+        prepare(Texts(**flags), out, workers=workers, shard_megabytes=shard_megabytes)
     finally:
         signal.signal(signal.SIGTERM, terminated)
     return 0

@@ -1,9 +1,8 @@
 """Every mistake in a config gets one line that says what to do."""
-import dataclasses
-
 import pytest
 
 from softmask_jax import config
+from softmask_jax.config import keys
 
 
 def test_defaults_are_the_papers_169m_recipe():
@@ -94,6 +93,18 @@ def test_a_run_keeps_the_number_of_updates_that_it_was_begun_with():
     assert config.begun(asked, None) == asked
 
 
+def test_every_key_has_a_meaning_and_is_listed_with_its_default():
+    listed = {words[0]: words[1:] for line in keys.table(config.Config).splitlines() if (words := line.split())}
+    for name, value in config.flatten(config.Config().to_dict()).items():
+        section, key = name.split(".")
+        meaning = getattr(config.Config(), section).__dataclass_fields__[key].metadata["help"]
+        assert listed[name][0] in (str(value), "''") and listed[name][1] == meaning.split()[0]
+
+
+def test_the_list_of_keys_is_as_wide_as_asked():
+    assert 90 < max(map(len, keys.table(config.Config, 100).splitlines())) <= 100
+
+
 def test_overrides_reach_every_key_of_the_schema_also_those_the_file_leaves_out():
     c = config.load("configs/stdlib.py", ["train.log_every=7", "soft_mask.variant=none", "model.dropout=0.2"])
     assert (c.train.log_every, c.soft_mask.variant, c.model.dropout) == (7, "none", 0.2)
@@ -132,19 +143,6 @@ def test_a_broken_config_file_is_one_clear_line(tmp_path, text, variant, said):
     with pytest.raises(ValueError, match=said) as error:
         config.load(f"{path}{variant}")
     assert "\n" not in str(error.value)
-
-
-def test_what_data_reads_are_fields_of_the_data_section_with_the_same_defaults():
-    from softmask_jax import data
-    from softmask_jax.data.chat.rows import SftConfig
-
-    section = dataclasses.asdict(config.Data())
-    assert dataclasses.asdict(data.DataConfig()).items() <= section.items()
-    chat = dataclasses.asdict(SftConfig())
-    assert chat.keys() <= section.keys()
-    # What both kinds of data have may start differently.
-    differing = {name for name in chat if chat[name] != section[name]}
-    assert differing <= dataclasses.asdict(data.DataConfig()).keys()
 
 
 def test_a_colon_in_the_path_of_a_config_file_begins_no_variant(tmp_path, monkeypatch):

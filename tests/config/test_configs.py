@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from softmask_jax import config
-from softmask_jax.data import DataConfig, build
+from softmask_jax.config import Texts
+from softmask_jax.data import build
 from softmask_jax.data.prepare import prepare
 from softmask_jax.models import denoiser
 from softmask_jax.training import loop, update_flops
@@ -137,7 +138,7 @@ def test_a_continued_recipe_without_its_checkpoint_says_so(home):  # noqa: F811
 @pytest.mark.full
 def test_a_run_from_shards_is_the_run_from_text_and_may_take_it_over(home, base):  # noqa: F811
     split = dict(max_documents=40, validation_rule="last", validation_documents=8)
-    prepare(DataConfig(source="stdlib", tokenizer="bytes", **split), str(home.folder / "shards"), workers=1)
+    prepare(Texts(source="stdlib", tokenizer="bytes", **split), str(home.folder / "shards"), workers=1)
     shards = ["data.source=shards", f"data.paths={home.folder / 'shards'}"]
     assert smoke(home, "mdlm_owt", "from-shards", *shards)["validation"] == base["validation"]
     assert smoke(home, "mdlm_owt", "from-text", "train.steps=3")["step"] == 3

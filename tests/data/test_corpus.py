@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from softmask_jax import data
+from softmask_jax.config import Data, Texts
 from softmask_jax.data import (
-    BadRow, ByteTokenizer, DataConfig, Document, SplitRule, Windows, build, read_corpus, token_stream,
+    BadRow, ByteTokenizer, Document, SplitRule, Windows, build, read_corpus, token_stream,
 )
 from softmask_jax.data.shards import cache
 from softmask_jax.data.sources import corpus as corpus_module
@@ -58,7 +59,7 @@ def files(tmp_path):
     folder.mkdir()
     for number, text in enumerate(numbered(60)):
         (folder / f"{number:03}.txt").write_text(text)
-    return DataConfig(
+    return Texts(
         source="files", paths=str(folder / "*.txt"), seq_len=16, validation_fraction=0.2,
         cache_dir=str(tmp_path / "cache"),
     )
@@ -278,12 +279,9 @@ def test_the_cache_folder_follows_config_then_environment_then_xdg(monkeypatch, 
     assert cache.cache_folder() == tmp_path / ".cache" / "softmask_jax"
 
 
-def test_a_config_of_another_type_with_the_same_fields_is_enough(files):
-    Section = dataclasses.make_dataclass("Section", ["source", "paths", "seq_len", "cache_dir", "something_else"])
-    section = Section(files.source, files.paths, 16, files.cache_dir, 1)
-    assert build(section, validation_fraction=0.2).info == build(files).info
-    with pytest.raises(TypeError, match="got dict"):
-        build({"source": "files"})
+def test_the_data_section_of_a_config_is_enough_and_an_unknown_key_is_refused(files):
+    section = Data(**dataclasses.asdict(files))
+    assert build(section).info == build(files).info
     with pytest.raises(TypeError, match="no_such_field"):
         build(files, no_such_field=1)
 

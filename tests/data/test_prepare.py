@@ -13,7 +13,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from softmask_jax.data import DataConfig, build, prepare as prepare_module, shards
+from softmask_jax.config import Texts
+from softmask_jax.data import build, prepare as prepare_module, shards
 from softmask_jax.data.prepare import main, prepare
 from softmask_jax.data.shards.verifier import verify
 from softmask_jax.data.sources.storage import Folder
@@ -41,10 +42,10 @@ def corpus(tmp_path, monkeypatch):
     monkeypatch.setattr("softmask_jax.data.shards.writer.RECORD_TOKENS", 100)
     monkeypatch.setattr(prepare_module, "MILLION", 3_000)
     paths = write_jsonl(tmp_path / "texts.jsonl", [*texts(400), "", texts(400)[7]])
-    return DataConfig(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))
+    return Texts(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))
 
 
-def made(config: DataConfig, out: Path, **options):
+def made(config: Texts, out: Path, **options):
     options = {"workers": 1, "shard_megabytes": 1} | options
     return prepare(config, str(out), **options)
 
@@ -58,7 +59,7 @@ def all_windows(windows) -> np.ndarray:
     return windows.gather(np.arange(len(windows)))
 
 
-def from_shards(config: DataConfig, out, **changes):
+def from_shards(config: Texts, out, **changes):
     return build(config, source="shards", paths=str(out), tokenizer="shards", **changes)
 
 
@@ -89,7 +90,7 @@ def test_windows_of_any_length_cross_records_and_shards(corpus, tmp_path, seq_le
 def test_one_process_and_several_write_the_same_bytes(tmp_path):
     # Spawned workers do not see a test's patches: real sizes, and texts that fill several shards.
     paths = write_jsonl(tmp_path / "texts.jsonl", [f"{n} {text * 30}" for n, text in enumerate(texts(500))])
-    config = DataConfig(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))
+    config = Texts(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))
     for workers in (1, 2):
         made(config, tmp_path / f"{workers}", workers=workers)
     one, two = files(tmp_path / "1"), files(tmp_path / "2")
@@ -222,7 +223,7 @@ def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
         build(corpus, tokenizer="shards")
 
 
-def _bpe_folder(corpus: DataConfig, tmp_path: Path) -> Path:
+def _bpe_folder(corpus: Texts, tmp_path: Path) -> Path:
     build(corpus, tokenizer="bpe", bpe_vocab_size=300).tokenizer.save(tmp_path / "bpe")
     return tmp_path / "bpe"
 

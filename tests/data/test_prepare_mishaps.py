@@ -11,7 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from softmask_jax.data import DataConfig, build
+from softmask_jax.config import Texts
+from softmask_jax.data import build
 from softmask_jax.data.prepare import main, prepare
 from softmask_jax.data.shards.verifier import verify
 from softmask_jax.data.sources.storage import Folder
@@ -22,9 +23,9 @@ def write_jsonl(path: Path, documents: int, words: int = 20, word: str = "mask")
     return str(path)
 
 
-def config_of(folder: Path, **changes) -> DataConfig:
+def config_of(folder: Path, **changes) -> Texts:
     settings = dict(source="jsonl", paths=write_jsonl(folder / "texts.jsonl", 60), cache_dir=str(folder / "cache"))
-    return DataConfig(**settings | dict(validation_rule="last", validation_documents=9) | changes)
+    return Texts(**settings | dict(validation_rule="last", validation_documents=9) | changes)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -133,9 +134,9 @@ def test_another_corpus_at_the_same_address_is_not_read_from_copies_of_the_first
         write_jsonl(tmp_path / "texts.jsonl", 60, word=word)
         config = dict(source="jsonl", paths=str(tmp_path / "texts.jsonl"), cache_dir=str(tmp_path / "cache"))
         config |= dict(tokenizer=tokenizer, bpe_vocab_size=270, seq_len=16)
-        prepare(DataConfig(**config), "memory://again/corpus", workers=1)
+        prepare(Texts(**config), "memory://again/corpus", workers=1)
         sizes = {path: remote.size(path) for path in remote.find("/again") if path.endswith("arrayrecord")}
-        built = build(DataConfig(**config | dict(source="shards", paths="memory://again/corpus", tokenizer="shards")))
+        built = build(Texts(**config | dict(source="shards", paths="memory://again/corpus", tokenizer="shards")))
         windows[word] = built.tokenizer.decode(built.train[0])
         remote.rm("/again", recursive=True)
     assert len(sizes) == 2 and "mask" in windows["mask"] and "blur" in windows["blur"]

@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from softmask_jax.data import DataConfig, batches, build
+from softmask_jax.config import Texts
+from softmask_jax.data import batches, build
 from softmask_jax.data.prepare import prepare
 from tests.helpers.source_files import SEPARATOR, save_texts
 
@@ -27,11 +28,11 @@ def stored(tmp_path_factory):
         "files": "plain.txt", "jsonl": "rows.jsonl", "parquet": "rows.parquet", "tfds": "tfds/tiny_texts/1.0.0:train"
     }  # fmt: skip
     found = {
-        kind: DataConfig(source=kind, paths=f"{folder}/{place}", separator=SEPARATOR, **common)
+        kind: Texts(source=kind, paths=f"{folder}/{place}", separator=SEPARATOR, **common)
         for kind, place in places.items()
     }
     prepare(found["jsonl"], str(folder / "prepared"), workers=1)
-    found["shards"] = DataConfig(
+    found["shards"] = Texts(
         source="shards", paths=str(folder / "prepared"), **common | {"tokenizer": "shards"}
     )
     return {kind: build(config) for kind, config in found.items()}

@@ -5,10 +5,11 @@ import logging
 import numpy as np
 import pytest
 
+from softmask_jax.config import Data
 from softmask_jax.data.chat import sft
 from softmask_jax.data.chat.messages import open_rows
 from softmask_jax.data.chat.rows import choose_rows
-from softmask_jax.data.chat.sft import SftConfig, build_sft
+from softmask_jax.data.chat.sft import build_sft
 from tests.helpers.chats import CALL, END, PAD, chat, write_chats, write_tokenizer
 
 
@@ -20,7 +21,7 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture
 def build(tokenizer_folder, tmp_path):
     def run(*sources, **options):
-        given = {"tokenizer": tokenizer_folder, "cache_dir": str(tmp_path / "cache")} | options
+        given = {"tokenizer": tokenizer_folder, "validation_fraction": 0.1, "cache_dir": str(tmp_path / "cache")} | options
         return build_sft(paths=";".join(sources), **given)
 
     return run
@@ -73,7 +74,7 @@ def test_the_cut_comes_before_the_filters(build, tmp_path):
     paths = write_chats(tmp_path / "a.jsonl", chats)
     data = build(paths, max_train=40, max_validation=6)
     assert (data.info["train"]["rows"], data.info["validation"]["rows"]) == (40, 6)
-    rows = choose_rows([(open_rows(paths), None)], SftConfig(max_train=40, max_validation=6))
+    rows = choose_rows([(open_rows(paths), None)], Data(validation_fraction=0.1, max_train=40, max_validation=6))
     kept = [number for _, number in rows["train"].tolist() if number % 2 == 0]
     assert answers(data.train, data) == kept
     assert data.info["train"]["rejected"] == {"short response": 40 - len(kept)}

@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from softmask_jax.data import DataConfig, Mixture, Windows, batches, build, validation_batches
+from softmask_jax.config import Texts
+from softmask_jax.data import Mixture, Windows, batches, build, validation_batches
 
 
 def numbered(count: int, first: int) -> Windows:
@@ -74,7 +75,7 @@ def config(tmp_path):
         for number in range(30):
             (tmp_path / name / f"{number:02}.txt").write_text(f"{number} " + letter * (number + 20))
     paths = f"3 files:{tmp_path}/a/*.txt; 1 files:{tmp_path}/b/*.txt"
-    return DataConfig(
+    return Texts(
         source="mixture", paths=paths, seq_len=16, validation_fraction=0.2, cache_dir=str(tmp_path / "cache")
     )
 

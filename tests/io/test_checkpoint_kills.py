@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from orbax.checkpoint._src.handlers.standard_checkpoint_handler import StandardCheckpointHandler
 from orbax.checkpoint._src.path import async_path, deleter
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
-from softmask_jax.io import tree_files as checkpoint_io
+from softmask_jax.io import tree_files
 from softmask_jax.io.checkpoint import Checkpoints
 
 folder, point = sys.argv[1:]
@@ -63,8 +63,8 @@ ARM = {
     "after_data": lambda: before(StandardCheckpointHandler, "finalize"),
     "after_metadata": lambda: after(StandardCheckpointHandler, "finalize"),
     "after_an_item": lambda: after(async_path, "rename", is_async=True, when=is_item),
-    "before_checksums": lambda: before(checkpoint_io, "write_checksums"),
-    "before_commit_marker": lambda: after(checkpoint_io, "write_checksums"),
+    "before_checksums": lambda: before(tree_files, "write_checksums"),
+    "before_commit_marker": lambda: after(tree_files, "write_checksums"),
     "before_rename": lambda: before(async_path, "rename", when=is_step),
     "after_rename": lambda: after(async_path, "rename", is_async=True, when=is_step),
     "before_deletion": lambda: before(deleter.PathDeleter, "delete"),

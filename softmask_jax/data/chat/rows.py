@@ -4,12 +4,12 @@ As for the soft-masked Dream-7B (arXiv 2510.17206): each source is split by itse
 cut to a number of rows, and only then filtered. With the permutations of the reference's data library, the same files
 and seed give the same examples.
 """
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from softmask_jax.config import Data
 from softmask_jax.data.chat.messages import Conversation, Rejected, Rows, conversation, open_rows
 from softmask_jax.data.chat.template import ChatTemplate, TemplateError
 from softmask_jax.data.sources.records import HOPELESS_ROWS
@@ -27,31 +27,7 @@ REMEDIES = {kind: "; check data.chat_template" for kind in ("template", "prefix"
 REMEDIES["messages"] = "; check data.messages_key"
 
 
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """What `build_sft` reads.
-
-    `paths`: sources, joined by `;`, each `jsonl:GLOBS` (arrays in JSON files too), `parquet:GLOBS` or
-    `hf:OWNER/NAME[/CONFIG]:SPLIT`, and behind a `|` the source of its validation rows, else `validation_fraction` of
-    its own are taken. `messages_key`: "" is the first of `conversations.KEYS` that is filled, or a prompt and its
-    completion. `chat_template`: a *.jinja file, "" is the tokenizer's own. `max_train` and `max_validation`: rows
-    before filtering (0: all). `shuffle_seed`: of splitting and shuffling.
-    """
-
-    paths: str = ""
-    tokenizer: str = ""
-    messages_key: str = ""
-    chat_template: str = ""
-    validation_fraction: float = 0.1
-    max_train: int = 300_000
-    max_validation: int = 500
-    max_tokens: int = 2048
-    min_response: int = 5
-    shuffle_seed: int = 1231
-    cache_dir: str = ""
-
-
-def check_config(config: SftConfig) -> None:
+def check_config(config: Data) -> None:
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"data.validation_fraction={config.validation_fraction} must lie between 0 and 1")
     for name in ("max_train", "max_validation"):
@@ -64,7 +40,7 @@ def check_config(config: SftConfig) -> None:
 
 
 def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
-    """The rows of each source of `SftConfig.paths`, and of its own validation source. Raises as `open_rows`."""
+    """The rows of each source of `config.Data.paths`, and of its own validation source. Raises as `open_rows`."""
     entries = split_paths(paths, ";")
     if not entries:
         raise ValueError("data.paths names no conversations; write such as jsonl:chats/*.jsonl")
@@ -72,7 +48,7 @@ def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
     return [(open_rows(rows, key), open_rows(own, key) if bar else None) for rows, bar, own in pairs]
 
 
-def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: SftConfig) -> dict[str, np.ndarray]:
+def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: Data) -> dict[str, np.ndarray]:
     """The rows of each split in order: int64 [n 2], number of the rows' source (2 s, or 2 s + 1 for the own validation
     rows of source s) and row number."""
 
@@ -108,7 +84,7 @@ def _count(rows: Rows) -> int:
 
 
 def read_examples(
-    rows: Rows, numbers: np.ndarray, config: SftConfig, tokenizer: Tokenizer, template: ChatTemplate
+    rows: Rows, numbers: np.ndarray, config: Data, tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | Rejected]:
     """Prompt and response of each row `numbers` [n], ascending, or why it is left out.
 
@@ -138,7 +114,7 @@ def read_examples(
             raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {example}")
 
 
-def _filtered(name: str, chat, config: SftConfig) -> tuple[np.ndarray, np.ndarray] | Rejected:
+def _filtered(name: str, chat, config: Data) -> tuple[np.ndarray, np.ndarray] | Rejected:
     if isinstance(chat, TemplateError):
         return Rejected(name, chat.kind, str(chat))
     ids, response = np.concatenate(chat), chat[1]

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
+from softmask_jax.config import Data
 from softmask_jax.data.chat.messages import Rejected
-from softmask_jax.data.chat.rows import SPLITS, SftConfig, check_config, choose_rows, open_sources, read_examples
+from softmask_jax.data.chat.rows import SPLITS, check_config, choose_rows, open_sources, read_examples
 from softmask_jax.data.chat.template import ChatTemplate, load_template
 from softmask_jax.data.shards.cache import cache_folder, content_key, logger, open_stream, write_cached, write_stream
 from softmask_jax.data.sources.corpus import token_dtype
 from softmask_jax.data.tokenizers import END_OF_TEXT, Tokenizer, open_tokenizer
 
-__all__ = ["Examples", "Sft", "SftConfig", "build_sft"]
-
 EXAMPLES_OF_BAD_ROWS = 3
-# In the cache's key by content instead, or not at all.
-NOT_CONTENT = ("paths", "tokenizer", "chat_template", "cache_dir")
+# Keys of `config.Data` in the cache's key, beside the contents of paths, tokenizer and template.
+CONTENT = (
+    "messages_key", "validation_fraction", "max_train", "max_validation", "max_tokens", "min_response", "shuffle_seed",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +66,21 @@ class Sft:
         return self.tokenizer.special_tokens.get(END_OF_TEXT, self.tokenizer.eos_id)
 
 
-def build_sft(config: object | None = None, **overrides) -> Sft:
+def build_sft(config: Data = Data(), **overrides) -> Sft:
     """Read, split, render, filter and tokenize (or take from the cache) the conversations that `config` describes.
 
-    config: an object with some fields of `SftConfig`; `overrides` go on top. Raises ValueError, ImportError or OSError,
-    each one line with a remedy.
+    `overrides` replace keys of `config`. Raises ValueError, ImportError or OSError, each one line with a remedy.
     """
-    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(SftConfig) if hasattr(config, f.name)}
-    config = SftConfig(**given | overrides)
+    config = dataclasses.replace(config, **overrides)
     check_config(config)
     tokenizer_cache = Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else None
     tokenizer = open_tokenizer(config.tokenizer, tokenizer_cache)
     template = load_template(config.chat_template or config.tokenizer, tokenizer_cache, config.tokenizer)
     sources = open_sources(config.paths, config.messages_key)
     folder = cache_folder(config.cache_dir)
-    same = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_CONTENT}
     key = "chat-" + content_key(
         chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
-        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **same,
+        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **{name: getattr(config, name) for name in CONTENT},
     )  # fmt: skip
     if (cached := _open(folder, key)) is None:
         logger.info("tokenizing the conversations of data.paths=%s", config.paths)
@@ -117,7 +115,7 @@ class _Tally:
             self.bad.append(f"{row.name} {row.reason}")
 
 
-def _write(folder: Path, key: str, sources, config: SftConfig, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+def _write(folder: Path, key: str, sources, config: Data, tokenizer: Tokenizer, template: ChatTemplate) -> None:
     chosen = choose_rows(sources, config)
     tallies = {split: _Tally(rows=len(rows)) for split, rows in chosen.items()}
     digest = hashlib.sha256()
