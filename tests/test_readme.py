@@ -1,4 +1,4 @@
-"""README.md: every command is one that there is, the ways in are walked at toy size, and what it says in Python runs."""
+"""Every README.md: its commands exist, its Python blocks run, its links resolve; the ways in are walked at toy size."""
 import argparse
 import os
 import re
@@ -17,19 +17,26 @@ from tests.helpers.commands import command_module
 from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "README.md").read_text()
-WAYS = re.findall(r"^\| [\w -]+ \| `((?:python|bash) .*)` \|$", PAGE, re.M)
+FOLDERS = ("configs", "launch", "softmask_jax")
+FILES = [ROOT / "README.md", *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md")))]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+WAYS = re.findall(r"^\| [\w -]+ \| `((?:python|bash) .*)` \|$", PAGES["README.md"], re.M)
+MODEL_PAGE = "softmask_jax/README.md"
 SCRIPTS = ("bash", "source", "srun", "gcloud")
 
 
-def commands() -> list[str]:
-    """Of the fenced blocks, the table and what is said in passing."""
-    found = []
-    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S):
-        found += block.replace("\\\n", " ").splitlines()
-    text = re.sub(r"^```.*?^```", "", PAGE, flags=re.M | re.S)
-    found += [re.sub(r"\s+", " ", one) for one in re.findall(r"`(python -m softmask_jax\.[^`]*?)`", text)]
-    return [line for line in dict.fromkeys(found) if line.strip()]
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of fenced blocks, tables and running text; tests/launch/test_readme.py runs those of launch/."""
+    lines = []
+    for page, text in PAGES.items():
+        if page == "launch/README.md":
+            continue
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S):
+            lines += [(page, line) for line in block.replace("\\\n", " ").splitlines()]
+        text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        inline = re.findall(r"`(python -m softmask_jax\.[^`]*?)`", text)
+        lines += [(page, re.sub(r"\s+", " ", line)) for line in inline]
+    return [(page, line) for page, line in dict.fromkeys(lines) if line.strip()]
 
 
 class Parsed(Exception):
@@ -46,8 +53,8 @@ def parsed(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
 
 
-@pytest.mark.parametrize("line", commands())
-def test_every_command_is_one_that_there_is(line, parsed):
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_is_one_that_there_is(page, line, parsed):
     words = shlex.split(line, comments=True)
     if words[0] not in SCRIPTS:
         assert words[:2] == ["python", "-m"], line
@@ -84,9 +91,38 @@ def check_config(module: str, given: list[str]) -> None:
             config.load(str(ROOT / spec), overrides)
 
 
-def test_links_lead_to_files():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link]
-    assert len(links) > 10 and not [link for link in links if not (ROOT / link).exists()]
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> list[tuple[str, str]]:
+    targets = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    return [(page, link) for page, link in targets if "://" not in link]
+
+
+def test_there_are_links_to_every_page():
+    targets = {os.path.normpath(os.path.join(os.path.dirname(page), link.partition("#")[0])) for page, link in links()}
+    assert set(PAGES) - {"README.md"} <= targets
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_a_link_leads_to_a_file_and_a_heading(page, link):
+    name, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / name if name else ROOT / page
+    assert target.exists()
+    assert not anchor or anchor in anchors(target.read_text(encoding="utf-8"))
+
+
+def test_the_files_from_disk_to_loss_exist():
+    section = PAGES[MODEL_PAGE].partition("## Follow one token")[2].partition("\n## ")[0]
+    names = re.findall(r"`([\w/]+(?:\.py|/))`", section)
+    assert len(names) > 12 and not [name for name in names if not (ROOT / "softmask_jax" / name).exists()]
+
+
+def test_the_first_page_stays_short():
+    assert len(PAGES["README.md"].splitlines()) <= 200
 
 
 @pytest.fixture(scope="module")
@@ -138,18 +174,42 @@ def test_the_ways_in_lead_to_runs_pages_numbers_and_a_dry_run(walked):
         assert done.returncode == 0 and "queued-resources create" in done.stdout, line
 
 
-@pytest.mark.full
-def test_what_the_page_says_in_python_runs_in_one_interpreter(walked, monkeypatch, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    assert len(blocks) == 4
-    monkeypatch.chdir(walked[0])
-    space: dict = {}
-    for block in blocks:
-        # Toy models are short, and few steps are as good a test.
-        for large, small in (("length=128", "length=32"), ("(2, 64)", "(2, 32)"), ("tokens=256", "tokens=16"), ("=64", "=8")):
-            block = block.replace(large, small)
-        exec(compile(block, "README.md", "exec"), space)
-    said = capsys.readouterr().out
-    assert "raw_scale" in said
+def check_gradient(space: dict) -> None:
+    """Every soft-masking scalar has a gradient."""
     gradient = jax.jit(jax.grad(space["loss"]))(space["params"])["soft_mask"]
     assert all(abs(float(gradient[f"raw_{name}"])) > 1e-9 for name in ("scale", "centre", "steepness"))
+
+
+BLOCKS = {page: re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) for page, text in PAGES.items()}
+BLOCKS = {page: blocks for page, blocks in BLOCKS.items() if blocks}
+
+
+SIZES = (("length=128", "length=32"), ("(2, 64)", "(2, 32)"), ("tokens=256", "tokens=16"), ("=64", "=8"))
+
+
+def run_blocks(page: str) -> dict:
+    """Run a page's Python blocks in one fresh namespace."""
+    space: dict = {}
+    for block in BLOCKS[page]:
+        # Toy models are short, and few steps are as good a test.
+        for large, small in SIZES:
+            block = block.replace(large, small)
+        exec(compile(block, page, "exec"), space)
+    return space
+
+
+def test_four_pages_have_python_blocks():
+    assert sum(map(len, BLOCKS.values())) == 4 and MODEL_PAGE in BLOCKS
+
+
+def test_the_model_of_the_page_trains_and_samples(capsys):
+    check_gradient(run_blocks(MODEL_PAGE))
+    assert "raw_scale" in capsys.readouterr().out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("page", [page for page in BLOCKS if page != MODEL_PAGE])
+def test_what_a_page_says_in_python_runs(page, walked, monkeypatch, capsys):
+    monkeypatch.chdir(walked[0])
+    run_blocks(page)
+    assert capsys.readouterr().out

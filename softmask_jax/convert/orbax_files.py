@@ -23,7 +23,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int) -> dict:
-    """Write a params folder for `checkpoint_io.read_trees`. table: entry and block number of every key.
+    """Write a params folder for `tree_files.read_trees`. table: entry and block number of every key.
 
     Each tensor is read once, from first to last row. Returns [size, CRC-32] of every file of values, by its name in the
     folder, as they were in memory.

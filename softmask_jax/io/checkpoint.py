@@ -1,7 +1,7 @@
 """Checkpoints of a run: asynchronous, atomic, checked when they are read.
 
 Layout: `<folder>/<step>/{params,ema,optimizer,data}` and `<step>/checksums.json`. The first three are Orbax trees (see
-checkpoint_io.py); `data` is JSON: the data cursor and the metrics. Orbax writes into a temporary folder and renames it
+tree_files.py); `data` is JSON: the data cursor and the metrics. Orbax writes into a temporary folder and renames it
 when everything, checksums included, is there: a kill leaves a whole checkpoint or none. A damaged checkpoint is never
 deleted: it is reported, and set aside under another name by the run that resumes.
 """

@@ -31,7 +31,7 @@ import os, signal, sys
 from orbax.checkpoint._src.handlers.standard_checkpoint_handler import StandardCheckpointHandler
 from orbax.checkpoint._src.path import async_path, deleter
 from softmask_jax import main
-from softmask_jax.io import checkpoint, tree_files as checkpoint_io
+from softmask_jax.io import checkpoint, tree_files
 
 saves = []
 
@@ -73,8 +73,8 @@ POINTS = {
     "before_data": lambda: before(StandardCheckpointHandler, "async_save"),
     "while_data_is_written": lambda: after_async(StandardCheckpointHandler, "async_save"),
     "after_data": lambda: before(StandardCheckpointHandler, "finalize"),
-    "before_metadata": lambda: before(checkpoint_io, "write_checksums"),
-    "after_metadata": lambda: after(checkpoint_io, "write_checksums"),
+    "before_metadata": lambda: before(tree_files, "write_checksums"),
+    "after_metadata": lambda: after(tree_files, "write_checksums"),
     "after_an_item": lambda: after_async(async_path, "rename", is_item),
     "before_commit": lambda: before(async_path, "rename", is_step),
     "after_commit": lambda: after_async(async_path, "rename", is_step),
