@@ -3,8 +3,8 @@
 
 def __getattr__(name: str):
     # `import softmask_jax.data` and the like should not load JAX.
-    if name in ("load", "DreamModel", "LanguageModel"):
-        from softmask_jax.generate import model
+    if name in ("load", "Model"):
+        from softmask_jax.generate import load as loading
 
-        return getattr(model, name)
+        return getattr(loading, name)
     raise AttributeError(f"module 'softmask_jax' has no attribute '{name}'")

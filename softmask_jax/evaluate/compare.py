@@ -23,7 +23,7 @@ from softmask_jax import data
 from softmask_jax.config.command_line import command, command_parser
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.distributed import sharding
-from softmask_jax.generate.model import LanguageModel
+from softmask_jax.generate.model import Model
 from softmask_jax.io import run_log, tree_files
 from softmask_jax.io.files import check_writable, write_atomically, write_json
 from softmask_jax.report import compare_page
@@ -41,7 +41,7 @@ class Run:
     """A run with a checkpoint: its folder, its model, and the fingerprint of the text it was trained on."""
 
     path: Path
-    model: LanguageModel
+    model: Model
     fingerprint: str
 
     @property

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from softmask_jax.evaluate.settings import Models
 from softmask_jax.io.files import explained, split_paths, write_json
-from softmask_jax.samplers import SoftMask
 
 PLAIN = "#none"
 ELSEWHERE = "give another --out"
@@ -134,7 +133,4 @@ def without_soft_masking(model):
     """The same weights as a binary model. ValueError if it is one already."""
     if not model.soft_mask.on:
         raise ValueError(f"{PLAIN} turns soft-masking off, but this model was trained without; leave it away.")
-    if hasattr(model, "config"):
-        soft = dataclasses.replace(model.config.soft_mask, variant="none")
-        return dataclasses.replace(model, config=dataclasses.replace(model.config, soft_mask=soft))
-    return dataclasses.replace(model, soft_mask=SoftMask())
+    return dataclasses.replace(model, soft_mask=dataclasses.replace(model.soft_mask, variant="none"))

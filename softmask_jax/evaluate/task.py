@@ -107,7 +107,7 @@ class Work:
 
     @property
     def model(self):
-        """`softmask_jax.LanguageModel` or `DreamModel`."""
+        """The `softmask_jax.Model` to measure."""
         return self.load()
 
     @contextlib.contextmanager

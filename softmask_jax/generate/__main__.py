@@ -7,9 +7,8 @@
 
 A line of prompts.jsonl is a text, or an object with one of "prompt", "messages" (a chat), "parts" (texts, and numbers
 of masks to fill between them) or "tokens" (ids, the mask's where text is wanted); and "id", "max_new_tokens" or
-"forced" ({"3": text or id}: what must stand in the answer at a position). The same command goes on with an --out that
-was interrupted; an answer depends neither on what else is in the file nor, but for the rounding of bfloat16, on the
-size of the batch.
+"forced" ({"3": text or id}: what must stand in the answer at a position). The same command continues an interrupted
+--out; an answer depends neither on the rest of the file nor, but for the rounding of bfloat16, on the batch size.
 """
 import argparse
 import contextlib
@@ -20,7 +19,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 import softmask_jax
@@ -28,20 +26,18 @@ from softmask_jax.config.command_line import command, say
 from softmask_jax.data import prompts
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.generate import sampler_flags
-from softmask_jax.generate.batches import FAILED, Generator, Shape, lay_out, plan, shape_of
+from softmask_jax.generate.batches import FAILED, Generator, plan, shape_of
+from softmask_jax.generate.model import NEW_TOKENS
 from softmask_jax.io.answers import AnswerFile, count, described, key_of, summarize
 from softmask_jax.io.files import check_writable, write_atomically
-from softmask_jax.report import viewer
-from softmask_jax.report.patterns import Encoder, Pattern, token_id
-from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
+from softmask_jax.report.patterns import Encoder, token_id
+from softmask_jax.samplers.dream import ALGORITHMS as GRID_ALGORITHMS
 
-# Of a model that has no length of its own, as in Dream's own scripts.
-NEW_TOKENS = 256
 BATCH_SIZE = 8
 
 
-def wanted(flags: argparse.Namespace) -> list[prompts.Row]:
-    """The rows that the command line asks for. ValueError or OSError for such as cannot be used."""
+def read_rows(flags: argparse.Namespace) -> list[prompts.Row]:
+    """The rows that the command line asks for. ValueError or OSError for unusable ones."""
     if flags.prompts:
         return prompts.read(flags.prompts)
     if flags.unconditional:
@@ -50,12 +46,11 @@ def wanted(flags: argparse.Namespace) -> list[prompts.Row]:
 
 
 def encoder(flags: argparse.Namespace, model) -> Encoder:
-    """How rows become tokens for this model. ValueError for lengths that it cannot have."""
-    fixed = model.padding == "right"
-    if flags.length and not fixed:
-        raise ValueError("--length is for models that write a text of fixed length; give this one --max_new_tokens.")
-    if flags.unconditional and not fixed:
-        raise ValueError("--unconditional is for models that write a text of fixed length; give this one a --prompt.")
+    """From rows to tokens of this model. ValueError for lengths that it cannot have."""
+    fixed = model.family.fixed_length
+    for name, instead in (("length", "--max_new_tokens"), ("unconditional", "a --prompt")):
+        if getattr(flags, name) and not fixed:
+            raise ValueError(f"--{name} is for models that write a text of fixed length; give this one {instead}.")
     if flags.length and flags.length > model.max_length:
         raise ValueError(f"--length={flags.length} is more than the {model.max_length} positions of this model.")
     new_tokens = flags.max_new_tokens or (None if fixed else NEW_TOKENS)
@@ -64,24 +59,22 @@ def encoder(flags: argparse.Namespace, model) -> Encoder:
 
 
 class Run:
-    """One command: its rows, and the answers found so far by (row, sample). Called, it returns the exit status.
+    """One command: its rows, and the answers so far by (row, sample). Calling it returns the exit status.
 
-    Raises ValueError, OSError, RuntimeError or ImportError, each one line, for whatever cannot be used.
+    Raises ValueError, OSError, RuntimeError or ImportError, each one line, for anything unusable.
     """
 
     def __init__(self, flags: argparse.Namespace):
         check_writable(flags.trajectory, "--trajectory")
-        self.flags, self.options = flags, sampler_flags.options(flags)
-        self.rows = wanted(flags)
+        self.flags, self.options, self.rows = flags, sampler_flags.options(flags), read_rows(flags)
         self.total = len(self.rows) * flags.num_samples
-        self.found: dict = {}
-        self.first: tuple[Generator, Pattern, Shape] | None = None
+        self.answers: dict = {}
 
     def settings(self) -> dict:
-        """What decides the answers, by flag."""
-        decisive = {name: getattr(self.flags, name) for name in sampler_flags.DECISIVE}
+        """Everything that decides the answers, by flag."""
         return {
-            "checkpoint": str(Path(os.path.expanduser(self.flags.checkpoint)).absolute()), **decisive,
+            "checkpoint": str(Path(os.path.expanduser(self.flags.checkpoint)).absolute()),
+            **{name: getattr(self.flags, name) for name in sampler_flags.DECISIVE},
             **dataclasses.asdict(self.options), "prompts": prompts.fingerprint(self.rows),
         }  # fmt: skip
 
@@ -90,14 +83,14 @@ class Run:
             file = None
             if self.flags.out:
                 file = stack.enter_context(AnswerFile(self.flags.out, self.settings(), self.total))
-                self.found = file.rows
-            if len(self.found) == self.total and not self.flags.trajectory:
+                self.answers = file.rows
+            if len(self.answers) == self.total and not self.flags.trajectory:
                 say(f"{self.flags.out} has its {count(self.total, 'answer')} already; nothing is left to do.")
             elif not self._generate(file):
                 if not file:
                     self._print()
                 return 130
-            summary = summarize(self.found.values())
+            summary = summarize(self.answers.values())
             if file:
                 file.finish(summary)
         self._print()
@@ -105,89 +98,71 @@ class Run:
         if self.flags.out:
             say(f"Answers      {self.flags.out}")
         if self.flags.trajectory:
-            self._trajectory(*self.first)
+            write_atomically(self.flags.trajectory, self._trajectory(), elsewhere="give another --trajectory")
+            say(f"Page         {self.flags.trajectory}")
         if summary["errors"]:
-            first = min(key for key, row in self.found.items() if "error" in row)
+            first = min(key for key, row in self.answers.items() if "error" in row)
             say(f"Error: {summary['errors']:,} of {count(self.total, 'answer')} failed: {FAILED} (first in "
-                f"{self.rows[first[0]].name}). Check the checkpoint; the other answers are whole.")  # fmt: skip
+                f"{self.rows[first[0]].name}). Check the checkpoint; the other answers are complete.")  # fmt: skip
             return 1
         return 0
 
     def _generate(self, file: AnswerFile | None) -> bool:
-        """Answer what is not answered yet; False if a signal stopped it."""
+        """Generate the missing answers; False if a signal stopped it."""
         flags = self.flags
         with StopSignal() as stop:
             model = softmask_jax.load(flags.checkpoint, weights=flags.weights, step=flags.step, base=flags.base)
-            forbidden = [token_id(text, model.tokenizer, model.denoiser.vocab_size) for text in flags.forbid]
-            if flags.trajectory and model.tokenizer is None:
-                raise ValueError("--trajectory needs the model's tokenizer; convert it again with the files of it.")
-            encode = encoder(flags, model)
-            patterns = prompts.every(self.rows, encode)
-            # With the algorithm's name, what it has no use for is refused before anything is compiled.
-            alg = self.options.alg or model.default_alg
-            options = dataclasses.replace(self.options, alg=alg, forbidden=tuple(sorted(set(forbidden))))
-            grid = alg in DREAMS and options.block_length is None
-            counted = grid and options.steps is None
-            shapes = [shape_of(pattern, model, encode.limit, counted=counted) for pattern in patterns]
+            self._prepare(model)
             size = flags.batch_size or min(BATCH_SIZE, self.total)
-            batches = plan(shapes, samples=flags.num_samples, batch_size=size, done=self.found)
-            generator = Generator(model, options, flags.seed, tuple(flags.stop))
+            batches = plan(self.shapes, samples=flags.num_samples, batch_size=size, done=self.answers)
             if file:
                 file.settle({"step": model.step})
-            programs = len({batch.shape for batch in batches})
             if batches:
-                say(f"Generating {count(self.total - len(self.found), 'answer')} in {count(len(batches), 'batch', 'es')}, "
-                    f"with {count(programs, 'program')} to compile ...")  # fmt: skip
+                programs = len({batch.shape for batch in batches})
+                say(f"Generating {count(self.total - len(self.answers), 'answer')} in "
+                    f"{count(len(batches), 'batch', 'es')}, with {count(programs, 'program')} to compile ...")  # fmt: skip
             tokens = 0
             with stop.postponed(), tqdm(
-                total=self.total, initial=len(self.found), unit="row", disable=None, dynamic_ncols=True, leave=False
+                total=self.total, initial=len(self.answers), unit="row", disable=None, dynamic_ncols=True, leave=False
             ) as bar:
                 for batch in batches:
-                    rows = [
-                        row for key, row in zip(batch.keys, generator.batch(batch, self.rows, patterns))
-                        if key not in self.found
-                    ]  # fmt: skip
+                    made = self.generator.batch(batch, self.rows, self.patterns)
+                    rows = [row for row in made if key_of(row) not in self.answers]
                     if file:
                         file.add(rows)
-                    self.found |= {key_of(row): row for row in rows}
+                    self.answers |= {key_of(row): row for row in rows}
                     tokens += sum(row["new_tokens"] for row in rows)
                     bar.update(len(rows))
                     bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.1f} tokens/s")
-                    if stop.noted and len(self.found) < self.total:
-                        break
-            if len(self.found) < self.total:
-                more = " The same command goes on from there." if file else ""
-                say(f"Stopped after {len(self.found):,} of {count(self.total, 'answer')}.{more}")
-                return False
-            self.first = generator, patterns[0], shapes[0]
+                    if stop.noted and len(self.answers) < self.total:
+                        more = " The same command goes on from there." if file else ""
+                        say(f"Stopped after {len(self.answers):,} of {count(self.total, 'answer')}.{more}")
+                        return False
         return True
 
-    def _trajectory(self, generator: Generator, pattern: Pattern, shape: Shape) -> None:
-        """Write the page of the first answer, which is generated once more, by itself, with all that happened."""
-        model, flags = generator.model, self.flags
-        made = generator.fill([(0, 0)], [pattern], shape, trace=True)
-        attended = lay_out([pattern], shape, model.padding, generator.pad)[1]
-        length, answer = len(pattern.tokens), self.found[0, 0]
-        first = 0 if model.padding == "right" else shape.length - length
-        same = generator.answer(pattern, np.asarray(made.tokens)[0, first : first + length])["tokens"] == answer["tokens"]
-        note = "" if same or "error" in answer else (
-            "Rounding differs with the number of rows: computed by itself, as here, this text is not quite the answer given."
-        )
-        facts = {
-            "model": f"{flags.checkpoint}, step {model.step:,}",
-            "sampler": f"{generator.options.alg}, {int(made.steps):,} steps",
-            "network calls": int(made.row_calls[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}",
-            "seed": flags.seed,
-        }  # fmt: skip
-        found = viewer.trajectory_page(
-            made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, note=note, attention_mask=attended
-        )
-        write_atomically(flags.trajectory, found, elsewhere="give another --trajectory")
-        say(f"Page         {flags.trajectory}")
+    def _prepare(self, model) -> None:
+        """Patterns and shapes of the rows, and the generator. ValueError for rows or options that the model cannot use."""
+        flags = self.flags
+        forbidden = {token_id(text, model.tokenizer, model.denoiser.vocab_size) for text in flags.forbid}
+        if flags.trajectory and model.tokenizer is None:
+            raise ValueError("--trajectory needs the model's tokenizer; convert it again with the files of it.")
+        encode = encoder(flags, model)
+        self.patterns = prompts.every(self.rows, encode)
+        # With the algorithm's name its unusable options are refused before anything is compiled.
+        alg = self.options.alg or model.default_alg
+        options = dataclasses.replace(self.options, alg=alg, forbidden=tuple(sorted(forbidden)))
+        counted = alg in GRID_ALGORITHMS and options.block_length is None and options.steps is None
+        self.shapes = [shape_of(pattern, model, encode.limit, counted=counted) for pattern in self.patterns]
+        self.generator = Generator(model, options, flags.seed, tuple(flags.stop))
+
+    def _trajectory(self) -> str:
+        """Page of the first answer."""
+        facts = {"model": f"{self.flags.checkpoint}, step {self.generator.model.step:,}", "seed": self.flags.seed}
+        return self.generator.trajectory(self.patterns[0], self.shapes[0], facts, self.answers[0, 0])
 
     def _print(self) -> None:
-        """Texts of what the command line asked for; rows of JSON where a file asked and none is to be written."""
-        rows = [self.found[key] for key in sorted(self.found)]
+        """Texts of prompts from the command line; rows of JSON for those of a file, unless --out has them."""
+        rows = [self.answers[key] for key in sorted(self.answers)]
         if self.flags.prompts:
             if not self.flags.out:
                 print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))

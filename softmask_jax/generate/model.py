@@ -1,89 +1,145 @@
-"""`softmask_jax.load(path)`: a trained model for notebooks and scripts."""
+"""A trained model of any family, for notebooks and scripts; `softmask_jax.load` makes it."""
 import dataclasses
 import functools
-import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax import config as config_schema
+from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import settled
-from softmask_jax.convert import converted
-from softmask_jax.convert.safe_files import read_json
-from softmask_jax.data import Tokenizer, load_tokenizer
+from softmask_jax.data import Tokenizer
+from softmask_jax.data.chat.conversations import NoConversation, read_messages
+from softmask_jax.data.chat.template import ChatTemplate, TemplateError
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
-from softmask_jax.distributed import sharding
-from softmask_jax.generate import dream_model
-from softmask_jax.generate.dream_model import DreamModel
-from softmask_jax.io.checkpoint import Checkpoints
-from softmask_jax.io.run_folder import RunFolder
-from softmask_jax.models import denoiser as denoisers
-from softmask_jax.samplers import Generated, MDLMSampler, Options, SoftMask, fill, recorded_gumbel
+from softmask_jax.models.denoiser import Denoiser
+from softmask_jax.models.nn import dream
+from softmask_jax.samplers import (
+    Draws,
+    DreamSampler,
+    Generated,
+    MDLMSampler,
+    Options,
+    SoftMask,
+    fill,
+    recorded_gumbel,
+)
+from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.samplers.options import run
+
+# Prompts of many lengths share few compiled samplers.
+PROMPT_MULTIPLE = 64
+NEW_TOKENS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Properties of a kind of model, beside its network.
+
+    Attributes:
+      padding: side on which rows of a batch are padded, "left" or "right".
+      default_alg: sampler where no `alg` is given.
+      fixed_length: rows are windows of the training length that begin with BOS; else prompts are continued.
+      shifted: logits of the PyTorch model at i predict token i + 1.
+    """
+
+    padding: str
+    default_alg: str
+    fixed_length: bool = False
+    shifted: bool = False
+
+
+# By config.model.kind.
+FAMILIES = {
+    "dit": Family("right", "mdlm", fixed_length=True),
+    "dream": Family("left", "entropy", shifted=True),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """Parameters {"backbone", "soft_mask"} with what is needed to use them; methods are compiled on first use.
+class Model:
+    """A network with its parameters and all that its use needs; methods are compiled on first use.
 
-    row_shards: into how many pieces a mesh cuts a batch's rows.
+    Attributes:
+      config: of the run; of a converted model as much of it as is known.
+      tokenizer: None if none was converted with the model.
+      params: {"backbone", "soft_mask"}.
+      step: updates of its training.
+      template: chat template; None if the model does not chat.
+      soft_mask: soft-masking in use, by default as in config.
+      end_token_ids: tokens that end a text, by default EOS.
+      pad_token_id: padding, which `decode` strips; None if the family has none.
+      max_length: positions of a row at most, by default as many as in training.
+      row_shards: number of pieces that a mesh cuts the rows of a batch into.
     """
 
-    config: config_schema.Config
-    tokenizer: Tokenizer
-    denoiser: denoisers.Denoiser
+    config: Config
+    tokenizer: Tokenizer | None
+    denoiser: Denoiser
     params: dict
     step: int
+    template: ChatTemplate | None = None
+    soft_mask: SoftMask | None = None
+    end_token_ids: tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    max_length: int | None = None
     row_shards: int = 1
 
-    # Rows of a batch are padded behind their text.
-    padding = "right"
-    default_alg = "mdlm"
+    def __post_init__(self):
+        defaults = {
+            "soft_mask": SoftMask.from_config(self.config.soft_mask),
+            "end_token_ids": () if self.tokenizer is None else (self.tokenizer.eos_id,),
+            "max_length": self.config.data.seq_len,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.config.model.kind]
+
+    @property
+    def padding(self) -> str:
+        return self.family.padding
+
+    @property
+    def default_alg(self) -> str:
+        return self.family.default_alg
 
     @property
     def mask_token_id(self) -> int:
         return self.denoiser.mask_token_id
 
     @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """What ends a text."""
-        return (self.tokenizer.eos_id,)
-
-    @property
-    def max_length(self) -> int:
-        """The most positions that a row can have: as many as in training."""
-        return self.config.data.seq_len
-
-    @property
-    def soft_mask(self) -> SoftMask:
-        """As it was trained."""
-        return SoftMask.from_config(self.config.soft_mask)
-
-    @property
     def objective(self) -> Nelbo:
-        """As it was trained."""
-        return Nelbo.from_config(self.config)
+        """NELBO with the soft-masking in use."""
+        in_use = SoftMask(self.soft_mask.variant, self.soft_mask.k)
+        return dataclasses.replace(Nelbo.from_config(self.config), soft_mask=in_use)
 
     @settled()
-    def logits(self, tokens, attention_mask=None) -> jax.Array:
+    def logits(self, tokens, attention_mask=None, *, shifted: bool = False) -> jax.Array:
         """Plain forward pass: tokens [B L] -> logits [B L V] float32, the mask's column included.
 
-        attention_mask: [B L], nonzero where a token is real; padding is not attended to. The one place where
-        B x L x V is formed: meant for looking at a few sequences.
+        The one place where B x L x V is formed: meant for a few sequences.
+
+        Args:
+          attention_mask: [B L], nonzero where a token is real; padding is not attended to.
+          shifted: logits at i predict token i, as objectives and samplers see them; False is what the PyTorch model
+            returns. It makes a difference for Dream alone.
         """
         tokens = self._checked(tokens)
-        segments = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32).clip(0, 1)
-        if segments is not None and segments.shape != tokens.shape:
-            raise ValueError(f"attention_mask must have the shape of tokens {tokens.shape}, not {segments.shape}.")
-        return self._logits(self.params, tokens, segments)
+        mask = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
+        if mask is not None and mask.shape != tokens.shape:
+            raise ValueError(f"attention_mask must have the shape of tokens {tokens.shape}, not {mask.shape}.")
+        return self._logits(self.params, tokens, mask, self.family.shifted and not shifted)
 
     @settled()
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
-        """Upper bound on -log p per token: tokens [B L] -> [B] float32, nats.
+        """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats.
 
         two_pass: with soft-masking's feedback (a binary model has one pass in any case). draws: masks averaged over for
         each row, their t stratified; an unbiased estimate for every row.
@@ -92,39 +148,96 @@ class LanguageModel:
 
     @settled()
     def generate(
-        self, tokens=None, *, key: jax.Array, count: int = 1, length: int | None = None, steps: int | None = None,
-        draws: np.ndarray | None = None, trace: bool = False, **options,
+        self, prompts=None, *, key: jax.Array | None = None, count: int | None = None, length: int | None = None,
+        max_new_tokens: int | None = None, steps: int | None = None, soft_mask: SoftMask | Mapping | str | None = None,
+        attention_mask=None, draws: np.ndarray | Draws | None = None, trace: bool = False, **options,
     ) -> Generated:  # fmt: skip
-        """Fill masks, by MDLM's sampler with soft-masking unless `alg` names another.
+        """Fill masks, or continue prompts; `decode` turns the result into text.
 
         Args:
-          tokens: [B L] ids with `mask_token_id` where text is wanted; or None for `count` rows of `length` (the training
-            length) masks.
-          steps: see `samplers.Options`; of mdlm and remdm, 128 by default, network calls at most beside a last arg-max pass.
-          draws: [steps B L V] recorded uniforms, to replay MDLM's random choices of a reference; otherwise `key` decides.
+          prompts: of models of fixed length: ids [B L] with `mask_token_id` where text is wanted, or None for `count`
+            rows of `length` (the training length) masks. Of others: token ids of any lengths, or chats, lists of
+            {"role", "content"}, which are continued by `max_new_tokens` (256).
+          key: of all that is drawn; None where nothing is.
+          steps: by default 128 of mdlm and remdm, else one a position that may be filled.
+          soft_mask: settings in place of the model's own, "none" for plain masks; for prompts also the entries of
+            `transparency_config.json`.
+          attention_mask: shape of prompts, 0 for padding.
+          draws: recorded randomness of a reference: uniforms [steps B L V] of mdlm and remdm, `Draws` of prompts.
           trace: keep every step, for `viewer`.
-          options: fields of `samplers.Options`: alg, nucleus_p, eta, soft_mask, forbidden, ...
+          options: of models of fixed length, fields of `samplers.Options`. Of others, fields of `DreamSampler`, with the
+            defaults of Dream's `diffusion_generate` (alg "origin", top_k 50).
 
-        Returns:
-          Generated: tokens [B L] and what they cost; `decode` turns them into text.
+        Raises:
+          ValueError: options that the sampler or the family does not have, rows that are too long.
         """
-        if tokens is None:
-            tokens = np.full((count, self.max_length if length is None else length), self.denoiser.mask_token_id, np.int32)
-        tokens, options = self._checked(tokens), Options(steps=steps, **options)
+        if not self.family.fixed_length:
+            _refuse("continues prompts: give prompts and max_new_tokens, or use fill", count=count, length=length)
+            _check_names(options, DreamSampler)
+            new_tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            return self._continue(prompts, key, new_tokens, steps, soft_mask, attention_mask,
+                                  draws=draws, trace=trace, **options)
+        _refuse("fills rows of fixed length: put mask_token_id where text is wanted", max_new_tokens=max_new_tokens)
+        _check_names(options, Options)
+        if prompts is None:
+            shape = 1 if count is None else count, self.max_length if length is None else length
+            prompts = np.full(shape, self.mask_token_id, np.int32)
+        tokens, options = self._checked(prompts), Options(steps=steps, soft_mask=soft_mask, **options)
         keys = row_keys(stream_key(key, Stream.SAMPLE, 0), jnp.arange(len(tokens)))
         if draws is None:
-            return self.fill(tokens, keys=keys, options=options, trace=trace)
+            return self.fill(tokens, attention_mask, keys=keys, options=options, trace=trace)
         sampler = options.sampler(self.denoiser, self.soft_mask, self.end_token_ids, new_tokens=tokens.shape[1],
                                   alg=self.default_alg, trace=trace)
         if not isinstance(sampler, MDLMSampler):
             raise ValueError(f"Recorded draws are for mdlm and remdm, not {options.alg}.")
-        return run(sampler, self.params, keys, tokens, None, jnp.asarray(recorded_gumbel(draws), jnp.float32))
+        return run(sampler, self.params, keys, tokens, attention_mask, jnp.asarray(recorded_gumbel(draws), jnp.float32))
+
+    def _continue(self, prompts, key, max_new_tokens: int, steps, soft_mask, attention_mask, **options) -> Generated:
+        if prompts is None:
+            raise ValueError("This model continues prompts: give token ids, or chats.")
+        if len(prompts) and isinstance(prompts[0], (list, tuple)) and prompts[0] and isinstance(prompts[0][0], Mapping):
+            prompts = [self.encode_chat(chat) for chat in prompts]
+        if soft_mask is None or soft_mask == "none":
+            soft_mask = self.soft_mask if soft_mask is None else SoftMask()
+        return diffusion_generate(
+            self.denoiser, self.params, prompts, key, max_new_tokens=max_new_tokens, max_length=self.max_length,
+            steps=max_new_tokens if steps is None else steps, pad_token_id=self.pad_token_id, soft_mask=soft_mask,
+            attention_mask=attention_mask, pad_multiple=PROMPT_MULTIPLE, **options,
+        )  # fmt: skip
 
     fill = fill
 
-    def decode(self, tokens) -> list[str]:
-        """[B L] ids -> B strings; masks stay visible."""
-        return [self.tokenizer.decode(row) for row in np.asarray(tokens)]
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """The prompt [P] of a chat (see `data.conversations`), generation prompt included.
+
+        Raises ValueError for a model that does not chat, and for messages that are none.
+        """
+        if self.template is None:
+            raise ValueError("This model has no chat template; give token ids, or convert it again with its tokenizer files.")
+        try:
+            return self.template.encode_prompt(self.tokenizer, read_messages(messages))
+        except (NoConversation, TemplateError) as error:
+            raise ValueError(f"The chat {error}.") from error
+
+    def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
+        """[B L] ids -> B strings, without padding; masks stay visible.
+
+        new_tokens: decode only the last positions of each row, up to the first token that ends a text.
+
+        Raises ValueError for a model without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
+        texts = []
+        for row in np.asarray(tokens):
+            stops = [] if self.pad_token_id is None else [self.pad_token_id]
+            if new_tokens is not None:
+                row, stops = row[-new_tokens:], self.end_token_ids
+            else:
+                row = row[np.argmax(~np.isin(row, stops)) :]
+            ends = np.flatnonzero(np.isin(row, stops))
+            texts.append(self.tokenizer.decode(row[: ends[0]] if len(ends) else row))
+        return texts
 
     def _checked(self, tokens) -> jax.Array:
         tokens = np.asarray(tokens)
@@ -136,15 +249,19 @@ class LanguageModel:
 
     @functools.cached_property
     def _logits(self):
-        def logits(params, tokens, segment_ids):
+        def logits(params, tokens, mask, unshift):
             backbone = params["backbone"]
-            head = self.denoiser.head(backbone)
-            x = self.denoiser.embed(backbone, tokens)
-            hidden, _ = self.denoiser.trunk(backbone, x, segment_ids=segment_ids)
+            if unshift:
+                # One pad behind each row takes the place that the shift would push out.
+                mask = jnp.pad(jnp.ones_like(tokens) if mask is None else mask, ((0, 0), (0, 1)))
+                tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.pad_token_id)
+            layout = {} if mask is None else dict(zip(("positions", "segment_ids"), dream.padded_inputs(mask)))
+            hidden, _ = self.denoiser.trunk(backbone, self.denoiser.embed(backbone, tokens), **layout)
+            head, hidden = self.denoiser.head(backbone), hidden[:, 1:] if unshift else hidden
             z = jnp.matmul(hidden, head.weight.T.astype(hidden.dtype), preferred_element_type=jnp.float32)
             return (z if head.bias is None else z + head.bias)[..., : head.vocab_size]
 
-        return jax.jit(logits)
+        return jax.jit(logits, static_argnums=3)
 
     @functools.cached_property
     def _nelbo(self):
@@ -153,7 +270,7 @@ class LanguageModel:
 
             def draw(total, i):
                 noisy = self.objective.draw(
-                    tokens, jnp.arange(rows) * draws + i, draws, key, 0, mask_token_id=self.denoiser.mask_token_id
+                    tokens, jnp.arange(rows) * draws + i, draws, key, 0, mask_token_id=self.mask_token_id
                 )
                 loss = two_pass.row_scores(self.denoiser, soft_mask, params, noisy).loss
                 return total + loss["two_pass" if soft_mask.on else "one_pass"] / draws, None
@@ -163,50 +280,15 @@ class LanguageModel:
         return jax.jit(nelbo, static_argnums=(3, 4))
 
 
-@settled()
-def load(
-    path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = "",
-    mesh: jax.sharding.Mesh | None = None,
-) -> LanguageModel | DreamModel:
-    """A model from a run's folder, or from one that `softmask_jax.convert` wrote.
-
-    Args:
-      base: of a converted adapter, the converted model that it was trained on; of a run, where its base is now.
-      weights: "ema" (what is evaluated) or "raw"; a converted model has one set of weights, chosen when it was made.
-      step: which checkpoint; the newest whole one by default.
-      mesh: lay parameters and rows out on it, see `sharding.make_mesh`; one device by default.
-
-    Raises:
-      FileNotFoundError: no run, or no such checkpoint. ValueError: unknown `weights`, or a checkpoint of another model.
-    """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights is '{weights}'; choose ema or raw.")
-    path = Path(os.path.expanduser(path))
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
-    about = read_json(path, "config.json")
-    if about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream":
-        return dream_model.load(path, base=base, weights=weights, step=step, mesh=mesh)
-    if converted.is_converted(path):
-        config, tokenizer, step = converted.read(path)
-        denoiser = _denoiser(config, tokenizer, mesh)
-        params = converted.read_params(path, denoisers.abstract(denoiser, mesh))
-        return LanguageModel(config, tokenizer, denoiser, params, step, sharding.row_shards(mesh))
-    with RunFolder(path, lock=False) as folder:
-        config = config_schema.of_run(folder.read_config())
-    tokenizer = load_tokenizer(path / "tokenizer")
-    denoiser = _denoiser(config, tokenizer, mesh)
-    shapes = denoisers.abstract(denoiser, mesh)
-    wanted = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
-    with Checkpoints(path / "checkpoints") as checkpoints:
-        step, trees = checkpoints.restore_params(step, items=tuple(wanted), abstract=wanted)
-    params = trees["params"]
-    if weights == "ema":
-        params = {"backbone": trees["ema"], "soft_mask": params["soft_mask"]}
-    return LanguageModel(config, tokenizer, denoiser, params, step, sharding.row_shards(mesh))
+def _refuse(advice: str, **arguments) -> None:
+    """ValueError for the first argument that is given."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"generate has no use for {name}: this model {advice}.")
 
 
-def _denoiser(config: config_schema.Config, tokenizer: Tokenizer, mesh) -> denoisers.Denoiser:
-    return denoisers.build(
-        config.model, config.soft_mask, vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_token_id, mesh=mesh
-    )
+def _check_names(options: Mapping, fields_of: type) -> None:
+    known = [field.name for field in dataclasses.fields(fields_of)]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"generate has no option {name} for this model; {fields_of.__name__} has {', '.join(known)}.")

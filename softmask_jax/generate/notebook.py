@@ -19,14 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from softmask_jax.data.prompts import Row
-from softmask_jax.generate.batches import Generator, lay_out, plan, shape_of
-from softmask_jax.generate.dream_model import DreamModel
+from softmask_jax.generate.batches import Generator, plan, shape_of
+from softmask_jax.generate.model import Model
 from softmask_jax.io import run_log
 from softmask_jax.io.answers import summarize
-from softmask_jax.report import curves, page, viewer
+from softmask_jax.report import curves, page
 from softmask_jax.report.charts import Series, line_chart
 from softmask_jax.report.patterns import Encoder
 from softmask_jax.samplers import Options
@@ -137,8 +136,8 @@ def watch(workdir: str | os.PathLike, every: float = EVERY) -> Iterator[None]:
         shown.update(curves_page(workdir))
 
 
-def soft_masked(model: DreamModel, config: Mapping) -> DreamModel:
-    """A Dream with the soft-masking of a `transparency_config.json`'s entries instead of its own.
+def soft_masked(model: Model, config: Mapping) -> Model:
+    """The model with the soft-masking of a `transparency_config.json`'s entries instead of its own.
 
     Raises ValueError for entries that are missing or unknown.
     """
@@ -206,22 +205,12 @@ def trajectory(model, prompt: str, options: Options, *, max_new_tokens: int | No
                height: int = 900) -> Page:  # fmt: skip
     """The page that plays how a prompt was answered, see `viewer.trajectory_page`; as the first of `side_by_side`."""
     _, (pattern,) = _encoded(model, [prompt], max_new_tokens)
-    shape, generator = shape_of(pattern, model, model.max_length), Generator(model, options, seed)
-    made = generator.fill([(0, 0)], [pattern], shape, trace=True)
-    facts = {
-        "sampler": f"{options.alg or model.default_alg}, {int(made.steps):,} steps",
-        "network calls": int(np.asarray(made.row_calls)[0]), "tokens a call": f"{made.tokens_per_call[0]:.2f}",
-    }  # fmt: skip
-    attended = lay_out([pattern], shape, model.padding, generator.pad)[1]
-    source = viewer.trajectory_page(
-        made, model.tokenizer, mask_token_id=model.mask_token_id, facts=facts, attention_mask=attended
-    )
-    return Page(source, height)
+    return Page(Generator(model, options, seed).trajectory(pattern, shape_of(pattern, model, model.max_length)), height)
 
 
 def _encoded(model, prompts: Sequence[str], max_new_tokens: int | None):
     """Rows and patterns of the prompts."""
-    chats = hasattr(model, "encode_chat")
+    chats = model.template is not None
     encode = Encoder(model, model.max_length, max_new_tokens, chat=chats, bos=not chats)
     rows = [Row(f"prompt {i + 1}", "prompt", prompt) for i, prompt in enumerate(prompts)]
     return rows, [encode(row) for row in rows]

@@ -39,7 +39,7 @@ def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Rows to patterns for one model (its tokenizer, mask, `max_length`, and `encode_chat` if it chats).
+    """Rows to patterns, for one model: its tokenizer, mask and chat template.
 
     Attributes:
       limit: most positions of a row. max_new_tokens: default of prompts; None fills up to the limit.
@@ -97,7 +97,7 @@ class Encoder:
             messages = [{"role": "system", "content": self.system}] * bool(self.system) + messages
         if messages is None:
             return self._text(row.value, first=True)
-        if not hasattr(self.model, "encode_chat"):
+        if self.model.template is None:
             raise ValueError("this model has no chat template; give a prompt, without --chat.")
         return self._without_mask(self.model.encode_chat(messages))
 

@@ -12,7 +12,7 @@ from softmask_jax.config import jax_settings
 from softmask_jax.config.jax_settings import KEY_IMPL, checked_key, root_key
 from softmask_jax.data import make_tokenizer
 from softmask_jax.distributed import hosts
-from softmask_jax.generate.model import LanguageModel
+from softmask_jax.generate.model import Model
 from softmask_jax.io import run_folder
 from softmask_jax.models import denoiser
 from softmask_jax.training import loop
@@ -73,7 +73,7 @@ def model():
     tokenizer = make_tokenizer(settings.data, [], Path("unused"))
     sizes = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_token_id}
     built = denoiser.build(settings.model, settings.soft_mask, **sizes)
-    return LanguageModel(settings, tokenizer, built, jax.jit(built.init)(root_key(0)), 0)
+    return Model(settings, tokenizer, built, jax.jit(built.init)(root_key(0)), 0)
 
 
 # int64, as numpy has them.

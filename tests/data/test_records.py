@@ -11,8 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from softmask_jax.data.sources import records
-from softmask_jax.data.sources import BadRow, make_source
+from softmask_jax.data.sources import BadRow, make_source, records
 from tests.helpers.source_files import json_rows, one_line
 
 GOOD = b'{"text": "fine"}\n'

@@ -249,7 +249,7 @@ class Model:
 
 
 def test_a_plain_model_has_the_same_weights_without_feedback():
-    assert models.without_soft_masking(Model()).soft_mask == SoftMask()
+    assert models.without_soft_masking(Model()).soft_mask == SoftMask("none", 3)
 
 
 @pytest.mark.parametrize("text, said", [("", "give fractions"), ("2", "up to 1"), ("1/0", "give fractions"), ("a", "give")])

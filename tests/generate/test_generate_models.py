@@ -53,7 +53,7 @@ def mdlm(tmp_path_factory):
     wanted, tokenizer = config.from_dict(settings(tmp_path_factory.mktemp("mdlm"))), ByteTokenizer()
     network = denoiser.build(wanted.model, wanted.soft_mask, vocab_size=258, mask_token_id=tokenizer.mask_token_id)
     params = jax.jit(network.init)(jax.random.key(0))
-    LOADED["mdlm"] = softmask_jax.LanguageModel(wanted, tokenizer, network, params, 8)
+    LOADED["mdlm"] = softmask_jax.Model(wanted, tokenizer, network, params, 8)
     return "mdlm"
 
 

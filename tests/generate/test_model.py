@@ -1,6 +1,5 @@
 """softmask_jax.load: what notebooks and scripts rely on."""
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,11 +10,11 @@ from softmask_jax import config
 from softmask_jax.data import ByteTokenizer
 from softmask_jax.data.chat.template import ChatTemplate
 from softmask_jax.distributed import sharding
-from softmask_jax.generate.dream_model import DreamModel
 from softmask_jax.samplers import Options
 from softmask_jax.training import loop
 from tests.helpers import tiny_run
 
+DREAM = config.Config(config.Model(kind="dream"))
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +138,13 @@ def test_mistakes_are_one_clear_line(run, model, call, error, said):
 
 
 def test_a_chat_may_have_every_form_that_training_reads_and_a_bad_one_is_one_clear_line():
-    dream = SimpleNamespace(tokenizer=ByteTokenizer(), template=ChatTemplate("{{ messages[0].content }}"), _needs_tokenizer=bool)
+    dream = softmask_jax.Model(DREAM, ByteTokenizer(), None, None, 0, template=ChatTemplate("{{ messages[0].content }}"))
     for content in ("hi", ["h", {"type": "text", "text": "i"}]):
-        assert DreamModel.encode_chat(dream, [{"from": "human", "value": content}]).tolist() == list(b"hi")
+        assert dream.encode_chat([{"from": "human", "value": content}]).tolist() == list(b"hi")
     for messages, said in (
         ([], "The chat has in 'messages' an empty list instead of a list of messages."),
         ([{"role": "user", "content": [{"type": "image"}]}], "of the type 'image'; only text is read."),
         ("hi", "The chat has in 'messages' str instead of a list of messages."),
     ):
         with pytest.raises(ValueError, match=said):
-            DreamModel.encode_chat(dream, messages)
+            dream.encode_chat(messages)

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+import softmask_jax
+from softmask_jax import config
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.generate import notebook
-from softmask_jax.generate.dream_model import DreamModel
 from softmask_jax.generate.notebook import Page, SideBySide
 from softmask_jax.report import page
 from softmask_jax.samplers import Options, SoftMask
@@ -130,6 +131,8 @@ def test_watching_ends_with_a_run_that_fails(tmp_path, shown):
 class Chat(FakeModel):
     """A fake that answers chats: the prompt's letters behind a mark."""
 
+    template = "user:"
+
     def encode_chat(self, messages):
         (message,) = messages
         return self.tokenizer.encode("user:" + message["content"])
@@ -178,9 +181,10 @@ def test_nothing_to_compare_is_refused():
 SCALARS = {"transparency_scale": 0.3, "transparency_centre": -2.0, "transparency_steepness": 4.0}
 
 
-def dream() -> DreamModel:
+def dream() -> softmask_jax.Model:
     params = {"backbone": {"w": np.ones(2)}, "soft_mask": soft_masking.init_scalars()}
-    return DreamModel(None, None, None, params, SoftMask(), 0, (END,), 64, 0)
+    settings = config.Config(config.Model(kind="dream"), config.SoftMask("none", 1))
+    return softmask_jax.Model(settings, None, None, params, 0)
 
 
 def test_a_dream_takes_the_soft_masking_of_a_transparency_config():

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from softmask_jax.data import ByteTokenizer
+from softmask_jax.generate.model import FAMILIES
 from softmask_jax.samplers.result import Generated
 
 MASK, END = 257, 256
@@ -15,11 +16,15 @@ class FakeModel:
 
     tokenizer, mask_token_id, max_length = ByteTokenizer(), MASK, 256
     denoiser = SimpleNamespace(vocab_size=258)
-    step, default_alg = 3, "mdlm"
+    step, default_alg, template = 3, "mdlm", None
 
     def __init__(self, padding="left", write=None, end_token_ids=(END,)):
         self.padding, self.write, self.end_token_ids = padding, write, end_token_ids
         self.seen, self.options = [], []
+
+    @property
+    def family(self):
+        return FAMILIES["dit" if self.padding == "right" else "dream"]
 
     def fill(self, tokens, attention_mask, *, keys, options, prompt_length=0, trace=False):
         assert tokens.dtype == np.int32 and jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key)

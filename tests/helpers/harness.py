@@ -30,7 +30,7 @@ def mdlm(tmp_path_factory):
     random = np.random.default_rng(0)
     leaves = [leaf + 0.3 * random.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
     params = {"backbone": jax.tree.unflatten(tree, leaves), "soft_mask": params["soft_mask"]}
-    LOADED["mdlm"] = softmask_jax.LanguageModel(wanted, tokenizer, network, params, 8)
+    LOADED["mdlm"] = softmask_jax.Model(wanted, tokenizer, network, params, 8)
     return LOADED["mdlm"]
 
 
@@ -100,7 +100,7 @@ def over_all_orders(model, context, scored) -> float:
     count, mask = len(scored), model.mask_token_id
     sets = [left for size in range(1, count + 1) for left in itertools.combinations(range(count), size)]
     noisy = np.array([[*context, *(mask if i in left else scored[i] for i in range(count))] for left in sets])
-    z = np.asarray(model.logits(noisy, **({"shifted": True} if model.padding == "left" else {})), np.float64)
+    z = np.asarray(model.logits(noisy, shifted=True), np.float64)
     if model.padding == "right":
         z[..., mask] = -np.inf
     logs = dict(zip(sets, (z - np.logaddexp.reduce(z, -1, keepdims=True))[:, len(context) :]))

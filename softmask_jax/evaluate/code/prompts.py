@@ -21,7 +21,7 @@ HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>")
 
 
 def can_chat(model) -> bool:
-    return getattr(model, "template", None) is not None
+    return model.template is not None
 
 
 def row(task: str, problem: Problem, chat: bool) -> prompts.Row:

@@ -69,8 +69,7 @@ class SoftmaskLM(TemplateLM):
         self.max_length = own.max_length or min(MAX_LENGTH, self.model.max_length)
         # What is wrong with the sampler's options is said before the tasks are read.
         self.arguments.options_for(self.model.default_alg, 1)
-        # Its texts of fixed length were trained to begin with BOS.
-        self.texts = Texts(self.model, bos=self.model.padding == "right" if own.bos is None else own.bos)
+        self.texts = Texts(self.model, bos=self.model.family.fixed_length if own.bos is None else own.bos)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None):
@@ -158,14 +157,12 @@ class SoftmaskLM(TemplateLM):
         shapes = [shape_of(pattern, self.model, self.max_length) for pattern in patterns]
         for batch in plan(shapes, samples=1, batch_size=self.arguments.model.batch_size):
             # Every program takes as many rows: the first ones are computed again where there are too few.
-            rows = [batch.keys[i % len(batch.keys)][0] for i in range(batch.size)]
+            rows = [row for row, _ in batch.filled]
             out = generator.fill([keys[row] for row in rows], [patterns[row] for row in rows], batch.shape)
             if not np.asarray(out.finite).all():
                 raise ValueError(f"{FAILED}: there is no answer; check the checkpoint.")
             for row, (index, _), tokens in zip(rows, batch.keys, np.asarray(out.tokens)):
-                length = len(patterns[row].tokens)
-                first = 0 if self.model.padding == "right" else batch.shape.length - length
-                yield index, tokens[first : first + length]
+                yield index, generator.unpadded(patterns[row], tokens)
 
     def _cut(self, ids: Sequence[int], room: int) -> list[int]:
         """The last `room` of a context's tokens, behind the BOS if it begins with one."""

@@ -18,12 +18,12 @@ class Texts:
         self.chats = False
 
     def fingerprint(self) -> str:
-        template = getattr(self.model, "template", None)
+        template = self.model.template
         return fingerprint(self.model.tokenizer.fingerprint(), template.fingerprint() if template else "")
 
     def template(self, name: bool | str = True) -> ChatTemplate:
         """The model's chat template. ValueError if it has none, or none of that name."""
-        found = getattr(self.model, "template", None)
+        found = self.model.template
         if found is None:
             raise ValueError("This model has no chat template; leave --apply_chat_template out.")
         if name not in (True, "default"):

@@ -41,7 +41,7 @@ def dream(tmp_path_factory):
 def mdlm(tmp_path_factory):
     wanted, tokenizer = config.from_dict(settings(tmp_path_factory.mktemp("mdlm"))), ByteTokenizer()
     network = denoiser.build(wanted.model, wanted.soft_mask, vocab_size=258, mask_token_id=tokenizer.mask_token_id)
-    return softmask_jax.LanguageModel(wanted, tokenizer, network, jax.jit(network.init)(jax.random.key(0)), 8)
+    return softmask_jax.Model(wanted, tokenizer, network, jax.jit(network.init)(jax.random.key(0)), 8)
 
 
 def scored(folder, model, **more):

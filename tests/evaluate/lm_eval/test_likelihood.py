@@ -35,7 +35,7 @@ def model(tmp_path_factory):
     random = np.random.default_rng(0)
     leaves = [leaf + 0.3 * random.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
     params = {"backbone": jax.tree.unflatten(tree, leaves), "soft_mask": params["soft_mask"]}
-    return softmask_jax.LanguageModel(wanted, tokenizer, network, params, 8)
+    return softmask_jax.Model(wanted, tokenizer, network, params, 8)
 
 
 def log_softmax(z):
@@ -166,7 +166,7 @@ def test_the_rows_beside_a_span_and_the_batch_change_nothing(model):
 def test_padding_changes_nothing(model):
     # Both lengths are padded to the model's own, which is more of it where the model is longer.
     longer = config.from_dict({**model.config.to_dict(), "data": {**model.config.to_dict()["data"], "seq_len": 64}})
-    longer = softmask_jax.LanguageModel(longer, model.tokenizer, model.denoiser, model.params, 8)
+    longer = softmask_jax.Model(longer, model.tokenizer, model.denoiser, model.params, 8)
     asked = [span(CONTEXT, [1, 2, 3, 4, 5])]
     short, long = (dict(Likelihood(one, draws=5, batch_size=8)(asked))[0] for one in (model, longer))
     assert short == pytest.approx(long, rel=1e-5)
@@ -175,7 +175,7 @@ def test_padding_changes_nothing(model):
 def test_what_has_no_likelihood_is_one_line(model):
     with pytest.raises(ValueError, match="17 tokens is longer than the model's 16 positions"):
         list(Likelihood(model)([span(CONTEXT, [1] * 14)]))
-    broken = softmask_jax.LanguageModel(
+    broken = softmask_jax.Model(
         model.config, model.tokenizer, model.denoiser, jax.tree.map(lambda x: x * np.nan, model.params), 8
     )
     with pytest.raises(ValueError, match="NaN or infinite"):

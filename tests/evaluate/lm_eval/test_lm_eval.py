@@ -60,7 +60,7 @@ def test_its_command_line_runs_every_kind_of_request_on_local_tasks(mdlm, tmp_pa
         -sum(nats.values()) / sum(map(len, texts)) / math.log(2)
     )
     # All answers are there: with a model that cannot be used the same numbers come again.
-    LOADED["broken"] = softmask_jax.LanguageModel(mdlm.config, mdlm.tokenizer, mdlm.denoiser, None, 8)
+    LOADED["broken"] = softmask_jax.Model(mdlm.config, mdlm.tokenizer, mdlm.denoiser, None, 8)
     words = [word.replace("=mdlm", "=broken").replace(str(tmp_path / "out"), str(tmp_path / "again")) for word in words]
     assert main([*words, "--use_cache", str(tmp_path / "kept"), "--limit", "2"]) == 0
     again = results(tmp_path / "again")

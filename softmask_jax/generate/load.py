@@ -1,0 +1,148 @@
+"""`softmask_jax.load(path)`: a trained model, from a run's folder or a converted model's."""
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from softmask_jax import config as config_schema
+from softmask_jax.config import Config
+from softmask_jax.config.jax_settings import settled
+from softmask_jax.convert import adapters, converted
+from softmask_jax.convert.orbax_files import stored_specs
+from softmask_jax.data import load_tokenizer, open_tokenizer
+from softmask_jax.data.chat.template import load_template
+from softmask_jax.data.tokenizers.files import holds_tokenizer
+from softmask_jax.diffusion import soft_masking
+from softmask_jax.distributed import sharding
+from softmask_jax.generate.model import Model
+from softmask_jax.io.checkpoint import Checkpoints
+from softmask_jax.io.run_folder import RunFolder
+from softmask_jax.models import denoiser as denoisers, dream_denoiser
+from softmask_jax.models.nn.dream_config import special_ids
+from softmask_jax.samplers import SoftMask
+
+
+@settled()
+def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = None, base: str = "",
+         mesh: jax.sharding.Mesh | None = None) -> Model:  # fmt: skip
+    """A trained model of any family.
+
+    Its weights come from
+      1. a converted model (float or int8): its folder;
+      2. a converted adapter: its folder, and for all that it does not change the converted model `base`;
+      3. a run: one of its checkpoints, and for all that it did not train the converted model `base`, by default the one
+         that its config names.
+
+    Args:
+      path: folder of a run, or one that `softmask_jax.convert` wrote.
+      weights: "ema" (what is evaluated) or "raw" of a run; a converted model has one set of weights.
+      step: checkpoint of a run; the newest undamaged one by default.
+      base: folder of the converted model under an adapter.
+      mesh: lay parameters and rows out on it, see `sharding.make_mesh`; one device by default.
+
+    Raises:
+      FileNotFoundError: no model, or no such checkpoint. ValueError: unknown `weights`, an adapter without its base, or
+      parameters of another model.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights is '{weights}'; choose ema or raw.")
+    path = Path(os.path.expanduser(path))
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
+    manifest = converted.read_ours(path) if converted.is_converted(path) else None
+    config = _config(path, manifest, base)
+    fields = (_dream if config.model.kind == "dream" else _dit)(path, manifest, config, mesh)
+    denoiser = fields["denoiser"]
+    shapes = denoisers.abstract(denoiser, mesh)
+    frozen, trained = {}, dict(shapes["backbone"])
+    for name in denoiser.frozen:
+        frozen[name] = trained.pop(name)
+    if frozen:
+        frozen = converted.read_dream(Path(config.model.base), {"backbone": frozen})[0]["backbone"]
+    if manifest is None:
+        step, params = _checkpoint(path, shapes | {"backbone": trained}, weights, step)
+    elif manifest["kind"] == "dit":
+        step, params = manifest.get("step", 0), converted.read_params(path, shapes)
+    else:
+        step, params = manifest.get("step") or 0, _of_converted(path, manifest["kind"], trained)
+    params["backbone"] = frozen | params["backbone"]
+    return Model(config, params=params, step=step, row_shards=sharding.row_shards(mesh), **fields)
+
+
+def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
+    """Config of a run or a converted MDLM; of a converted Dream or adapter, what it implies. model.base is the folder
+    with the frozen part of the weights."""
+    if manifest is None:
+        with RunFolder(path, lock=False) as folder:
+            config = config_schema.of_run(folder.read_config())
+        model = dataclasses.replace(config.model, base=os.path.expanduser(base or config.model.base))
+        return dataclasses.replace(config, model=model)
+    if manifest["kind"] == "dit":
+        return config_schema.of_run(manifest["config"])
+    adapter = {}
+    if manifest["kind"] == "adapter":
+        if not base:
+            raise ValueError(f"{path} is an adapter; give the converted model that it was trained on: load(path, base=...).")
+        peft = adapters.read_config(manifest["hf_config"])
+        adapter = {
+            "adapter": "dora" if peft.use_dora else "lora", "adapter_rank": peft.rank,
+            "adapter_alpha": float(peft.scaling * peft.rank), "adapter_targets": f"^({'|'.join(peft.targets)})$",
+        }  # fmt: skip
+    base = Path(os.path.expanduser(base)) if adapter else path
+    dtype = stored_specs(base / "params")["backbone/final_norm/scale"].dtype.name
+    soft_mask = manifest["soft_mask"] or {"variant": "none", "k": 1}
+    return Config(
+        config_schema.Model(kind="dream", base=str(base), param_dtype=dtype, **adapter),
+        config_schema.SoftMask(soft_mask["variant"], soft_mask["k"]),
+    )
+
+
+def _dit(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
+    """Fields of an MDLM's `Model`."""
+    tokenizer = load_tokenizer(path / "tokenizer") if manifest is None else converted.read(path).tokenizer
+    sizes = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_token_id}
+    return {"tokenizer": tokenizer, "denoiser": denoisers.build(config.model, config.soft_mask, **sizes, mesh=mesh)}
+
+
+def _dream(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
+    """Fields of a Dream's `Model`."""
+    base = Path(config.model.base)
+    about = converted.read_ours(base)
+    hf_config = about["hf_config"]
+    # Computed in the dtype of its parameters; kernels of the base may be int8, whatever a run trained on.
+    network = dataclasses.replace(
+        config.model, compute_dtype=config.model.param_dtype, base_dtype=converted.base_dtype(about)
+    )
+    denoiser = dream_denoiser.build(network, config.soft_mask, hf_config, mesh=mesh)
+    folder, tokenizer, template = (path if manifest is None else base) / "tokenizer", None, None
+    if holds_tokenizer(folder):
+        tokenizer, template = open_tokenizer(folder), load_template(folder)
+    _, ends, pad = special_ids(hf_config)
+    if pad is None:
+        raise ValueError("config.json has neither pad_token_id nor eos_token_id; one of them must be set.")
+    # Answers of a chat end with the template's token; padding follows.
+    turn = None if tokenizer is None else tokenizer.special_tokens.get("<|im_end|>")
+    fields = {"soft_mask": SoftMask(**manifest["soft_mask"])} if manifest and manifest["soft_mask"] else {}
+    return fields | {
+        "tokenizer": tokenizer, "template": template, "denoiser": denoiser, "pad_token_id": pad,
+        "end_token_ids": tuple(dict.fromkeys(token for token in (*ends, pad, turn) if token is not None)),
+        "max_length": int(hf_config.get("max_position_embeddings") or 2048),
+    }  # fmt: skip
+
+
+def _checkpoint(path: Path, shapes: dict, weights: str, step: int | None) -> tuple[int, dict]:
+    """Step and parameters of a run's checkpoint; float32 there, whatever dtype they are used in."""
+    trees = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step, restored = checkpoints.restore_params(step, items=tuple(trees), abstract=trees, narrow=True)
+    params = restored["params"]
+    return step, params | ({"backbone": restored["ema"]} if weights == "ema" else {})
+
+
+def _of_converted(path: Path, kind: str, trained: dict) -> dict:
+    """Parameters of a converted Dream, or of an adapter on one."""
+    trees, scalars = converted.read_dream(path, trained if kind == "adapter" else {"backbone": trained})
+    backbone = trees if kind == "adapter" else trees["backbone"]
+    return {"backbone": backbone, "soft_mask": scalars or soft_masking.init_scalars()}
