@@ -11,9 +11,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import softmask_jax
-from softmask_jax import compare, evaluate, main
-from tests import tiny_run
+from softmask_jax import main
+from softmask_jax.evaluate import __main__ as evaluate, compare
 from tests.golden import FOLDER
+from tests.helpers import tiny_run
 
 # Made by tests/golden/before/record.py. A zip holds what its name says and, beside it, the config and the texts of a run.
 ZIPS = ("before/mdlm_run.zip", "before/dream_model.zip", "before/dream_run.zip")

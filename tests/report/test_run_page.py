@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from unittest import mock
 
 import pytest
@@ -171,16 +170,14 @@ def test_many_and_long_samples_are_cut_and_counted(tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_of_200_000_rows_is_a_small_page_in_seconds(tmp_path):
+def test_a_run_of_200_000_rows_is_a_small_page(tmp_path):
     path = crafted_run.write(tmp_path / "run", finished=False, train__steps=4_000_000)
     row, lines = crafted_run.train_row(1, True), []
     for step in range(20, 4_000_001, 20):
         row |= {"step": step, "loss": 2 + 1000 / step + 0.1 * (step % 7)}
         lines.append(json.dumps(row))
     (path / "metrics.jsonl").write_text("\n".join(lines))
-    start = time.perf_counter()
-    size = run_page.write(path).stat().st_size
-    assert size < 2e6 and time.perf_counter() - start < 30
+    assert run_page.write(path).stat().st_size < 2e6
 
 
 def test_the_end_of_a_run_is_told_by_its_coming_summary(tmp_path):

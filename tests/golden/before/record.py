@@ -15,10 +15,11 @@ from pathlib import Path
 
 import jax
 
-from softmask_jax import config, tiny_dream
+from softmask_jax import config
+from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from tests import test_before as numbers
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
