@@ -148,7 +148,7 @@ class Model:
 
     @settled()
     def generate(
-        self, prompts=None, *, key: jax.Array | None = None, count: int | None = None, length: int | None = None,
+        self, prompts=None, *, tokens=None, key: jax.Array | None = None, count: int | None = None, length: int | None = None,
         max_new_tokens: int | None = None, steps: int | None = None, soft_mask: SoftMask | Mapping | str | None = None,
         attention_mask=None, draws: np.ndarray | Draws | None = None, trace: bool = False, **options,
     ) -> Generated:  # fmt: skip
@@ -158,6 +158,7 @@ class Model:
           prompts: of models of fixed length: ids [B L] with `mask_token_id` where text is wanted, or None for `count`
             rows of `length` (the training length) masks. Of others: token ids of any lengths, or chats, lists of
             {"role", "content"}, which are continued by `max_new_tokens` (256).
+          tokens: another name of `prompts`.
           key: of all that is drawn; None where nothing is.
           steps: by default 128 of mdlm and remdm, else one a position that may be filled.
           soft_mask: settings in place of the model's own, "none" for plain masks; for prompts also the entries of
@@ -171,6 +172,7 @@ class Model:
         Raises:
           ValueError: options that the sampler or the family does not have, rows that are too long.
         """
+        prompts = tokens if prompts is None else prompts
         if not self.family.fixed_length:
             _refuse("continues prompts: give prompts and max_new_tokens, or use fill", count=count, length=length)
             _check_names(options, DreamSampler)
@@ -202,7 +204,7 @@ class Model:
         return diffusion_generate(
             self.denoiser, self.params, prompts, key, max_new_tokens=max_new_tokens, max_length=self.max_length,
             steps=max_new_tokens if steps is None else steps, pad_token_id=self.pad_token_id, soft_mask=soft_mask,
-            attention_mask=attention_mask, pad_multiple=PROMPT_MULTIPLE, **options,
+            attention_mask=attention_mask, pad_multiple=PROMPT_MULTIPLE if attention_mask is None else 1, **options,
         )  # fmt: skip
 
     fill = fill
