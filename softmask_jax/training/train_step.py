@@ -64,12 +64,11 @@ class TrainStep:
     def train_step(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
         """coins: [B] bool, or None to draw them."""
         noisy = self.objective.corrupt(batch, root_key, state.step, mask_token_id=self.denoiser.mask_token_id)
-        if coins is None:
-            coins = self._coins(batch, root_key, state.step)
+        coins = self._coins(batch, root_key, state.step) if coins is None else jnp.asarray(coins, bool)
         dropout_keys = None
         if self.dropout:
             dropout_keys = noise.row_keys(noise.stream_key(root_key, Stream.DROPOUT, state.step), batch["rows"])
-        (loss, grads), sums = self.accumulate(state, noisy, jnp.asarray(coins, bool), dropout_keys)
+        (loss, grads), sums = self.accumulate(state, noisy, coins, dropout_keys)
         return update(self.tx, self.ema_decay, state, grads, loss, coins, sums)
 
     def _coins(self, batch: dict, root_key, step) -> jax.Array:
