@@ -32,6 +32,8 @@ from softmask_jax.io.files import plain
 ADVICE = (
     "Give --coordinator=HOST:PORT, --processes and --process on every host; or --processes=1 to run as a single process."
 )
+# What all hosts must have alike.
+CODE = Path(__file__).parents[1]
 # Folders of a host itself; all else in a config is the same everywhere.
 LOCAL_KEYS = ("data.cache_dir", "train.compilation_cache")
 
@@ -172,7 +174,7 @@ def prints(config: Mapping) -> dict[str, str]:
     from softmask_jax.config import flatten
     from softmask_jax.io.run_folder import PACKAGES
 
-    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "the code of softmask_jax": _code()}
+    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "the code of softmask_jax": _code(CODE)}
     found["the settings of JAX and XLA"] = jax_settings.chosen()
     for name in PACKAGES:
         try:
@@ -184,8 +186,9 @@ def prints(config: Mapping) -> dict[str, str]:
 
 
 @functools.cache
-def _code() -> str:
-    digest, package = hashlib.sha256(), Path(__file__).parent
+def _code(package: Path) -> str:
+    """Digest of every module below a folder."""
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

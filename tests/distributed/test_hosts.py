@@ -6,9 +6,11 @@ import socket
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 
+import softmask_jax
 from softmask_jax.distributed import clusters, hosts
 from softmask_jax.distributed.hosts import Place
 
@@ -205,3 +207,14 @@ def test_what_must_be_the_same_leaves_out_folders_of_the_host_itself():
     assert prints["config.data.seq_len"] == "8" and prints["config.train.steps"] == "3"
     assert {"jax", "jaxlib", "Python", "the code of softmask_jax"} < prints.keys()
     assert "config.data.cache_dir" not in prints
+
+
+def test_hosts_compare_the_code_of_the_whole_package(tmp_path):
+    assert hosts.CODE == Path(softmask_jax.__file__).parent
+    (tmp_path / "room").mkdir()
+    digests = {hosts._code(tmp_path)}
+    for name in ("main.py", "room/part.py"):
+        (tmp_path / name).write_text("x = 1")
+        hosts._code.cache_clear()
+        digests.add(hosts._code(tmp_path))
+    assert len(digests) == 3
