@@ -155,7 +155,7 @@ def smaller(words: list[str]) -> list[str]:
         return ["--config.perplexity.max_windows=16", "--config.perplexity.draws=1"]
     if "configs/dream7b.py:smoke" in words[3]:
         return ["--config.train.micro_batches=1"]
-    return ["--steps=4"] if words[2] == "softmask_jax.generate.__main__" else []
+    return ["--steps=4"] if words[2] == "softmask_jax.generate" else []
 
 
 def run(module: str, given: list[str]) -> None:

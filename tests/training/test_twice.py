@@ -17,9 +17,9 @@ MODEL = "--checkpoint={runs}/run --steps=2"
 # Command, words, and what the second time does to what {out} names.
 QUICK = {
     "tiny_dream": ("tiny_dream", "--out={out}", "keeps"),
-    "convert": ("convert.__main__", "--src={runs}/dream/hf --dst={out}", "refuses"),
-    "convert, int8": ("convert.__main__", "--src={runs}/dream/hf --dst={out} --int8", "refuses"),
-    "convert, back": ("convert.__main__", "--src={runs}/model --dst={out}", "refuses"),
+    "convert": ("convert", "--src={runs}/dream/hf --dst={out}", "refuses"),
+    "convert, int8": ("convert", "--src={runs}/dream/hf --dst={out} --int8", "refuses"),
+    "convert, back": ("convert", "--src={runs}/model --dst={out}", "refuses"),
     "prepare": ("data.prepare", "--source=files --paths={runs}/texts/*.txt --workers=1 --validation_rule=last "
                 "--validation_documents=2 --out={out}", "keeps"),
     "report": ("report", "{runs}/a --out={out}", "replaces"),
@@ -34,8 +34,8 @@ SLOW = {
 }  # fmt: skip
 # Tried only where something else is: what takes a TPU's compiler, or longer.
 ELSEWHERE = {
-    "compile": ("compile.__main__", "--config={root}/configs/stdlib.py:smoke --topology=v5e:1x1 --json={out}", "replaces"),
-    "scaling": ("compile.__main__", "--scaling --out={out}", "replaces"),
+    "compile": ("compile", "--config={root}/configs/stdlib.py:smoke --topology=v5e:1x1 --json={out}", "replaces"),
+    "scaling": ("compile", "--scaling --out={out}", "replaces"),
     "benchmark of the loader": ("benchmarks.loader", "--json={out}", "replaces"),
     "benchmark of two passes": ("benchmarks.two_pass", "--json={out}", "replaces"),
     "benchmark of generation": ("benchmarks.generate", "--json={out}", "replaces"),
