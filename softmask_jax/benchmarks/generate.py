@@ -21,7 +21,8 @@ import numpy as np
 from softmask_jax.benchmarks.timing import (
     alternate, benchmark_parser, device_name, prepare, publish, quartiles, spread_text,
 )  # fmt: skip
-from softmask_jax.config import Model, SoftMask
+from softmask_jax import config
+from softmask_jax.config import Model
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion import soft_masking, two_pass
@@ -59,7 +60,7 @@ def mdlm(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
     """The DiT and random parameters; its soft-masking scalars are open, so that nothing is skipped."""
     model = Model(hidden_size=sizes.mdlm_width, num_blocks=sizes.mdlm_blocks, num_heads=sizes.mdlm_heads, remat="none",
                   compute_dtype=sizes.compute_dtype)
-    built = denoiser.build(model, SoftMask(init_scale=0.5), vocab_size=sizes.mdlm_vocabulary,
+    built = denoiser.build(model, config.SoftMask(init_scale=0.5), vocab_size=sizes.mdlm_vocabulary,
                            mask_token_id=sizes.mdlm_vocabulary - 1)
     return built, jax.jit(built.init)(root_key(0))
 
@@ -73,7 +74,7 @@ def dream(sizes: Sizes, **changes) -> tuple[denoiser.Denoiser, dict]:
         "intermediate_size": sizes.dream_mlp, "rms_norm_eps": 1e-6, "mask_token_id": sizes.dream_vocabulary - 1,
     }  # fmt: skip
     model = Model(kind="dream", remat="none", param_dtype=sizes.compute_dtype, compute_dtype=sizes.compute_dtype)
-    built = dream_denoiser.build(model, SoftMask(k=1, init_scale=0.5), hf_config)
+    built = dream_denoiser.build(model, config.SoftMask(k=1, init_scale=0.5), hf_config)
     return built, jax.jit(built.init)(root_key(0))
 
 
@@ -122,8 +123,8 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
     tokens, keys = rows(sizes, model, sizes.prompt), jax.random.split(root_key(1), 1)
     calls = {
         cache: lambda part=BlockSampler(
-            model, SoftMask("topk", 1), sizes.prompt, sizes.block_length, cache, alg="maskgit_plus",
-            tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
+            model, SoftMask("topk", 1), prompt_length=sizes.prompt, block_length=sizes.block_length, cache=cache,
+            alg="maskgit_plus", tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
         ): run(part, params, keys, tokens, None)
         for cache in ("none", "prefix", "dual")
     }  # fmt: skip

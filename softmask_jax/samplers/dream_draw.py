@@ -120,7 +120,7 @@ def _predict_block(filters: Filters, k: int, absent_id: int, z: jax.Array, bias:
     y = z if bias is None else z + bias
     y = jnp.where(jnp.arange(z.shape[-1]) == absent_id, -jnp.inf, y) / (filters.temperature or 1.0)
     y = filtered(y, filters.top_p, filters.top_k)
-    drawn = lax.argmax(y, 1, jnp.int32) if noise is None else dense_draw(y, noise).token_ids
+    drawn = lax.argmax(y, 1, jnp.int32) if noise is None else dense_draw(y, y > -jnp.inf, noise).token_ids
     softmax = OnlineSoftmax.of(y)
     if filters.confidence == "probability":
         confidence = jnp.exp(jnp.take_along_axis(y, drawn[:, None], 1)[:, 0] - softmax.logsumexp)

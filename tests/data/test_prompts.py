@@ -19,7 +19,7 @@ def bytes_of(text):
 @pytest.fixture
 def model():
     return SimpleNamespace(
-        tokenizer=ByteTokenizer(), mask_token_id=MASK, denoiser=SimpleNamespace(vocab_size=258), max_length=32
+        tokenizer=ByteTokenizer(), template=None, mask_token_id=MASK, denoiser=SimpleNamespace(vocab_size=258), max_length=32
     )
 
 
@@ -183,7 +183,7 @@ class Template:
 
 
 def test_chats_and_with_the_flag_prompts_go_through_the_models_template(model, encode):
-    model.encode_chat = Template(model.tokenizer)
+    model.template = model.encode_chat = Template(model.tokenizer)
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     more = {"limit": 99, "max_new_tokens": 1}
     decoded = lambda *given, **options: model.tokenizer.decode(encode(*given, **more, **options).tokens[:-1])  # noqa: E731

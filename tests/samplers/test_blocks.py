@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.config.sections import Model, SoftMask
+from softmask_jax import config
+from softmask_jax.config.sections import Model
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab.head import Head
@@ -37,7 +38,7 @@ SCALARS = soft_masking.init_scalars(scale=0.9, centre=-3, steepness=1.5)
 @functools.cache
 def model(mesh=None):
     sizes = Model(kind="dream", base="-", compute_dtype="float32", param_dtype="float32", remat="none")
-    return dream_denoiser.build(sizes, SoftMask(k=1), dream_model.config_json(), mesh=mesh)
+    return dream_denoiser.build(sizes, config.SoftMask(k=1), dream_model.config_json(), mesh=mesh)
 
 
 @functools.cache
@@ -393,7 +394,7 @@ def test_it_compiles_for_tpu_and_never_holds_the_attention_weights():
     sizes = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
              "intermediate_size": 512, "mask_token_id": 8}  # fmt: skip
     model_ = dream_denoiser.build(Model(kind="dream", base="-", compute_dtype="bfloat16", param_dtype="bfloat16"),
-                                  SoftMask(k=1), {**dream_model.config_json(), **sizes}, mesh=mesh)  # fmt: skip
+                                  config.SoftMask(k=1), {**dream_model.config_json(), **sizes}, mesh=mesh)  # fmt: skip
     shapes = jax.eval_shape(model_.init, jax.random.key(0))
     placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes,
                           sharding.param_shardings(mesh, model_.axes, shapes))

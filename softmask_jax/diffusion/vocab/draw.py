@@ -173,10 +173,11 @@ class GumbelMax(NamedTuple):
         return Drawn(ids, score - logsumexp, logit - logsumexp)
 
 
-def dense_draw(y: jax.Array, noise: Noise) -> Drawn:
-    """A draw from softmax(y) over all columns y [P V], -inf where there is none; token_ids are columns of y."""
-    y = jnp.pad(y, ((0, 0), (0, noise.across.shape[1] * noise.width - y.shape[1])), constant_values=-jnp.inf)
-    return GumbelMax.empty(noise).update(y, y > -jnp.inf, 0, noise.across).drawn(noise)
+def dense_draw(y: jax.Array, exists: jax.Array, noise: Noise) -> Drawn:
+    """A draw from softmax(y) over all columns y [P V] that exist; token_ids are columns of y."""
+    padding = (0, 0), (0, noise.across.shape[1] * noise.width - y.shape[1])
+    y, exists = jnp.pad(y, padding), jnp.pad(exists, padding)
+    return GumbelMax.empty(noise).update(y, exists, 0, noise.across).drawn(noise)
 
 
 def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: jax.Array, nucleus_p: float) -> Drawn:
@@ -198,8 +199,9 @@ def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: 
             # The noise is independent of the logits, so it may as well be given out in sorted order.
             y, ids = lax.sort((-y, ids), num_keys=1)
             own = jax.tree.map(plan.share, own)
-        keep = (jnp.cumsum(jax.nn.softmax(-y, -1), -1) <= nucleus_p).at[:, 0].set(True)
-        drawn = dense_draw(jnp.where(keep, -y, -jnp.inf), own)
+        y = -y
+        keep = (jnp.cumsum(jax.nn.softmax(y, -1), -1) <= nucleus_p).at[:, 0].set(True)
+        drawn = dense_draw(y, keep & (y > -jnp.inf), own)
         token_ids = jnp.take_along_axis(ids, drawn.token_ids[:, None], 1)[:, 0]
         return plan.unshare(drawn._replace(token_ids=token_ids), block)
 
