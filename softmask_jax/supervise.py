@@ -13,7 +13,7 @@ import time
 
 from softmask_jax import main
 from softmask_jax.config.command_line import command, say
-from softmask_jax.distributed import child_process, hosts, peers
+from softmask_jax.distributed import hosts, peers
 from softmask_jax.distributed.child_process import Watched, in_words
 from softmask_jax.distributed.peers import ENDS, OVER, Peer, Peers, RUNNING, WAITING
 

@@ -143,8 +143,8 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
     model, mask, shares = part.denoiser, part.denoiser.mask_token_id, commit.unmask_shares(part.steps, part.eps)
 
     @jax.jit
-    def predict(params, tokens, given, scale):
-        x = two_pass.soft_embed(model, part.soft_mask, params, tokens, given, scale)
+    def predict(params, tokens, feedback, scale):
+        x = two_pass.soft_embed(model, part.soft_mask, params, tokens, feedback, scale)
         hidden = model.trunk(params["backbone"], x)[0]
         head = model.head(params["backbone"])
         return dream_draw.predict(hidden, head, tokens == mask, part.filters, k=part.soft_mask.reads,
@@ -152,14 +152,14 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
     def loop(tokens: np.ndarray) -> np.ndarray:
         tokens = np.array(tokens)
-        given, scale = two_pass.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
+        feedback, scale = two_pass.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
         for share in shares:
             masked = tokens == mask
             if not masked.any():
                 break
-            found = predict(params, tokens, given, scale)
-            given, scale = soft_masking.Feedback(*found[2:5]), 1.0
-            confidence, drawn = np.asarray(found.confidence), np.asarray(found.drawn)
+            predicted = predict(params, tokens, feedback, scale)
+            feedback, scale = soft_masking.Feedback(*predicted[2:5]), 1.0
+            confidence, drawn = np.asarray(predicted.confidence), np.asarray(predicted.drawn)
             for row, count in enumerate((masked.sum(-1).astype(np.float32) * share).astype(int)):
                 surest = np.argsort(np.where(masked[row], -confidence[row], np.inf), kind="stable")[:count]
                 tokens[row, surest] = drawn[row, surest]

@@ -48,7 +48,7 @@ def settled() -> Iterator[None]:
     Raises ValueError for settings that cannot be held.
     """
     for name, value in NEEDED.items():
-        if (now := getattr(jax.config, name, value)) != value:
+        if (now := _flag(name, value)) != value:
             raise ValueError(f"{name.upper()} is '{now}'; only '{value}' works here.")
     for name in VARIABLES[:2]:
         for flag in os.environ.get(name, "").split():
@@ -62,12 +62,18 @@ def settled() -> Iterator[None]:
 
 def chosen() -> str:
     """What of `RECORDED` and `VARIABLES` differs from the default, as "name=value ..."; "" for nothing."""
-    values = {name: getattr(jax.config, name, default) for name, default in RECORDED.items()}
+    values = {name: _flag(name, default) for name, default in RECORDED.items()}
     found = [f"{name}={value}" for name, value in values.items() if value != RECORDED[name]]
     for name in VARIABLES:
         flags = [flag for flag in os.environ.get(name, "").split() if not any(part in flag for part in _INDIFFERENT)]
         found += [f"{name}={' '.join(sorted(flags))}"] * bool(flags)
     return "; ".join(found)
+
+
+def _flag(name: str, default):
+    """A flag of `jax.config` in this thread, `default` where this JAX has no such flag."""
+    # Some flags are values of the process only, and no attributes.
+    return getattr(jax.config, name, jax.config.values.get(name, default))
 
 
 def root_key(seed: int) -> jax.Array:

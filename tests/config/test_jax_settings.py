@@ -141,3 +141,8 @@ def test_a_run_is_the_same_to_the_last_bit_in_a_process_with_other_settings(tmp_
         theirs, other = home.run("theirs", **changed)
     assert summary == other and tiny_run.rows(ours) == tiny_run.rows(theirs)
     tiny_run.assert_identical(ours, theirs, 4)
+
+
+def test_a_flag_that_is_no_attribute_of_jax_config_is_recorded_too():
+    with tiny_run.quick_compiles():
+        assert "jax_disable_most_optimizations=True" in jax_settings.chosen()
