@@ -11,8 +11,10 @@ import pytest
 
 from softmask_jax import config
 from softmask_jax.config.command_line import split_overrides
+from softmask_jax.config.kinds import KINDS
 from softmask_jax.convert import tiny_dream
 from softmask_jax.evaluate.settings import Settings
+from softmask_jax.models import families
 from tests.helpers.commands import command_module
 from tests.helpers.tiny_run import quick_compiles
 
@@ -199,12 +201,16 @@ def run_blocks(page: str) -> dict:
 
 
 def test_four_pages_have_python_blocks():
-    assert sum(map(len, BLOCKS.values())) == 4 and MODEL_PAGE in BLOCKS
+    assert len(BLOCKS) == 4 and sum(map(len, BLOCKS.values())) == 5 and MODEL_PAGE in BLOCKS
 
 
-def test_the_model_of_the_page_trains_and_samples(capsys):
+def test_the_model_of_the_page_trains_samples_and_becomes_a_family(capsys, monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     check_gradient(run_blocks(MODEL_PAGE))
     assert "raw_scale" in capsys.readouterr().out
+    KINDS.pop("bag")
+    sizes = {"vocab_size": 258, "mask_token_id": 257}
+    assert families.of("bag").build(config.Model(hidden_size=8), config.SoftMask(), sizes).vocab_size == 258
 
 
 @pytest.mark.full

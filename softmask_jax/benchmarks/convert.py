@@ -24,10 +24,11 @@ import numpy as np
 
 from softmask_jax.benchmarks.timing import benchmark_parser, publish
 from softmask_jax.config.command_line import command
-from softmask_jax.convert import dream, safetensors_files
+from softmask_jax.convert import safetensors_files
 from softmask_jax.convert.key_tables import Spec, keys
 from softmask_jax.convert.tensors import PIECE_BYTES
 from softmask_jax.io.files import check_writable
+from softmask_jax.models.keys import dream
 from softmask_jax.report.markdown import table
 
 SEVEN_BILLION = {

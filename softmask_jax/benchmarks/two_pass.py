@@ -60,7 +60,7 @@ def random_training(settings: config.Config, vocab_size: int):
     rows, length = settings.train.global_batch_size, settings.data.seq_len
     tokens = np.random.default_rng(0).integers(0, vocab_size - 1, (rows, length), np.int32)
     batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(rows, dtype=np.int32)}, mesh)
-    step = jax.jit(train_step.make(settings, model, tx), donate_argnums=0)
+    step = jax.jit(train_step.make(settings, model, tx).train_step, donate_argnums=0)
     return step, train_state.initialise(model, tx, mesh, seed=0), batch
 
 

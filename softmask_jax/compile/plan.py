@@ -133,7 +133,7 @@ def measured(path: str) -> tuple[tuple, str]:
 
     log = run_log.read(path)
     config = schema.from_dict(log.config)
-    if config.model.kind == "dream":
+    if config.data.source == "chat":
         raise ValueError(
             f"{path} was trained on conversations of any length, so its log does not say what a step took; give --seconds "
             "and --two_pass_seconds."

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
-from softmask_jax.models import denoiser, dream_denoiser
+from softmask_jax.models import families
 from softmask_jax.samplers.options import Options
 from softmask_jax.training import optimizer, train_state, train_step
 
@@ -53,22 +53,20 @@ class Program:
     blocks: int = 0
 
 
-def sizes_of_base(base: str) -> dict:
+def sizes_of_base(base: str, kind: str) -> dict:
     """Hugging Face's config.json of a converted model; Dream-7B's sizes where `base` has none."""
-    from softmask_jax.training.tasks.dream import read_base
+    from softmask_jax.training.tasks.conversations import read_base
 
     folder = Path(os.path.expanduser(base))
-    return read_base(folder)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B
+    return read_base(folder, kind)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B
 
 
 def build(config, mesh, *, vocab_size: int = VOCAB_SIZE, sizes: dict | None = None):
     """The denoiser of a config on a mesh. vocab_size: of a dit. sizes: of a dream model, else its base's."""
-    if config.model.kind == "dream":
-        sizes = sizes or sizes_of_base(config.model.base)
-        return dream_denoiser.build(config.model, config.soft_mask, sizes, mesh=mesh)
-    return denoiser.build(
-        config.model, config.soft_mask, vocab_size=vocab_size, mask_token_id=vocab_size - 1, mesh=mesh
-    )
+    family, about = families.of(config.model.kind), {"vocab_size": vocab_size, "mask_token_id": vocab_size - 1}
+    if family.kind.from_base:
+        about = {"hf_config": sizes or sizes_of_base(config.model.base, config.model.kind)}
+    return family.build(config.model, config.soft_mask, about, mesh=mesh)
 
 
 def batch_of(config, shards: int) -> tuple[int, int]:
@@ -94,12 +92,11 @@ def training(config, devices, *, vocab_size: int = VOCAB_SIZE, length: int = 0, 
     )
     tx, layout = optimizer.make(config.optimizer, config.updates), sharding.batch_sharding(mesh)
     model = build(config, mesh, vocab_size=vocab_size, sizes=sizes)
-    if config.model.kind == "dream":
-        length, step = length or config.data.max_tokens, train_step.make(config, model, tx)
+    length, step = length or config.longest_row, train_step.make(config, model, tx)
+    if config.data.source == "chat":
         shapes = dict.fromkeys(("tokens", "segment_ids"), (rows, length))
         shapes |= dict.fromkeys(("rows", "epoch", "index", "prompt_lengths", "real_lengths", "lengths"), (rows,))
     else:
-        length, step = length or config.data.seq_len, train_step.make(config, model, tx)
         shapes = {"tokens": (rows, length), "rows": (rows,)}
     state = train_state.abstract(model, tx, mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout) for name, shape in shapes.items()}
@@ -124,15 +121,15 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     shards = sharding.batch_shards(mesh)
     rows = -(-(rows or config.sample.count) // shards) * shards
-    dream = config.model.kind == "dream"
-    length = length or config.sample.length or (config.data.max_tokens if dream else config.data.seq_len)
+    family = families.of(config.model.kind)
+    length = length or config.sample.length or config.longest_row
     model = build(config, mesh, vocab_size=vocab_size, sizes=sizes)
     soft = SoftMask.from_config(config.soft_mask)
     if options.steps is None:
-        options = dataclasses.replace(options, steps=min(config.sample.steps, length - prompt_length) if dream else
-                                      config.sample.steps)
+        most = config.sample.steps if family.fixed_length else length - prompt_length
+        options = dataclasses.replace(options, steps=min(config.sample.steps, most))
     sampler = options.sampler(model, soft, (), new_tokens=length - prompt_length, prompt_length=prompt_length,
-                              alg="entropy" if dream else "mdlm")
+                              alg=family.default_alg)
     shapes = jax.eval_shape(model.init, root_key(0))
     layout = sharding.param_shardings(mesh, model.axes, shapes)
     params = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)

@@ -45,7 +45,7 @@ class Config:
     @property
     def longest_row(self) -> int:
         """Tokens; rows of conversations may be shorter."""
-        return self.data.max_tokens if self.model.kind == "dream" else self.data.seq_len
+        return self.data.max_tokens if self.data.source == "chat" else self.data.seq_len
 
     def bought(self, plain: float) -> int:
         """Updates that the budget buys: `train.steps` for a binary run, as many or fewer for a soft-masked one.

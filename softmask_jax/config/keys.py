@@ -2,7 +2,7 @@
 import dataclasses
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +21,23 @@ INSIDE = Bound("above 0 and below 1", lambda value: 0 < value < 1)
 SHARE = Bound("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def key(default, meaning: str, values: Bound | tuple[str, ...] | None = None):
+def key(default, meaning: str, values: Bound | Collection[str] | None = None):
     """A field of a section.
 
     Args:
       meaning: for `--help`, with the unit where there is one; the choices are added.
       values: bound of a number, or the choices of a text; None is any value of the field's type.
     """
-    choices = [choice or "''" for choice in values] if isinstance(values, tuple) else []
+    choices = [] if values is None or isinstance(values, Bound) else [choice or "''" for choice in values]
     meaning += f": {' | '.join(choices)}" if choices else ""
     return dataclasses.field(default=default, metadata={"help": meaning, "values": values})
 
 
-def check(name: str, value, values: Bound | tuple[str, ...] | None) -> None:
+def check(name: str, value, values: Bound | Collection[str] | None) -> None:
     """Raise ValueError, in one line, for a value that the key `name` cannot have."""
-    if isinstance(values, tuple) and value not in values:
+    if values is None:
+        return
+    if not isinstance(values, Bound) and value not in values:
         raise ValueError(f"config.{name} is '{value}'; choose one of {', '.join(values)}.")
     if isinstance(values, Bound) and not values.holds(value):
         raise ValueError(f"config.{name} must be {values.text}, not {value}.")

@@ -1,4 +1,6 @@
 """Which values of a config go together; those of a single key are in `sections`."""
+from softmask_jax.config.kinds import KINDS
+
 CONVERT = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream makes one"
 EXAMPLES = {
     "files": "texts/**/*.txt",
@@ -10,7 +12,7 @@ EXAMPLES = {
     "mixture": "0.7 jsonl:web/*.jsonl; 0.3 stdlib",
     "chat": "jsonl:chats/*.jsonl",
 }
-DREAM_ONLY = {"base": "", "adapter": "none", "param_dtype": "float32", "base_dtype": "float"}
+BASED_ONLY = {"base": "", "adapter": "none", "param_dtype": "float32", "base_dtype": "float"}
 
 
 def check(config) -> None:
@@ -35,12 +37,15 @@ def check(config) -> None:
         )
     if data.seq_len < 4:
         raise ValueError("config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them.")
-    if model.kind == "dream":
-        _check_dream(config)
-    elif any(getattr(model, name) != default for name, default in DREAM_ONLY.items()):
-        raise ValueError(f"config.model.{', '.join(DREAM_ONLY)} are for config.model.kind=dream.")
-    if (model.kind == "dream") != (data.source == "chat"):
-        raise ValueError("config.data.source=chat and config.model.kind=dream belong together: give both or neither.")
+    if KINDS[model.kind].from_base:
+        _check_based(config)
+    elif any(getattr(model, name) != default for name, default in BASED_ONLY.items()):
+        raise ValueError(f"config.model.{', '.join(BASED_ONLY)} are for config.model.kind={_kinds(from_base=True)}.")
+    if KINDS[model.kind].chat != (data.source == "chat"):
+        chat = _kinds(chat=True)
+        raise ValueError(f"config.data.source=chat and config.model.kind={chat} belong together: give both or neither.")
+    if data.source == "chat" and not 0 < config.objective.t_min <= config.objective.t_max <= 1:
+        raise ValueError("config.objective must have 0 < t_min <= t_max <= 1.")
     if data.source in EXAMPLES and not data.paths:
         example = EXAMPLES[data.source]
         raise ValueError(f"config.data.source is '{data.source}': say where with --config.data.paths='{example}'.")
@@ -51,11 +56,14 @@ def check(config) -> None:
         )
 
 
-def _check_dream(config) -> None:
+def _kinds(**properties: bool) -> str:
+    return "|".join(name for name, kind in KINDS.items() if properties.items() <= kind._asdict().items())
+
+
+def _check_based(config) -> None:
     if not config.model.base:
-        raise ValueError(f"config.model.kind is 'dream': name the converted model with config.model.base; {CONVERT}.")
-    if not 0 < config.objective.t_min <= config.objective.t_max <= 1:
-        raise ValueError("config.objective must have 0 < t_min <= t_max <= 1.")
+        kind = config.model.kind
+        raise ValueError(f"config.model.kind is '{kind}': name the converted model with config.model.base; {CONVERT}.")
     if config.model.base_dtype == "int8" and config.model.adapter == "none":
         raise ValueError(
             "config.model.base_dtype is 'int8', which cannot be trained: train an adapter on it "

@@ -1,6 +1,7 @@
 """The sections of a config: every key with its default, the paper's value for the 169M model, and its meaning."""
 import dataclasses
 
+from softmask_jax.config.kinds import KINDS
 from softmask_jax.config.keys import BELOW_ONE, FRACTION, INSIDE, NON_NEGATIVE, POSITIVE, SHARE, key
 
 DTYPES = ("float32", "bfloat16")
@@ -10,7 +11,7 @@ SOURCES = ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixtu
 @dataclasses.dataclass(frozen=True)
 class Model:
     # Network
-    kind: str = key("dit", "network; dream reads its sizes from `base`", ("dit", "dream"))
+    kind: str = key("dit", "network; dream reads its sizes from `base`", KINDS)
     base: str = key("", "folder of a converted model (kind dream)")
     # Sizes (kind dit)
     hidden_size: int = key(768, "width of the residual stream, features", POSITIVE)

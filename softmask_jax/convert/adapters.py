@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.tensors import Tensors, whole
+from softmask_jax.models.keys import dream
 from softmask_jax.models.nn.config_fields import check_unknown, check_values, is_off
 
 KEY = re.compile(

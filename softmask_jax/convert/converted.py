@@ -55,7 +55,7 @@ def is_converted(path: Path) -> bool:
 def read(path: Path) -> Converted:
     """Config and tokenizer of a converted MDLM. ValueError for another kind of model or tokenizer."""
     about = read_ours(path)
-    if about["kind"] != "dit":
+    if "config" not in about:
         raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
     tokenizer: Tokenizer = Ids(about["vocab_size"], about["mask_token_id"], about["bos_id"], about["eos_id"])
     if holds_tokenizer(path / "tokenizer"):

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.convert.key_tables import Entry, linear, match
+from softmask_jax.convert.key_tables import match
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.safetensors_files import INDEX, SINGLE, SafetensorsFolder
 from softmask_jax.convert.tensors import Hashed, Tensors, in_threads, renamed
 from softmask_jax.convert.wrappers import own_keys, without_wrappers
+from softmask_jax.models.keys import Entry, linear
 from softmask_jax.models.nn.gpt2 import GPT2Config, shapes
 
 log = logging.getLogger("softmask_jax")

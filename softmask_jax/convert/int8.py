@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.model import Model
 from softmask_jax.convert.tensors import Tensors
+from softmask_jax.models.keys import dream
 
 _NAMES = "|".join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())
 KERNEL = re.compile(rf"model\.layers\.\d+\.({_NAMES})\.weight")

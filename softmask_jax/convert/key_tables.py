@@ -1,4 +1,4 @@
-"""Key tables, one for each model family: which PyTorch tensor is which of our arrays, how it changes. Numpy only."""
+"""Tensors matched to key tables (see `models.keys`): shapes, blocks, problems. Numpy only."""
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,25 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from softmask_jax.models.keys import Entry
+
 VOCABULARY_MULTIPLE = 128
-
-
-class Entry(NamedTuple):
-    """One tensor: our path and PyTorch's key; with {i}, a block's number, blocks are stacked on our axis 0.
-
-    change: "none", "transpose" ([out, in] <-> [in, out]) or "vocabulary" (axis 0 zero-padded to a multiple of 128).
-    shape: PyTorch's, as sizes or letters ("D", or "3D" for three times D). dtype: "float" is any floating-point type.
-    """
-
-    path: str
-    key: str
-    change: str
-    shape: tuple[str | int, ...]
-    dtype: str = "float"
-
-    @property
-    def stacked(self) -> bool:
-        return "{i}" in self.key
 
 
 class Spec(NamedTuple):
@@ -36,13 +20,6 @@ class Spec(NamedTuple):
     @property
     def num_bytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
-
-
-def linear(path: str, key: str, shape: tuple, change: str = "transpose", bias: bool = True) -> tuple[Entry, ...]:
-    """Kernel and bias of a linear layer; shape: the kernel's in PyTorch, [out, in] where `change` transposes it."""
-    kernel = Entry(f"{path}/kernel", f"{key}.weight", change, shape)
-    out = shape[:1] if change == "transpose" else shape[1:]
-    return (kernel, Entry(f"{path}/bias", f"{key}.bias", "none", out)) if bias else (kernel,)
 
 
 def keys(entry: Entry, num_blocks: int) -> Iterator[tuple[int, str]]:

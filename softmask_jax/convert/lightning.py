@@ -9,8 +9,9 @@ from softmask_jax.convert.model import dit_about
 from softmask_jax.convert.pickles import Stub
 from softmask_jax.convert.tensors import Tensors
 from softmask_jax.convert.torch_zip import Tensor, TorchZip
-from softmask_jax.convert.wrappers import without_wrappers
+from softmask_jax.convert.wrappers import own_keys, without_wrappers
 from softmask_jax.diffusion import transparency
+from softmask_jax.models.keys import dit
 from softmask_jax.models.nn.config_fields import check_values
 
 DEEPEST = 20
@@ -38,7 +39,7 @@ def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
         raise ValueError(f"{path} has no state_dict; give a checkpoint that Lightning wrote.")
     if odd := [key for key, value in state.items() if not isinstance(value, Tensor) or not isinstance(key, str)]:
         raise ValueError(f"{path}: {odd[0]!r:.100} in its state_dict is no tensor that can be read.")
-    names, note = without_wrappers(state, mdlm.OWN_KEYS, str(path))
+    names, note = without_wrappers(state, own_keys(*dit.KEYS.roots), str(path))
     state = {new: state[old] for new, old in names.items()}
     ema = content.get("ema")
     shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
@@ -81,7 +82,7 @@ def describe(path: Path, facts: Mapping, specs: Mapping[str, Spec], head_width: 
     heads = setting("model", "n_heads", (int,), width // head_width if head_width else None)
     if heads is None:
         raise ValueError(f"{path} does not say how many heads it has (no rotary buffer, no config).")
-    blocks = setting("model", "n_blocks", (int,), count_blocks(mdlm.BACKBONE, specs))
+    blocks = setting("model", "n_blocks", (int,), count_blocks(dit.BACKBONE, specs))
     model = {
         "hidden_size": width, "num_blocks": blocks, "num_heads": heads, "cond_dim": cond[0],
         "mlp_ratio": hidden[0] // width, "dropout": setting("model", "dropout", (int, float), 0.1),

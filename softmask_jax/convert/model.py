@@ -1,21 +1,22 @@
-"""A checkpoint of any format as one `Model`, and the families of models that can be converted."""
+"""A checkpoint of any format as one `Model`, and its key table."""
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from softmask_jax import config as config_schema
-from softmask_jax.convert import adapters, dream, mdlm
-from softmask_jax.convert.key_tables import Entry, below, match
+from softmask_jax.convert import adapters, mdlm
+from softmask_jax.convert.key_tables import below, match
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
 from softmask_jax.convert.tensors import InMemory, Tensors, floats, joined, whole, without
 from softmask_jax.diffusion import soft_masking
+from softmask_jax.models import families
+from softmask_jax.models.keys import Entry, Keys, SOFT_MASK, dream
 
 FORMAT, VERSION = "softmask_jax model", 1
-SCALARS = tuple(entry.key for entry in mdlm.SOFT_MASK)
+SCALARS = tuple(entry.key for entry in SOFT_MASK)
 # Files copied unchanged with a model; never code.
 CARRIED = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
@@ -31,7 +32,7 @@ KNOWN_IDS = {50_258: (50_256, 50_256, 50_257), 30_522: (101, 102, 103), 35: (2, 
 class Model:
     """What is converted.
 
-    kind: one of `FAMILIES`.
+    kind: of a family of `models.families`, or "adapter".
     tensors: under PyTorch's keys, with raw soft-masking scalars if there are any (a "dit" always has them).
     about: config.json of our folder without format, version and kind: Hugging Face's "hf_config"; "config" (dit), our
       own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels.
@@ -51,7 +52,7 @@ class Model:
     @property
     def soft_mask(self) -> dict | None:
         """Soft-masking's settings; None for a model without."""
-        if self.kind != "dit":
+        if "soft_mask" in self.about:
             return self.about["soft_mask"]
         settings = self.about["config"]["soft_mask"]
         return None if settings["variant"] == "none" else settings
@@ -63,8 +64,8 @@ class Model:
     def table(self) -> dict[str, tuple[Entry, int]]:
         """Entry and block number of every key. Raises ValueError naming every key that does not fit."""
         scalars = any(key in self.tensors.specs for key in SCALARS)
-        family, table = FAMILIES[self.kind], entries(self.kind, self.about, scalars)
-        return match(table, self.tensors.specs, self.num_blocks, family.name, family.sizes(self.about))
+        keys, table = keys_of(self.kind), entries(self.kind, self.about, scalars)
+        return match(table, self.tensors.specs, self.num_blocks, keys.name, keys.sizes(self.about))
 
     def without_scalars(self) -> Tensors:
         """The tensors of PyTorch's weights file."""
@@ -74,27 +75,8 @@ class Model:
         """Our names and values of the soft-masking scalars."""
         return {
             entry.path: next(iter(self.tensors.pieces(entry.key))).reshape(())
-            for entry in mdlm.SOFT_MASK if entry.key in self.tensors.specs
+            for entry in SOFT_MASK if entry.key in self.tensors.specs
         }  # fmt: skip
-
-
-class Family(NamedTuple):
-    """name: in errors. tree: of its arrays in a params folder. table, sizes: key table and sizes of letters."""
-
-    name: str
-    tree: str
-    table: Callable[[Mapping], tuple[Entry, ...]]
-    sizes: Callable[[Mapping], dict[str, int]]
-
-
-def _dit_sizes(about: Mapping) -> dict[str, int]:
-    model = about["config"]["model"]
-    width = model["hidden_size"]
-    return {"V": about["vocab_size"], "D": width, "C": model["cond_dim"], "F": model["mlp_ratio"] * width}
-
-
-def _dream_table(about: Mapping) -> tuple[Entry, ...]:
-    return dream.BACKBONE_INT8 if about.get("base_dtype") == "int8" else dream.BACKBONE
 
 
 def _adapter_table(about: Mapping) -> tuple[Entry, ...]:
@@ -102,24 +84,26 @@ def _adapter_table(about: Mapping) -> tuple[Entry, ...]:
     return dream.adapter_table(adapter.targets, adapter.use_dora)
 
 
-FAMILIES = {
-    "dit": Family("an MDLM", "backbone", lambda about: mdlm.BACKBONE, _dit_sizes),
-    "dream": Family("a Dream model", "backbone", _dream_table, lambda about: dream.sizes(about["hf_config"])),
-    "adapter": Family(
-        "an adapter", "adapter", _adapter_table, lambda about: {"R": adapters.read_config(about["hf_config"]).rank}
-    ),
-}
+ADAPTER = Keys("an adapter", (), _adapter_table, lambda about: {"R": adapters.read_config(about["hf_config"]).rank})
+
+
+def keys_of(kind: str) -> Keys:
+    """Key table of a kind of converted model: an adapter, or a family with one. Raises ValueError for another kind."""
+    keys = ADAPTER if kind == "adapter" else families.of(kind).keys
+    if keys is None:
+        raise ValueError(f"A model of kind {kind} has no key table: it cannot be converted.")
+    return keys
 
 
 def entries(kind: str, about: Mapping, scalars: bool) -> tuple[Entry, ...]:
     """The table of a params folder."""
-    family = FAMILIES[kind]
-    return below(family.tree, family.table(about)) + (below("soft_mask", mdlm.SOFT_MASK) if scalars else ())
+    tree = "adapter" if kind == "adapter" else "backbone"
+    return below(tree, keys_of(kind).table(about)) + (below("soft_mask", SOFT_MASK) if scalars else ())
 
 
 def with_scalars(tensors: Tensors, raw: Mapping[str, np.ndarray]) -> Tensors:
     """The tensors and soft-masking scalars, given under our names."""
-    keys = {entry.path: entry.key for entry in mdlm.SOFT_MASK}
+    keys = {entry.path: entry.key for entry in SOFT_MASK}
     return joined(tensors, InMemory({keys[name]: np.asarray(value, np.float32) for name, value in raw.items()}))
 
 
@@ -146,7 +130,7 @@ def dit_tensors(tensors: Tensors) -> tuple[Tensors, bool, int | None]:
         if len(wide.specs[mdlm.INVERSE_FREQUENCIES].shape) == 1:
             head_width = 2 * len(whole(wide, mdlm.INVERSE_FREQUENCIES))
         wide = without(wide, (mdlm.INVERSE_FREQUENCIES,))
-    soft = any(entry.key in wide.specs for entry in mdlm.SOFT_MASK)
+    soft = any(entry.key in wide.specs for entry in SOFT_MASK)
     return (wide if soft else with_scalars(wide, soft_masking.init_scalars())), soft, head_width
 
 

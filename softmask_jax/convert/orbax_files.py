@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from softmask_jax.convert.key_tables import Entry, Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
+from softmask_jax.convert.key_tables import Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
 from softmask_jax.io import stored_arrays, tree_files
+from softmask_jax.models.keys import Entry
 
 CHUNK_BYTES = 64 * 2**20
 

@@ -133,6 +133,8 @@ def small_files(model: Model) -> dict[str, bytes]:
     files.pop("softmask_tokenizer.json", None)
     if model.kind == "dit":
         return files | {"config.json": to_json(_mdlm_config(model))}
+    if "config" in model.about:
+        raise ValueError(f"No class of Hugging Face takes a model of kind {model.kind}: give --to=orbax.")
     files["config.json" if model.kind == "dream" else ADAPTER_CONFIG] = to_json(model.about["hf_config"])
     if model.soft_mask:
         files[TRANSPARENCY] = to_json(transparency.write(model.soft_mask, model.raw_scalars()))

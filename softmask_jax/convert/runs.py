@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softmask_jax import config as config_schema
-from softmask_jax.convert import adapters, dream, mdlm
+from softmask_jax.convert import adapters
 from softmask_jax.convert.key_tables import below
-from softmask_jax.convert.model import FORMAT, Model, SCALARS, carried
+from softmask_jax.convert.model import FORMAT, Model, SCALARS, carried, keys_of
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.tensors import floats, joined, renamed, without
 from softmask_jax.data import load_tokenizer
 from softmask_jax.data.tokenizers.hub import NAME
 from softmask_jax.io import tree_files
+from softmask_jax.models import families
+from softmask_jax.models.keys import SOFT_MASK, dream
 
-SOFT_MASK = below("soft_mask", mdlm.SOFT_MASK)
+SCALAR_TABLE = below("soft_mask", SOFT_MASK)
 
 
 def open_run(path: Path, weights: str | None) -> Model:
@@ -31,24 +33,26 @@ def open_run(path: Path, weights: str | None) -> Model:
     more = {"weights": weights, "step": step}
     soft = config["soft_mask"]
     soft_mask = None if soft["variant"] == "none" else {"variant": soft["variant"], "k": soft["k"], "schedule": "none"}
-    kind, vocab_size, table, dtype = config["model"]["kind"], 0, mdlm.BACKBONE, "float32"
-    if kind == "dit":
+    kind, vocab_size, dtype = config["model"]["kind"], 0, "float32"
+    if not families.of(kind).kind.from_base:
         tokenizer = load_tokenizer(path / "tokenizer")
         vocab_size = tokenizer.vocab_size
         ids = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "mask_token_id", "vocab_size")}
         about = {"config": config, **ids, "hf_config": None}
     elif config["model"]["adapter"] != "none":
         kind, adapter = "adapter", _adapter(config["model"], folder / "params")
-        table = below("adapter", dream.adapter_table(adapter.targets, adapter.use_dora))
         about = {"hf_config": adapters.write_config(adapter, _origin(config["model"]["base"])), "soft_mask": soft_mask}
     else:
-        table, dtype = dream.BACKBONE, config["model"]["param_dtype"]
-        about = {"hf_config": _hf_config(config["model"]["base"], dtype), "soft_mask": soft_mask}
+        dtype = config["model"]["param_dtype"]
+        about = {"hf_config": _hf_config(config["model"]["base"], kind, dtype), "soft_mask": soft_mask}
         vocab_size = about["hf_config"]["vocab_size"]
-    params = checked(OurTensors(folder / "params", below("backbone", table) + SOFT_MASK, vocab_size))
+    table = keys_of(kind).table(about)
+    if kind == "adapter":
+        table = below("adapter", table)
+    params = checked(OurTensors(folder / "params", below("backbone", table) + SCALAR_TABLE, vocab_size))
     backbone = checked(OurTensors(folder / "ema", table, vocab_size)) if weights == "ema" else without(params, SCALARS)
     tensors = joined(floats(backbone, dtype), renamed(params, dict(zip(SCALARS, SCALARS))))
-    if kind != "dit" and soft_mask is None:
+    if soft_mask is None and "soft_mask" in about:
         tensors = without(tensors, SCALARS)
     return Model(kind, tensors, params.num_blocks, about | more, carried(path / "tokenizer"))
 
@@ -83,11 +87,11 @@ def _adapter(model: Mapping, params: Path) -> adapters.Adapter:
     return adapters.Adapter(model["adapter_rank"], model["adapter_alpha"], model["adapter"] == "dora", False, targets)
 
 
-def _hf_config(base: str, dtype: str) -> dict:
+def _hf_config(base: str, kind: str, dtype: str) -> dict:
     """The base's config.json for weights in `dtype`."""
     about = read_json(Path(os.path.expanduser(base)), "config.json")
-    if about.get("format") != FORMAT or about.get("kind") != "dream":
-        raise ValueError(f"config.model.base: {base} is no converted Dream model; convert it again.")
+    if about.get("format") != FORMAT or about.get("kind") != kind:
+        raise ValueError(f"config.model.base: {base} is no converted model of kind {kind}; convert it again.")
     config = about["hf_config"]
     # "dtype" since transformers 5.
     return config | {name: dtype for name in ("torch_dtype", "dtype") if name in config}

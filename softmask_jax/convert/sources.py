@@ -2,18 +2,20 @@
 import re
 from pathlib import Path
 
-from softmask_jax.convert import adapters, dream, lightning, mdlm
+from softmask_jax.convert import adapters, lightning
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
-    FAMILIES, FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, with_scalars,
+    FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, keys_of, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import checked, open_run
 from softmask_jax.convert.safe_files import inside, read_json
 from softmask_jax.convert.safetensors_files import SafetensorsFolder
 from softmask_jax.convert.tensors import Tensors, floats, renamed
-from softmask_jax.convert.wrappers import without_wrappers
+from softmask_jax.convert.wrappers import own_keys, without_wrappers
 from softmask_jax.diffusion import transparency
+from softmask_jax.models import families
+from softmask_jax.models.keys import dit, dream
 from softmask_jax.models.nn import dream_config
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 
@@ -105,7 +107,7 @@ def read_ours(path: Path) -> dict:
     if config.get("format") == FORMAT and newer:
         remedy = "update the package, or convert its source again."
         raise ValueError(f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); {remedy}")
-    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in FAMILIES:
+    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in (*families.FAMILIES, "adapter"):
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
     check_values(config, str(path / "config.json"), {"base_dtype": ("float", "int8")})
     return config
@@ -125,7 +127,7 @@ def _lightning(path: Path, weights: str | None) -> Model:
 
 
 def _mdlm(path: Path, config: dict) -> Model:
-    folder, placed, notes = _unwrapped(SafetensorsFolder(path), mdlm.OWN_KEYS, path)
+    folder, placed, notes = _unwrapped(SafetensorsFolder(path), own_keys(*dit.KEYS.roots), path)
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
     variant = transparency.variant(config.get("transparency_alg") or "mixinputs_with_topk") if soft else "none"
@@ -136,7 +138,7 @@ def _mdlm(path: Path, config: dict) -> Model:
 
 
 def _dream(path: Path, config: dict) -> Model:
-    tensors, placed, notes = _unwrapped(SafetensorsFolder(path), dream.OWN_KEYS, path)
+    tensors, placed, notes = _unwrapped(SafetensorsFolder(path), own_keys(*dream.KEYS.roots), path)
     tensors, soft_mask = _soft_masked(tensors, path)
     about = {"hf_config": config, "soft_mask": soft_mask}
     return Model("dream", tensors, config["num_hidden_layers"], about, carried(path), placed, notes)
@@ -146,7 +148,7 @@ def _adapter(path: Path) -> Model:
     config = read_json(path, ADAPTER_CONFIG)
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
-    folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), dream.OWN_KEYS, path)
+    folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), own_keys(*dream.KEYS.roots), path)
     tensors: Tensors = floats(renamed(folder, adapters.canonical_keys(folder.specs)))
     config = adapters.with_listed_targets(config, tensors.specs)
     adapter = adapters.read_config(config)
@@ -177,11 +179,10 @@ def _ours(path: Path, config: dict, weights: str | None) -> Model:
     about = {name: value for name, value in config.items() if name not in ("format", "version", "kind")}
     if weights is not None and weights != about.get("weights"):
         raise ValueError(f"--weights={weights}: {path} holds one set of weights; leave --weights away.")
-    if config["kind"] == "dream":
-        dream.sizes(about["hf_config"])
+    keys_of(config["kind"]).sizes(about)  # a ValueError for a network that is not built
     stored = stored_specs(path / "params")
     scalars = any(name.startswith("soft_mask/") for name in stored)
-    vocab_size = about["hf_config"]["vocab_size"] if config["kind"] == "dream" else about.get("vocab_size", 0)
+    vocab_size = about.get("vocab_size") or (about["hf_config"] or {}).get("vocab_size", 0)
     tensors = checked(OurTensors(path / "params", entries(config["kind"], about, scalars), vocab_size))
     placed = about.pop("placed", None)
     return Model(config["kind"], tensors, tensors.num_blocks, about, carried(path / "tokenizer"), placed)

@@ -19,13 +19,13 @@ import ml_dtypes
 import numpy as np
 
 from softmask_jax.config.command_line import command
-from softmask_jax.convert import dream
 from softmask_jax.convert.key_tables import keys
 from softmask_jax.convert.outputs import whole_folder
 from softmask_jax.convert.safetensors_files import write
 from softmask_jax.convert.tensors import InMemory
 from softmask_jax.data.chat.template import CHATML
 from softmask_jax.io.files import explained, write_atomically, write_json
+from softmask_jax.models.keys import dream
 
 ELSEWHERE = "give another --out"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")

@@ -28,6 +28,7 @@ RULES = {
     "freq": None,
     "layers": None,
     "rank": None,  # of an adapter: 16 columns are not worth cutting
+    None: None,  # whole on every device
 }
 
 

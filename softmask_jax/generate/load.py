@@ -19,7 +19,7 @@ from softmask_jax.distributed import sharding
 from softmask_jax.generate.model import Model
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.run_folder import RunFolder
-from softmask_jax.models import denoiser as denoisers, dream_denoiser
+from softmask_jax.models import denoiser as denoisers, families
 from softmask_jax.models.nn.dream_config import special_ids
 from softmask_jax.samplers import SoftMask
 
@@ -53,7 +53,8 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
         raise FileNotFoundError(f"No run in '{path}' (it has no config.json); give the --workdir of a training run.")
     manifest = converted.read_ours(path) if converted.is_converted(path) else None
     config = _config(path, manifest, base)
-    fields = (_dream if config.model.kind == "dream" else _dit)(path, manifest, config, mesh)
+    family = families.of(config.model.kind)
+    fields = (_on_base if family.kind.from_base else _own_sizes)(path, manifest, config, mesh)
     denoiser = fields["denoiser"]
     shapes = denoisers.abstract(denoiser, mesh)
     frozen, trained = {}, dict(shapes["backbone"])
@@ -63,7 +64,7 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
         frozen = converted.read_dream(Path(config.model.base), {"backbone": frozen})[0]["backbone"]
     if manifest is None:
         step, params = _checkpoint(path, shapes | {"backbone": trained}, weights, step)
-    elif manifest["kind"] == "dit":
+    elif not family.kind.from_base:
         step, params = manifest.get("step", 0), converted.read_params(path, shapes)
     else:
         step, params = manifest.get("step") or 0, _of_converted(path, manifest["kind"], trained)
@@ -79,7 +80,7 @@ def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
             config = config_schema.of_run(folder.read_config())
         model = dataclasses.replace(config.model, base=os.path.expanduser(base or config.model.base))
         return dataclasses.replace(config, model=model)
-    if manifest["kind"] == "dit":
+    if "config" in manifest:
         return config_schema.of_run(manifest["config"])
     adapter = {}
     if manifest["kind"] == "adapter":
@@ -91,23 +92,24 @@ def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
             "adapter_alpha": float(peft.scaling * peft.rank), "adapter_targets": f"^({'|'.join(peft.targets)})$",
         }  # fmt: skip
     base = Path(os.path.expanduser(base)) if adapter else path
+    kind = converted.read_ours(base)["kind"]
     dtype = stored_specs(base / "params")["backbone/final_norm/scale"].dtype.name
     soft_mask = manifest["soft_mask"] or {"variant": "none", "k": 1}
     return Config(
-        config_schema.Model(kind="dream", base=str(base), param_dtype=dtype, **adapter),
+        config_schema.Model(kind=kind, base=str(base), param_dtype=dtype, **adapter),
         config_schema.SoftMask(soft_mask["variant"], soft_mask["k"]),
     )
 
 
-def _dit(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
-    """Fields of an MDLM's `Model`."""
+def _own_sizes(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
+    """Fields of a `Model` whose sizes are in the config."""
     tokenizer = load_tokenizer(path / "tokenizer") if manifest is None else converted.read(path).tokenizer
     sizes = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_token_id}
-    return {"tokenizer": tokenizer, "denoiser": denoisers.build(config.model, config.soft_mask, **sizes, mesh=mesh)}
+    return {"tokenizer": tokenizer, "denoiser": families.of(config.model.kind).build(config.model, config.soft_mask, sizes, mesh=mesh)}
 
 
-def _dream(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
-    """Fields of a Dream's `Model`."""
+def _on_base(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
+    """Fields of a `Model` whose sizes are in config.json of a converted model."""
     base = Path(config.model.base)
     about = converted.read_ours(base)
     hf_config = about["hf_config"]
@@ -115,7 +117,7 @@ def _dream(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
     network = dataclasses.replace(
         config.model, compute_dtype=config.model.param_dtype, base_dtype=converted.base_dtype(about)
     )
-    denoiser = dream_denoiser.build(network, config.soft_mask, hf_config, mesh=mesh)
+    denoiser = families.of(config.model.kind).build(network, config.soft_mask, about, mesh=mesh)
     folder, tokenizer, template = (path if manifest is None else base) / "tokenizer", None, None
     if holds_tokenizer(folder):
         tokenizer, template = open_tokenizer(folder), load_template(folder)

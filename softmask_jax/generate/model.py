@@ -15,7 +15,9 @@ from softmask_jax.data.chat.template import ChatTemplate, TemplateError
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
+from softmask_jax.models import families
 from softmask_jax.models.denoiser import Denoiser
+from softmask_jax.models.families import Family
 from softmask_jax.models.nn import dream
 from softmask_jax.samplers import (
     Draws,
@@ -33,30 +35,6 @@ from softmask_jax.samplers.options import run
 # Prompts of many lengths share few compiled samplers.
 PROMPT_MULTIPLE = 64
 NEW_TOKENS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Properties of a kind of model, beside its network.
-
-    Attributes:
-      padding: side on which rows of a batch are padded, "left" or "right".
-      default_alg: sampler where no `alg` is given.
-      fixed_length: rows are windows of the training length that begin with BOS; else prompts are continued.
-      shifted: logits of the PyTorch model at i predict token i + 1.
-    """
-
-    padding: str
-    default_alg: str
-    fixed_length: bool = False
-    shifted: bool = False
-
-
-# By config.model.kind.
-FAMILIES = {
-    "dit": Family("right", "mdlm", fixed_length=True),
-    "dream": Family("left", "entropy", shifted=True),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +78,7 @@ class Model:
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.config.model.kind]
+        return families.of(self.config.model.kind)
 
     @property
     def padding(self) -> str:

@@ -78,7 +78,7 @@ class RunLog:
 
     def tokens(self, steps) -> np.ndarray | None:
         """Training tokens seen at steps [N]; None where the config doesn't say, as of conversations of any length."""
-        if self.setting("model.kind") == "dream":
+        if self.setting("data.source") == "chat":
             return None
         rows, length = self.setting("train.global_batch_size"), self.setting("data.seq_len")
         return np.asarray(steps) * float(rows * length) if isinstance(rows, int) and isinstance(length, int) else None

@@ -29,6 +29,7 @@ class Denoiser:
     head(backbone) -> vocab_head.Head.
     init(key, base=None) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
       frozen: entries of the backbone that are not trained; `base` holds them, random ones are made without.
+    dropout: whether `trunk` has any, with dropout_keys.
     flops_per_token(L): matrix-product FLOPs of one forward pass.
     """
 
@@ -43,10 +44,11 @@ class Denoiser:
     num_params: int
     flops_per_token: Callable[[int], float]
     frozen: tuple[str, ...] = ()
+    dropout: bool = False
 
 
 def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
-    """The denoiser that a config describes.
+    """The DiT that a config describes.
 
     Args:
       vocab_size: tokens including the mask.
@@ -85,6 +87,7 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         mask_token_id=mask_token_id,
         num_params=dit.num_params(spec),
         flops_per_token=functools.partial(dit.flops_per_token, spec),
+        dropout=spec.dropout > 0,
     )
 
 

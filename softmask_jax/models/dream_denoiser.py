@@ -98,4 +98,5 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         num_params=dream.num_params(spec) + trained,
         flops_per_token=functools.partial(dream.flops_per_token, spec),
         frozen=() if adapter is None else BASE,
+        dropout=adapter is not None and adapter.dropout > 0,
     )

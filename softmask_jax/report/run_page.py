@@ -73,9 +73,9 @@ def _described(run: RunLog) -> str:
     setting, variant = run.setting, str(run.setting("soft_mask.variant"))
     masks = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
     parts = ["softmask_jax run", masks.get(variant, f"soft masks, {variant}")]
-    if setting("model.kind") == "dream":
+    if setting("data.source") == "chat":
         adapter = "all of it trained" if setting("model.adapter") == "none" else f"{setting('model.adapter')} adapter"
-        return ", ".join([*parts, f"dream from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
+        return ", ".join([*parts, f"{setting('model.kind')} from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
     blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
     parts.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
     return ", ".join([*parts, f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window"])
@@ -138,7 +138,7 @@ def _exp(nats: float) -> float:
 
 
 def _learning(run: RunLog) -> list[str]:
-    bound = "" if run.setting("model.kind") == "dream" else " (NELBO)"
+    bound = "" if run.setting("data.source") == "chat" else " (NELBO)"
     scored = [curves.perplexity(run, key, name, colour=i) for i, (key, name) in enumerate(curves.ESTIMATES.items())]
     bins, values = curves.cross_entropy_by_t(run)
     nats, by_t = "nats per token", ""

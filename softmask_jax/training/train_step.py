@@ -12,10 +12,9 @@ import optax
 
 from softmask_jax.config import Config
 from softmask_jax.diffusion import noise, soft_masking, two_pass
-from softmask_jax.diffusion.dream_loss import DreamLoss
-from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream
 from softmask_jax.diffusion.objective import Noisy, Objective
+from softmask_jax.models import families
 from softmask_jax.models.denoiser import Denoiser
 from softmask_jax.training import optimizer
 from softmask_jax.training.train_state import TrainState, whole
@@ -42,12 +41,11 @@ class Metrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """`step(state, batch, root_key, coins=None) -> (state, Metrics)`; jit it, its state donated. Algorithm 1 of the paper.
+    """Algorithm 1 of the paper; jit `train_step`, its state donated.
 
     Attributes:
       objective: corrupts the batch and weighs its cross-entropy. p_sm: probability of two passes.
       micro_batches: position p of the batch is of micro-batch p % micro_batches; gradients are their mean.
-      dropout: whether the denoiser has any.
     """
 
     denoiser: Denoiser
@@ -56,17 +54,13 @@ class TrainStep:
     p_sm: float
     micro_batches: int
     ema_decay: float
-    dropout: bool = False
-
-    def __call__(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
-        return self.train_step(state, batch, root_key, coins)
 
     def train_step(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
         """coins: [B] bool, or None to draw them."""
         noisy = self.objective.corrupt(batch, root_key, state.step, mask_token_id=self.denoiser.mask_token_id)
         coins = self._coins(batch, root_key, state.step) if coins is None else jnp.asarray(coins, bool)
         dropout_keys = None
-        if self.dropout:
+        if self.denoiser.dropout:
             dropout_keys = noise.row_keys(noise.stream_key(root_key, Stream.DROPOUT, state.step), batch["rows"])
         (loss, grads), sums = self.accumulate(state, noisy, coins, dropout_keys)
         return update(self.tx, self.ema_decay, state, grads, loss, coins, sums)
@@ -170,18 +164,9 @@ def metric_sums(params: dict, noisy: Noisy, nll, feedback, scale) -> dict:
     }
 
 
-# The objective of a kind of model.
-OBJECTIVES = {"dit": Nelbo, "dream": DreamLoss}
-
-
-def make_objective(config: Config) -> Objective:
-    return OBJECTIVES[config.model.kind].from_config(config)
-
-
 def make(config: Config, denoiser: Denoiser, tx) -> TrainStep:
-    model = config.model
-    dropout = model.dropout if model.kind == "dit" else model.adapter_dropout * (model.adapter != "none")
+    """The train step of a config's family."""
     return TrainStep(
-        denoiser, tx, make_objective(config), config.soft_mask.p_sm, config.train.micro_batches,
-        config.optimizer.ema_decay, dropout > 0,
+        denoiser, tx, families.of(config.model.kind).objective(config), config.soft_mask.p_sm, config.train.micro_batches,
+        config.optimizer.ema_decay,
     )  # fmt: skip

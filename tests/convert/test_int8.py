@@ -7,10 +7,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import softmask_jax
-from softmask_jax.convert import dream, int8, tensors
+from softmask_jax.convert import int8, tensors
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
 from softmask_jax.io import tree_files
+from softmask_jax.models.keys import dream
 from softmask_jax.models.nn import layers
 from tests.golden import FOLDER
 from tests.helpers.checkpoint_files import recorded

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -45,6 +46,15 @@ def dream(dream16, tmp_path_factory):
     save_file({name: value.astype(np.float32) for name, value in load_file(file).items()}, file)
     assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}"]) == 0
     return folder / "model"
+
+
+def test_the_nelbo_of_a_dream_is_that_of_its_logits(dream):
+    model, tokens, key = softmask_jax.load(dream), np.arange(32, dtype=np.int32).reshape(2, 16) * 7 % 250, jax.random.key(3)
+    noisy = model.objective.draw(tokens, jnp.arange(2), 1, key, 0, mask_token_id=model.mask_token_id)
+    log_p = jax.nn.log_softmax(model.logits(noisy.xt, shifted=True))
+    nll = -jnp.take_along_axis(log_p, jnp.asarray(tokens)[..., None], -1)[..., 0]
+    assert noisy.masked.any(1).all()
+    np.testing.assert_allclose(model.nelbo(tokens, key, two_pass=False), (noisy.weights * nll).sum(-1), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

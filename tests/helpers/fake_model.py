@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from softmask_jax.data import ByteTokenizer
-from softmask_jax.generate.model import FAMILIES
+from softmask_jax.models.families import FAMILIES
 from softmask_jax.samplers.result import Generated
 
 MASK, END = 257, 256

@@ -15,7 +15,8 @@ from softmask_jax import config
 from softmask_jax.distributed import sharding
 from softmask_jax.io import tree_files
 from softmask_jax.training import loop
-from softmask_jax.training.tasks import mdlm
+from softmask_jax.models import families
+from softmask_jax.training.tasks import running_text
 
 WORDS = "mask token noise step blend weight soft hard train sample lambda top draw time batch row".split()
 STEPS = 8
@@ -148,13 +149,13 @@ def quick_compiles():
 def home(tmp_path_factory):
     """Runs of equal settings share what they compile: their parts are made once and kept, JAX's cache does the rest."""
     home, kept = Home(tmp_path_factory.mktemp("runs")), []
-    make = mdlm.train_step.make
+    make = running_text.train_step.make
     before = {name: jax.config.values[name] for name in (*QUICK_COMPILES, "jax_compilation_cache_dir")}
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((mdlm.denoiser, "build"), (loop.optimizer, "make"), (mdlm, "Perplexity")):
+        for owner, name in ((families.denoiser, "build"), (loop.optimizer, "make"), (running_text, "Perplexity")):
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
-        patch.setattr(mdlm.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
+        patch.setattr(running_text.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
         patch.setattr(loop, "peak_flops", lambda device: 1e11)
         for name, value in QUICK_COMPILES.items():
             jax.config.update(name, value)

@@ -5,17 +5,18 @@ import jax
 import numpy as np
 
 from softmask_jax.convert import mdlm
-from softmask_jax.convert.key_tables import Entry, Spec, below, keys, match, padded
+from softmask_jax.convert.key_tables import Spec, below, keys, match, padded
+from softmask_jax.models.keys import Entry, SOFT_MASK, dit
 
-ENTRIES = below("backbone", mdlm.BACKBONE) + below("soft_mask", mdlm.SOFT_MASK)
+ENTRIES = below("backbone", dit.BACKBONE) + below("soft_mask", SOFT_MASK)
 
 
 def _table(has_scalars: bool) -> tuple[Entry, ...]:
-    return ENTRIES if has_scalars else ENTRIES[: len(mdlm.BACKBONE)]
+    return ENTRIES if has_scalars else ENTRIES[: len(dit.BACKBONE)]
 
 
 def _check(state: Mapping[str, np.ndarray], num_blocks: int, sizes: Mapping[str, int] | None = None) -> tuple[Entry, ...]:
-    table = _table(any(entry.key in state for entry in mdlm.SOFT_MASK))
+    table = _table(any(entry.key in state for entry in SOFT_MASK))
     match(table, {key: Spec(a.dtype, a.shape) for key, a in state.items()}, num_blocks, "an MDLM", sizes)
     return table
 

@@ -42,7 +42,7 @@ def built(p_sm=0.8, micro_batches=1, clip_norm=UNCLIPPED):
 @functools.cache
 def compiled(micro_batches):
     step, _ = built(micro_batches=micro_batches)
-    return jax.jit(step)
+    return jax.jit(step.train_step)
 
 
 def run(state, key, *coins):
@@ -71,7 +71,7 @@ def test_four_updates_match_the_recorded_trace(monkeypatch):
     t = jnp.asarray(z["t"])
     noisy = Nelbo(SoftMask()).noisy(jnp.asarray(z["x0"], jnp.int32), jnp.asarray(z["xt"], jnp.int32), t, golden_model.MASK)
     monkeypatch.setattr(Nelbo, "draw", lambda *_, **__: noisy)
-    step = jax.jit(lambda state, batch: built(p_sm=1.0, clip_norm=1.0)[0](state, batch, jax.random.key(0)))
+    step = jax.jit(lambda state, batch: built(p_sm=1.0, clip_norm=1.0)[0].train_step(state, batch, jax.random.key(0)))
     state = start()
     given = {"tokens": noisy.x0, "rows": jnp.arange(3)}
     for i in range(4):
@@ -177,8 +177,8 @@ def test_dropout_is_on_in_training_only_when_its_rate_is_positive():
     c = dataclasses.replace(golden_model.MODEL, dropout=0.5)
     model = denoiser.build(c, config.SoftMask(), vocab_size=98, mask_token_id=97)
     step, _ = built(p_sm=1.0)
-    dropping = dataclasses.replace(step, denoiser=model, dropout=True)
-    _, with_dropout = jax.jit(dropping)(start(), batch(), jax.random.key(2))
+    dropping = dataclasses.replace(step, denoiser=model)
+    _, with_dropout = jax.jit(dropping.train_step)(start(), batch(), jax.random.key(2))
     _, without = run(start(), jax.random.key(2), True)
     assert float(with_dropout.loss) != float(without.loss)
 
@@ -199,7 +199,7 @@ def test_losses_and_updates_are_the_same_on_every_mesh(sizes):
     plain = start(2)
     state = jax.device_put(plain, layout)
     given = {name: jax.device_put(x, sharding.batch_sharding(mesh)) for name, x in batch().items()}
-    key, sharded = jax.random.key(5), jax.jit(step)
+    key, sharded = jax.random.key(5), jax.jit(step.train_step)
     for tolerance in (1e-5, 2e-4):  # Adam turns the rounding of tiny gradients into whole updates
         coins = step._coins(batch(), key, plain.step)[: step.micro_batches]
         state, got = sharded(state, given, key)

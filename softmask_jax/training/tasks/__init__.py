@@ -2,10 +2,10 @@
 from pathlib import Path
 from typing import Any, ContextManager, Iterator, Protocol
 
-from softmask_jax.training.tasks.dream import Dream
-from softmask_jax.training.tasks.mdlm import Mdlm
+from softmask_jax.training.tasks.conversations import Conversations
+from softmask_jax.training.tasks.running_text import RunningText
 
-__all__ = ["Dream", "Mdlm", "Task", "make"]
+__all__ = ["Conversations", "RunningText", "Task", "make"]
 
 
 class Task(Protocol):
@@ -53,4 +53,4 @@ class Task(Protocol):
 
 def make(config, mesh) -> Task:
     """The task that a config describes. Raises ValueError or OSError when its data or sizes do not fit."""
-    return (Dream if config.model.kind == "dream" else Mdlm)(config, mesh)
+    return (Conversations if config.data.source == "chat" else RunningText)(config, mesh)

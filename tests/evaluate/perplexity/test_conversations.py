@@ -16,7 +16,7 @@ from softmask_jax.evaluate.perplexity.task import Validation
 from softmask_jax.evaluate.task import Stopped
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.files import write_json
-from softmask_jax.training.tasks.dream import Dream
+from softmask_jax.training.tasks.conversations import Conversations
 from tests.helpers import validated
 from tests.helpers.tiny_run import quick_compiles
 from tests.helpers.validated import columns, work
@@ -34,14 +34,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def task(folder) -> Dream:
+def task(folder) -> Conversations:
     """What training validates with."""
     overrides = [
         f"model.base={folder / 'model'}", f"data.paths=jsonl:{folder / 'chats.jsonl'}", "data.buckets=",
         f"data.cache_dir={folder / 'cache'}", "train.global_batch_size=2", "train.micro_batches=2",
         "model.compute_dtype=float32", "model.param_dtype=float32", "soft_mask.p_sm=0.5",
     ]  # fmt: skip
-    return Dream(config.load("configs/dream7b.py:smoke", overrides), validated.mesh(1))
+    return Conversations(config.load("configs/dream7b.py:smoke", overrides), validated.mesh(1))
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""Tables of keys of Dream (`DreamLM/Dream`, Qwen2.5's architecture) and of PEFT's LoRA and DoRA adapters on it.
+"""Key tables of Dream (`DreamLM/Dream`, Qwen2.5's architecture) and of PEFT's LoRA and DoRA adapters on it.
 
 Letters: D width, V vocabulary, Q queries (heads x head width), J keys and values, F MLP width, R rank.
 """
 from collections.abc import Iterable, Mapping
 
-from softmask_jax.convert.key_tables import Entry
-from softmask_jax.convert.wrappers import own_keys
+from softmask_jax.models.keys import Entry, Keys
 from softmask_jax.models.nn.dream_config import DreamConfig
 
 BLOCK = "model.layers.{i}."
@@ -22,7 +21,6 @@ LINEAR = {
 WITH_BIAS = ("q", "k", "v")
 TARGETS = {theirs.split(".")[1]: ours for ours, (theirs, _) in LINEAR.items()}
 
-OWN_KEYS = own_keys(r"(?:base_model\.model\.)?model\.(?:embed_tokens|layers|norm)", "lm_head")
 BACKBONE = (
     Entry("embed/table", "model.embed_tokens.weight", "vocabulary", ("V", "D")),
     Entry("layers/attn_norm/scale", f"{BLOCK}input_layernorm.weight", "none", ("D",)),
@@ -62,3 +60,12 @@ def sizes(config: Mapping) -> dict[str, int]:
         "V": built.vocab_size, "D": built.hidden_size, "F": built.intermediate_size,
         "Q": built.hidden_size, "J": built.head_width * built.num_kv_heads,
     }  # fmt: skip
+
+
+def table(about: Mapping) -> tuple[Entry, ...]:
+    """Entries of a converted Dream, from its config.json."""
+    return BACKBONE_INT8 if about.get("base_dtype") == "int8" else BACKBONE
+
+
+ROOTS = (r"(?:base_model\.model\.)?model\.(?:embed_tokens|layers|norm)", "lm_head")
+KEYS = Keys("a Dream model", ROOTS, table, lambda about: sizes(about["hf_config"]))

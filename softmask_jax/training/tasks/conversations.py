@@ -1,4 +1,4 @@
-"""Fine-tuning Dream on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
+"""Fine-tuning on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
 import hashlib
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from softmask_jax.data.chat.buckets import Buckets, bucket_batches, bucket_valid
 from softmask_jax.data.chat.sft import build_sft
 from softmask_jax.data.pipeline import Batches
 from softmask_jax.diffusion import two_pass
-from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.dream_loss import example_coins
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import write_atomically
-from softmask_jax.models import dream_denoiser
+from softmask_jax.models import families
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.training import train_step
 from softmask_jax.training.intervals import bracketed
@@ -31,18 +31,19 @@ PROMPT_MULTIPLE = 128
 GET_BASE = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst={} makes one"
 
 
-class Dream:
+class Conversations:
     """See `tasks.Task`."""
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         self.config, self.mesh, self.base = config, mesh, Path(os.path.expanduser(config.model.base))
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
-        about = read_base(self.base)
+        self.family = families.of(config.model.kind)
+        about = read_base(self.base, config.model.kind)
         converted.check_base_dtype(self.base, about, config.model.base_dtype)
         named = config.data.tokenizer
         self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if named == "base" else named)
         self.tokenizer = self.sft.tokenizer
-        self.denoiser = dream_denoiser.build(config.model, config.soft_mask, about["hf_config"], mesh=mesh)
+        self.denoiser = self.family.build(config.model, config.soft_mask, about, mesh=mesh)
         check_tokenizer(self.tokenizer, self.denoiser, self.base)
         sizes = bucket_sizes(config.data.buckets)
         self.train, self.validation = (
@@ -80,7 +81,7 @@ class Dream:
 
     def _losses(self, params, batch):
         """Losses of validation examples [B] by pass, and "" for the recipe's: a coin decides each example's passes."""
-        objective, key = DreamLoss.from_config(self.config), root_key(self.config.eval.seed)
+        objective, key = self.family.objective(self.config), root_key(self.config.eval.seed)
         noisy = objective.validation_batch(
             batch, key, len(self.validation), mask_token_id=self.denoiser.mask_token_id
         )
@@ -129,7 +130,7 @@ class Dream:
         length = config.length or SAMPLE_LENGTH
         out = diffusion_generate(
             self.denoiser, state.eval_params(), prompts, max_new_tokens=length, steps=min(config.steps, length),
-            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(soft), alg="entropy", temperature=0.0,
+            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(soft), alg=self.family.default_alg, temperature=0.0,
             pad_multiple=PROMPT_MULTIPLE,
         )  # fmt: skip
         answers = np.asarray(out.tokens)[:, -length:]
@@ -150,12 +151,12 @@ class Dream:
         )
 
 
-def read_base(folder: Path) -> dict:
-    """config.json of a converted Dream. Raises FileNotFoundError, ValueError: there is none."""
+def read_base(folder: Path, kind: str) -> dict:
+    """config.json of a converted model of a family. Raises FileNotFoundError, ValueError: there is none."""
     if not (folder / "config.json").is_file() or not converted.is_converted(folder):
         raise FileNotFoundError(f"config.model.base: no converted model in {folder}; {GET_BASE.format(folder)}.")
     about = converted.read_ours(folder)
-    if about["kind"] != "dream":
+    if about["kind"] != kind:
         raise ValueError(f"config.model.base: {folder} holds a converted {about['kind']}; {GET_BASE.format('DIR')}.")
     return about
 

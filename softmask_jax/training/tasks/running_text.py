@@ -7,17 +7,16 @@ import numpy as np
 from softmask_jax import data
 from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import root_key
-from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
 from softmask_jax.distributed import sharding
-from softmask_jax.models import denoiser
+from softmask_jax.models import families
 from softmask_jax.samplers import MDLMSampler
 from softmask_jax.training import train_step
 from softmask_jax.training.perplexity import Perplexity
 from softmask_jax.training.tracking import scores
 
 
-class Mdlm:
+class RunningText:
     """See `tasks.Task`."""
 
     forwards_per_step = 3.0
@@ -27,11 +26,10 @@ class Mdlm:
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
         self.data = data.build(config.data)
         self.tokenizer, self.info, self.row_length = self.data.tokenizer, self.data.info, config.data.seq_len
-        self.denoiser = denoiser.build(
-            config.model, config.soft_mask, mesh=mesh,
-            vocab_size=self.tokenizer.vocab_size, mask_token_id=self.tokenizer.mask_token_id,
-        )  # fmt: skip
-        objective = Nelbo.from_config(config)
+        family = families.of(config.model.kind)
+        sizes = {name: getattr(self.tokenizer, name) for name in ("vocab_size", "mask_token_id")}
+        self.denoiser = family.build(config.model, config.soft_mask, sizes, mesh=mesh)
+        objective = family.objective(config)
         self.perplexity = Perplexity(self.denoiser, objective, mesh)
         sampler = MDLMSampler(self.denoiser, objective.soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
