@@ -250,7 +250,7 @@ def test_a_run_is_exported_and_read_again_by_the_key_table(tmp_path, run):
 
 
 def test_a_tokenizer_may_be_added_and_without_one_ids_are_shown(tmp_path):
-    model = dit.DiTConfig(vocab_size=258, hidden_size=8, num_blocks=1, num_heads=2, cond_dim=4)
+    model = dit.DiTConfig(vocab_size=258, hidden_size=8, num_blocks=1, num_heads=2, cond_dim=4, mlp_ratio=4, rope_base=1e4)
     params = {"backbone": jax.jit(lambda key: dit.init(model, key))(jax.random.key(0))}
     (tmp_path / "src").mkdir()
     save_file(torch_weights.to_torch(params, 258, num_heads=2), tmp_path / "src/model.safetensors")

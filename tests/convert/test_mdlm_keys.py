@@ -25,7 +25,7 @@ def test_there_and_back_is_bit_exact_rotary_buffer_included(state):
 
 def test_the_tree_is_the_models_and_pad_rows_are_zero(state):
     params = torch_weights.from_torch(state, 2)
-    config = dit.DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16)
+    config = dit.DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16, mlp_ratio=4, rope_base=1e4)
     fresh = jax.eval_shape(lambda key: dit.init(config, key), jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params["backbone"]) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), fresh
@@ -36,7 +36,7 @@ def test_the_tree_is_the_models_and_pad_rows_are_zero(state):
 
 
 def test_what_the_model_initialises_can_be_exported_and_read_again():
-    config = dit.DiTConfig(vocab_size=130, hidden_size=8, num_blocks=3, num_heads=2, cond_dim=4, mlp_ratio=2)
+    config = dit.DiTConfig(vocab_size=130, hidden_size=8, num_blocks=3, num_heads=2, cond_dim=4, mlp_ratio=2, rope_base=1e4)
     params = {"backbone": jax.jit(lambda key: dit.init(config, key))(jax.random.key(0))}
     exported = torch_weights.to_torch(params, 130)
     assert sum(value.size for value in exported.values()) == dit.num_params(config)

@@ -1,6 +1,7 @@
 """The small recorded Dream and its adapter in this package's layout, shared by the parity tests."""
 import functools
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,14 @@ WEIGHTS = {
     ],
 }
 INDEX = "dream/tiny_sharded/model.safetensors.index.json"
-ADAPTER = AdapterConfig(rank=meta(DORA)["r"], alpha=meta(DORA)["alpha"])
+
+
+def adapter_config(**changes) -> AdapterConfig:
+    """The paper's adapter, changed."""
+    return replace(AdapterConfig("dora", 16, 16.0, 0.0, r"^(q|k|v|o)$"), **changes)
+
+
+ADAPTER = adapter_config(rank=meta(DORA)["r"], alpha=meta(DORA)["alpha"])
 TORCH_NAMES = {"a": "lora_A", "b": "lora_B", "magnitude": "lora_magnitude_vector"}
 
 

@@ -1,4 +1,4 @@
-"""MDLM's diffusion transformer (arXiv 2406.07524; `kuleshov-group/mdlm`), the 169M model of the paper by default.
+"""MDLM's diffusion transformer (arXiv 2406.07524; `kuleshov-group/mdlm`).
 
 Embedding, N blocks of bidirectional attention and MLP with adaptive layer norm (adaLN) from the noise level, a final
 adaptive layer norm; the output matrix belongs to the parameters, but is applied by `vocab_head`, chunk by chunk.
@@ -13,7 +13,6 @@ would round away one by one (the reference's autocast keeps it in float32 too), 
 
 Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width.
 """
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,61 +24,28 @@ from jax import Array
 
 from softmask_jax.models.nn import layers
 from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
-from softmask_jax.models.nn.scan import check_remat, remat_attention, scan_layers
+from softmask_jax.models.nn.network_config import NetworkConfig
+from softmask_jax.models.nn.scan import remat_attention, scan_layers
 
-VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
 
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(NetworkConfig):
+    """Shape and execution of a DiT.
 
-@dataclass(frozen=True)
-class DiTConfig:
-    """Shape and execution of a DiT; the defaults are the 169M model. ValueError when the numbers cannot be built.
-
-    compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. attention: "auto", "xla" or "cudnn".
-    dropout: rate on the residual branches, used only where dropout keys are given. unroll: a Python loop over
-    blocks instead of a scan (the same numbers; for tests).
+    mlp_ratio: width of the MLP / hidden_size. dropout: rate on the residual branches, used only where dropout keys are
+    given.
     """
 
-    vocab_size: int
-    hidden_size: int = 768
-    num_blocks: int = 12
-    num_heads: int = 12
-    cond_dim: int = 128
-    mlp_ratio: int = 4
-    dropout: float = 0.1
-    rope_base: float = 1e4
-    compute_dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: bool = False
+    num_blocks: int
+    cond_dim: int
+    mlp_ratio: int
+    dropout: float = 0.0
+    implementations = layers.ATTENTION
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DiTConfig.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be divisible by 2 * num_heads = {2 * self.num_heads}: every head "
-                "needs the same even width, its rotary embedding pairs channels."
-            )
+        super().__post_init__()
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"DiTConfig.dropout must be in [0, 1), got {self.dropout}.")
-        if self.rope_base <= 1.0:
-            raise ValueError(f"DiTConfig.rope_base must be above 1, got {self.rope_base}.")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"Unknown compute_dtype {self.compute_dtype!r}; choose one of float32, bfloat16.")
-        if self.attention not in layers.ATTENTION:
-            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(layers.ATTENTION)}.")
-        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
-            raise ValueError("attention='cudnn' computes in bfloat16 only; set compute_dtype='bfloat16' or 'auto'.")
-        check_remat(self.remat)
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class Block(nnx.Module):
@@ -274,7 +240,7 @@ def trunk(config: DiTConfig,
 
 
 def num_params(config: DiTConfig) -> int:
-    """Number of parameters without the vocabulary's padding: 169,627,218 for the default with V = 50,258."""
+    """Number of parameters without the vocabulary's padding: 169,627,218 for the 169M model of the paper."""
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0, impl="threefry2x32"))
     padding = (config.padded_vocab_size - config.vocab_size) * (2 * config.hidden_size + 1)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding

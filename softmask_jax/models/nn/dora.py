@@ -24,18 +24,18 @@ KINDS = ("dora", "lora")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Which adapter, on which products; the defaults are the paper's for Dream. ValueError for impossible values.
+    """Which adapter, on which products. ValueError for impossible values.
 
     targets: a regular expression, searched in the names of a layer's products. dropout: rate on the input of the
     low-rank branch alone, used only where dropout keys are given (PEFT's DoRA drops the input of W in its correction
     m / ||.|| - 1 too, at the price of a second product with W).
     """
 
-    kind: str = "dora"
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str = r"^(q|k|v|o)$"
+    kind: str
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str
 
     def __post_init__(self):
         if self.kind not in KINDS:

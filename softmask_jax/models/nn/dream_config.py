@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
-from softmask_jax.models.nn.scan import check_remat
+from softmask_jax.models.nn.network_config import DTYPES, NetworkConfig
 from softmask_jax.models.nn.splash import ATTENTION
 
-VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
-DTYPES = ("float32", "bfloat16")
 BASE_DTYPES = ("float", "int8")
 
 # config.json -> DreamConfig
@@ -33,59 +31,33 @@ HARMLESS = ("attention_dropout", "mask_token_id", "max_position_embeddings", "ma
 KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "rope_theta", "head_dim", "layer_types")) | TRANSFORMERS
 
 
-@dataclass(frozen=True)
-class DreamConfig:
-    """Shape and execution; the defaults are Dream-7B's. ValueError when the numbers cannot be built.
+@dataclass(frozen=True, kw_only=True)
+class DreamConfig(NetworkConfig):
+    """Shape and execution of a Dream.
 
-    param_dtype, compute_dtype: "float32" or "bfloat16". base_dtype: "float" (every parameter in param_dtype), or
-    "int8" for the kernels of the layers, which then cannot be trained (`layers.quantised`). remat: a name from `scan.REMAT`. attention: a name from
-    `splash.ATTENTION`. unroll: a Python loop over layers instead of a scan (the same numbers; for tests).
+    param_dtype: "float32" or "bfloat16". base_dtype: "float" (every parameter in param_dtype), or "int8" for the kernels
+    of the layers, which then cannot be trained (`layers.quantised`).
     """
 
-    vocab_size: int
-    hidden_size: int = 3584
-    num_layers: int = 28
-    num_heads: int = 28
-    num_kv_heads: int = 4
-    intermediate_size: int = 18944
-    rope_base: float = 1e6
-    norm_eps: float = 1e-6
-    param_dtype: str = "bfloat16"
-    compute_dtype: str = "bfloat16"
+    num_layers: int
+    num_kv_heads: int
+    intermediate_size: int
+    norm_eps: float
+    param_dtype: str = "float32"
     base_dtype: str = "float"
-    remat: str = "full"
-    attention: str = "auto"
-    unroll: bool = False
+    implementations = ATTENTION
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DreamConfig.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be divisible by 2 * num_heads = {2 * self.num_heads}: every head "
-                "needs the same even width, its rotary embedding pairs channels."
-            )
+        super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}: every key/value "
                 "head serves the same number of query heads."
             )
-        if self.rope_base <= 1.0:
-            raise ValueError(f"DreamConfig.rope_base must be above 1, got {self.rope_base}.")
         if not self.norm_eps > 0.0:
             raise ValueError(f"DreamConfig.norm_eps must be above 0, got {self.norm_eps}.")
-        for name in ("param_dtype", "compute_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(DTYPES)}.")
-        if self.base_dtype not in BASE_DTYPES:
-            raise ValueError(f"Unknown base_dtype {self.base_dtype!r}; choose one of {', '.join(BASE_DTYPES)}.")
-        if self.attention not in ATTENTION:
-            raise ValueError(f"Unknown attention {self.attention!r}; choose one of {', '.join(ATTENTION)}.")
-        if self.attention in ("cudnn", "splash") and self.compute_dtype != "bfloat16":
-            raise ValueError(f"attention={self.attention!r} computes in bfloat16 only; set compute_dtype='bfloat16' or "
-                             "attention='auto'.")
-        check_remat(self.remat)
+        self._check_choice("param_dtype", DTYPES)
+        self._check_choice("base_dtype", BASE_DTYPES)
 
     @classmethod
     def from_hf(cls, config_json: Mapping, **overrides) -> "DreamConfig":
@@ -111,14 +83,6 @@ class DreamConfig:
             raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size "
                              f"/ num_attention_heads = {config.head_width}.")
         return config
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]:

@@ -12,20 +12,19 @@ from softmask_jax.models import dream_denoiser
 from softmask_jax.models.nn import dit, dora, dream
 from softmask_jax.models.nn.cache import Cache, Window, attention_for_slices
 from softmask_jax.models.nn.dit import DiTConfig
-from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream import DreamConfig
+from tests.helpers.dream_model import adapter_config
 
 B, L, D, START, SIZE = 2, 12, 32, 5, 4
 REAL = np.ones((B, L), np.int32)
 REAL[1, :3] = 0
 PADDED = dict(zip(("positions", "segment_ids"), dream.padded_inputs(REAL)))
-DORA = AdapterConfig(rank=4, alpha=4)
+DORA = adapter_config(rank=4, alpha=4)
 
 
 def dream_config(**options) -> DreamConfig:
-    sizes = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 48, "remat": "none"}
-    types = {"param_dtype": "float32", "compute_dtype": "float32"}
-    return DreamConfig(vocab_size=9, hidden_size=D, **{**sizes, **types, **options})
+    sizes = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 48, "rope_base": 1e6, "norm_eps": 1e-6}
+    return DreamConfig(vocab_size=9, hidden_size=D, **sizes | options)
 
 
 @functools.cache
@@ -33,8 +32,8 @@ def network(name: str, depth: int = 2, dtype: str = "float32", **options):
     """(trunk, parameters): dream has two query heads a key head, adapted is the same with a trained DoRA, dit gates."""
     key = jax.random.key(0)
     if name == "dit":
-        config = DiTConfig(vocab_size=9, hidden_size=D, num_blocks=depth, num_heads=2, cond_dim=8, compute_dtype=dtype,
-                           **options)
+        config = DiTConfig(vocab_size=9, hidden_size=D, num_blocks=depth, num_heads=2, cond_dim=8, mlp_ratio=4, rope_base=1e4,
+                           compute_dtype=dtype, **options)
         params = dit.init(config, key)
         filled = jax.random.normal(key, params["blocks"]["adaln"]["bias"].shape)
         params["blocks"]["adaln"]["bias"] = 0.5 * filled  # gates are zero at the start, and nothing would show

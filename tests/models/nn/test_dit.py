@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from softmask_jax.config import Model, SoftMask
+from softmask_jax.models import denoiser
 from softmask_jax.models.nn import dit
 from softmask_jax.models.nn.dit import DiTConfig
 from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load
 from tests.helpers import torch_weights
 
-TINY = DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16, dropout=0.1)
+TINY = DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16, mlp_ratio=4, rope_base=1e4, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def keys_of_rows(rows, seed=0):
 
 
 def test_the_default_model_has_169_627_218_parameters():
-    assert dit.num_params(DiTConfig(vocab_size=50_258)) == 169_627_218
+    assert denoiser.build(Model(), SoftMask(), vocab_size=50_258, mask_token_id=50_257).num_params == 169_627_218
 
 
 def test_logits_from_tokens_match_the_reference(params, recorded):

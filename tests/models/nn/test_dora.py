@@ -12,11 +12,10 @@ from softmask_jax.diffusion.vocab import head
 from softmask_jax.distributed.sharding import RULES
 from softmask_jax.models.denoiser import Denoiser
 from softmask_jax.models.nn import dora, dream
-from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load, meta
 from tests.helpers import dream_model
-from tests.helpers.dream_model import ADAPTER, MASK, VOCAB, logits
+from tests.helpers.dream_model import ADAPTER, MASK, VOCAB, adapter_config, logits
 
 TINY = dream_model.config()
 EVERYWHERE = r"^(q|k|v|o|gate|up|down)$"
@@ -143,7 +142,7 @@ def test_loss_and_gradients_of_one_and_two_passes_match_the_reference(base, adap
 
 @pytest.mark.parametrize("kind", dora.KINDS)
 def test_a_fresh_adapter_changes_nothing(base, recorded, kind):
-    config = AdapterConfig(kind=kind, rank=4, targets=EVERYWHERE)
+    config = adapter_config(kind=kind, rank=4, targets=EVERYWHERE)
     fresh = dora.init(base, config, jax.random.key(0))
     x = dream.embed(base, recorded["input_ids"])
     out = hidden(TINY, config, {**base, "adapter": fresh}, x)
@@ -151,7 +150,7 @@ def test_a_fresh_adapter_changes_nothing(base, recorded, kind):
 
 
 def test_initial_values_are_pefts(base):
-    fresh = dora.init(base, AdapterConfig(rank=32), jax.random.key(0))["layers"]
+    fresh = dora.init(base, adapter_config(rank=32), jax.random.key(0))["layers"]
     assert sorted(fresh) == ["k", "o", "q", "v"]
     for name, low in fresh.items():
         kernel = base["layers"][name]["kernel"]
@@ -165,8 +164,8 @@ def test_initial_values_are_pefts(base):
 
 
 def test_a_products_start_does_not_depend_on_the_other_targets(base):
-    few = dora.init(base, AdapterConfig(targets="^v$"), jax.random.key(0))["layers"]
-    many = dora.init(base, AdapterConfig(targets=EVERYWHERE), jax.random.key(0))["layers"]
+    few = dora.init(base, adapter_config(targets="^v$"), jax.random.key(0))["layers"]
+    many = dora.init(base, adapter_config(targets=EVERYWHERE), jax.random.key(0))["layers"]
     assert list(few) == ["v"]
     jax.tree.map(np.testing.assert_array_equal, few["v"], many["v"])
     assert not np.array_equal(many["v"]["a"], many["k"]["a"])
@@ -174,7 +173,7 @@ def test_a_products_start_does_not_depend_on_the_other_targets(base):
 
 @pytest.mark.parametrize("kind", dora.KINDS)
 def test_every_axis_of_every_array_has_a_name_with_a_rule(base, kind):
-    config = AdapterConfig(kind=kind, targets=EVERYWHERE)
+    config = adapter_config(kind=kind, targets=EVERYWHERE)
     axes = dora.logical_axes(dream.logical_axes(TINY), config)
     for path, leaf in jax.tree_util.tree_leaves_with_path(dora.init(base, config, jax.random.key(0))):
         names = axes
@@ -188,7 +187,7 @@ def test_every_axis_of_every_array_has_a_name_with_a_rule(base, kind):
 
 
 def test_lora_adds_the_scaled_product_of_two_matrices(base):
-    config = AdapterConfig(kind="lora", rank=4, alpha=8, targets="^q$")
+    config = adapter_config(kind="lora", rank=4, alpha=8, targets="^q$")
     low = {name: leaf[0] for name, leaf in some_adapter(base, config)["layers"]["q"].items()}
     kernel, bias = base["layers"]["q"]["kernel"][0], base["layers"]["q"]["bias"][0]
     x = jax.random.normal(jax.random.key(0), (2, 5, 64))
@@ -214,14 +213,14 @@ def test_no_gradient_flows_through_the_norm():
 
 def test_a_zero_column_gives_no_nan():
     low = {"a": jnp.zeros((8, 2)), "b": jnp.zeros((2, 4)), "magnitude": jnp.zeros(4)}
-    out = dora.apply(jnp.zeros((8, 4)), None, low, jnp.ones((1, 3, 8)), AdapterConfig(rank=2))
+    out = dora.apply(jnp.zeros((8, 4)), None, low, jnp.ones((1, 3, 8)), adapter_config(rank=2))
     np.testing.assert_array_equal(out, 0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", dora.KINDS)
 def test_merged_is_adapted_on_every_product(base, recorded, kind):
-    config = AdapterConfig(kind=kind, rank=4, alpha=6, targets=EVERYWHERE)
+    config = adapter_config(kind=kind, rank=4, alpha=6, targets=EVERYWHERE)
     adapter, x = some_adapter(base, config), dream.embed(base, recorded["input_ids"])
     merged = dora.merge(base, adapter, config)
     adapted = hidden(TINY, config, {**base, "adapter": adapter}, x)
@@ -243,7 +242,7 @@ def test_a_magnitude_below_bfloat16s_resolution_still_counts():
     kernel = jnp.full((64, 2), 0.125, jnp.bfloat16)
     low = {"a": jnp.zeros((64, 2)), "b": jnp.zeros((2, 2)), "magnitude": jnp.array([1.0, 1.001])}
     x = jax.random.normal(jax.random.key(0), (1, 4096, 64)).astype(jnp.bfloat16)
-    out = np.asarray(dora.apply(kernel, None, low, x, AdapterConfig(rank=2)), np.float64)
+    out = np.asarray(dora.apply(kernel, None, low, x, adapter_config(rank=2)), np.float64)
     assert abs(np.abs(out[..., 1]).mean() / np.abs(out[..., 0]).mean() - 1.001) < 5e-4
 
 
@@ -274,7 +273,7 @@ def test_rematerialisation_and_unrolling_change_no_gradient(base, adapter, recor
 
 def test_dropout_acts_on_the_low_rank_branch_alone():
     low = {"a": jnp.ones((64, 1)) / 64, "b": jnp.ones((1, 2)), "magnitude": jnp.ones(2)}
-    config = AdapterConfig(kind="lora", rank=1, alpha=1, dropout=0.5)
+    config = adapter_config(kind="lora", rank=1, alpha=1, dropout=0.5)
     kernel, x = jnp.ones((64, 2)), jnp.ones((2, 512, 64))
     keys = jax.random.split(jax.random.key(0), 2)
     out = dora.apply(kernel, None, low, x, config, keys) - 64
@@ -310,12 +309,12 @@ def test_products_drop_differently_and_only_with_keys_and_a_rate(base, adapter, 
 )
 def test_a_config_that_cannot_be_built_is_an_error(change, message):
     with pytest.raises(ValueError, match=message):
-        AdapterConfig(**change)
+        adapter_config(**change)
 
 
 def test_targets_that_match_nothing_are_an_error_that_names_the_choices(base):
     with pytest.raises(ValueError, match="'q_proj' matches none of down, gate, k, o, q, up, v"):
-        dora.init(base, AdapterConfig(targets="q_proj"), jax.random.key(0))
+        dora.init(base, adapter_config(targets="q_proj"), jax.random.key(0))
 
 
 def test_an_adapter_of_another_config_is_an_error(base, adapter):

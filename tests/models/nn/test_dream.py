@@ -144,8 +144,9 @@ def test_a_bfloat16_model_is_as_close_to_float32_as_the_references(recorded):
 # Shapes and the start
 
 
-def test_the_default_model_has_7_615_616_512_parameters():
-    assert dream.num_params(DreamConfig(vocab_size=152_064)) == 7_615_616_512
+def test_the_7b_model_has_7_615_616_512_parameters():
+    sizes = {"hidden_size": 3584, "num_layers": 28, "num_heads": 28, "num_kv_heads": 4, "intermediate_size": 18_944}
+    assert dream.num_params(DreamConfig(vocab_size=152_064, **sizes, rope_base=1e6, norm_eps=1e-6)) == 7_615_616_512
 
 
 def test_sizes_are_read_from_hugging_faces_config():

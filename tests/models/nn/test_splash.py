@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from softmask_jax.distributed import sharding
 from softmask_jax.models.nn import dora, dream, layers, splash
-from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream import DreamConfig
 from softmask_jax.models.nn.splash import Layout
+from tests.helpers.dream_model import adapter_config
 
 BF16 = jnp.dtype("bfloat16")
 
@@ -97,9 +97,10 @@ def test_an_adapters_gradient_compiles_for_tpu_without_the_attention_weights(fsd
     length, heads, width, depth = 768, 8, 1024, 4
     mesh = sharding.make_mesh(1, fsdp, tensor, devices=devices())
     config = DreamConfig(vocab_size=256, hidden_size=width, num_layers=depth, num_heads=heads, num_kv_heads=2,
-                         intermediate_size=2048)
-    adapter_config, layout = AdapterConfig(), Layout(mesh, sharding.BATCH_AXES, "tensor")
-    trunk = dream.trunk(config, sharding.rows_over(mesh), adapter_config, layout)
+                         intermediate_size=2048, rope_base=1e6, norm_eps=1e-6, param_dtype="bfloat16",
+                         compute_dtype="bfloat16", remat="full")
+    adapted, layout = adapter_config(), Layout(mesh, sharding.BATCH_AXES, "tensor")
+    trunk = dream.trunk(config, sharding.rows_over(mesh), adapted, layout)
 
     def loss(adapter, base, x, segment_ids):
         hidden, _ = trunk({**base, "adapter": adapter}, x, segment_ids=segment_ids)
@@ -110,10 +111,10 @@ def test_an_adapters_gradient_compiles_for_tpu_without_the_attention_weights(fsd
                             sharding.param_shardings(mesh, axes, shapes))
 
     base = jax.eval_shape(functools.partial(dream.init, config), jax.random.key(0))
-    adapter = jax.eval_shape(lambda base: dora.init(base, adapter_config, jax.random.key(0)), base)
+    adapter = jax.eval_shape(lambda base: dora.init(base, adapted, jax.random.key(0)), base)
     axes, rows = dream.logical_axes(config), jax.sharding.NamedSharding(mesh, P(sharding.BATCH_AXES))
     program = jax.jit(jax.grad(loss)).lower(
-        placed(adapter, dora.logical_axes(axes, adapter_config)), placed(base, axes),
+        placed(adapter, dora.logical_axes(axes, adapted)), placed(base, axes),
         jax.ShapeDtypeStruct((4, length, width), BF16, sharding=rows),
         jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows),
     ).compile()  # fmt: skip
