@@ -5,6 +5,7 @@ Everything above `models/` and below `train.py` sees a network only through `Den
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -14,6 +15,7 @@ from softmask_jax.diffusion import soft_masking
 from softmask_jax.diffusion.vocab.head import Head, VocabSharding
 from softmask_jax.distributed import sharding
 from softmask_jax.models.nn import dit
+from softmask_jax.models.nn.network_config import NetworkConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,34 +63,43 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
     fields = {f.name for f in dataclasses.fields(Model)} & {f.name for f in dataclasses.fields(dit.DiTConfig)}
     spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
-    scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)
+    scalars, layout = initial_scalars(soft_mask), layouts(mesh)
 
     def init(key: jax.Array, base: None = None) -> dict:
         return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
 
-    def head(backbone: dict) -> Head:
-        weights = backbone["head"]
-        return Head(whole_rows(weights["weight"]), weights["bias"], vocab_size, mask_token_id, True, over_devices)
+    return assemble(
+        dit, spec, layout, trunk=dit.trunk(spec, layout.rows_over), init=init, axes=dit.logical_axes(spec),
+        mask_token_id=mask_token_id, suppress_mask=True, num_params=dit.num_params(spec), dropout=spec.dropout > 0,
+    )  # fmt: skip
+
+
+def assemble(
+    network, spec: NetworkConfig, layout: "Layouts", *, axes: dict, mask_token_id: int, suppress_mask: bool, **fields
+) -> Denoiser:
+    """A network module's functions, with its tables laid out on a mesh.
+
+    Args:
+      network: such as `nn.dit`, with `embed`, `embedding` and `flops_per_token`.
+      axes: logical axes of the backbone. suppress_mask: whether the mask is never predicted.
+      fields: `init`, `trunk`, `num_params` and others of `Denoiser`.
+    """
 
     def embedding(backbone: dict) -> jax.Array:
-        return whole_rows(dit.embedding(backbone))
+        return layout.whole_rows(network.embedding(backbone))
 
     def embed(backbone: dict, tokens: jax.Array) -> jax.Array:
-        return rows_over(dit.embed({"embed": {"table": embedding(backbone)}}, tokens))
+        return layout.rows_over(network.embed({"embed": {"table": embedding(backbone)}}, tokens))
+
+    def head(backbone: dict) -> Head:
+        weight, bias = layout.whole_rows(backbone["head"]["weight"]), backbone["head"].get("bias")
+        return Head(weight, bias, spec.vocab_size, mask_token_id, suppress_mask, layout.vocabulary)
 
     return Denoiser(
-        embedding=embedding,
-        embed=embed,
-        trunk=dit.trunk(spec, rows_over),
-        head=head,
-        init=init,
-        axes={"backbone": dit.logical_axes(spec), "soft_mask": jax.tree.map(lambda _: (), scalars())},
-        vocab_size=vocab_size,
-        mask_token_id=mask_token_id,
-        num_params=dit.num_params(spec),
-        flops_per_token=functools.partial(dit.flops_per_token, spec),
-        dropout=spec.dropout > 0,
-    )
+        embedding=embedding, embed=embed, head=head, vocab_size=spec.vocab_size, mask_token_id=mask_token_id,
+        axes={"backbone": axes, "soft_mask": jax.tree.map(lambda _: (), soft_masking.init_scalars())},
+        flops_per_token=functools.partial(network.flops_per_token, spec), **fields,
+    )  # fmt: skip
 
 
 def abstract(denoiser: Denoiser, mesh=None) -> dict:
@@ -111,14 +122,22 @@ def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
     )
 
 
-def layouts(mesh) -> tuple[VocabSharding | None, Callable, Callable]:
-    """Of a mesh, or None for a single device: where the vocabulary lies; how activations [B L D] and tables [Vpad D]
-    are laid out."""
+class Layouts(NamedTuple):
+    """Layouts on a mesh. vocabulary: where its rows lie, None on one device; rows_over, whole_rows: constraints of
+    activations [B L D] and of tables [Vpad D]."""
+
+    vocabulary: VocabSharding | None
+    rows_over: Callable
+    whole_rows: Callable
+
+
+def layouts(mesh) -> Layouts:
+    """Of a mesh, or None for a single device."""
     if mesh is None:
-        return None, _same, _same
+        return Layouts(None, _same, _same)
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
-    over_devices = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
-    return over_devices, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh)
+    vocabulary = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
+    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh))
 
 
 def _same(x):

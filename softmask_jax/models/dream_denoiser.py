@@ -1,14 +1,13 @@
 """Dream as objectives and samplers see it: shifted hidden states, a mask that may be predicted, perhaps a frozen base."""
-import functools
 from collections.abc import Mapping
 
 import jax
 
 from softmask_jax.config.jax_settings import root_key
 from softmask_jax.config.sections import Model, SoftMask
-from softmask_jax.diffusion.vocab.head import Head, VocabSharding
+from softmask_jax.diffusion.vocab.head import VocabSharding
 from softmask_jax.distributed import sharding
-from softmask_jax.models.denoiser import Denoiser, initial_scalars, layouts
+from softmask_jax.models.denoiser import Denoiser, Layouts, assemble, initial_scalars, layouts
 from softmask_jax.models.nn import dora, dream
 from softmask_jax.models.nn.cache import window_of
 from softmask_jax.models.nn.dora import AdapterConfig
@@ -49,17 +48,16 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     mask, _, _ = special_ids(hf_config)
     if soft_mask.k > spec.vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
-    scalars, (over_devices, rows_over, whole_rows) = initial_scalars(soft_mask), layouts(mesh)
-    axes = dream.logical_axes(spec)
+    scalars, layout, axes = initial_scalars(soft_mask), layouts(mesh), dream.logical_axes(spec)
     if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         # Gathered whole a table takes 1 GiB of every chip, and there would be four of them: each chip keeps its rows of
         # the vocabulary instead, and sees the hidden states of all rows of the batch.
-        over_devices = VocabSharding(mesh, ("data",), "fsdp", "sequence")
-        whole_rows = sharding.vocab_over_fsdp(mesh)
+        vocabulary = VocabSharding(mesh, ("data",), "fsdp", "sequence")
+        layout = Layouts(vocabulary, layout.rows_over, sharding.vocab_over_fsdp(mesh))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
-    layout = {} if mesh is None else {"constrain": rows_over, "layout": Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")}
-    run = dream.trunk(spec, adapter=adapter, **layout)
+    kernels = None if mesh is None else Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")
+    run = dream.trunk(spec, layout.rows_over, adapter, kernels)
 
     def init(key: jax.Array, base: dict | None = None) -> dict:
         base_key, adapter_key = jax.random.split(key)
@@ -72,31 +70,10 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         hidden, cache = run(backbone, x, **options)
         return dream.shift(hidden, window_of(options.get("cache")), options.get("segment_ids")), cache
 
-    def embedding(backbone: dict) -> jax.Array:
-        return whole_rows(dream.embedding(backbone))
-
-    def embed(backbone: dict, tokens: jax.Array) -> jax.Array:
-        return rows_over(dream.embed({"embed": {"table": embedding(backbone)}}, tokens))
-
-    def head(backbone: dict) -> Head:
-        return Head(whole_rows(backbone["head"]["weight"]), None, spec.vocab_size, mask, False, over_devices)
-
-    shapes = jax.eval_shape(init, root_key(0))["backbone"].get("adapter", {})
-    trained = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    return Denoiser(
-        embedding=embedding,
-        embed=embed,
-        trunk=trunk,
-        head=head,
-        init=init,
-        axes={
-            "backbone": axes if adapter is None else {**axes, "adapter": dora.logical_axes(axes, adapter)},
-            "soft_mask": jax.tree.map(lambda _: (), scalars()),
-        },
-        vocab_size=spec.vocab_size,
-        mask_token_id=mask,
-        num_params=dream.num_params(spec) + trained,
-        flops_per_token=functools.partial(dream.flops_per_token, spec),
-        frozen=() if adapter is None else BASE,
-        dropout=adapter is not None and adapter.dropout > 0,
-    )
+    trained = jax.eval_shape(init, root_key(0))["backbone"].get("adapter", {})
+    return assemble(
+        dream, spec, layout, trunk=trunk, init=init, mask_token_id=mask, suppress_mask=False,
+        axes=axes if adapter is None else {**axes, "adapter": dora.logical_axes(axes, adapter)},
+        num_params=dream.num_params(spec) + sum(leaf.size for leaf in jax.tree.leaves(trained)),
+        frozen=() if adapter is None else BASE, dropout=adapter is not None and adapter.dropout > 0,
+    )  # fmt: skip

@@ -28,7 +28,7 @@ KEYS = (
 def build(model, soft_mask, about, *, mesh=None):
     """A network of one layer in which every position sees itself and the mean of all."""
     vocab_size, width, rows = about["vocab_size"], model.hidden_size, -(-about["vocab_size"] // 128) * 128
-    _, rows_over, _ = denoiser.layouts(mesh)
+    rows_over = denoiser.layouts(mesh).rows_over
     real = (jnp.arange(rows) < vocab_size)[:, None]
     scalars = denoiser.initial_scalars(soft_mask)
 

@@ -1,15 +1,11 @@
 """MDLM's diffusion transformer (arXiv 2406.07524; `kuleshov-group/mdlm`).
 
 Embedding, N blocks of bidirectional attention and MLP with adaptive layer norm (adaLN) from the noise level, a final
-adaptive layer norm; the output matrix belongs to the parameters, but is applied by `vocab_head`, chunk by chunk.
-Time conditioning is off when sigma is None: the network then runs as at sigma = 0, which the weights expect.
+adaptive layer norm; `vocab_head` applies the output matrix. Without time conditioning (sigma None) the network runs as
+at sigma = 0, which the weights expect. The vocabulary axis is padded with zeros to a multiple of 128.
 
-Outside this module a model is a nested dict of float32 arrays (blocks stacked on axis 0) and these pure functions.
-The vocabulary axis is padded to a multiple of 128; pad rows are zero and not counted as parameters.
-
-Precision: `compute_dtype` is the type of the matrix products and of what flows between them. The residual stream,
-norms, modulation, rotary angles and softmax are float32: the residual is a sum of 2N small updates, which bfloat16
-would round away one by one (the reference's autocast keeps it in float32 too), and it costs one array [B L D] a layer.
+Precision: matrix products in `compute_dtype`; residual stream, norms, modulation, rotary angles and softmax in float32:
+the residual is a sum of 2N small updates, which bfloat16 would round away one by one (the reference keeps it in float32).
 
 Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width.
 """
@@ -22,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from softmask_jax.models.nn import layers
+from softmask_jax.models.nn import layers, stack
 from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
 from softmask_jax.models.nn.network_config import NetworkConfig
 from softmask_jax.models.nn.scan import remat_attention, scan_layers
@@ -41,6 +37,10 @@ class DiTConfig(NetworkConfig):
     mlp_ratio: int
     dropout: float = 0.0
     implementations = layers.ATTENTION
+
+    @property
+    def depth(self) -> int:
+        return self.num_blocks
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,8 +66,8 @@ class Block(nnx.Module):
                  constrain: Callable[[Array], Array], slot: Slot | None = None) -> Array:
         """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] and cache of this layer.
 
-        `constrain` pins the layout of what joins the residual stream on a mesh: left to itself the partitioner of
-        jax 0.10 has given wrong sums where a product over `heads` meets a gate (a 2 x 2 x 2 mesh shows it).
+        `constrain` fixes the layout of what joins the residual stream: without it the partitioner of jax 0.10 gave wrong
+        sums where a product over `heads` meets a gate (on a 2 x 2 x 2 mesh).
         """
         rate, dtype = self.config.dropout, jnp.dtype(self.config.compute_dtype)
         # Float32: one row per sequence, so it is free, and the gates scale every update of the residual.
@@ -136,47 +136,9 @@ class Shell(nnx.Module):
         self.head = Head(config)
 
 
-@lru_cache
-def _split(module: type[nnx.Module], config: DiTConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure of a module and its parameters as shapes; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
-
-
-def init(config: DiTConfig, key: Array) -> dict:
-    """Fresh parameters: a nested dict of float32 arrays, blocks stacked on axis 0, initialised as the reference's."""
-
-    def make(module: type[nnx.Module], key: Array) -> dict:
-        return nnx.to_pure_dict(nnx.state(module(config, nnx.Rngs(params=key)), nnx.Param))
-
-    shell_key, blocks_key = jax.random.split(key)
-    blocks = jax.vmap(partial(make, Block))(jax.random.split(blocks_key, config.num_blocks))
-    return {**make(Shell, shell_key), "blocks": blocks}
-
-
-def logical_axes(config: DiTConfig) -> dict:
-    """The tree of `init` with a tuple of logical axis names, one per axis, in place of every array."""
-
-    def axes(module: type[nnx.Module], *front: str) -> dict:
-        state = _split(module, config)[1]
-        flat = {path: (*front, *leaf.get_metadata("axes")) for path, leaf in nnx.to_flat_state(state)}
-        return nnx.traversals.unflatten_mapping(flat)
-
-    return {**axes(Shell), "blocks": axes(Block, "layers")}
-
-
-def embedding(params: dict) -> Array:
-    """The embedding table [Vpad D]."""
-    return params["embed"]["table"]
-
-
-def embed(params: dict, tokens: Array) -> Array:
-    """Token ids [B L] -> embeddings [B L D] float32; an id beyond the table gives NaN, never another token's row."""
-    return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
-
-
-def shell(config: DiTConfig, params: dict) -> Shell:
-    """The module of everything but the blocks, holding these parameters."""
-    return nnx.merge(_split(Shell, config)[0], {name: tree for name, tree in params.items() if name != "blocks"})
+STACK = stack.Stack(Shell, Block, "blocks")
+init, logical_axes, num_params, shell = STACK.init, STACK.logical_axes, STACK.num_params, STACK.merged_shell
+embed, embedding = stack.embed, stack.embedding
 
 
 def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
@@ -189,7 +151,7 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
                segment_ids: Array | None = None, dropout_keys: Array | None = None,
                constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
     """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache (x, cache)."""
-    graph, window = _split(Block, config)[0], window_of(cache)
+    window = window_of(cache)
     positions = positions_of(x, window) if positions is None else positions
     angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
     keys = dropout_keys if config.dropout > 0 else None
@@ -197,7 +159,7 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
     def layer(parameters: tuple[dict, Cache | None], index: Array, x: Array):
         layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         slot = None if cache is None else Slot(parameters[1], window)
-        x = nnx.merge(graph, parameters[0])(x, condition, angles, segment_ids, layer_keys, constrain, slot)
+        x = STACK.merged_layer(config, parameters[0])(x, condition, angles, segment_ids, layer_keys, constrain, slot)
         return x if slot is None else (x, slot.kept)
 
     stacked = params["blocks"], window and window.kept
@@ -211,11 +173,9 @@ def trunk(config: DiTConfig,
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache). A position attends to all
-    positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes back.
-    Without dropout_keys there is no dropout. `constrain` lays out [B L D] activations on a mesh (batch rows over
-    devices, D whole). ValueError for wrong shapes, untyped keys, and for a cache together with a noise level, whose
-    keys and values would be another level's in the next call.
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None). A position attends to all
+    positions of its segment. `cache`: see `nn.cache`. `constrain` lays out [B L D] activations on a mesh. ValueError for
+    wrong shapes, untyped keys, and a cache together with a noise level.
     """
 
     def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
@@ -237,13 +197,6 @@ def trunk(config: DiTConfig,
         return hidden.astype(config.compute_dtype), kept
 
     return run
-
-
-def num_params(config: DiTConfig) -> int:
-    """Number of parameters without the vocabulary's padding: 169,627,218 for the 169M model of the paper."""
-    shapes = jax.eval_shape(partial(init, config), jax.random.key(0, impl="threefry2x32"))
-    padding = (config.padded_vocab_size - config.vocab_size) * (2 * config.hidden_size + 1)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
 
 
 def flops_per_token(config: DiTConfig, seq_len: int) -> int:

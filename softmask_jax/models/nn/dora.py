@@ -3,8 +3,8 @@
     LoRA   y = x W + s (x a) b + bias
     DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, the norm of every output's weights
 
-The norm is a constant to the gradient. W may be int8 with a scale of every output (`layers.quantised`). An adapter is a float32 tree beside the base's, layers stacked on axis 0:
-{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}.
+The norm is a constant to the gradient. W may be int8 with a scale of every output (`layers.quantised`). An adapter is
+a float32 tree: {"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}.
 
 Letters: B batch, L length, N layers, r rank.
 """
@@ -59,10 +59,10 @@ class AdapterConfig:
 def targets(config: AdapterConfig, names: Iterable[str]) -> list[str]:
     """The products that get an adapter, sorted; ValueError if there are none."""
     names = sorted(names)
-    found = [name for name in names if re.search(config.targets, name)]
-    if not found:
+    matches = [name for name in names if re.search(config.targets, name)]
+    if not matches:
         raise ValueError(f"AdapterConfig.targets {config.targets!r} matches none of {', '.join(names)}.")
-    return found
+    return matches
 
 
 def fold_name(key: Array, name: str) -> Array:
@@ -167,5 +167,5 @@ def check(adapter: dict, config: AdapterConfig, names: Iterable[str]) -> None:
     wanted = targets(config, names)
     arrays = {"a", "b"} | ({"magnitude"} if config.kind == "dora" else set())
     if sorted(adapter["layers"]) != wanted or any(set(low) != arrays for low in adapter["layers"].values()):
-        found = {name: sorted(low) for name, low in adapter["layers"].items()}
-        raise ValueError(f"A {config.kind} adapter on {', '.join(wanted)} has {sorted(arrays)} each, got {found}.")
+        actual = {name: sorted(low) for name, low in adapter["layers"].items()}
+        raise ValueError(f"A {config.kind} adapter on {', '.join(wanted)} has {sorted(arrays)} each, got {actual}.")

@@ -1,16 +1,12 @@
 """Dream (`DreamLM/Dream`): the Qwen2.5 architecture (arXiv 2412.15115) with bidirectional attention.
 
-Embedding, N layers of grouped-query attention and gated MLP, each behind an RMSNorm, and a final RMSNorm; the output
-matrix belongs to the parameters, but is applied by `vocab_head`. There is no time conditioning. The logits of position
-i stand at position i - 1: `shift` moves the hidden states. With an `AdapterConfig` the trunk expects an adapter
-(`dora`) in its parameters under "adapter", so that a loss can be taken for it alone: {**base, "adapter": adapter}.
+Embedding, N layers of grouped-query attention and gated MLP, each behind an RMSNorm, and a final RMSNorm; `vocab_head`
+applies the output matrix. The logits of position i stand at position i - 1: `shift` moves the hidden states. With an
+`AdapterConfig` the trunk expects an adapter (`dora`) in its parameters: {**base, "adapter": adapter}. The vocabulary
+axis is padded with zeros to a multiple of 128.
 
-Outside this module a model is a nested dict of arrays in `param_dtype` (layers stacked on axis 0) and these pure
-functions. The vocabulary axis is padded to a multiple of 128; pad rows are zero and not counted as parameters.
-
-Precision: `compute_dtype` is the type of the matrix products, of what flows between them and of the residual stream:
-PyTorch's bfloat16 model, as it was trained, keeps it in bfloat16 too, and it is the one array that full
-rematerialisation keeps for every layer. Norms, rotary angles, softmax and DoRA's scale are float32.
+Precision: matrix products and the residual stream in `compute_dtype` (as PyTorch's bfloat16 model was trained, and it is
+what full rematerialisation keeps of every layer); norms, rotary angles, softmax and DoRA's scale in float32.
 
 Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers.
 """
@@ -23,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from softmask_jax.models.nn import dora, layers, splash
+from softmask_jax.models.nn import dora, layers, splash, stack
 from softmask_jax.models.nn.cache import (
     Cache, Slot, Window, attention_for_slices, check_window, positions_of, window_of,
 )
@@ -112,42 +108,9 @@ class Shell(nnx.Module):
         self.head = Table("weight", config, rngs)
 
 
-@lru_cache
-def _split(module: type[nnx.Module], config: DreamConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure of a module and its parameters as shapes; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
-
-
-def init(config: DreamConfig, key: Array) -> dict:
-    """Fresh parameters: a nested dict in `param_dtype`, layers stacked on axis 0; N(0, 0.02^2), biases 0, norms 1."""
-
-    def make(module: type[nnx.Module], key: Array) -> dict:
-        return nnx.to_pure_dict(nnx.state(module(config, nnx.Rngs(params=key)), nnx.Param))
-
-    shell_key, layers_key = jax.random.split(key)
-    stacked = jax.vmap(partial(make, Layer))(jax.random.split(layers_key, config.num_layers))
-    return {**make(Shell, shell_key), "layers": stacked}
-
-
-def logical_axes(config: DreamConfig) -> dict:
-    """The tree of `init` with a tuple of logical axis names, one per axis, in place of every array."""
-
-    def axes(module: type[nnx.Module], *front: str) -> dict:
-        state = _split(module, config)[1]
-        flat = {path: (*front, *leaf.get_metadata("axes")) for path, leaf in nnx.to_flat_state(state)}
-        return nnx.traversals.unflatten_mapping(flat)
-
-    return {**axes(Shell), "layers": axes(Layer, "layers")}
-
-
-def embedding(params: dict) -> Array:
-    """The embedding table [Vpad D]."""
-    return params["embed"]["table"]
-
-
-def embed(params: dict, tokens: Array) -> Array:
-    """Token ids [B L] -> their rows [B L D]; an id beyond the table gives NaN, never another token's row."""
-    return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
+STACK = stack.Stack(Shell, Layer, "layers")
+init, logical_axes, layer = STACK.init, STACK.logical_axes, STACK.merged_layer
+embed, embedding = stack.embed, stack.embedding
 
 
 def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None = None) -> Array:
@@ -168,11 +131,6 @@ def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None
     return jax.lax.dynamic_update_slice_in_dim(moved, first, window.first, 1)
 
 
-def layer(config: DreamConfig, parameters: dict) -> Layer:
-    """The module of one layer, holding these parameters (a slice of params["layers"])."""
-    return nnx.merge(_split(Layer, config)[0], parameters)
-
-
 def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
     """(positions, segment_ids), both [B L], of rows whose pads are 0 in attention_mask [B L] and tokens 1.
 
@@ -190,12 +148,10 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
     """The network between embedding and output matrix, as a function of its parameters; the same object per config.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache), not shifted. A position attends
-    to all positions of its own segment. `cache` is None, True or a `Window`, see `models.cache`; without one None comes
-    back. dropout_keys act on an adapter with dropout alone. `constrain` lays out [B L D] activations on a mesh (batch
-    rows over devices, D whole), and `layout` says the same to attention kernels. With `adapter`, params["adapter"] is
-    applied.
-    ValueError for wrong shapes, untyped keys, noise levels, and for an adapter or a cache that is not the config's.
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None), not shifted. A position
+    attends to all positions of its segment. `cache`: see `nn.cache`. dropout_keys: for an adapter with dropout.
+    `constrain` lays out [B L D] activations on a mesh, `layout` those of attention kernels. ValueError for wrong shapes,
+    untyped keys, noise levels, and for an adapter or a cache that is not the config's.
     """
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
@@ -251,9 +207,7 @@ def _check_adapter(params: dict, adapter: AdapterConfig | None) -> None:
 def num_params(config: DreamConfig) -> int:
     """Number of parameters without the vocabulary's padding and any adapter: 7,615,616,512 for V = 152,064."""
     # The scales of an int8 kernel stand for no parameters of their own.
-    shapes = jax.eval_shape(partial(init, replace(config, base_dtype="float")), jax.random.key(0, impl="threefry2x32"))
-    padding = (config.padded_vocab_size - config.vocab_size) * 2 * config.hidden_size
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) - padding
+    return STACK.num_params(replace(config, base_dtype="float"))
 
 
 def flops_per_token(config: DreamConfig, seq_len: int) -> int:

@@ -18,6 +18,7 @@ HUGGING_FACE = {
     "num_key_value_heads": "num_kv_heads",
     "intermediate_size": "intermediate_size",
     "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
 }
 BUILT = {
     "tie_word_embeddings": (False,), "hidden_act": ("silu", "swish"), "use_sliding_window": (False,),
@@ -28,7 +29,7 @@ ROPE = ("rope_parameters", "rope_scaling")
 ROPE_BUILT = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1.0,)}
 # Of training and sampling, or without effect while use_sliding_window is false.
 HARMLESS = ("attention_dropout", "mask_token_id", "max_position_embeddings", "max_window_layers", "sliding_window")
-KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "rope_theta", "head_dim", "layer_types")) | TRANSFORMERS
+KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "head_dim", "layer_types")) | TRANSFORMERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class DreamConfig(NetworkConfig):
     param_dtype: str = "float32"
     base_dtype: str = "float"
     implementations = ATTENTION
+
+    @property
+    def depth(self) -> int:
+        return self.num_layers
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,10 +70,10 @@ class DreamConfig(NetworkConfig):
 
         ValueError naming every missing key, and for a network that is not this one (tied head, scaled rotary angles).
         """
-        found = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
-        if missing := [theirs for theirs, value in found.items() if value is None]:
+        sizes = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
+        if missing := [theirs for theirs, value in sizes.items() if value is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a Dream model?")
-        for theirs, value in found.items():
+        for theirs, value in sizes.items():
             real = theirs in ("rms_norm_eps", "rope_theta")
             number = type(value) is int or (real and type(value) is float)
             if not number or not 0 < value < (math.inf if real else 10**7):
@@ -77,8 +82,7 @@ class DreamConfig(NetworkConfig):
         kinds = config_json.get("layer_types")
         if not is_off(kinds) and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
             raise ValueError(f"config.json has layer_types = {kinds!r:.60}; every layer here is full_attention.")
-        sizes = {ours: found[theirs] for theirs, ours in HUGGING_FACE.items()}
-        config = cls(**{**sizes, "rope_base": found["rope_theta"], **overrides})
+        config = cls(**{ours: sizes[theirs] for theirs, ours in HUGGING_FACE.items()} | overrides)
         if config_json.get("head_dim") not in (None, config.head_width):
             raise ValueError(f"config.json has head_dim = {config_json['head_dim']!r:.60}; this network has hidden_size "
                              f"/ num_attention_heads = {config.head_width}.")
@@ -90,14 +94,14 @@ def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]
 
     ValueError for what is no token of the vocabulary, or without a mask.
     """
-    found, vocab_size = {}, config_json["vocab_size"]
+    ids, vocab_size = {}, config_json["vocab_size"]
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
         value = config_json.get(name)
-        found[name] = value if isinstance(value, list) else [] if value is None else [value]
-        valid = all(type(id_) is int and 0 <= id_ < vocab_size for id_ in found[name])
-        if not valid or (name == "mask_token_id" and len(found[name]) != 1):
+        ids[name] = value if isinstance(value, list) else [] if value is None else [value]
+        valid = all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids[name])
+        if not valid or (name == "mask_token_id" and len(ids[name]) != 1):
             raise ValueError(f"config.json has {name} = {value!r:.60}; it must be one of the {vocab_size} tokens.")
-    mask, ends, pads = found.values()
+    mask, ends, pads = ids.values()
     return mask[0], tuple(ends), next(iter(pads + ends), None)
 
 

@@ -23,10 +23,9 @@ from jax import Array
 
 from softmask_jax.models.nn import layers
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values
+from softmask_jax.models.nn.network_config import DTYPES, VOCABULARY_MULTIPLE
 from softmask_jax.models.nn.scan import scan_layers
 
-VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
-DTYPES = ("float32", "bfloat16")
 _TANH, _ERF = partial(jax.nn.gelu, approximate=True), partial(jax.nn.gelu, approximate=False)
 ACTIVATIONS = {"gelu_new": _TANH, "gelu_pytorch_tanh": _TANH, "gelu_fast": _TANH, "gelu": _ERF, "relu": jax.nn.relu}
 
@@ -98,12 +97,12 @@ class GPT2Config:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a GPT-2?")
         check_values(config_json, "config.json", BUILT)
         check_unknown(config_json, "config.json", KNOWN)
-        found = {ours: config_json[theirs] for theirs, ours in HUGGING_FACE.items()}
+        sizes = {ours: config_json[theirs] for theirs, ours in HUGGING_FACE.items()}
         for theirs, (ours, default) in OPTIONAL.items():
-            found[ours] = default if config_json.get(theirs) is None else config_json[theirs]
+            sizes[ours] = default if config_json.get(theirs) is None else config_json[theirs]
         width = config_json.get("n_inner")
-        found["mlp_width"] = 4 * found["hidden_size"] if width is None else width
-        return cls(**found | overrides)
+        sizes["mlp_width"] = 4 * sizes["hidden_size"] if width is None else width
+        return cls(**sizes | overrides)
 
     @property
     def head_width(self) -> int:

@@ -1,9 +1,7 @@
 """Layers shared by the network bodies: MDLM's DiT (arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748), Dream.
 
-Parameters are float32 masters, or a frozen model's bfloat16. A layer computes in the dtype of its input, so the caller
-chooses the precision of the matrix products by casting activations; normalisation, softmax and rotary angles are
-float32 whatever comes in.
-Every `nnx.Param` carries its logical axis names as plain metadata (`axes`).
+A layer computes in the dtype of its input; normalisation, softmax and rotary angles in float32. Every `nnx.Param` carries
+its logical axis names as plain metadata (`axes`).
 
 Letters: B batch, L length, S queries, D width, K heads, G key/value heads, d head width.
 """

@@ -14,6 +14,8 @@ FLASH = ("cudnn", "splash")
 class NetworkConfig:
     """Sizes, without defaults, and execution, by default plain float32. ValueError for what cannot be built.
 
+    A subclass has `depth`, its number of layers.
+
     compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. unroll: a Python loop over the layers
     instead of a scan (the same numbers; for tests).
     """
