@@ -3,7 +3,6 @@
 JAX is not imported before batches are made.
 """
 import dataclasses
-import hashlib
 import math
 import platform
 from pathlib import Path
@@ -14,18 +13,19 @@ from softmask_jax.data.shards import PreparedCorpus
 from softmask_jax.data.shards.cache import cache_folder, content_key, logger
 from softmask_jax.data.sources import BadRow, Document, FileSource, Source, make_source
 from softmask_jax.data.sources.corpus import (
-    SPLIT_NAMES, TRAIN, VALIDATION, Corpus, SplitRule, read_corpus, token_stream,
+    SPLIT_NAMES, TRAIN, VALIDATION, Corpus, SplitRule, SplitSource, read_corpus,
 )
 from softmask_jax.data.tokenizers import (
     BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, open_tokenizer, train_bpe,
 )
+from softmask_jax.data.tokenizers.base import hash_of
 from softmask_jax.data.windows import Mixture, Windows
 from softmask_jax.io.files import split_paths
 
 __all__ = [
     "BPETokenizer", "BadRow", "Batches", "ByteTokenizer", "Corpus", "Data", "Document", "FileSource",
     "Mixture", "PreparedCorpus", "Source", "SplitRule", "Tokenizer", "Windows", "batches", "build", "load_tokenizer",
-    "make_source", "open_tokenizer", "read_corpus", "token_stream", "train_bpe", "validation_batches",
+    "make_source", "open_tokenizer", "read_corpus", "train_bpe", "validation_batches",
 ]
 
 
@@ -40,29 +40,24 @@ class Data:
 
 
 def build(config: Texts = Texts(), **overrides) -> Data:
-    """Read, split, tokenize (or take from the cache, or from shards) and wrap the corpus that `config` describes.
-
-    `overrides` replace keys of `config`. Raises ValueError, FileNotFoundError or another OSError, each one line with a
-    remedy.
-    """
+    """The corpus of `config` with `overrides`. Raises ValueError, ImportError or OSError, one line with a remedy."""
     config = dataclasses.replace(config, **overrides)
     folder = cache_folder(config.cache_dir)
     parts = mixture_parts(config)
     corpora = [open_corpus(part, folder) for _, part in parts]
     tokenizer = make_tokenizer(config, corpora, folder)
-    windows, bos_id, eos_id = [], tokenizer.bos_id, tokenizer.eos_id
-    for split in (TRAIN, VALIDATION):
+    weights, windows = [weight for weight, _ in parts], []
+    for split, name in enumerate(SPLIT_NAMES):
         streams = [corpus.stream(split, tokenizer, folder) for corpus in corpora]
-        wrapped = [Windows(stream, config.seq_len, bos_id, eos_id, SPLIT_NAMES[split]) for stream in streams]
-        windows.append(Mixture(wrapped, [weight for weight, _ in parts]) if len(parts) > 1 else wrapped[0])
-    return Data(tokenizer, *windows, _describe(config, parts, corpora, tokenizer, windows))
+        wrapped = [Windows(stream, config.seq_len, tokenizer.bos_id, tokenizer.eos_id, name) for stream in streams]
+        windows.append(Mixture(wrapped, weights) if len(parts) > 1 else wrapped[0])
+    return Data(tokenizer, *windows, _describe(config, weights, corpora, tokenizer, windows))
 
 
 def mixture_parts(config: Texts) -> list[tuple[float, Texts]]:
     """Weight and config of each corpus of a mixture, such as `0.7 jsonl:a.jsonl; 0.3 stdlib`; others are one corpus.
 
     Repeats are removed within a corpus, not across; under the rule `hash` identical texts share a split.
-    Raises ValueError.
     """
     if config.source != "mixture":
         return [(1.0, config)]
@@ -77,7 +72,7 @@ def mixture_parts(config: Texts) -> list[tuple[float, Texts]]:
             share = float(weight)
         except ValueError:
             share = math.nan
-        if not (math.isfinite(share) and share > 0 and kind) or kind == "mixture":
+        if not 0 < share < math.inf or kind in ("", "mixture"):
             form = "`WEIGHT KIND:PATHS`, such as `0.7 jsonl:web/*.jsonl`, with a positive weight"
             raise ValueError(f"data.paths: {entry!r} is not of the form {form}")
         parts.append((share, dataclasses.replace(config, source=kind, paths=paths)))
@@ -90,24 +85,22 @@ def open_corpus(config: Texts, folder: Path) -> Corpus | PreparedCorpus:
     """The documents of one source, sorted into splits. Raises ValueError or OSError."""
     if config.source == "shards":
         return PreparedCorpus(config.paths, folder)
-    source, validation_source = sources_of(config)
-    corpus = read_corpus(source, rule_of(config), config.max_documents, validation_source=validation_source)
+    source = source_of(config)
+    corpus = read_corpus(source, rule_of(config), config.max_documents)
     if corpus.bad:
-        logger.warning(
-            "%d bad rows of data.source=%s are left out, for example %s", corpus.bad_rows, source.name, corpus.bad[0]
-        )
+        rows = f"{corpus.bad_rows} bad rows of data.source={source.name}"
+        logger.warning("%s are left out, for example %s", rows, corpus.bad[0])
     return corpus
 
 
-def sources_of(config: Texts) -> tuple[Source, Source | None]:
-    """The source, and that of its validation documents, if it is another."""
+def source_of(config: Texts) -> Source:
+    """The source, with that of the validation documents under the rule `paths`."""
     options = {"separator": config.separator, "text_key": config.text_key, "detokenizer": config.detokenizer}
     source = make_source(config.source, config.paths, **options)
     if (config.validation_rule == "paths") != bool(config.validation_paths):
         raise ValueError("data.validation_paths and data.validation_rule='paths' belong together: give both or neither")
-    if config.validation_rule != "paths":
-        return source, None
-    return source, make_source(config.source, config.validation_paths, **options)
+    paths = config.validation_paths
+    return SplitSource(source, make_source(config.source, paths, **options)) if paths else source
 
 
 def rule_of(config: Texts) -> SplitRule:
@@ -119,10 +112,10 @@ def make_tokenizer(config: Texts, corpora: list[Corpus | PreparedCorpus], folder
     if config.tokenizer == "bpe":
         return _cached_bpe(corpora, config.bpe_vocab_size, folder)
     if config.tokenizer == "shards":
-        prepared = [corpus for corpus in corpora if isinstance(corpus, PreparedCorpus)]
-        if not prepared:
-            raise ValueError("data.tokenizer=shards is for data.source=shards; name a tokenizer")
-        return prepared[0].tokenizer()
+        for corpus in corpora:
+            if isinstance(corpus, PreparedCorpus):
+                return corpus.tokenizer()
+        raise ValueError("data.tokenizer=shards is for data.source=shards; name a tokenizer")
     # By default, the hub's files stay where other programs find them too.
     return open_tokenizer(config.tokenizer, folder if config.cache_dir else None)
 
@@ -130,32 +123,31 @@ def make_tokenizer(config: Texts, corpora: list[Corpus | PreparedCorpus], folder
 def _cached_bpe(corpora: list[Corpus | PreparedCorpus], vocab_size: int, folder: Path) -> BPETokenizer:
     import tokenizers
 
-    texts = [corpus for corpus in corpora if isinstance(corpus, Corpus)]
-    if len(texts) < len(corpora):
+    if any(isinstance(corpus, PreparedCorpus) for corpus in corpora):
         raise ValueError("data.tokenizer=bpe needs text, which shards do not hold; give --config.data.tokenizer=shards")
     # Merges learned from validation text would flatter the validation loss.
-    prints = [corpus.fingerprint(TRAIN) for corpus in texts]
-    prints = prints if len(prints) > 1 else prints[0]
-    key = content_key(bpe_format=1, texts=prints, vocab_size=vocab_size, library=tokenizers.__version__)
+    prints = [corpus.fingerprint(TRAIN) for corpus in corpora]
+    texts = prints if len(prints) > 1 else prints[0]
+    key = content_key(bpe_format=1, texts=texts, vocab_size=vocab_size, library=tokenizers.__version__)
     saved = folder / f"bpe-{key}"
     try:
         return load_tokenizer(saved)
     except FileNotFoundError:
-        logger.info("training a BPE of %d tokens on %d documents", vocab_size, sum(c.count(TRAIN) for c in texts))
+        logger.info("training a BPE of %d tokens on %d documents", vocab_size, sum(c.count(TRAIN) for c in corpora))
     except ValueError as error:
         logger.warning("%s; training it again", error)
-    tokenizer = train_bpe((text for corpus in texts for text in corpus.documents(TRAIN)), vocab_size)
+    tokenizer = train_bpe((text for corpus in corpora for text in corpus.documents(TRAIN)), vocab_size)
     tokenizer.save(saved)
     return tokenizer
 
 
-def _describe(config: Texts, parts, corpora, tokenizer: Tokenizer, windows: list[Windows | Mixture]) -> dict:
+def _describe(config: Texts, weights, corpora, tokenizer: Tokenizer, windows: list[Windows | Mixture]) -> dict:
     prints = [config.seq_len, tokenizer.fingerprint()]
-    for (weight, _), corpus in zip(parts, corpora, strict=True):
-        prints += [weight] * (len(parts) > 1) + [corpus.fingerprint(TRAIN), corpus.fingerprint(VALIDATION)]
+    for weight, corpus in zip(weights, corpora, strict=True):
+        prints += [weight] * (len(weights) > 1) + [corpus.fingerprint(TRAIN), corpus.fingerprint(VALIDATION)]
     info = {
         "source": config.source,
-        "fingerprint": hashlib.sha256("\n".join(map(str, prints)).encode()).hexdigest(),
+        "fingerprint": hash_of(*prints),
         "tokenizer": config.tokenizer,
         "tokenizer_fingerprint": tokenizer.fingerprint(),
         "vocab_size": tokenizer.vocab_size,
@@ -166,8 +158,8 @@ def _describe(config: Texts, parts, corpora, tokenizer: Tokenizer, windows: list
     }
     if config.source == "stdlib":
         info["python"] = platform.python_version()
-    for split, split_windows in zip((TRAIN, VALIDATION), windows, strict=True):
-        info[f"{SPLIT_NAMES[split]}_documents"] = sum(corpus.count(split) for corpus in corpora)
-        info[f"{SPLIT_NAMES[split]}_tokens"] = split_windows.num_tokens
-        info[f"{SPLIT_NAMES[split]}_windows"] = len(split_windows)
+    for split, name in enumerate(SPLIT_NAMES):
+        info[f"{name}_documents"] = sum(corpus.count(split) for corpus in corpora)
+        info[f"{name}_tokens"] = windows[split].num_tokens
+        info[f"{name}_windows"] = len(windows[split])
     return info

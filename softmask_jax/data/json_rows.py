@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from softmask_jax.data.chat.conversations import is_message
 from softmask_jax.data.sources.records import BYTE_ORDER_MARK
+from softmask_jax.io.files import one_line
 
 HEAD_BYTES, CHUNK_BYTES = 1 << 16, 1 << 20
 ROW_CHARACTERS = 64 << 20
@@ -23,8 +24,7 @@ DECODER = json.JSONDecoder()
 def json_rows(opened: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
     """Name and JSON of each row: `name:17` is a line, `name:row 16`, counted from 0, an element of an array.
 
-    Blank lines are skipped. An array of messages is one row. Raises ValueError for an array that is damaged, cut short
-    or has a row of more than `ROW_CHARACTERS`.
+    Blank lines are skipped. An array of messages is one row. Raises ValueError for a damaged array or too large a row.
     """
     head = opened.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
     first_line = head.lstrip().partition(b"\n")[0]
@@ -44,7 +44,7 @@ def _lines(head: bytes, opened: BinaryIO) -> Iterator[bytes]:
 
 
 class _Text:
-    """Text of a file from the current row on; `_line`: where it begins, counted from 1."""
+    """Text of a file from the current row on, which begins in line `_line`."""
 
     def __init__(self, head: bytes, opened: BinaryIO, name: str):
         self._opened, self._name = opened, name
@@ -91,8 +91,7 @@ class _Text:
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, at)
-                # A number may go on.
-                if end < len(self._text) or not self._more(at):
+                if end < len(self._text) or not self._more(at):  # a number may go on
                     return value, end
             except json.JSONDecodeError as error:
                 unterminated = error.msg.startswith("Unterminated string")
@@ -100,7 +99,7 @@ class _Text:
                     cut = unterminated or error.pos >= len(self._text.rstrip())
                     raise self._error("the file is cut short" if cut else error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
-                raise self._error(f"{str(error).splitlines()[0]:.100}", at) from None
+                raise self._error(one_line(error, 100), at) from None
 
     def _more(self, start: int) -> bool:
         """Read on, as much as there is from `start` on; whether there was more."""
@@ -120,6 +119,6 @@ class _Text:
             raise self._error(f"{error.reason}: no UTF-8", len(self._text)) from None
 
     def _error(self, reason: str, at: int) -> ValueError:
-        reason = f"{reason}, line {self._line + self._text.count(chr(10), 0, at)}"
-        remedy = "mend it, or write one row a line (JSON Lines)"
-        return ValueError(f"{self._name}: row {self._row} of its JSON cannot be read ({reason}); {remedy}")
+        line = self._line + self._text.count("\n", 0, at)
+        row = f"row {self._row} of its JSON cannot be read ({reason}, line {line})"
+        return ValueError(f"{self._name}: {row}; mend it, or write one row a line (JSON Lines)")

@@ -18,18 +18,14 @@ MOST_PARTS = 64
 class Batches(Iterator, contextlib.AbstractContextManager):
     """An endless iterator over {"tokens": int32 [B/hosts L], "rows": int32 [B/hosts]}, read ahead by threads.
 
-    `rows` are the rows' numbers in the global batch, `step` the step of the next batch. `close` (or leaving a `with`
-    block) ends the threads. Made by `batches`.
+    `rows` are numbers in the global batch. `close`, or the end of a `with` block, ends the threads.
     """
 
-    def __init__(self, iterator, step: int):
+    def __init__(self, iterator):
         self._iterator = iterator
-        self.step = step
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
-        self.step += 1
-        return batch
+        return next(self._iterator)
 
     def close(self) -> None:
         self._iterator.close()
@@ -44,8 +40,7 @@ def batches(
 ) -> Batches:  # fmt: skip
     """This host's share of the training batches from `start_step` on, its rows in the order of `rows_of_host`.
 
-    `prefetch` batches are read ahead (0: none). Raises ValueError when a micro-batch does not divide by the hosts.
-    Warns when one batch holds a window more than once.
+    `prefetch` batches are read ahead (0: none). Raises ValueError as `rows_of_host`; warns of repeats within a batch.
     """
     # Grain imports JAX, which users of sources and tokenizers need not load.
     import grain
@@ -54,11 +49,8 @@ def batches(
     if start_step < 0 or prefetch < 0:
         raise ValueError(f"start_step={start_step} and data.prefetch={prefetch} must not be negative")
     if len(windows) < global_batch_size:
-        warnings.warn(
-            f"the {windows.name} split has {len(windows)} windows, fewer than train.global_batch_size="
-            f"{global_batch_size}: every batch repeats some",
-            stacklevel=2,
-        )
+        count = f"{len(windows)} windows, fewer than train.global_batch_size={global_batch_size}"
+        warnings.warn(f"the {windows.name} split has {count}: every batch repeats some", stacklevel=2)
     positions = (rows - host_index) // host_count
 
     def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,7 +60,7 @@ def batches(
     dataset = own.batch(len(rows), drop_remainder=True).map(read)[start_step:]
     # One thread: reading is a gather from mapped memory, and a second one only contends for the interpreter.
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
-    return Batches(iter(dataset.to_iter_dataset(options)), start_step)
+    return Batches(iter(dataset.to_iter_dataset(options)))
 
 
 def _endless(windows: Windows | Mixture, global_batch_size: int, seed: int):
@@ -93,9 +85,9 @@ def _endless(windows: Windows | Mixture, global_batch_size: int, seed: int):
 def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int) -> np.ndarray:
     """The micro-batch of each row, by its number in the global batch: 0..micro_batches - 1, each equally often.
 
-    With M rows to a micro-batch, rows r, r + M, r + 2 M, ... go to different ones, and so every host, with rows i,
-    i + n, ..., n a divisor of M, holds M / n rows of each. Neighbours are separated too: t is stratified by row number,
-    and each micro-batch needs its full range.
+    With M rows to a micro-batch, rows r, r + M, ... go to different ones, so that every host, with rows i, i + n, ...
+    and n a divisor of M, holds M / n rows of each. Neighbours are separated too: t is stratified by row number, and
+    each micro-batch needs its full range.
     """
     size = global_batch_size // micro_batches
     return (rows // size + rows % size) % micro_batches
@@ -104,31 +96,28 @@ def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int)
 def rows_of_host(global_batch_size: int, host_index: int, host_count: int, micro_batches: int = 1) -> np.ndarray:
     """int64 [B/hosts] numbers of a host's rows i, i + n, ... in the global batch, in the order of its share.
 
-    Position p holds a row of micro-batch p % micro_batches: so any neighbouring positions, and every device, hold one
-    of each. Raises ValueError when a micro-batch does not divide by the hosts.
+    Position p holds a row of micro-batch p % micro_batches: every device holds as many rows of each. Raises ValueError
+    when a micro-batch does not divide by the hosts.
     """
     if not 0 <= host_index < host_count:
         raise ValueError(f"host_index={host_index} must lie in 0..{host_count - 1}")
     if global_batch_size < 1 or micro_batches < 1 or global_batch_size % (host_count * micro_batches):
-        raise ValueError(
-            f"global_batch_size={global_batch_size} must be a positive multiple of hosts x micro-batches "
-            f"({host_count} x {micro_batches})"
-        )
+        factors = f"hosts x micro-batches ({host_count} x {micro_batches})"
+        raise ValueError(f"global_batch_size={global_batch_size} must be a positive multiple of {factors}")
     rows = np.arange(host_index, global_batch_size, host_count)
     groups = micro_batch_of(rows, global_batch_size, micro_batches)
     return rows[np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()]
 
 
 def validation_batches(
-    windows: Windows | Mixture, *, global_batch_size: int, host_index: int = 0, host_count: int = 1, max_windows: int =
-    0
-) -> Iterator[dict[str, np.ndarray]]:
+    windows: Windows | Mixture, *, global_batch_size: int, host_index: int = 0, host_count: int = 1,
+    max_windows: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """Every window once, in a fixed order, as this host's share of ceil(n / B) batches.
 
     Yields tokens int32 [B/hosts L]; rows int32 [B/hosts] in the global batch; index int32 [B/hosts], the window's
     number, the same for every batch size; valid bool [B/hosts], False on the rows that fill up the last batch (they
-    repeat the first windows). `max_windows`: that many, evenly spaced (0: all). Raises ValueError when the batch does
-    not divide by the hosts.
+    repeat the first windows). `max_windows`: that many, evenly spaced (0: all).
     """
     rows = rows_of_host(global_batch_size, host_index, host_count)
     if max_windows < 0:

@@ -21,6 +21,7 @@ from pathlib import Path
 from softmask_jax.data.chat import conversations
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.records import BYTE_ORDER_MARK, nearest
+from softmask_jax.io.files import one_line
 
 KINDS = ("prompt", "messages", "parts", "tokens")
 KEYS = (*KINDS, "id", "max_new_tokens", "forced", *conversations.KEYS, conversations.SYSTEM_KEY)
@@ -49,11 +50,7 @@ class Row:
 
 
 def read(path: str) -> list[Row]:
-    """The rows of a file ("-": standard input) without blank lines.
-
-    Raises ValueError without rows or for invalid ones, naming the first by file and line, OSError for an unreadable
-    file.
-    """
+    """The rows of a file ("-": standard input). Raises ValueError, naming the first bad row, or OSError."""
     name = "standard input" if path == "-" else path
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(os.path.expanduser(path)).read_bytes()
@@ -65,9 +62,8 @@ def read(path: str) -> list[Row]:
         numbered = [(f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     else:
         numbered = list(json_rows(io.BytesIO(content), name))
-    if not numbered:
-        raise ValueError(f"{name} holds no row: write a prompt on each line.")
-    return every(numbered, lambda pair: _parse(*pair, as_text))
+    _require(numbered, f"{name} holds no row: write a prompt on each line.")
+    return every(numbered, lambda pair: _decoded(*pair, as_text))
 
 
 def every(values: Iterable, function: Callable) -> list:
@@ -90,85 +86,83 @@ def fingerprint(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _parse(name: str, line: bytes, as_text: bool) -> Row:
+def _decoded(name: str, line: bytes, as_text: bool) -> Row:
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is not JSON")
+
     try:
         text = line.decode("utf-8")
-        value = text.rstrip("\r") if as_text else json.loads(text, parse_constant=_refuse_constant)
+        value = text.rstrip("\r") if as_text else json.loads(text, parse_constant=refuse)
         # Fails for half a surrogate pair, which JSON can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
         remedy = 'write {"prompt": "..."}, or name the file *.txt if its lines are prompts.'
-        raise ValueError(f"{name}: not readable as JSON ({reason:.100}); {remedy}") from None
+        raise ValueError(f"{name}: not readable as JSON ({one_line(error, 100)}); {remedy}") from None
     return named(name, value)
 
 
 def named(name: str, value: object) -> Row:
-    """`parse`, with the row's name in errors."""
+    """The row of a JSON value. Raises ValueError for invalid ones."""
     try:
-        return parse(name, value)
+        return _parse(name, value)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _refuse_constant(constant: str):
-    raise ValueError(f"{constant} is not JSON")
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
 
 
-def parse(name: str, value: object) -> Row:
-    """The row of a JSON value. ValueError, without the row's name, for invalid ones."""
+def _parse(name: str, value: object) -> Row:
     if isinstance(value, str):
         value = {"prompt": value}
     if isinstance(value, list) and value and all(map(conversations.is_message, value)):
         value = {"messages": value}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a row is text or an object, not {_kind(value)}.")
+    _require(isinstance(value, Mapping), f"a row is text or an object, not {_kind(value)}.")
     for key in value:
-        if key not in KEYS:
-            raise ValueError(f"no key {key[:40]!r} is known; {nearest(key, KEYS)}.")
+        _require(key in KEYS, f"no key {key[:40]!r} is known; {nearest(key, KEYS)}.")
     value = {key: content for key, content in value.items() if content is not None}
     chat = any(key in value for key in conversations.KEYS)
     kinds = [kind for kind in KINDS if (chat if kind == "messages" else kind in value)]
-    if len(kinds) != 1:
-        raise ValueError(f"a row has one of {', '.join(KINDS)}; this has {' and '.join(kinds) or 'none of them'}.")
+    one_kind = f"a row has one of {', '.join(KINDS)}; this has {' and '.join(kinds) or 'none of them'}."
+    _require(len(kinds) == 1, one_kind)
     kind, content = kinds[0], value.get(kinds[0])
     if chat:
         content = _messages(value)
     else:
-        _check(kind, content)
-        if conversations.SYSTEM_KEY in value:
-            raise ValueError(f"{conversations.SYSTEM_KEY} belongs to messages.")
-    if not isinstance(id_ := value.get("id"), (str, int, type(None))) or isinstance(id_, bool):
-        raise ValueError(f"id must be text or an integer, not {_kind(id_)}.")
-    row = Row(name, kind, content, id_, value.get("max_new_tokens"), _forced(value.get("forced", {})))
-    if row.max_new_tokens is not None:
-        if row.is_pattern:
-            raise ValueError(f"max_new_tokens belongs to a prompt or messages; {kind} say themselves where masks are.")
-        if not is_integer(row.max_new_tokens) or row.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a positive integer, not {row.max_new_tokens!r}.")
+        CHECKS[kind](content)
+        _require(conversations.SYSTEM_KEY not in value, f"{conversations.SYSTEM_KEY} belongs to messages.")
+    id_, limit = value.get("id"), value.get("max_new_tokens")
+    valid_id = isinstance(id_, str | int | None) and not isinstance(id_, bool)
+    _require(valid_id, f"id must be text or an integer, not {_kind(id_)}.")
+    row = Row(name, kind, content, id_, limit, _forced(value.get("forced", {})))
+    if limit is not None:
+        belongs = f"max_new_tokens belongs to a prompt or messages; {kind} say themselves where masks are."
+        _require(not row.is_pattern, belongs)
+        _require(is_integer(limit) and limit > 0, f"max_new_tokens must be a positive integer, not {limit!r}.")
     return row
 
 
-def _check(kind: str, content: object) -> None:
-    """Raise ValueError unless the content fits a row of the kind prompt, parts or tokens."""
-    if kind == "prompt":
-        if not isinstance(content, str):
-            raise ValueError(f"prompt must be text, not {_kind(content)}.")
-        if not content:
-            raise ValueError("the prompt is empty; give it some text.")
-        return
-    is_list = isinstance(content, list) and content
-    if kind == "tokens":
-        if not is_list or not all(map(is_integer, content)):
-            raise ValueError("tokens must be a list of ids, integers all.")
-        return
-    if not is_list:
-        raise ValueError("parts must be a list of texts and numbers of masks.")
+def _check_prompt(content: object) -> None:
+    _require(isinstance(content, str), f"prompt must be text, not {_kind(content)}.")
+    _require(content, "the prompt is empty; give it some text.")
+
+
+def _check_parts(content: object) -> None:
+    _require(isinstance(content, list) and content, "parts must be a list of texts and numbers of masks.")
     for number, part in enumerate(content, 1):
-        if not (isinstance(part, str) or (is_integer(part) and part > 0)):
-            raise ValueError(f"part {number} must be text or a positive number of masks, not {part!r:.60}.")
-    if not any(map(is_integer, content)):
-        raise ValueError("nothing is masked: put a number of masks among the parts.")
+        valid = isinstance(part, str) or is_integer(part) and part > 0
+        _require(valid, f"part {number} must be text or a positive number of masks, not {part!r:.60}.")
+    _require(any(map(is_integer, content)), "nothing is masked: put a number of masks among the parts.")
+
+
+def _check_tokens(content: object) -> None:
+    valid = isinstance(content, list) and content and all(map(is_integer, content))
+    _require(valid, "tokens must be a list of ids, integers all.")
+
+
+CHECKS = {"prompt": _check_prompt, "parts": _check_parts, "tokens": _check_tokens}
 
 
 def _messages(row: Mapping) -> list[dict[str, str]]:
@@ -176,19 +170,17 @@ def _messages(row: Mapping) -> list[dict[str, str]]:
         messages = conversations.read_row(row)
     except conversations.NoConversation as error:
         raise ValueError(f"the row {error}.") from None
-    if not messages[-1]["content"]:
-        raise ValueError("the last message is empty; give it some text.")
+    _require(messages[-1]["content"], "the last message is empty; give it some text.")
     return messages
 
 
 def _forced(tokens: object) -> tuple[tuple[int, str | int], ...]:
-    if not isinstance(tokens, Mapping):
-        raise ValueError(f'forced must be an object such as {{"0": "text"}}, not {_kind(tokens)}.')
+    _require(isinstance(tokens, Mapping), f'forced must be an object such as {{"0": "text"}}, not {_kind(tokens)}.')
     for position, token in tokens.items():
-        if not (position.isascii() and position.isdigit()):
-            raise ValueError(f"forced has the position {position!r:.40}; positions count the answer's tokens from 0.")
-        if not ((isinstance(token, str) and token) or is_integer(token)):
-            raise ValueError(f"forced must have text or an id at position {position}, not {token!r:.60}.")
+        is_position = position.isascii() and position.isdigit()
+        _require(is_position, f"forced has the position {position!r:.40}; positions count the answer's tokens from 0.")
+        is_token = isinstance(token, str) and token or is_integer(token)
+        _require(is_token, f"forced must have text or an id at position {position}, not {token!r:.60}.")
     return tuple((int(position), token) for position, token in tokens.items())
 
 

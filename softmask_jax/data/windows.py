@@ -18,14 +18,7 @@ class TokenStream(Protocol):
         """[n length] ids of the spans that begin at `starts` [n]."""
 
 
-class Indexed:
-    """`windows[i]`, int32 [L], of classes with `gather`."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.gather(np.array([index]))[0]
-
-
-class Windows(Indexed):
+class Windows:
     """A token stream as windows of `seq_len` ids: BOS, seq_len - 2 tokens, EOS.
 
     `gather(indices [n])` is int32 [n L]. Raises ValueError when the stream fills no window.
@@ -35,17 +28,13 @@ class Windows(Indexed):
         if seq_len < 3:
             raise ValueError(f"data.seq_len={seq_len} must be at least 3: BOS, one token, EOS")
         self.seq_len, self.bos_id, self.eos_id, self.name = seq_len, bos_id, eos_id, name
-        self.num_tokens = len(stream)
-        self._count = len(stream) // (seq_len - 2)
-        if not self._count:
-            raise ValueError(
-                f"the {name} split has {len(stream)} tokens, less than one window of {seq_len - 2} (data.seq_len - 2): "
-                "give it more text or lower data.seq_len"
-            )
-        self._stream = stream
+        self.num_tokens, self._stream = len(stream), stream
+        if not len(self):
+            size = f"{len(stream)} tokens, less than one window of {seq_len - 2} (data.seq_len - 2)"
+            raise ValueError(f"the {name} split has {size}: give it more text or lower data.seq_len")
 
     def __len__(self) -> int:
-        return self._count
+        return self.num_tokens // (self.seq_len - 2)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         windows = np.empty((len(indices), self.seq_len), np.int32)
@@ -58,11 +47,8 @@ class Windows(Indexed):
         return windows
 
 
-class Mixture(Indexed):
-    """Windows of several corpora, numbered in a row; training draws from each corpus by weight, whatever its size.
-
-    `weights` are normalised. Raises ValueError for weights that are not positive.
-    """
+class Mixture:
+    """Windows of several corpora, numbered in a row; training draws from each by its `weights`, normalised."""
 
     def __init__(self, parts: Sequence[Windows], weights: Sequence[float]):
         if not all(weight > 0 for weight in weights):
@@ -70,7 +56,7 @@ class Mixture(Indexed):
         self.parts, self.weights = tuple(parts), tuple(weight / sum(weights) for weight in weights)
         self.seq_len, self.name = parts[0].seq_len, parts[0].name
         self.num_tokens = sum(part.num_tokens for part in parts)
-        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        self.starts = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -1,11 +1,9 @@
-"""The file that answers are written to: a row is in it once, whatever happens in between.
+"""The file of answers, each written once in spite of kills.
 
-Rows are appended and synced batch by batch, in the order in which batches end; `finish` puts them into the order of the
-prompts. Beside `out.jsonl` lie `out.jsonl.settings.json`, what the rows were made with, and at the end
-`out.jsonl.summary.json`.
+Rows are appended and synced by batch; `finish` puts them into the order of the prompts. Beside `out.jsonl` are
+`out.jsonl.settings.json`, what the rows depend on, and at the end `out.jsonl.summary.json`.
 """
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from softmask_jax.io.files import (
-    explained, is_device, plain, remove_leftovers, sync_folder, write_atomically, write_json,
+    explained, is_device, plain, remove_leftovers, sync_folder, try_lock, write_atomically, write_json,
 )
 
 ELSEWHERE = "give another --out"
@@ -28,18 +26,11 @@ def key_of(row: Mapping) -> Key:
 
 
 class AnswerFile:
-    """The answers in `path`, locked for this process within its `with` block.
+    """The answers in `path`, locked for this process within a `with` block.
 
-    rows: those that are there, by key. A last line that a kill left half-written is dropped. The file's settings are
-    those of `settings`, if it has rows already; `settle` adds what is known later and has to be called before `add`.
-
-    Args:
-      settings: JSON values that decide the answers, by the name of their flag.
-      total: how many rows there are to be.
-
-    Raises:
-      ValueError: rows of other settings are there, or lines that are no answers. RuntimeError: another process writes
-      this file. OSError: it cannot be written.
+    rows: those in the file, by key; a last line that a kill left half-written is dropped. total: their final number.
+    settings: JSON values that decide the answers, by flag; those of `settle` are known later, but before `add`. Raises
+    ValueError for rows of other settings or lines that are no answers, RuntimeError for a file in use, OSError.
     """
 
     def __init__(self, path: str | os.PathLike, settings: Mapping, total: int):
@@ -47,17 +38,12 @@ class AnswerFile:
         self.rows: dict[Key, dict] = {}
         self._settings, self._file = dict(plain(settings)), None
 
-    @property
-    def settings_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".settings.json")
-
-    @property
-    def summary_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".summary.json")
+        self.settings_path, self.summary_path = (
+            self.path.with_name(f"{self.path.name}.{kind}.json") for kind in ("settings", "summary")
+        )
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
         return len(self.rows) == self.total
 
     def __enter__(self):
@@ -80,14 +66,14 @@ class AnswerFile:
 
     def __exit__(self, *_):
         if not self.rows:
-            # Nothing was generated: nothing is left that could be in the way of another attempt.
+            # Nothing was generated: another attempt may have other settings.
             with contextlib.suppress(OSError):
                 self.path.unlink()
                 self.settings_path.unlink()
         self._file.close()
 
     def settle(self, more: Mapping) -> None:
-        """Compare and store further settings. ValueError if the rows that are there were made with others."""
+        """Compare and store further settings. ValueError if the file has rows of others."""
         more = plain(more)
         self._compare(more)
         self._settings |= more
@@ -96,7 +82,7 @@ class AnswerFile:
             sync_folder(self.path.parent)
 
     def add(self, rows: Sequence[Mapping]) -> None:
-        """Append rows; they are on the disk when this returns. OSError if the disk does not take them."""
+        """Append rows; they are on the disk when this returns. Raises OSError."""
         content = _lines(rows)
         with explained(self.path, ELSEWHERE):
             while content:
@@ -112,31 +98,25 @@ class AnswerFile:
         write_json(self.summary_path, summary)
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"{self.path} is being written by another process. Wait for it to end, stop it, or {ELSEWHERE}."
-            ) from None
-        except OSError as error:
-            raise RuntimeError(f"{self.path} cannot be locked ({error}); {ELSEWHERE}, on a local disk.") from error
+        if not try_lock(self._file.fileno(), self.path, ELSEWHERE):
+            remedy = f"Wait for it to end, stop it, or {ELSEWHERE}."
+            raise RuntimeError(f"{self.path} is being written by another process. {remedy}")
 
     def _read(self) -> dict[Key, dict]:
         self._file.seek(0)
-        content, found, good = self._file.read(), {}, 0
+        content, rows, good = self._file.read(), {}, 0
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
-                found[key_of(row)] = row
+                rows[key_of(row)] = row
             except (ValueError, TypeError, KeyError, AttributeError):
                 if good + len(line) < len(content) or not self.settings_path.exists():
                     raise ValueError(f"{self.path}:{number} is no answer of this command; {ELSEWHERE}.") from None
-                # Half of a line, which a kill left.
                 with explained(self.path, ELSEWHERE):
                     self._file.truncate(good)
                 break
             good += len(line)
-        return found
+        return rows
 
     def _compare(self, settings: Mapping) -> None:
         if not self.rows:
@@ -144,19 +124,13 @@ class AnswerFile:
         try:
             stored = json.loads(self.settings_path.read_text("utf-8"))
         except (OSError, ValueError):
-            raise ValueError(
-                f"{self.path} has rows, but what they were made with is not to be read in {self.settings_path.name}; "
-                f"{ELSEWHERE}."
-            ) from None
-        differing = [
-            f"{name}: {_shown(stored.get(name, ABSENT))} -> {_shown(value)}" for name, value in settings.items()
-            if stored.get(name, ABSENT) != value
-        ]  # fmt: skip
+            reason = f"what they were made with is not to be read in {self.settings_path.name}"
+            raise ValueError(f"{self.path} has rows, but {reason}; {ELSEWHERE}.") from None
+        pairs = {name: (stored.get(name, ABSENT), value) for name, value in settings.items()}
+        differing = [f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in pairs.items() if old != new]
         if differing:
-            raise ValueError(
-                f"{self.path} has rows that were made with other settings ({'; '.join(differing)}). Use theirs to "
-                f"continue it, or {ELSEWHERE}."
-            )
+            made = f"rows that were made with other settings ({'; '.join(differing)})"
+            raise ValueError(f"{self.path} has {made}. Use theirs to continue it, or {ELSEWHERE}.")
 
 
 def _lines(rows: Iterable[Mapping]) -> bytes:
@@ -169,12 +143,10 @@ def _shown(value) -> str:
 
 
 def summarize(rows: Iterable[Mapping]) -> dict:
-    """What the answers were and cost, all of it from their rows.
+    """Statistics of answers.
 
-    Returns:
-      "rows", "errors" and, of the rows without an error (0 where there are none), the shares "empty" and "ended", per
-      row "new_tokens" and "calls", "tokens_per_call" (masks filled by network calls made, over all rows), and of all
-      "seconds" and "tokens_per_second" (new tokens, up to their ends).
+    Of rows without an error, 0 without any: shares "empty" and "ended", means of "new_tokens" and "calls"; of all:
+    "tokens_per_call" (masks filled by a network call), "seconds" and "tokens_per_second" (new tokens up to their ends).
     """
     rows = list(rows)
     good = [row for row in rows if "error" not in row]
@@ -183,10 +155,7 @@ def summarize(rows: Iterable[Mapping]) -> dict:
     return {
         "rows": len(rows),
         "errors": len(rows) - len(good),
-        "empty": total["empty"] / count,
-        "ended": total["ended"] / count,
-        "new_tokens": total["new_tokens"] / count,
-        "calls": total["calls"] / count,
+        **{name: total[name] / count for name in ("empty", "ended", "new_tokens", "calls")},
         "tokens_per_call": total["filled"] / max(total["calls"], 1),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(total["new_tokens"] / seconds, 3) if seconds else 0.0,

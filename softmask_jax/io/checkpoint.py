@@ -1,11 +1,11 @@
 """Checkpoints of a run: asynchronous, atomic, checked when they are read.
 
 Layout: `<folder>/<step>/{params,ema,optimizer,data}` and `<step>/checksums.json`. The first three are Orbax trees (see
-tree_files.py); `data` is JSON: the data cursor and the metrics. Orbax writes into a temporary folder and renames it
-when everything, checksums included, is there: a kill leaves a whole checkpoint or none. A damaged checkpoint is never
-deleted: it is reported, and set aside under another name by the run that resumes.
+tree_files.py), `data` is JSON: data cursor and metrics. Orbax renames a temporary folder when everything, checksums
+included, is written: a kill leaves a whole checkpoint or none. Damaged checkpoints are reported and never deleted.
 """
 import atexit
+import contextlib
 import logging
 import math
 import os
@@ -18,46 +18,36 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from softmask_jax.io import tree_files
-from softmask_jax.io.files import plain
+from softmask_jax.io.files import one_line, plain
 from softmask_jax.io.stored_arrays import literal
 from softmask_jax.io.tree_files import Damaged, TREES, read_trees
 
 __all__ = ["TREES", "Checkpoints", "Damaged", "read_trees"]
 
+BEST_METRIC = "validation/nelbo"
+
 log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in one folder. A context manager; `close` waits for the save that is still running.
 
-    Only `save` and `restore_latest` change the folder, and are for the one run that owns it; the rest may be used while
-    another process trains there. In a run of several processes, all make the same calls.
+    `save` and `restore_latest` change the folder: they are for the run that owns it, in which all processes make the
+    same calls. The rest may be used while another process trains there.
 
-    Args:
-      folder: usually `<workdir>/checkpoints`.
-      keep: how many of the newest to keep.
-      keep_best: how many of the best to keep beside them.
-      best_metric: key in the metrics given to `save`; lower is better; checkpoints without it are never "best".
-      async_save: False makes `save` return only when the checkpoint is on disk.
+    keep, keep_best: numbers of the newest checkpoints, and of those with the lowest `BEST_METRIC`, that are kept.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike, *, keep: int = 3, keep_best: int = 1, best_metric: str = "validation/nelbo",
-        async_save: bool = True,
-    ):  # fmt: skip
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: int = 1):
         if keep < 1 or keep_best < 0:
             raise ValueError(f"keep must be 1 or more and keep_best 0 or more, not {keep} and {keep_best}.")
         self._is_local = "://" not in str(folder)
         self.folder = literal(folder)
-        self._keep, self._keep_best, self._best_metric = keep, keep_best, best_metric
-        self._async_save = async_save
+        self._keep, self._keep_best = keep, keep_best
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
         self._written: tuple[dict, dict] = {}, {}
         self._manager: ocp.CheckpointManager | None = None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, traceback):
         try:
@@ -65,8 +55,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as failure:
             if error is None:
                 raise
-            # The error that ended the block matters more.
-            log.error("%s", failure)
+            log.error("%s", failure)  # the error that ended the block matters more
 
     def close(self) -> None:
         """Wait for the running save and free Orbax's threads; raises as `save` does."""
@@ -80,10 +69,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when no save is running; raises as `save` does."""
-        if self._saving is None:
-            return
         try:
-            self._manager.wait_until_finished()
+            if self._saving is not None:
+                self._manager.wait_until_finished()
         except Exception as error:
             self._give_up(error)
         self._saving = None
@@ -100,25 +88,19 @@ class Checkpoints:
         """The newest step on disk."""
         return max(self.all_steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """The step on disk with the lowest `best_metric`; None if none has it."""
-        scored = [step for step in self.all_steps() if self._score(step) < math.inf]
-        return min(scored, key=self._score, default=None)
-
     def save(self, step: int, state: Any, cursor: Mapping, metrics: Mapping[str, Any] | None = None) -> bool:
-        """Wait for the save before, then start writing; the caller may donate or change the arrays afterwards.
+        """Wait for the previous save, then start writing; False if the step is on disk already.
+
+        The caller may donate or change the arrays afterwards.
 
         Args:
           step: updates done.
           state: has `params`, `ema`, `opt_state`; or a dict with names in TREES. Empty trees are not written.
-          cursor: the data's position, JSON values.
-          metrics: of this step, stored with it; `best_metric` among them ranks it.
-
-        Returns:
-          False if the step is on disk already: nothing is done.
+          cursor: position in the data, JSON values.
+          metrics: stored with the step and ranked by `BEST_METRIC`.
 
         Raises:
-          OSError: the disk is full, now or during the save before.
+          OSError: the disk is full, now or during the previous save.
           RuntimeError: one of the two failed otherwise.
           ValueError: the folder has a newer step.
         """
@@ -129,39 +111,25 @@ class Checkpoints:
         if steps and step < steps[-1]:
             newer = f"{self.folder} has step {steps[-1]} already, so step {step} is not saved"
             raise ValueError(f"{newer}; resume from it, or use another --workdir.")
-        metrics = plain(metrics or {})
-        data, trees = {"cursor": plain(cursor), "metrics": metrics}, tree_files.storable(state)
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items["data"] = ocp.args.JsonSave(data)
+        data, trees = {"cursor": plain(cursor), "metrics": plain(metrics or {})}, tree_files.storable(state)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()} | {"data": ocp.args.JsonSave(data)}
         # Shapes and dtypes alone: the arrays may be donated.
         self._written = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees), data
-        self._scores[step] = _number(metrics.get(self._best_metric))
+        self._scores[step] = _score(data["metrics"])
         self._saving = step
         try:
             self._manager = self._manager or self._make_manager()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             self._give_up(error)
-        if not self._async_save:
-            self.wait()
         return True
 
     def restore_latest(self, abstract: Mapping[str, Any]) -> tuple[int, dict, dict] | None:
-        """Read the newest undamaged checkpoint.
+        """Step, trees like `abstract` and cursor of the newest undamaged checkpoint; None without a checkpoint.
 
-        A damaged one is reported in one line and the one before is tried; once a whole one is found, the damaged are
-        renamed `<step>.damaged-<n>`, so that the run can save these steps again.
-
-        Args:
-          abstract: dict with names in TREES; its leaves have shape, dtype and, where they shall not lie on the default
-            device, sharding (`jax.ShapeDtypeStruct`), on any mesh.
-
-        Returns:
-          step, trees with the structure of `abstract`, cursor; None if there is no checkpoint.
-
-        Raises:
-          ValueError: the checkpoint holds other keys, shapes or dtypes; they are named.
-          RuntimeError: every checkpoint is damaged (nothing is renamed).
+        Damaged ones above it are renamed `<step>.damaged-<n>`, so that the run can save these steps again. abstract:
+        dict with names in TREES of leaves with shape, dtype and maybe sharding, on any mesh. Raises ValueError for a
+        checkpoint with other keys, shapes or dtypes, RuntimeError if every one is damaged (nothing is renamed).
         """
         self.wait()
 
@@ -169,26 +137,18 @@ class Checkpoints:
             data = tree_files.read_json(folder, tree_files.verify(folder, ["data"]))
             return read_trees(folder, [name for name in TREES if name in abstract], abstract), data["cursor"]
 
-        found, damaged = self._newest(read)
+        newest, damaged = self._newest(read)
         if damaged:
             self._set_aside(damaged)
-        return None if found is None else (found[0], *found[1])
+        return newest and (newest[0], *newest[1])
 
     def restore_params(
         self, step: int | None = None, items: Sequence[str] = ("params", "ema"), abstract: Mapping | None = None, *,
         narrow: bool = False,
     ) -> tuple[int, dict]:  # fmt: skip
-        """Read some trees of a checkpoint, usually without the optimiser; see `read_trees`. Renames nothing.
+        """The step (None: the newest undamaged one) and some of its trees; see `read_trees`. Renames nothing.
 
-        Args:
-          step: None for the newest undamaged one.
-
-        Returns:
-          step, trees.
-
-        Raises:
-          FileNotFoundError: no such step, or no checkpoint at all.
-          RuntimeError: the step, or every one, is damaged.
+        Raises FileNotFoundError without such a step, RuntimeError when it, or every one, is damaged.
         """
         steps = self.all_steps()
         if step is None and steps:
@@ -203,20 +163,20 @@ class Checkpoints:
             raise RuntimeError(f"The checkpoint {folder} is damaged: {damage}. Use another step.") from damage
 
     def _newest(self, read: Callable[[epath.Path], Any]) -> tuple[tuple[int, Any] | None, list[int]]:
-        """(step, what was read) of the newest whole one, or None; the damaged steps above it."""
+        """(step, result of `read`) of the newest undamaged checkpoint, or None; the damaged steps above it."""
         damaged = {}
         for step in reversed(self.all_steps()):
             try:
-                found = step, read(self.folder / str(step))
+                content = read(self.folder / str(step))
             except (Damaged, FileNotFoundError) as damage:
-                damaged[step] = str(damage)
+                damaged[step] = damage
                 continue
-            for bad, problem in damaged.items():
+            for bad, damage in damaged.items():
                 folder = self.folder / str(bad)
-                log.warning("The checkpoint %s is damaged (%s); using step %d instead.", folder, problem, step)
-            return found, list(damaged)
+                log.warning("The checkpoint %s is damaged (%s); using step %d instead.", folder, damage, step)
+            return (step, content), list(damaged)
         if damaged:
-            problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            problems = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
             advice = "Nothing was deleted; bring back a copy, or start again in another --workdir."
             raise RuntimeError(f"Every checkpoint in {self.folder} is damaged ({problems}). {advice}")
         return None, []
@@ -234,11 +194,9 @@ class Checkpoints:
 
     def _make_manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Keep(self._kept),
-            cleanup_tmp_directories=True,
-            lightweight_initialize=True,
+            preservation_policy=_Keep(self._kept), cleanup_tmp_directories=True, lightweight_initialize=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-        )
+        )  # fmt: skip
         atexit.register(self._at_exit)
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -254,8 +212,7 @@ class Checkpoints:
     def _score(self, step: int) -> float:
         if step not in self._scores:
             try:
-                metrics = tree_files.read_json(self.folder / str(step), verified=False)["metrics"]
-                self._scores[step] = _number(metrics.get(self._best_metric))
+                self._scores[step] = _score(tree_files.read_json(self.folder / str(step), verified=False)["metrics"])
             except (Damaged, AttributeError):
                 self._scores[step] = math.inf
         return self._scores[step]
@@ -264,8 +221,8 @@ class Checkpoints:
         return self.folder / f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}"
 
     def _seal(self) -> None:
-        # Orbax calls this in its background thread, on one process, after the last data of all and before the rename.
-        # Object stores, which have none, check their objects themselves.
+        # Called by Orbax's background thread, on one process, after the data of all and before the rename.
+        # Object stores have no rename and check their objects themselves.
         folder = self._temporary(self._saving) if self._is_local else self.folder / str(self._saving)
         tree_files.read_back(folder, *self._written)
         if self._is_local:
@@ -278,19 +235,18 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.reload()
         if jax.process_index() == 0:
-            # On a full disk the space matters; what lies there is not a checkpoint.
+            # A full disk needs the space.
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         last = self.latest_step()
         good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
         if code := tree_files.disk_full(error):
             text = f"{os.strerror(code)} while saving step {step} in {self.folder}; {good}. Free space and run again"
             raise OSError(code, text) from error
-        reason = tree_files.one_line(error)
-        raise RuntimeError(f"Saving step {step} in {self.folder} failed ({reason}); {good}.") from error
+        raise RuntimeError(f"Saving step {step} in {self.folder} failed ({one_line(error, 300)}); {good}.") from error
 
 
 class _Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """Orbax asks after each save which checkpoints stay."""
+    """Which checkpoints Orbax keeps after each save."""
 
     def __init__(self, choose: Callable[[Sequence[int]], set[int]]):
         self._choose = choose
@@ -300,5 +256,6 @@ class _Keep(ocp.checkpoint_managers.PreservationPolicy):
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _number(value) -> float:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.inf
+def _score(metrics: Mapping) -> float:
+    value = metrics.get(BEST_METRIC)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.inf

@@ -1,4 +1,4 @@
-"""Small files that are whole or absent, and what to say when the disk does not take them."""
+"""Files that are whole or absent, locks of folders, and errors of disks with a remedy."""
 import contextlib
 import errno
 import fcntl
@@ -13,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-# What a full disk, a used-up quota and a file-size limit answer.
+# Full disk, used-up quota, file-size limit.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR,
-)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR)
 
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that can be written") -> Iterator[None]:
-    """Turn the operating system's refusal to write into one OSError, same errno, that names `path` and a remedy."""
+    """Turn the operating system's refusal to write into an OSError of the same errno that names `path` and a remedy."""
     try:
         yield
     except OSError as error:
@@ -35,32 +33,34 @@ def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that c
         raise OSError(error.errno, f"{os.strerror(error.errno)} while writing {path}. {remedy}") from error
 
 
+def one_line(error: BaseException, length: int = 200) -> str:
+    """The first line of an error's message, or its class without one, cut to a length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:length]
+
+
 def check_folder(path: str | os.PathLike, flag: str = "") -> None:
     """Raise a one-line ValueError for a local folder that Orbax or TensorStore would take for another, or refuse.
 
-    flag: what named it, such as "--workdir=".
+    flag: such as "--workdir=", for the message.
     """
     real = os.path.realpath(path)
-    names = real.split("/")
-    try:
-        real.encode()
-    except UnicodeEncodeError:
-        reason = "its name is not UTF-8"
-    else:
-        reason = (
-            "TensorStore takes the backslash in it for a slash" if "\\" in real
-            else "Orbax takes 'gs:/' in it for a URL" if "gs:/" in f"{real}/"
-            else f"Orbax takes /{names[1]} for {names[1]}://" if names[1] in ("gs", "s3", "az", "hf")
-            else "TensorStore keeps names that end in .__lock for itself" if any(n.endswith(".__lock") for n in names)
-            else ""
-        )  # fmt: skip
-    if reason:
-        shown = os.fspath(path).encode(errors="backslashreplace").decode()
-        raise ValueError(f"{flag}{shown}: {reason}; rename the folder or give another.")
+    top, *_ = names = real.split("/")[1:]
+    reasons = {
+        "its name is not UTF-8": real != real.encode(errors="replace").decode(),
+        "TensorStore takes the backslash in it for a slash": "\\" in real,
+        "Orbax takes 'gs:/' in it for a URL": "gs:/" in f"{real}/",
+        f"Orbax takes /{top} for {top}://": top in ("gs", "s3", "az", "hf"),
+        "TensorStore keeps names that end in .__lock for itself": any(name.endswith(".__lock") for name in names),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            shown = os.fspath(path).encode(errors="backslashreplace").decode()
+            raise ValueError(f"{flag}{shown}: {reason}; rename the folder or give another.")
 
 
 def literal_part(path: str) -> str:
-    """The longest beginning of a path that exists under just this name, "" if none does."""
+    """The longest beginning of a path that exists literally, "" if none does."""
     end = len(path)
     while end > 0 and not os.path.lexists(os.path.expanduser(path[:end])):
         end = max(path.rfind("/", 0, end), 0)
@@ -68,10 +68,10 @@ def literal_part(path: str) -> str:
 
 
 def split_paths(text: str, separator: str, is_one: Callable[[str], bool] | None = None) -> list[str]:
-    """The paths or patterns that a value lists; a separator in the name of what exists parts nothing.
+    """The paths or patterns in a list; a separator in the name of an existing file does not separate.
 
-    is_one: whether a piece with separators in it is one path; by default, if they are in its `literal_part`, or in that
-      of what follows its first colon or equals sign, as in `jsonl:PATH` and `name=PATH`.
+    is_one: whether text with separators is one path; by default, if they are in its `literal_part`, or in that of the
+      part after its first colon or equals sign, as in `jsonl:PATH` and `name=PATH`.
     """
 
     def by_default(piece: str) -> bool:
@@ -80,17 +80,17 @@ def split_paths(text: str, separator: str, is_one: Callable[[str], bool] | None 
         return any(separator not in path.removeprefix(literal_part(path)) for path in paths)
 
     is_one = is_one or by_default
-    pieces, found = text.split(separator), []
+    pieces, paths = text.split(separator), []
     while pieces:
         joined = (separator.join(pieces[:count]) for count in range(len(pieces), 1, -1))
         one = next(filter(is_one, joined), pieces[0])
         pieces = pieces[one.count(separator) + 1 :]
-        found.append(one if os.path.lexists(os.path.expanduser(one)) else one.strip())
-    return [piece for piece in found if piece]
+        paths.append(one if os.path.lexists(os.path.expanduser(one)) else one.strip())
+    return list(filter(None, paths))
 
 
 def check_writable(path: str, flag: str = "--json") -> None:
-    """Raise a one-line OSError, before anything is measured, if no file can be written there; "" is no file."""
+    """Raise a one-line OSError if no file can be written there; "" is no file."""
     if not path or is_device(path) and os.access(path, os.W_OK):
         return
     try:
@@ -104,14 +104,8 @@ def check_writable(path: str, flag: str = "--json") -> None:
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
     """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
 
-    A link stays, and the file that it leads to is replaced. Devices and pipes are written as they are.
-
-    Args:
-      content: text, or chunks of bytes as they come.
-      explanation: of `explained`.
-
-    Raises:
-      OSError: the disk is full or the folder cannot be written; the old file is still there.
+    Of a link, the target is replaced. Devices and pipes are written as they are. Raises OSError; see `explained`, which
+    gets the `explanation`.
     """
     chunks = [content.encode()] if isinstance(content, str) else content
     if is_device(path):
@@ -133,18 +127,18 @@ def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what processes left that were killed in `write_atomically`. name: of the file, a glob pattern."""
+    """Remove temporaries of processes killed in `write_atomically`. name: glob pattern of the file."""
     for leftover in folder.glob(f".{name}.[0-9]*-*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def is_device(path: str | os.PathLike) -> bool:
-    """Whether this is neither a file nor a folder but, for example, a pipe or /dev/null."""
+    """Whether the path is neither file nor folder, but a pipe or /dev/null, say."""
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """`write_atomically` of a value that `plain` understands."""
+    """`write_atomically` of the `plain` value."""
     write_atomically(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -169,54 +163,47 @@ def plain(value):
         raise ValueError(f"{type(value).__name__} {value!r} cannot be written as JSON; pass numbers or text.") from None
 
 
-def acquire_lock(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> int:
-    """Lock a folder for this process, until it dies or closes the descriptor that is returned.
+@contextlib.contextmanager
+def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[None]:
+    """Lock a folder for this process until the block ends or the process dies.
 
-    Args:
-      names: what is going to be replaced in it. The lock is a file that stays, so a folder without it is not ours.
-
-    Raises:
-      FileExistsError: some of `names` are in a folder that was never locked: they are another program's.
-      OSError: the folder cannot be written.
-      RuntimeError: another process holds it; it is named, with a remedy that ends in `elsewhere`.
+    elsewhere: end of the remedy in errors. names: files to be replaced. Raises RuntimeError, naming the process with
+    the lock, FileExistsError for a folder with some of `names` that was never locked: it is another program's.
     """
     path = folder / ".lock"
     if not path.exists() and (others := [name for name in names if _holds(folder / name)]):
         raise FileExistsError(f"{folder} holds files of something else ({', '.join(others)}); {elsewhere}.")
     with explained(path, elsewhere):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = open(path, "a+b", buffering=0)
+    with file:
+        file.seek(0)
+        if not try_lock(file.fileno(), path, elsewhere):
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            raise RuntimeError(f"{folder} is in use by {holder}. Wait for it to end, stop it, or {elsewhere}.")
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+
+
+def try_lock(handle: int, path: Path, elsewhere: str) -> bool:
+    """Lock an open file; False if another process has locked it. RuntimeError where the file system cannot."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        raise RuntimeError(f"{folder} is in use by {holder}. Wait for it to end, stop it, or {elsewhere}.") from None
+        return False
     except OSError as error:
-        os.close(handle)
         raise RuntimeError(f"{path} cannot be locked ({error}); {elsewhere}, on a local disk.") from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return handle
+    return True
 
 
 def _holds(path: Path) -> bool:
-    """Whether there is such a file, or such a folder that is not empty but for hidden files."""
+    """Whether the path is a file, or a folder with files that are not hidden."""
     return any(not name.startswith(".") for name in os.listdir(path)) if path.is_dir() else os.path.lexists(path)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[None]:
-    """`acquire_lock`, for as long as the block lasts."""
-    handle = acquire_lock(folder, elsewhere, names)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder last."""
-    # So that the rename survives a power cut; file systems that can't do it for folders say EINVAL.
+    """Make renames in a folder survive a power cut."""
+    # File systems that cannot sync folders answer EINVAL.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,6 @@
-"""What a run's folder tells without its weights: config, versions, summary and the rows of metrics.jsonl, as columns.
+"""Config, versions, summary and metrics of a run, finished, running or interrupted, from its folder.
 
-Reads whatever is there, also of a run that is still going on or was interrupted; what is missing or damaged is noted
-in `RunLog.notes`, one line each.
+What is missing or damaged is noted in `RunLog.notes`, one line each.
 """
 import collections
 import contextlib
@@ -18,7 +17,7 @@ from softmask_jax import config as config_schema
 from softmask_jax.io.files import plain
 
 KEPT_SAMPLES = 4
-# Beyond, a value counts as infinite, so that differences and margins of axes stay finite.
+# Larger values count as infinite, so that differences and margins of axes stay finite.
 LARGEST = 1e150
 NAMED_LINES = 5
 
@@ -47,13 +46,12 @@ class RunLog:
 
     @property
     def step(self) -> int:
-        """The newest step that is known of."""
-        steps = [row["step"] for row in self.last.values()]
-        return max([*steps, self.summary["step"] if self.summary else 0])
+        """The newest step in metrics and summary."""
+        return max(row["step"] for row in [*self.last.values(), self.summary or {"step": 0}])
 
     @property
     def planned(self) -> int | None:
-        """How many updates the config asks for; None where it doesn't say."""
+        """The number of updates of the config, if it names one."""
         with contextlib.suppress(ValueError, TypeError, KeyError):  # of another version's schema, or edited by hand
             return config_schema.of_run(self.config).updates if self.config else None
         steps = self.setting("train.steps")
@@ -61,7 +59,7 @@ class RunLog:
 
     @property
     def finished(self) -> bool:
-        """Whether the run's summary is there and no later step is known of."""
+        """Whether the summary is of the last step."""
         return bool(self.summary) and self.summary["step"] >= max(self.step, self.planned or 0)
 
     @property
@@ -69,23 +67,25 @@ class RunLog:
         return self.setting("soft_mask.variant") not in (None, "none")
 
     def setting(self, name: str):
-        """A value of the config as "section.key"; None if it isn't there."""
+        """The config's value of "section.key", or None."""
         return config_schema.flatten(self.config).get(name)
 
     def column(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values), empty where no row has such a number."""
+        """(steps [N], values [N]) of `columns`, empty without such a number."""
         return self.columns.get((kind, name), (np.zeros(0), np.zeros(0)))
 
     def tokens(self, steps) -> np.ndarray | None:
-        """Training tokens seen at steps [N]; None where the config doesn't say, as of conversations of any length."""
+        """Training tokens seen at steps [N]; None for rows of any length, such as conversations."""
         if self.setting("data.source") == "chat":
             return None
         rows, length = self.setting("train.global_batch_size"), self.setting("data.seq_len")
         return np.asarray(steps) * float(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
 
     def flops(self, steps) -> np.ndarray | None:
-        """Matrix-product FLOPs of training up to steps [N]: a plain step costs 3 forward passes, a step of two passes
-        4; what is computed again does not count. None for a run that has not measured its speed."""
+        """Matrix-product FLOPs of training up to steps [N]; None for a run that has not measured its speed.
+
+        A step costs 3 forward passes, or 4 with two passes; recomputation does not count.
+        """
         at, share = self.column("train", "two_pass_share")
         timed, speed = self.column("train", "tokens_per_second")
         both, used = self.column("train", "model_flops_per_second")
@@ -97,12 +97,11 @@ class RunLog:
 
 
 def read(path: str | Path, summary: dict | None = None) -> RunLog:
-    """The run in a folder; `summary` instead of what summary.json says. FileNotFoundError: the folder holds no run."""
+    """The run in a folder, `summary` in place of its summary.json. FileNotFoundError: the folder holds no run."""
     path = Path(os.path.expanduser(path))
     if not any((path / name).is_file() for name in ("config.json", "metrics.jsonl")):
-        raise FileNotFoundError(
-            f"No run in '{path}' (it has neither config.json nor metrics.jsonl); give the --workdir of a training run."
-        )
+        remedy = "give the --workdir of a training run"
+        raise FileNotFoundError(f"No run in '{path}' (it has neither config.json nor metrics.jsonl); {remedy}.")
     notes: list[str] = []
     config = _object(path / "config.json", notes, "the settings are unknown")
     versions = _object(path / "versions.json", notes, "versions and device are unknown")
@@ -128,23 +127,23 @@ def read(path: str | Path, summary: dict | None = None) -> RunLog:
 
 def number(value) -> float | None:
     """A number as `files.plain` writes it, "nan" and "inf" included; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and value not in ("nan", "inf", "-inf"):
         return None
     try:
-        found = float(value)
+        value = float(value)
     except OverflowError:
         return math.inf
-    return found if not abs(found) > LARGEST else math.copysign(math.inf, found)
+    return math.copysign(math.inf, value) if abs(value) > LARGEST else value
 
 
 class _Rows:
-    """Rows as they are read: 200,000 of them as dicts would fill the memory of a laptop."""
+    """Columns of rows: 200,000 rows as dicts would fill the memory of a laptop."""
 
     def __init__(self):
         self.last, self.samples, self.histogram = {}, collections.deque(maxlen=KEPT_SAMPLES), None
-        self._columns, self._damaged, self._not_finite = {}, [], []
+        self._columns = collections.defaultdict(lambda: (array("d"), array("d")))
+        self._damaged, self._not_finite = [], []
 
     def add(self, line_number: int, line: str) -> None:
         if not line.strip():
@@ -164,32 +163,32 @@ class _Rows:
         if isinstance(row.get("lambda_histogram"), list):
             self.histogram = row
         for name, value in row.items():
-            if name not in ("step", "kind") and (found := number(value)) is not None:
-                steps, values = self._columns.setdefault((kind, name), (array("d"), array("d")))
-                steps.append(step)
-                values.append(found)
-                if not math.isfinite(found):
-                    self._not_finite.append((name, step))
+            if name in ("step", "kind") or (value := number(value)) is None:
+                continue
+            for column, entry in zip(self._columns[kind, name], (step, value), strict=True):
+                column.append(entry)
+            if not math.isfinite(value):
+                self._not_finite.append((name, step))
 
     def arrays(self) -> dict:
-        found = {}
-        for key, (steps, values) in self._columns.items():
-            steps, values = np.array(steps), np.array(values)
-            order = np.argsort(steps, kind="stable")
-            found[key] = (steps[order], values[order])
-        return found
+        columns = {}
+        for key, pair in self._columns.items():
+            rows = np.array(pair)
+            columns[key] = tuple(rows[:, np.argsort(rows[0], kind="stable")])
+        return columns
 
     def notes(self) -> list[str]:
-        said = []
+        notes = []
         if self._damaged:
-            named = ", ".join(map(str, self._damaged[:NAMED_LINES])) + (", ..." * (len(self._damaged) > NAMED_LINES))
             count = len(self._damaged)
-            said.append(f"{count:,} line{'s' * (count > 1)} of metrics.jsonl ({named}) can't be read and are left out.")
+            shown = ", ".join(map(str, self._damaged[:NAMED_LINES])) + ", ..." * (count > NAMED_LINES)
+            lines = f"{count:,} line{'s' * (count > 1)} of metrics.jsonl ({shown})"
+            notes.append(f"{lines} can't be read and are left out.")
         if self._not_finite:
             (name, step), count = self._not_finite[0], len(self._not_finite)
             are = "values are not finite, the first one" if count > 1 else "value is not finite:"
-            said.append(f"{count:,} {are} {name} at step {step:,}.")
-        return said
+            notes.append(f"{count:,} {are} {name} at step {step:,}.")
+        return notes
 
 
 def _is_step(value) -> bool:
@@ -197,17 +196,16 @@ def _is_step(value) -> bool:
 
 
 def _object(path: Path, notes: list[str], lost: str | None) -> dict:
-    """A JSON object of a file; {} and a note where there is none. lost: what a reader misses; None: its absence is
-    nothing unusual."""
+    """The JSON object in a file; {} and a note without one. lost: what a reader misses; None: absence is not noted."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if lost:
             notes.append(f"There is no {path.name}: {lost}.")
         return {}
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         notes.append(f"{path.name} is damaged{f': {lost}' if lost else ' and left out'}.")
         return {}
-    return found
+    return content

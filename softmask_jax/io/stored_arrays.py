@@ -1,7 +1,6 @@
-"""Arrays in Orbax's folders: the one way from a path to them, and whether all of their values are there.
+"""Arrays in Orbax's folders, and whether they are complete.
 
-Orbax and etils glob whatever path they get, and etils, fsspec and TensorStore read parts of some as URLs. Every folder
-goes through `literal` first.
+Orbax and etils glob every path, and etils, fsspec and TensorStore read some as URLs: folders pass through `literal`.
 """
 import glob
 import json
@@ -18,14 +17,14 @@ DECODED_BYTES = 4 * 2**20
 
 
 class _Literal(type(epath.Path("/"))):
-    """A local path whose own characters are no pattern; what is derived from it is of this class too."""
+    """A local path, and paths below it, whose characters are no pattern."""
 
     def glob(self, pattern: str):
         return (self / name for name in glob.glob(pattern, root_dir=self))
 
 
 def literal(folder: str | os.PathLike) -> epath.Path:
-    """A folder as Orbax may have it: absolute, without links. URLs stay. Raises ValueError as `check_folder` does."""
+    """A folder for Orbax: absolute, without links. URLs stay. Raises ValueError as `check_folder`."""
     if "://" in os.fspath(folder):
         return epath.Path(folder)
     check_folder(folder)
@@ -33,11 +32,7 @@ def literal(folder: str | os.PathLike) -> epath.Path:
 
 
 def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.TensorStore]:
-    """The arrays of one tree by their path, whatever the layout that Orbax has chosen. Values are not read yet.
-
-    Raises:
-      ValueError, OSError, KeyError, TypeError or AttributeError: Orbax has not written this folder.
-    """
+    """The arrays of one tree by path, in any layout of Orbax, values not read yet. Other folders are errors."""
     folder = literal(folder)
     metadata = json.loads((folder / METADATA).read_text("utf-8"))
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -52,9 +47,9 @@ def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.
 
 
 def check_values(folder: str | os.PathLike) -> None:
-    """Raise ValueError unless every chunk of a tree's arrays is there in full; small ones are decoded too.
+    """Raise ValueError unless every chunk of a tree's arrays, those of all hosts, is stored in full.
 
-    Decoding all of them would take half as long as writing them, and one process sees those of all hosts.
+    Only small chunks are decoded: decoding all would take half as long as writing them.
     """
     folder = literal(folder)
     for names, array in open_arrays(folder).items():

@@ -1,23 +1,24 @@
-"""Trees of arrays and checksums of one checkpoint's folder: what `checkpoint.py` and readers of models share.
+"""Trees of arrays and checksums in the folder of a checkpoint or of a converted model.
 
-A tree is stored under plain nested keys (a NamedTuple's field, a list's index, a dict's key), so its structure is the
-reader's: it is read into whatever tree has the same paths. Orbax does the arrays, on any mesh.
+Orbax stores trees under plain nested keys (a NamedTuple's field, a list's index, a dict's key) and reads them, on any
+mesh, into a tree with the same paths.
 """
 import contextlib
 import json
 import logging
 import os
 import zlib
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict as nested
 from jax.experimental import multihost_utils
 
-from softmask_jax.io.files import DISK_FULL, write_atomically
+from softmask_jax.io.files import DISK_FULL, one_line, write_atomically
 from softmask_jax.io.stored_arrays import check_values, literal
 
 TREES = ("params", "ema", "optimizer")
@@ -29,9 +30,9 @@ MOST_NAMED = 12
 # Orbax prints the traceback of every background error; `Checkpoints` raises each once, in one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.ERROR)
 
-Path = tuple[str, ...]
-
 log = logging.getLogger(__name__)
+
+Path = tuple[str, ...]
 
 
 class Damaged(Exception):
@@ -40,42 +41,25 @@ class Damaged(Exception):
 
 def flat(tree) -> dict[Path, Any]:
     """The leaves of any pytree by their path; empty nodes and None vanish."""
-    return {tuple(_name(key) for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def nested(leaves: Mapping[Path, Any]) -> dict:
-    """Nested dicts of the leaves of `flat`."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
 def storable(state) -> dict[str, dict]:
-    """The trees of a train state, or of a dict with names in TREES, as nested dicts of arrays; without the empty ones.
-
-    Raises:
-      ValueError: a dict with other names.
-    """
+    """The non-empty trees of a train state, or of a dict with names in TREES (others: ValueError), as nested dicts."""
     if not isinstance(state, Mapping):
         state = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
     if unknown := sorted(set(state) - set(TREES)):
         raise ValueError(f"A checkpoint holds {', '.join(TREES)}; got {', '.join(unknown)}.")
     # Orbax copies JAX's arrays before a save returns; the caller may change numpy's while they are written.
-    trees = {
-        name: {path: leaf if isinstance(leaf, jax.Array) else np.array(leaf) for path, leaf in flat(tree).items()}
-        for name, tree in state.items()
-    }
-    return {name: nested(leaves) for name, leaves in trees.items() if leaves}
+    trees = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), dict(state))
+    return {name: nested(leaves) for name, tree in trees.items() if (leaves := flat(tree))}
 
 
 def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None = None) -> None:
-    """Record size and CRC-32 of every file below a checkpoint's folder in its checksums.json.
+    """Record size and CRC-32 of every file of a checkpoint in its checksums.json.
 
-    known: those of some files, by their name in the folder, as they were in memory; they are not read again.
+    known: checksums of files as they were in memory, by name in the folder; these are not read again.
     """
     folder = literal(folder)
     names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
@@ -85,17 +69,9 @@ def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None =
 
 
 def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
-    """Compare a checkpoint's files with its checksums; the first process reads, all get its verdict.
+    """Compare a checkpoint's files, or those of its sub-folders `items`, with its checksums; False without checksums.
 
-    Args:
-      folder: of one checkpoint.
-      items: only these of its sub-folders; None for all.
-
-    Returns:
-      False if there are no checksums to compare with.
-
-    Raises:
-      Damaged: a file is missing, unreadable or changed.
+    The first process reads, all get its verdict. Raises Damaged for a file that is missing, unreadable or changed.
     """
     verdict, problem = 0, ""
     if jax.process_index() == 0:
@@ -106,27 +82,23 @@ def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
     if jax.process_count() > 1:
         verdict = int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
     if verdict == 2:
-        raise Damaged(problem or "found by the first process")
+        raise Damaged(problem or "according to the first process")
     return bool(verdict)
 
 
 def read_trees(
     folder: os.PathLike, items: Sequence[str], abstract: Mapping[str, Any] | None = None, *, narrow: bool = False
 ) -> dict:
-    """Read trees of a checkpoint, or of any folder that holds Orbax trees of these names, such as a converted model.
-
-    Floating-point arrays are read into a wider dtype, with the same values, if `abstract` wants it: a run that trained
-    in bfloat16 goes on in float32.
+    """Read trees of a checkpoint, or of another folder with Orbax trees of these names, such as a converted model.
 
     Args:
       folder: holds the sub-folders `items`.
-      items: which of them.
-      abstract: trees by item with shape, dtype and sharding, as for `Checkpoints.restore_latest`; an item that is not
-        in it is read as it was saved, as nested dicts of arrays on the default device.
+      abstract: trees by item with shape, dtype and sharding. Floating-point arrays are read into its wider dtypes: a
+        run in bfloat16 can continue in float32. Other items are nested dicts of arrays on the default device.
       narrow: read floating-point arrays into narrower dtypes, too, rounded.
 
     Returns:
-      Trees by item; an item that the folder lacks is None if it is not in `abstract`, unless it is `params`.
+      Trees by item; None for an item, other than `params`, that neither the folder nor `abstract` has.
 
     Raises:
       FileNotFoundError: no `params` in the folder.
@@ -134,38 +106,32 @@ def read_trees(
       Damaged: see `verify`; without checksums, also what Orbax cannot read.
     """
 
-    def converts(has, needs) -> bool:
-        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (has, needs))
-        return floats and (narrow or jnp.promote_types(has, needs) == needs)
+    def converts(stored, wanted) -> bool:
+        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (stored, wanted))
+        return floats and (narrow or jnp.promote_types(stored, wanted) == wanted)
 
     folder, abstract = literal(folder), abstract or {}
     verified = verify(folder, items)
     if "params" in items and not (folder / "params").exists():
         raise FileNotFoundError(f"No params in {folder}; give the folder of a checkpoint or of a converted model.")
     with _damage_unless(verified):
-        found = {item: _stored(folder / item) for item in items}
-    wanted = {item: flat(abstract[item]) if item in abstract else found[item] for item in items}
-    if absent := [item for item in items if wanted[item] and not found[item] and not verified]:
+        stored = {item: _stored(folder / item) for item in items}
+    wanted = {item: flat(abstract[item]) if item in abstract else stored[item] for item in items}
+    if absent := [item for item in items if wanted[item] and not stored[item] and not verified]:
         raise Damaged(f"{', '.join(absent)} missing, and no {CHECKSUMS}")
-    _require_same(folder, found, wanted, converts)
+    _require_same(folder, stored, wanted, converts)
     with _damage_unless(verified):
         leaves = {item: _read(folder / item, wanted[item]) for item in items}
-    trees = {}
-    for item in items:
-        if item in abstract:
-            structure = jax.tree.structure(abstract[item])
-            trees[item] = jax.tree.unflatten(structure, [leaves[item][path] for path in wanted[item]])
-        else:
-            trees[item] = nested(leaves[item]) or None
+    trees = {item: nested(leaves[item]) or None for item in items}
+    for item in abstract.keys() & trees.keys():
+        trees[item] = jax.tree.structure(abstract[item]).unflatten(leaves[item][path] for path in wanted[item])
     return trees
 
 
 def read_back(folder: os.PathLike, trees: Mapping[str, dict], data: Mapping | None = None) -> None:
     """Raise ValueError, one line, unless a folder just written can be restored: structure, shapes, dtypes and chunks.
 
-    Args:
-      trees: nested dicts by item, of leaves with shape and dtype, as they were saved.
-      data: the cursor and metrics, if there are some.
+    trees: nested dicts by item, of leaves with shape and dtype, as they were saved. data: cursor and metrics, if any.
     """
     folder = literal(folder)
     try:
@@ -175,7 +141,7 @@ def read_back(folder: os.PathLike, trees: Mapping[str, dict], data: Mapping | No
         if data is not None and read_json(folder, verified=True) != data:
             raise ValueError("data has changed")
     except Exception as error:
-        raise ValueError(f"what was written cannot be read back: {one_line(error)}") from error
+        raise ValueError(f"what was written cannot be read back: {one_line(error, 300)}") from error
 
 
 def read_json(folder: os.PathLike, verified: bool) -> dict:
@@ -185,30 +151,16 @@ def read_json(folder: os.PathLike, verified: bool) -> dict:
         return {"cursor": stored["cursor"], "metrics": stored["metrics"]}
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, shortened."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first if len(first) <= 300 else first[:300] + "..."
-
-
 def disk_full(error: BaseException | None) -> int | None:
     """The errno, if an error or what it came from says that a disk, quota or file-size limit is full."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
-        for code in DISK_FULL:
-            # tensorstore's errors carry the text only.
+        for code in DISK_FULL:  # tensorstore's errors have the text alone
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
                 return code
         error = error.__cause__ or error.__context__
     return None
-
-
-def _name(key) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def _checksum(path: epath.Path) -> list[int]:
@@ -241,7 +193,7 @@ def _compare(folder: epath.Path, items: Sequence[str] | None) -> bool:
             if actual != expected:
                 raise Damaged(f"{name} has changed since it was written")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Damaged(f"{CHECKSUMS}: {one_line(error)}") from error
+        raise Damaged(f"{CHECKSUMS}: {one_line(error, 300)}") from error
     return True
 
 
@@ -253,15 +205,15 @@ def _damage_unless(verified: bool):
     except Exception as error:
         if verified:
             raise
-        raise Damaged(one_line(error)) from error
+        raise Damaged(one_line(error, 300)) from error
 
 
 def _stored(folder: epath.Path) -> dict[Path, Any]:
     if not folder.exists():
         return {}
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        found = flat(handler.metadata(folder).tree)
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()}
+        leaves = flat(handler.metadata(folder).tree)
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 
 
 def _read(folder: epath.Path, wanted: Mapping[Path, Any]) -> dict[Path, jax.Array]:
@@ -277,15 +229,15 @@ def _read(folder: epath.Path, wanted: Mapping[Path, Any]) -> dict[Path, jax.Arra
 
 
 def _require_same(
-    folder: epath.Path, found: Mapping[str, dict], wanted: Mapping[str, dict], converts: Callable = lambda has, needs: False
-) -> None:  # fmt: skip
+    folder: epath.Path, stored: Mapping[str, dict], wanted: Mapping[str, dict], converts=lambda stored, wanted: False
+) -> None:
     def show(leaf) -> str:
         return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
     differences, converted = [], set()
     for item in wanted:
-        for path in sorted(found[item].keys() | wanted[item].keys()):
-            has, needs = found[item].get(path), wanted[item].get(path)
+        for path in sorted(stored[item].keys() | wanted[item].keys()):
+            has, needs = stored[item].get(path), wanted[item].get(path)
             if show(has) == show(needs):
                 continue
             if has is not None and needs is not None and has.shape == needs.shape and converts(has.dtype, needs.dtype):
@@ -293,10 +245,9 @@ def _require_same(
             else:
                 differences.append(f"{'/'.join((item, *path))}: found {show(has)}, wanted {show(needs)}")
     if differences:
-        more = f"; and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else ""
-        raise ValueError(
-            f"The checkpoint {folder} is of another model: {'; '.join(differences[:MOST_NAMED])}{more}. "
-            "Use the config that it was written with, or another folder."
-        )
+        if (more := len(differences) - MOST_NAMED) > 0:
+            differences[MOST_NAMED:] = [f"and {more} more"]
+        remedy = "Use the config that it was written with, or another folder."
+        raise ValueError(f"The checkpoint {folder} is of another model: {'; '.join(differences)}. {remedy}")
     if converted:
         log.info("Arrays of %s are read %s.", folder, " and ".join(sorted(converted)))

@@ -11,9 +11,7 @@ import pytest
 
 from softmask_jax import data
 from softmask_jax.config import Data, Texts
-from softmask_jax.data import (
-    BadRow, ByteTokenizer, Document, SplitRule, Windows, build, read_corpus, token_stream,
-)
+from softmask_jax.data import BadRow, ByteTokenizer, Document, SplitRule, Windows, build, read_corpus
 from softmask_jax.data.shards import cache
 from softmask_jax.data.sources import corpus as corpus_module
 from softmask_jax.data.sources.corpus import TRAIN, VALIDATION
@@ -67,26 +65,27 @@ def files(tmp_path):
 
 def test_every_document_is_followed_by_an_end_and_windows_are_wrapped(tmp_path):
     corpus = read_corpus(ListSource(["abc", "de", "fghij", "Z"]), SplitRule("last", documents=1))
-    stream = token_stream(corpus, TRAIN, ByteTokenizer(), tmp_path)
+    stream = corpus.stream(TRAIN, ByteTokenizer(), tmp_path)
     expected = [*b"abc", EOS, *b"de", EOS, *b"fghij", EOS]
     assert stream.dtype == np.uint16 and stream.tolist() == expected
     windows = Windows(stream, 6, BOS, EOS)
     assert len(windows) == 3  # 13 tokens make three windows of four; the last token is dropped
-    assert windows[0].dtype == np.int32
-    assert [window.tolist() for window in windows] == [
+    rows = windows.gather(np.arange(3))
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [
         [BOS, *b"abc", EOS, EOS],
         [BOS, *b"de", EOS, ord("f"), EOS],
         [BOS, *b"ghij", EOS],
     ]
-    assert windows.gather(np.array([2, 0])).tolist() == [windows[2].tolist(), windows[0].tolist()]
-    assert token_stream(corpus, VALIDATION, ByteTokenizer(), tmp_path).tolist() == [ord("Z"), EOS]
+    assert windows.gather(np.array([2, 0])).tolist() == rows[[2, 0]].tolist()
+    assert corpus.stream(VALIDATION, ByteTokenizer(), tmp_path).tolist() == [ord("Z"), EOS]
 
 
 def test_an_end_follows_every_document_however_documents_are_grouped(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "ENCODE_CHARACTERS", 40)
     texts = numbered(30)
     corpus = read_corpus(ListSource(texts), SplitRule("last", documents=2))
-    stream = token_stream(corpus, TRAIN, ByteTokenizer(), tmp_path)
+    stream = corpus.stream(TRAIN, ByteTokenizer(), tmp_path)
     assert ByteTokenizer().decode(stream, eos="\0").split("\0") == [*texts[:-2], ""]
 
 
@@ -95,7 +94,7 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(tmp_path):
         vocab_size, eos_id = 100_000, 99_998
 
     corpus = read_corpus(ListSource(["ab", "cd"]), SplitRule("last", documents=1))
-    stream = token_stream(corpus, TRAIN, Large(), tmp_path)
+    stream = corpus.stream(TRAIN, Large(), tmp_path)
     assert stream.dtype == np.uint32 and stream.tolist() == [*b"ab", 99_998]
 
 
@@ -300,4 +299,4 @@ def test_the_standard_library_becomes_windows_of_python_source(tmp_path):
     assert built.info["train_documents"] + built.info["validation_documents"] == 40
     assert len(built.train) > 1000 and len(built.validation) > 10
     text = built.tokenizer.decode(built.train.gather(np.arange(len(built.train))).reshape(-1), eos="")
-    assert "import" in text and "def " in text and "\ufffd" not in built.tokenizer.decode(built.train[0])
+    assert "import" in text and "def " in text and "\ufffd" not in built.tokenizer.decode(built.train.gather([0])[0])

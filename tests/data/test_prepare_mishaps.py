@@ -137,6 +137,6 @@ def test_another_corpus_at_the_same_address_is_not_read_from_copies_of_the_first
         prepare(Texts(**config), "memory://again/corpus", workers=1)
         sizes = {path: remote.size(path) for path in remote.find("/again") if path.endswith("arrayrecord")}
         built = build(Texts(**config | dict(source="shards", paths="memory://again/corpus", tokenizer="shards")))
-        windows[word] = built.tokenizer.decode(built.train[0])
+        windows[word] = built.tokenizer.decode(built.train.gather([0])[0])
         remote.rm("/again", recursive=True)
     assert len(sizes) == 2 and "mask" in windows["mask"] and "blur" in windows["blur"]

@@ -32,13 +32,13 @@ def bucket():
 
 def test_the_standard_library_has_sources_but_no_tests_or_installed_packages():
     source = make_source("stdlib")
-    names = [name for name, _ in source.files]
+    names = [file.name for file in source.listing]
     assert {"json/decoder.py", "argparse.py"} <= set(names)
     assert names == sorted(names)
     folders = {part for name in names for part in Path(name).parts[:-1]}
     assert not folders & {"site-packages", "__pycache__", "test", "tests", "idle_test"}
     assert next(iter(source)) == next(iter(source))
-    total = sum(path.stat().st_size for _, path in source.files)
+    total = sum(file.path.stat().st_size for file in source.listing)
     assert 3e6 < total < 3e7
 
 
@@ -55,9 +55,9 @@ def test_a_file_of_the_standard_library_that_cannot_be_read_is_a_bad_row(tmp_pat
 
 
 def test_globs_keep_their_order_recurse_and_take_each_file_once(folder):
-    names = [name for name, _ in make_source("files", "sub/**/*.txt, *.txt,**/*.txt").files]
+    names = [file.name for file in make_source("files", "sub/**/*.txt, *.txt,**/*.txt").listing]
     assert names == ["sub/c.txt", "sub/deep/d.txt", "a.txt", "b.txt"]
-    assert make_source("files", ("x.md",)).files[0][0] == "x.md"
+    assert make_source("files", ("x.md",)).listing[0].name == "x.md"
 
 
 def test_text_is_taken_byte_for_byte(folder):
@@ -187,7 +187,7 @@ def test_files_behind_a_url_read_as_local_ones_do(folder, bucket):
     bucket.pipe("/texts/rows.jsonl", b'{"text": "one"}\n{"text": "two"}')
     source = make_source("files", "memory://texts/**/*.txt,a.txt,memory://texts/b.txt")
     assert [item.text for item in source] == ["B", "A\r\n", "A\r\n"]
-    assert [name for name, _ in source.files] == ["memory:///texts/b.txt", "memory:///texts/deep/a.txt", "a.txt"]
+    assert [file.name for file in source.listing] == ["memory:///texts/b.txt", "memory:///texts/deep/a.txt", "a.txt"]
     assert [item.text for item in make_source("jsonl", "memory://texts/*.jsonl")] == ["one", "two"]
     assert list(pickle.loads(pickle.dumps(source))) == list(source)
     bucket.pipe("/texts/b.txt", b"b")

@@ -30,7 +30,7 @@ def write_run(path: Path, texts: Path, steps: int, seed: int, **changed) -> None
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: 0.1 * random.standard_normal(leaf.shape, np.float32), shapes)
     params["soft_mask"] = soft_masking.init_scalars(scale=0.5, centre=-6.0)
-    with RunFolder(path) as folder, Checkpoints(path / "checkpoints", async_save=False) as checkpoints:
+    with RunFolder(path) as folder, Checkpoints(path / "checkpoints") as checkpoints:
         folder.write_config(c.to_dict())
         tokenizer.save(path / "tokenizer")
         cursor = {"step": steps, "data": corpus.info["fingerprint"]}

@@ -46,7 +46,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure(three):
 def test_an_empty_folder_has_no_checkpoint_and_reading_makes_no_folder(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.restore_latest(ABSTRACT) is None
-    assert (checkpoints.all_steps(), checkpoints.latest_step(), checkpoints.best_step()) == ([], None, None)
+    assert (checkpoints.all_steps(), checkpoints.latest_step()) == ([], None)
     with pytest.raises(FileNotFoundError, match="No checkpoint of any step"):
         checkpoints.restore_params()
     checkpoints.close()
@@ -119,9 +119,6 @@ def test_the_newest_n_and_the_best_are_kept_also_after_a_restart(tmp_path):
                 checkpoints.save(step, {"params": {"w": jnp.ones(2)}}, {}, metrics)
             checkpoints.wait()
             assert checkpoints.all_steps() == ([2, 3] if steps[0] == 1 else [2, 5, 6])
-            assert checkpoints.best_step() == 2
-    assert Checkpoints(folder).best_step() == 2
-    assert Checkpoints(folder, best_metric="y").best_step() is None
 
 
 def test_saving_a_step_twice_does_nothing_and_an_older_step_is_refused(copy):

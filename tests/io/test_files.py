@@ -43,5 +43,5 @@ def test_a_folder_with_files_of_those_names_is_refused_unless_it_was_locked_befo
         pass
     (tmp_path / ".lock").unlink()
     with pytest.raises(FileExistsError, match=r"holds files of something else \(results\); go away"):
-        files.acquire_lock(tmp_path, "go away", ["other", "results"])
+        files.locked(tmp_path, "go away", ["other", "results"]).__enter__()
     assert os.listdir(tmp_path) == ["results"]

@@ -17,8 +17,7 @@ from softmask_jax.data.chat.sft import Examples
 from softmask_jax.data.pipeline import Batches, rows_of_host
 
 MOST_EXTRA_PADS = 50
-ROW_MULTIPLE = 8
-BUCKET_MULTIPLE = 128
+ROW_MULTIPLE, BUCKET_MULTIPLE = 8, 128
 # Segments within a row: nothing attends from one to another.
 BUCKET_PAD, EXAMPLE = 0, 1
 
@@ -42,8 +41,7 @@ class Buckets:
     """Examples with their padding, sorted into buckets.
 
     pad_id: of both kinds of pads. seed: of the recipe's pads. sizes: lengths of the buckets, ascending multiples of
-    128; () is every multiple that is needed. Few sizes mean few compilations and more padding. Raises ValueError for
-    sizes that do not hold every example.
+    128, which must hold every example; () is every multiple that is needed. Raises ValueError.
     """
 
     examples: Examples
@@ -54,11 +52,10 @@ class Buckets:
     def __post_init__(self):
         if any(size < 1 or size % BUCKET_MULTIPLE for size in self.sizes) or list(self.sizes) != sorted({*self.sizes}):
             raise ValueError(f"data.buckets={self.sizes} must be ascending multiples of {BUCKET_MULTIPLE}")
-        if self.sizes and self.sizes[-1] < self.lengths.max():
-            raise ValueError(
-                f"data.buckets={self.sizes} end below the longest row with its pads, {self.lengths.max()} tokens; add "
-                "a larger one or lower data.max_tokens"
-            )
+        longest = self.lengths.max()
+        if self.sizes and self.sizes[-1] < longest:
+            reason = f"end below the longest row with its pads, {longest} tokens"
+            raise ValueError(f"data.buckets={self.sizes} {reason}; add a larger one or lower data.max_tokens")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -66,8 +63,7 @@ class Buckets:
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int64 [N] tokens of each example with the recipe's pads."""
-        own = self.examples.lengths
-        return round_up(own + extra_pads(self.seed, np.arange(len(own))), ROW_MULTIPLE)
+        return round_up(self.examples.lengths + extra_pads(self.seed, np.arange(len(self))), ROW_MULTIPLE)
 
     @functools.cached_property
     def bucket_of(self) -> np.ndarray:
@@ -101,7 +97,7 @@ class Buckets:
         order = random.permutation(len(self))
         buckets = self.bucket_of[order]
         batches, sizes, left = [], [], order[:0]
-        for size in np.unique(self.bucket_of).tolist():
+        for size in np.unique(buckets).tolist():
             members = np.concatenate([left, order[buckets == size]])
             full = len(members) // batch_size
             batches.append(members[: full * batch_size].reshape(-1, batch_size))
@@ -123,29 +119,27 @@ def bucket_batches(
     """This host's share of the endless training batches from `start_step` on, epoch after epoch.
 
     Each is a `Buckets.gather` with `rows` int32 [B/hosts] in the global batch, in the order of `rows_of_host`, and
-    `epoch` int32 [B/hosts], how many epochs came before. Raises ValueError when a micro-batch does not divide by the
-    hosts, or for fewer examples than a batch.
+    `epoch` int32 [B/hosts], how many epochs came before. Raises ValueError as `rows_of_host`, or for fewer examples
+    than a batch.
     """
     rows = rows_of_host(global_batch_size, host_index, host_count, micro_batches).astype(np.int32)
     if len(buckets) < global_batch_size:
-        raise ValueError(
-            f"the {buckets.examples.name} split has {len(buckets)} examples, fewer than train.global_batch_size="
-            f"{global_batch_size}: add conversations or lower it"
-        )
+        count = f"{len(buckets)} examples, fewer than train.global_batch_size={global_batch_size}"
+        raise ValueError(f"the {buckets.examples.name} split has {count}: add conversations or lower it")
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must not be negative")
     steps = steps_per_epoch(buckets, global_batch_size)
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
-        epoch, inside = divmod(start_step, steps)
+        epoch, first = divmod(start_step, steps)
         while True:
             batches, sizes = buckets.plan(epoch, global_batch_size, seed)
             position = {"rows": rows, "epoch": np.full_like(rows, epoch)}
-            for step in range(inside, steps):
+            for step in range(first, steps):
                 yield buckets.gather(batches[step, rows], int(sizes[step])) | position
-            epoch, inside = epoch + 1, 0
+            epoch, first = epoch + 1, 0
 
-    return Batches(generate(), start_step)
+    return Batches(generate())
 
 
 def bucket_validation_batches(
@@ -153,8 +147,7 @@ def bucket_validation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in a fixed order by bucket, as this host's share of the batches.
 
-    As `bucket_batches`, with valid bool [B/hosts]: False on rows that fill up the last batch of a bucket by repeating
-    its examples. Raises ValueError when the batch does not divide by the hosts.
+    As `bucket_batches`, with valid bool [B/hosts]: False on repeated examples that fill up a batch.
     """
     rows = rows_of_host(global_batch_size, host_index, host_count)
 

@@ -7,7 +7,7 @@ lists, a data set's columns. Content is text, or a list of parts of text.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from softmask_jax.data.sources.records import nearest
+from softmask_jax.data.sources.records import HALF_CHARACTER, nearest
 
 KEYS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 # Prompt and answer: text or messages.
@@ -78,20 +78,19 @@ def read_row(row: object, key: str = "") -> list[dict[str, str]]:
     present = [name for name in ([key] if key else KEYS) if name in row]
     filled = next((name for name in present if _is_filled(row[name])), None)
     pair = next((pair for pair in PAIRS if not key and all(row.get(name) is not None for name in pair)), None)
-    if filled is not None or pair is None:
-        if not present:
-            raise NoConversation("messages", _missing("key", key, row))
-        filled = filled or present[0]
-        messages = read_messages(row[filled], filled)
-    else:
+    if filled is None and pair:
         messages = []
         for name, role in zip(pair, ("user", "assistant"), strict=True):
-            half = row[name]
-            messages += read_messages([{"role": role, "content": half}] if isinstance(half, str) else half, name)
-    system = row.get(SYSTEM_KEY)
-    if system is None or system == "":
+            half = [{"role": role, "content": row[name]}] if isinstance(row[name], str) else row[name]
+            messages += read_messages(half, name)
+    elif present:
+        name = filled or present[0]
+        messages = read_messages(row[name], name)
+    else:
+        raise NoConversation("messages", _missing("key", key, row))
+    if row.get(SYSTEM_KEY) in (None, ""):
         return messages
-    system = _message({"role": "system", "content": system}, f"has in {SYSTEM_KEY!r} a message")
+    system = _message({"role": "system", "content": row[SYSTEM_KEY]}, f"has in {SYSTEM_KEY!r} a message")
     if messages[0]["role"] != "system":
         return [system, *messages]
     if messages[0] != system:
@@ -142,23 +141,20 @@ def _message(message: object, subject: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise NoConversation("messages", f"{subject} that is {type(message).__name__}, no object")
     # Fields of other rows are null in Parquet.
-    role = message.get("role") if message.get("role") is not None else message.get("from")
-    content = message.get("content") if message.get("content") is not None else message.get("value")
+    fields = {key: value for key, value in message.items() if value is not None}
+    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
     if role is None:
         raise NoConversation("role", f'{subject} without a role; write {{"role": "user", "content": "..."}}')
     if not isinstance(role, str) or role.casefold() not in ROLES:
         raise NoConversation("role", f"{subject} of the role {role!r:.60}; known are {', '.join(ROLES)}")
-    if message.get("tool_calls") or message.get("function_call"):
+    if fields.get("tool_calls") or fields.get("function_call"):
         raise NoConversation("role", f"{subject} that calls tools")
     if isinstance(content, list | Mapping) and content:
         content = "".join(_part(part, subject) for part in _by_row(content, "content"))
     if not isinstance(content, str):
         raise NoConversation("content", f"{subject} whose content is {_kind(content)}, not text")
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(content[error.start]):04x}"
-        raise NoConversation("content", f"{subject} with half a character ({half})") from None
+    if half := HALF_CHARACTER.search(content):
+        raise NoConversation("content", f"{subject} with half a character (\\u{ord(half[0]):04x})")
     return {"role": ROLES[role.casefold()], "content": content}
 
 

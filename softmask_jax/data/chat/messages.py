@@ -1,9 +1,8 @@
 """Sources of conversations: rows of JSON files, Parquet and Hugging Face's data sets, read by number."""
 import functools
-import importlib.util
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,11 @@ import numpy as np
 from softmask_jax.data.chat.conversations import Conversation, Rejected, columns, conversation
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.hubs import hugging_face_stamp, open_hugging_face
-from softmask_jax.data.sources.listing import Listed, check_compression, fingerprint, list_files, open_unpacked
+from softmask_jax.data.sources.listing import (
+    Listed, check_compression, fingerprint, list_files, open_unpacked, required,
+)
 from softmask_jax.data.sources.records import open_parquet
+from softmask_jax.io.files import one_line
 
 __all__ = ["Conversation", "Rejected", "Rows", "conversation", "open_rows"]
 
@@ -20,8 +22,14 @@ BATCH_ROWS = 500
 
 
 class Rows:
-    """Rows by number. Subclasses add `files`, (name, number of rows) in order; `identity()`, which differs when rows may
-    differ; and `_read`, the rows of a file, by its number, at `rows` [n], ascending."""
+    """Rows by number.
+
+    Subclasses add `files`, (name, number of rows) in order; `identity()`, which changes with the rows; and `_read`, the
+    rows of a file, by its number, at `rows` [n], ascending. Reading raises ValueError for a damaged file, or OSError.
+    """
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self.files)
 
     def read(self, numbers: np.ndarray) -> Iterator[tuple[str, object]]:
         """Name and value (or a `Rejected`) of the rows `numbers` [n], ascending."""
@@ -40,7 +48,7 @@ def between(numbers: np.ndarray, first: int, end: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class JsonRows(Rows):
-    """See `json_rows`; plain or compressed. Raises ValueError for a damaged file, OSError otherwise."""
+    """See `json_rows`; plain or compressed."""
 
     listing: tuple[Listed, ...]
 
@@ -65,12 +73,18 @@ def _parse(name: str, line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        return Rejected(name, "unreadable", f"is not readable JSON ({str(error).splitlines()[0]:.100})")
+        return Rejected(name, "unreadable", f"is not readable JSON ({one_line(error, 100)})")
+
+
+def _json_rows(patterns: str, key: str) -> JsonRows:
+    listing = list_files(patterns, "jsonl", "chats/*.jsonl")
+    check_compression(listing)
+    return JsonRows(listing)
 
 
 @dataclass(frozen=True)
 class ParquetRows(Rows):
-    """Some columns of each file. Raises ValueError for a damaged file."""
+    """Some columns of each file."""
 
     listing: tuple[Listed, ...]
     columns: tuple[tuple[str, ...], ...]
@@ -87,24 +101,22 @@ class ParquetRows(Rows):
             for batch in opened.iter_batches(BATCH_ROWS, columns=list(self.columns[file])):
                 inside = between(rows, first, first + len(batch))
                 values = batch.take(pyarrow.array(inside - first)).to_pylist()
-                for row, value in zip(inside.tolist(), values, strict=True):
-                    yield f"{self.files[file][0]}:row {row}", value
+                yield from zip((f"{self.files[file][0]}:row {row}" for row in inside), values, strict=True)
                 first += len(batch)
 
 
 def _parquet_rows(patterns: str, key: str) -> ParquetRows:
-    if not importlib.util.find_spec("pyarrow"):
-        raise ImportError("chat data in parquet needs a package: pip install 'softmask_jax[parquet]'")
-    listing, chosen, files = list_files(patterns, "parquet", "chats/*.parquet"), [], []
+    required("pyarrow", "parquet", "chat data in parquet")
+    listing, chosen, counts = list_files(patterns, "parquet", "chats/*.parquet"), [], []
     for file in listing:
         with open_parquet(file) as opened:
             names, count = opened.schema_arrow.names, opened.metadata.num_rows
         chosen.append(_columns(file.name, names, key))
-        files.append((file.name, count))
-    return ParquetRows(listing, tuple(chosen), tuple(files))
+        counts.append((file.name, count))
+    return ParquetRows(listing, tuple(chosen), tuple(counts))
 
 
-def _columns(title: str, names: list[str], key: str) -> tuple[str, ...]:
+def _columns(title: str, names: Iterable[str], key: str) -> tuple[str, ...]:
     try:
         return tuple(columns(names, key))
     except ValueError as error:
@@ -119,7 +131,10 @@ class HubRows(Rows):
     columns: tuple[str, ...]
     stamp: str
     rows: object
-    files: tuple[tuple[str, int], ...]
+
+    @property
+    def files(self) -> tuple[tuple[str, int], ...]:
+        return ((self.title, len(self.rows)),)
 
     def identity(self) -> str:
         return fingerprint("hf", self.title, self.columns, self.stamp, self.files)
@@ -134,15 +149,8 @@ class HubRows(Rows):
 
 def _hub_rows(paths: str, key: str) -> HubRows:
     title, location, _, rows = open_hugging_face(paths)
-    chosen = _columns(title, list(rows.column_names), key)
-    stamp = hugging_face_stamp(location, rows)
-    return HubRows(title, chosen, stamp, rows.select_columns(list(chosen)), ((title, len(rows)),))
-
-
-def _json_rows(patterns: str, key: str) -> JsonRows:
-    listing = list_files(patterns, "jsonl", "chats/*.jsonl")
-    check_compression(listing)
-    return JsonRows(listing)
+    chosen = _columns(title, rows.column_names, key)
+    return HubRows(title, chosen, hugging_face_stamp(location, rows), rows.select_columns(list(chosen)))
 
 
 KINDS = {"jsonl": _json_rows, "parquet": _parquet_rows, "hf": _hub_rows}
@@ -151,8 +159,7 @@ KINDS = {"jsonl": _json_rows, "parquet": _parquet_rows, "hf": _hub_rows}
 def open_rows(entry: str, key: str = "") -> Rows:
     """The rows of `jsonl:GLOBS`, `parquet:GLOBS` or `hf:OWNER/NAME[/CONFIG]:SPLIT`; `key`: see `conversation`.
 
-    Raises ValueError, ImportError or OSError, one line, for a missing package, file, column or network, and for a file
-    without rows.
+    Raises ValueError, ImportError or OSError, one line, also for a file without rows.
     """
     kind, colon, paths = entry.strip().partition(":")
     if not colon or kind not in KINDS:

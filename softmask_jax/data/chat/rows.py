@@ -4,6 +4,7 @@ As for the soft-masked Dream-7B (arXiv 2510.17206): each source is split by itse
 cut to a number of rows, and only then filtered. With the permutations of the reference's data library, the same files
 and seed give the same examples.
 """
+import collections
 import math
 from collections.abc import Iterator, Sequence
 
@@ -19,12 +20,10 @@ from softmask_jax.io.files import split_paths
 
 SPLITS = ("train", "validation")
 TOOL_CALL_IDS = tuple(QWEN_IDS[token] for token in QWEN_TOOL_CALLS)
-# Kinds of rejected rows that are conversations.
+# Kinds of rejected rows that are conversations, and settings to check for others.
 FILTERS = ("too long", "short response", "tool call")
+SETTINGS = {"template": "chat_template", "prefix": "chat_template", "messages": "messages_key"}
 CHUNK_ROWS = 1024
-# By kind of rejected row.
-REMEDIES = {kind: "; check data.chat_template" for kind in ("template", "prefix")}
-REMEDIES["messages"] = "; check data.messages_key"
 
 
 def check_config(config: Data) -> None:
@@ -34,13 +33,12 @@ def check_config(config: Data) -> None:
         if getattr(config, name) < 0:
             raise ValueError(f"data.{name}={getattr(config, name)} must not be negative (0 means all)")
     if config.min_response < 1 or config.max_tokens <= config.min_response:
-        raise ValueError(
-            f"data.min_response={config.min_response} must be at least 1 and below data.max_tokens={config.max_tokens}"
-        )
+        bounds = f"at least 1 and below data.max_tokens={config.max_tokens}"
+        raise ValueError(f"data.min_response={config.min_response} must be {bounds}")
 
 
 def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
-    """The rows of each source of `config.Data.paths`, and of its own validation source. Raises as `open_rows`."""
+    """The rows of each source in `config.Data.paths` and of its validation source, if it has one; see `open_rows`."""
     entries = split_paths(paths, ";")
     if not entries:
         raise ValueError("data.paths names no conversations; write such as jsonl:chats/*.jsonl")
@@ -49,8 +47,7 @@ def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
 
 
 def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: Data) -> dict[str, np.ndarray]:
-    """The rows of each split in order: int64 [n 2], number of the rows' source (2 s, or 2 s + 1 for the own validation
-    rows of source s) and row number."""
+    """int64 [n 2] source and row of each split; source 2 s is `sources[s][0]`, 2 s + 1 its validation source."""
 
     def shuffled(count: int) -> np.ndarray:
         return np.random.default_rng(config.shuffle_seed).permutation(count)
@@ -60,13 +57,11 @@ def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: Data) -> di
 
     parts = {split: [] for split in SPLITS}
     for number, (rows, own) in enumerate(sources):
-        count = _count(rows)
         if own is not None:
-            parts["train"].append(pairs(2 * number, np.arange(count)))
-            parts["validation"].append(pairs(2 * number + 1, np.arange(_count(own))))
+            parts["train"].append(pairs(2 * number, np.arange(len(rows))))
+            parts["validation"].append(pairs(2 * number + 1, np.arange(len(own))))
             continue
-        first = math.ceil(config.validation_fraction * count)
-        order = shuffled(count)
+        first, order = math.ceil(config.validation_fraction * len(rows)), shuffled(len(rows))
         parts["validation"].append(pairs(2 * number, order[:first]))
         parts["train"].append(pairs(2 * number, order[first:]))
     chosen = {}
@@ -79,19 +74,12 @@ def choose_rows(sources: Sequence[tuple[Rows, Rows | None]], config: Data) -> di
     return chosen
 
 
-def _count(rows: Rows) -> int:
-    return sum(count for _, count in rows.files)
-
-
 def read_examples(
     rows: Rows, numbers: np.ndarray, config: Data, tokenizer: Tokenizer, template: ChatTemplate
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | Rejected]:
-    """Prompt and response of each row `numbers` [n], ascending, or why it is left out.
-
-    Raises ValueError for a file without a conversation that can be rendered.
-    """
+    """Prompt and response ids, or a `Rejected`, of rows `numbers` [n], ascending. ValueError for a file without any."""
     ends = np.cumsum([count for _, count in rows.files])
-    good, bad, first = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64), {}
+    good, bad, first = set(), collections.Counter(), {}
     reader = rows.read(numbers)
     for start in range(0, len(numbers), CHUNK_ROWS):
         chunk = numbers[start : start + CHUNK_ROWS]
@@ -101,17 +89,17 @@ def read_examples(
         chats = iter(template.encode_chats(tokenizer, [row.messages for row in read if isinstance(row, Conversation)]))
         for file, row in zip(np.searchsorted(ends, chunk, side="right").tolist(), read, strict=True):
             result = row if isinstance(row, Rejected) else _filtered(row.name, next(chats), config)
-            unfit = isinstance(result, Rejected) and result.kind not in FILTERS
-            good[file] += not unfit
-            bad[file] += unfit
-            if unfit:
+            if isinstance(result, Rejected) and result.kind not in FILTERS:
+                bad[file] += 1
                 first.setdefault(file, result)
+            else:
+                good.add(file)
             yield result
     for file, (name, count) in enumerate(rows.files):
-        if bad[file] >= min(count, HOPELESS_ROWS) and not good[file]:
+        if file not in good and bad[file] >= min(count, HOPELESS_ROWS):
             row = first[file]
-            example = f"{row.name} {row.reason}{REMEDIES.get(row.kind, '')}"
-            raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {example}")
+            remedy = f"; check data.{SETTINGS[row.kind]}" if row.kind in SETTINGS else ""
+            raise ValueError(f"{name}: none of {bad[file]} rows is a conversation; {row.name} {row.reason}{remedy}")
 
 
 def _filtered(name: str, chat, config: Data) -> tuple[np.ndarray, np.ndarray] | Rejected:

@@ -30,8 +30,7 @@ CONTENT = (
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """One split: `examples[i]` is (ids int32 [n], length of the prompt). table [N 3]: start in the stream `tokens`,
-    length, length of the prompt."""
+    """One split: `examples[i]` is (ids int32 [n], prompt length). table [N 3]: start, length, prompt length."""
 
     tokens: np.ndarray
     table: np.ndarray
@@ -67,10 +66,7 @@ class Sft:
 
 
 def build_sft(config: Data = Data(), **overrides) -> Sft:
-    """Read, split, render, filter and tokenize (or take from the cache) the conversations that `config` describes.
-
-    `overrides` replace keys of `config`. Raises ValueError, ImportError or OSError, each one line with a remedy.
-    """
+    """The conversations of `config` with `overrides`. Raises ValueError, ImportError or OSError with a remedy."""
     config = dataclasses.replace(config, **overrides)
     check_config(config)
     tokenizer_cache = Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else None
@@ -80,7 +76,8 @@ def build_sft(config: Data = Data(), **overrides) -> Sft:
     folder = cache_folder(config.cache_dir)
     key = "chat-" + content_key(
         chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
-        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(), **{name: getattr(config, name) for name in CONTENT},
+        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(),
+        **{name: getattr(config, name) for name in CONTENT},
     )  # fmt: skip
     if (cached := _open(folder, key)) is None:
         logger.info("tokenizing the conversations of data.paths=%s", config.paths)
@@ -89,54 +86,38 @@ def build_sft(config: Data = Data(), **overrides) -> Sft:
             raise OSError(f"{folder}: the token cache cannot be read back right after writing it; check the disk")
     tokens, tables, info = cached
     for split in SPLITS:
-        bad = {reason: count for reason, count in info[split]["rejected"].items() if count}
-        if bad:
-            listed = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items(), key=lambda item: -item[1]))
-            logger.warning(
-                "%d of %d %s rows are left out (%s), for example %s", sum(bad.values()), info[split]["rows"], split,
-                listed, info[split]["bad"][0],
-            )  # fmt: skip
+        if rejected := collections.Counter(info[split]["rejected"]):
+            rows = f"{rejected.total()} of {info[split]['rows']} {split} rows"
+            kinds = ", ".join(f"{count} {kind}" for kind, count in rejected.most_common())
+            logger.warning("%s are left out (%s), for example %s", rows, kinds, info[split]["bad"][0])
     train, validation = (Examples(tokens, table, split) for split, table in zip(SPLITS, tables, strict=True))
     return Sft(tokenizer, template, train, validation, info)
 
 
-@dataclasses.dataclass
-class _Tally:
-    """Rows of one split; `spans` by (source, row number): start, length and length of the prompt."""
-
-    rows: int = 0
-    rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    bad: list[str] = dataclasses.field(default_factory=list)
-    spans: dict[tuple[int, int], tuple[int, int, int]] = dataclasses.field(default_factory=dict)
-
-    def reject(self, row: Rejected) -> None:
-        self.rejected[row.kind] += 1
-        if len(self.bad) < EXAMPLES_OF_BAD_ROWS:
-            self.bad.append(f"{row.name} {row.reason}")
-
-
 def _write(folder: Path, key: str, sources, config: Data, tokenizer: Tokenizer, template: ChatTemplate) -> None:
     chosen = choose_rows(sources, config)
-    tallies = {split: _Tally(rows=len(rows)) for split, rows in chosen.items()}
+    # By (source, row number): start in the stream, length, length of the prompt.
+    spans: dict[tuple[int, int], tuple[int, int, int]] = {}
+    rejected, bad = {split: collections.Counter() for split in SPLITS}, {split: [] for split in SPLITS}
     digest = hashlib.sha256()
 
     def stream() -> Iterator[np.ndarray]:
         start = 0
         for source, rows in enumerate(rows for pair in sources for rows in pair):
-            by_split = {split: pairs[pairs[:, 0] == source, 1] for split, pairs in chosen.items()}
-            numbers = np.sort(np.concatenate(list(by_split.values())))
-            if rows is None or not len(numbers):
+            by_split = [chosen[split][chosen[split][:, 0] == source, 1] for split in SPLITS]
+            numbers, for_validation = np.sort(np.concatenate(by_split)), set(by_split[1].tolist())
+            if not len(numbers):
                 continue
-            of_validation = set(by_split["validation"].tolist())
             results = read_examples(rows, numbers, config, tokenizer, template)
             for number, result in zip(numbers.tolist(), results, strict=True):
-                tally = tallies["validation" if number in of_validation else "train"]
                 if isinstance(result, Rejected):
-                    tally.reject(result)
+                    split = SPLITS[number in for_validation]
+                    rejected[split][result.kind] += 1
+                    if len(bad[split]) < EXAMPLES_OF_BAD_ROWS:
+                        bad[split].append(f"{result.name} {result.reason}")
                     continue
-                prompt, response = result
-                ids = np.concatenate([prompt, response])
-                tally.spans[source, number] = (start, len(ids), len(prompt))
+                ids = np.concatenate(result)
+                spans[source, number] = (start, len(ids), len(result[0]))
                 start += len(ids)
                 digest.update(ids.tobytes())
                 yield ids
@@ -144,18 +125,16 @@ def _write(folder: Path, key: str, sources, config: Data, tokenizer: Tokenizer, 
     write_stream(folder, key, stream(), token_dtype(tokenizer))
     info = {}
     for split, rows in chosen.items():
-        tally = tallies[split]
-        spans = [tally.spans[pair] for pair in map(tuple, rows.tolist()) if pair in tally.spans]
-        if not spans:
-            remedy = f", for example {tally.bad[0]}" if tally.bad else "; add conversations"
+        table = np.array([spans[row] for row in map(tuple, rows.tolist()) if row in spans], np.int64)
+        if not len(table):
+            remedy = f", for example {bad[split][0]}" if bad[split] else "; add conversations"
             raise ValueError(f"data.paths: no {split} example is left of {len(rows)} rows{remedy}")
-        table = np.array(spans, np.int64)
         digest.update(table.tobytes())
         write_stream(folder, f"{key}-{split}", [table.ravel()], np.dtype(np.int64))
         info[split] = {
-            "rows": tally.rows, "examples": len(table), "prompt_tokens": int(table[:, 2].sum()),
-            "response_tokens": int((table[:, 1] - table[:, 2]).sum()), "rejected": dict(tally.rejected),
-            "bad": tally.bad,
+            "rows": len(rows), "examples": len(table), "prompt_tokens": int(table[:, 2].sum()),
+            "response_tokens": int((table[:, 1] - table[:, 2]).sum()), "rejected": dict(rejected[split]),
+            "bad": bad[split],
         }  # fmt: skip
     info |= {
         "fingerprint": digest.hexdigest(), "tokenizer_fingerprint": tokenizer.fingerprint(),

@@ -1,12 +1,11 @@
 """Chat templates: messages to text by the tokenizer's Jinja template, and that text to ids.
 
 The template is trusted, contents of messages are not: `<|im_end|>` is one id where the template writes it and ordinary
-text where a message spells it. To this end special tokens in contents are broken up by a character that no content has;
-it is removed once the rendering is cut at the remaining special tokens.
+text where a message spells it. Special tokens in contents are broken up by a character that no content has, which is
+removed once the rendering is cut at the remaining special tokens.
 
-Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but the day of
-`strftime_now` is always `DATE`: the tokens of a conversation do not change with the day, nor between training and
-inference.
+Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but `strftime_now` always
+gives `DATE`: tokens depend neither on the day nor on training or inference.
 """
 import datetime
 import functools
@@ -20,11 +19,12 @@ import numpy as np
 
 from softmask_jax.data.chat.conversations import NoConversation
 from softmask_jax.data.shards.cache import logger
-from softmask_jax.data.sources.listing import fingerprint
+from softmask_jax.data.sources.listing import fingerprint, required
 from softmask_jax.data.tokenizers.base import Tokenizer
 from softmask_jax.data.tokenizers.files import TEMPLATE_FILE
 from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
 from softmask_jax.data.tokenizers.specials import CONFIG_FILE, read_json, read_text, template_tokens
+from softmask_jax.io.files import one_line
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -40,8 +40,8 @@ CHATML = """\
     {{- "<|im_start|>assistant\\n" }}
 {%- endif %}
 """
-# Default of Llama 3's templates.
-DATE = datetime.datetime(2024, 7, 26)
+# As in Llama 3's templates.
+DATE, DATE_FUNCTION = datetime.datetime(2024, 7, 26), "strftime_now"
 # Noncharacters of Unicode.
 SHIELDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
@@ -51,10 +51,7 @@ class TemplateError(NoConversation):
 
 
 class ChatTemplate:
-    """A Jinja chat template (as text) and the tokens that it may name (bos_token, ..., see `template_tokens`).
-
-    Raises ImportError without jinja2, ValueError for an invalid template.
-    """
+    """A Jinja template and the tokens that it may name (see `template_tokens`). Raises ImportError or ValueError."""
 
     def __init__(self, text: str = CHATML, tokens: Mapping[str, str | list[str]] | None = None):
         self.text, self.tokens = text, dict(tokens or {})
@@ -67,32 +64,24 @@ class ChatTemplate:
         try:
             return self._render(values, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # a template can fail as any program can
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise TemplateError("template", f"is refused by the chat template ({reason:.200})") from error
+            raise TemplateError("template", f"is refused by the chat template ({one_line(error)})") from error
 
     def split(self, messages: Messages) -> tuple[str, str]:
-        """Prompt with generation prompt, and response, the last message, which together are the rendering.
-
-        Raises TemplateError, also when the rendering does not begin with the prompt.
-        """
+        """The rendering as prompt, with generation prompt, and response, the last message. Raises TemplateError."""
         prompt, text = self.render(messages[:-1], add_generation_prompt=True), self.render(messages)
         if not text.startswith(prompt):
             raise TemplateError("prefix", "has a rendering that does not begin with that of its prompt")
         return prompt, text.removeprefix(prompt)
 
     def encode_prompt(self, tokenizer: Tokenizer, messages: Messages) -> np.ndarray:
-        """Ids int32 [n] of messages and generation prompt, for generating. Raises TemplateError."""
+        """Ids int32 [n] of messages and generation prompt. Raises TemplateError."""
         shielded, shield = shield_contents(messages, tokenizer.special_tokens)
         return encode_renderings(tokenizer, [(self.render(shielded, add_generation_prompt=True), shield)])[0]
 
     def encode_chats(
         self, tokenizer: Tokenizer, chats: Iterable[Messages]
     ) -> list[tuple[np.ndarray, np.ndarray] | TemplateError]:
-        """Ids int32 of prompt and response of each conversation, or the error.
-
-        The response is encoded apart from the prompt, as when the model writes it; this changes its ids only if it
-        begins with line ends.
-        """
+        """Ids int32 of prompt and response, encoded apart as when the model writes it, or the error, of each chat."""
         errors, texts = [], []
         for messages in chats:
             try:
@@ -104,38 +93,28 @@ class ChatTemplate:
         parts = iter(encode_renderings(tokenizer, texts))
         return [(next(parts), next(parts)) if error is None else error for error in errors]
 
-    @property
-    def has_date(self) -> bool:
-        """Whether renderings may hold the date."""
-        return "strftime_now" in self.text
-
     def fingerprint(self) -> str:
-        return fingerprint(self.text, sorted(self.tokens.items()), *[DATE.isoformat()] * self.has_date)
+        return fingerprint(self.text, sorted(self.tokens.items()), *[DATE.isoformat()] * (DATE_FUNCTION in self.text))
 
     def files(self) -> dict[str, str]:
         """Texts of files, by name, from which `load_template` makes the same template."""
         named = {name: token for name, token in self.tokens.items() if name.endswith(("_token", "_tokens"))}
         others = {name: token for name, token in self.tokens.items() if name not in named}
-        more = {"extra_special_tokens": others} if others else {}
-        return {CONFIG_FILE: json.dumps({"chat_template": self.text} | named | more, indent=1)}
+        extra = {"extra_special_tokens": others} if others else {}
+        return {CONFIG_FILE: json.dumps({"chat_template": self.text} | named | extra, indent=1)}
 
 
 def shield_contents(messages: Messages, special_tokens: Iterable[str]) -> tuple[list[dict[str, str]], str]:
-    """Messages whose special tokens are broken up after their first character by a shield, and that shield ("": none).
-
-    Raises TemplateError for contents that hold every possible shield.
-    """
+    """Messages with special tokens broken up by a shield after the first character, and the shield ("": none)."""
     pattern = _special_pattern(tuple(special_tokens))
-    messages = [dict(message) for message in messages]
-    if pattern is None or not any(pattern.search(message["content"]) for message in messages):
-        return messages, ""
-    everything = "".join(message["content"] for message in messages)
-    shield = next((free for free in SHIELDS if free not in everything), None)
+    contents = [message["content"] for message in messages]
+    if not any(map(pattern.search, contents)):
+        return [dict(message) for message in messages], ""
+    shield = next((shield for shield in SHIELDS if not any(shield in content for content in contents)), None)
     if shield is None:
         raise TemplateError("content", "spells special tokens beside every noncharacter of Unicode")
-    for message in messages:
-        message["content"] = pattern.sub(lambda m: m.group()[0] + shield + m.group()[1:], message["content"])
-    return messages, shield
+    broken = [pattern.sub(lambda match: match[0][0] + shield + match[0][1:], content) for content in contents]
+    return [{**message, "content": content} for message, content in zip(messages, broken, strict=True)], shield
 
 
 def encode_renderings(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> list[np.ndarray]:
@@ -145,35 +124,30 @@ def encode_renderings(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) ->
     for text, shield in texts:
         plan = []
         # The pattern is a group: odd pieces are matches.
-        for number, piece in enumerate([text] if pattern is None else pattern.split(text)):
+        for number, piece in enumerate(pattern.split(text)):
             if number % 2:
                 plan.append(np.array([tokenizer.special_tokens[piece]], np.int32))
             elif piece:
                 plan.append(len(runs))
                 runs.append(piece.replace(shield, "") if shield else piece)
         plans.append(plan)
-    encoded = tokenizer.encode_batch(runs)
-    parts = ([encoded[part] if isinstance(part, int) else part for part in plan] for plan in plans)
-    return [np.concatenate([np.zeros(0, np.int32), *ids]) for ids in parts]
+    empty, encoded = np.zeros(0, np.int32), tokenizer.encode_batch(runs)
+    return [np.concatenate([empty, *(encoded[x] if isinstance(x, int) else x for x in plan)]) for plan in plans]
 
 
 @functools.lru_cache(maxsize=16)
-def _special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern | None:
-    # Longer ones first: one may begin another.
+def _special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern:
+    # Longer ones first: one may begin another. Without any, nothing matches.
     ordered = sorted(filter(None, special_tokens), key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
+    return re.compile(f"({'|'.join(map(re.escape, ordered)) or '(?!)'})")
 
 
 def _compile(text: str) -> Callable[..., str]:
-    try:
-        import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ImportError("chat templates need a package: pip install 'softmask_jax[chat]'") from error
+    modules = ("jinja2", "jinja2.ext", "jinja2.sandbox")
+    jinja2, extensions, sandbox = (required(module, "chat", "a chat template") for module in modules)
 
-    class Generation(jinja2.ext.Extension):
-        # `{% generation %}` marks the assistant's text. As in `transformers` its body is a scope of its own.
+    class Generation(extensions.Extension):
+        # `{% generation %}` marks the assistant's text; its body is a scope of its own.
         tags = {"generation"}
 
         def parse(self, parser):
@@ -192,11 +166,11 @@ def _compile(text: str) -> Callable[..., str]:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     # Spaces and loops as in `transformers`.
-    environment = ImmutableSandboxedEnvironment(
+    environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": refuse, "strftime_now": DATE.strftime}
+    environment.globals |= {"raise_exception": refuse, DATE_FUNCTION: DATE.strftime}
     try:
         return environment.from_string(text).render
     except jinja2.exceptions.TemplateSyntaxError as error:
@@ -208,17 +182,15 @@ def load_template(
 ) -> ChatTemplate:
     """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
 
-    Of several named templates the one called default. tokenizer: owner of the tokens that the template may name, if it
-    has any; by default the files beside the template. cache_folder: as for `open_tokenizer`. Raises ValueError,
-    FileNotFoundError or another OSError, ImportError without jinja2.
+    tokenizer: owner of the tokens that the template may name, by default the files beside the template. cache_folder:
+    see `open_tokenizer`. Raises ValueError, OSError or ImportError.
     """
     path = _local(name, cache_folder)
     is_template = path.is_file() and path.suffix not in (".json", ".tiktoken")
     if not path.exists():
         if path.suffix == ".jinja" or tokenizer is not None and str(name) != str(tokenizer):
             raise FileNotFoundError(f"{path}: no such chat template; give a *.jinja file")
-        # A name such as `bytes`.
-        return ChatTemplate()
+        return ChatTemplate()  # a name such as `bytes`
     folder = path if path.is_dir() else path.parent
     source, text = (path, read_text(path)) if is_template else _default_template(folder)
     owner = folder if tokenizer is None else _local(tokenizer, cache_folder)
@@ -227,7 +199,7 @@ def load_template(
         template = ChatTemplate(text, tokens or template_tokens(folder))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    if template.has_date:
+    if DATE_FUNCTION in text:
         logger.info("the chat template writes the date: it gets %s on every day", DATE.date())
     return template
 
@@ -240,8 +212,7 @@ def _local(name: str | Path, cache_folder: str | Path | None) -> Path:
 
 def _default_template(folder: Path) -> tuple[Path, str]:
     """File and text of the template of a tokenizer's folder; its own file comes before the config."""
-    source = folder / TEMPLATE_FILE
-    if source.is_file():
+    if (source := folder / TEMPLATE_FILE).is_file():
         return source, read_text(source)
     source = folder / CONFIG_FILE
     template = read_json(source, optional=True).get("chat_template")
@@ -249,7 +220,8 @@ def _default_template(folder: Path) -> tuple[Path, str]:
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
     if isinstance(template, dict):
         template = template.get("default", template)
-    if not isinstance(template or CHATML, str):
-        remedy = "give a *.jinja file as data.chat_template"
-        raise ValueError(f"{source}: chat_template is neither text nor a list with one named default; {remedy}")
-    return source, template or CHATML
+    template = template or CHATML
+    if not isinstance(template, str):
+        reason = "chat_template is neither text nor a list with one named default"
+        raise ValueError(f"{source}: {reason}; give a *.jinja file as data.chat_template")
+    return source, template

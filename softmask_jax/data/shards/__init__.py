@@ -1,11 +1,10 @@
 """Prepared corpora: token streams in ArrayRecord shards, as `softmask_jax.data.prepare` writes them.
 
 A folder holds `manifest.json`, `tokenizer/` and shards. The records of a split's shards, in the manifest's order, are
-its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in a shard's last one).
+its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in the last of a shard).
 """
 import bisect
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from softmask_jax.data.shards.cache import content_key
 from softmask_jax.data.sources.corpus import SPLIT_NAMES
 from softmask_jax.data.sources.storage import Folder
 from softmask_jax.data.tokenizers import Tokenizer, load_tokenizer
-from softmask_jax.io.files import split_paths
+from softmask_jax.data.tokenizers.base import hash_of
+from softmask_jax.io.files import one_line, split_paths
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -27,17 +27,13 @@ RECORD_TOKENS = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of a split. `sha256` is of the file."""
+    """One file of a split and its digest."""
 
     name: str
     tokens: int
     documents: int
     bytes: int
     sha256: str
-
-    @property
-    def records(self) -> int:
-        return -(-self.tokens // RECORD_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +60,10 @@ class Manifest:
     bad_rows: int
     splits: dict[str, Split]
 
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for split in self.splits.values() for shard in split.shards]
+
     def to_json(self) -> bytes:
         values = {"format": FORMAT} | dataclasses.asdict(self)
         return (json.dumps(values | {CHECKSUM: content_key(**values)}, indent=1) + "\n").encode()
@@ -88,20 +88,15 @@ def read_manifest(folder: Folder) -> Manifest:
             splits[name] = Split(shards=shards, **split)
         return Manifest(splits=splits, **values)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{folder}: no prepared corpus here ({MANIFEST} is missing); `python -m softmask_jax.data.prepare "
-            f"--out={folder} ...` makes one, or finishes it"
-        ) from None
+        command = f"`python -m softmask_jax.data.prepare --out={folder} ...` makes one, or finishes it"
+        raise FileNotFoundError(f"{folder}: no prepared corpus here ({MANIFEST} is missing); {command}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "prepare the corpus anew in another folder"
-        raise ValueError(f"{folder.path(MANIFEST)} is damaged ({error}); {remedy}") from error
+        path = folder.path(MANIFEST)
+        raise ValueError(f"{path} is damaged ({error}); prepare the corpus anew in another folder") from error
 
 
 class ShardStream:
-    """A token stream over ArrayRecord `files`, those of `shards`, read at random.
-
-    Reading raises OSError, one line, for a damaged or missing shard.
-    """
+    """A token stream over ArrayRecord `files`, those of `shards`, read at random. Raises OSError for damaged ones."""
 
     def __init__(self, files: Sequence[Path], shards: Sequence[Shard], dtype: str):
         self._files, self._dtype = [str(file) for file in files], np.dtype(dtype).newbyteorder("<")
@@ -114,21 +109,20 @@ class ShardStream:
     def spans(self, starts: np.ndarray, length: int) -> np.ndarray:
         """[n length] ids of the spans that begin at `starts` [n]."""
         out = np.empty((len(starts), length), np.int32)
-        # By shard and record: offset in the record, ids, row and column in `out`.
+        # By shard and record: offset in the record, and the slice of `out` to fill.
         pieces: dict[int, dict[int, list]] = {}
-        for row, token in enumerate(np.asarray(starts).tolist()):
-            column = 0
-            while column < length:
+        for row, token in zip(out, np.asarray(starts).tolist(), strict=True):
+            while len(row):
                 number = bisect.bisect_right(self._first, token) - 1
                 record, offset = divmod(token - self._first[number], RECORD_TOKENS)
-                count = min(length - column, RECORD_TOKENS - offset, self._first[number + 1] - token)
-                pieces.setdefault(number, {}).setdefault(record, []).append((offset, count, row, column))
-                token, column = token + count, column + count
+                count = min(len(row), RECORD_TOKENS - offset, self._first[number + 1] - token)
+                pieces.setdefault(number, {}).setdefault(record, []).append((offset, row[:count]))
+                token, row = token + count, row[count:]
         for number, records in pieces.items():
             for content, parts in zip(self._read(number, list(records)), records.values(), strict=True):
                 ids = np.frombuffer(content, self._dtype)
-                for offset, count, row, column in parts:
-                    out[row, column : column + count] = ids[offset : offset + count]
+                for offset, part in parts:
+                    part[:] = ids[offset : offset + len(part)]
         return out
 
     def _read(self, number: int, records: list[int]) -> Sequence[bytes]:
@@ -141,11 +135,8 @@ class ShardStream:
                 self._readers[number] = array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
             return self._readers[number].read(records)
         except Exception as error:  # the library raises whatever its C++ status says
-            first = str(error).strip().splitlines()[:1]
-            raise OSError(
-                f"{file}: cannot be read ({''.join(first)}); `python -m softmask_jax.data.prepare --verify "
-                f"--out={Path(file).parent}` says which shards are damaged"
-            ) from error
+            command = f"`python -m softmask_jax.data.prepare --verify --out={Path(file).parent}`"
+            raise OSError(f"{file}: cannot be read ({one_line(error)}); {command} names damaged shards") from error
 
     def __getstate__(self):
         return self.__dict__ | {"_readers": {}}
@@ -155,8 +146,7 @@ class PreparedCorpus:
     """Prepared folders in a row as a corpus.
 
     paths: folders or URLs, comma-separated or a sequence; remote ones are copied into `cache` when a stream is opened.
-    Raises FileNotFoundError or ValueError, one line, for an unfinished corpus, another tokenizer, or a shard that is
-    missing, cut short or repeated.
+    Raises FileNotFoundError or ValueError for an unfinished corpus, different tokenizers or a repeated shard.
     """
 
     def __init__(self, paths: str | Sequence[str], cache: Path):
@@ -169,15 +159,13 @@ class PreparedCorpus:
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
             if manifest.tokenizer != self.manifests[0].tokenizer:
                 raise ValueError(f"{folder} and {self.folders[0]} have different tokenizers; prepare one anew")
-            for split in manifest.splits.values():
-                for shard in split.shards:
-                    path = folder.path(shard.name)
-                    if twice := seen.get(shard.sha256):
-                        raise ValueError(f"{path} and {twice} are the same shard; take one of them out of data.paths")
-                    seen[shard.sha256] = path
-        counts = ((m.duplicate_documents, m.blank_documents, m.bad_rows) for m in self.manifests)
+            for shard in manifest.shards:
+                path = folder.path(shard.name)
+                if twice := seen.get(shard.sha256):
+                    raise ValueError(f"{path} and {twice} are the same shard; take one of them out of data.paths")
+                seen[shard.sha256] = path
+        counts = [(m.duplicate_documents, m.blank_documents, m.bad_rows) for m in self.manifests]
         self.duplicates, self.blank, self.bad_rows = map(sum, zip(*counts, strict=True))
-        self.bad = ()
 
     def _splits(self, split: int) -> list[Split]:
         return [manifest.splits[SPLIT_NAMES[split]] for manifest in self.manifests]
@@ -188,7 +176,7 @@ class PreparedCorpus:
     def fingerprint(self, split: int) -> str:
         """A single folder has the fingerprint of its texts: a run may continue from either."""
         first, *others = (part.fingerprint for part in self._splits(split))
-        return hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first
+        return hash_of(first, *others) if others else first
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the shards."""
@@ -197,19 +185,15 @@ class PreparedCorpus:
     def stream(self, split: int, tokenizer: Tokenizer, folder: Path) -> ShardStream:
         """Raises ValueError for another tokenizer than the shards', or a shard that is not as long as it was."""
         if tokenizer.fingerprint() != self.manifests[0].tokenizer:
-            raise ValueError(
-                f"{self.folders[0]} was prepared with another tokenizer than data.tokenizer names: its ids mean other "
-                "tokens; give --config.data.tokenizer=shards, or prepare the text with yours"
-            )
+            reason = "was prepared with another tokenizer than data.tokenizer names: its ids mean other tokens"
+            remedy = "give --config.data.tokenizer=shards, or prepare the text with yours"
+            raise ValueError(f"{self.folders[0]} {reason}; {remedy}")
         files, shards = [], []
         for folder, part in zip(self.folders, self._splits(split), strict=True):
             for shard in part.shards:
-                size = folder.size(shard.name)
-                if size != shard.bytes:
-                    state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
-                    raise ValueError(
-                        f"{folder.path(shard.name)} {state}; delete it if it is there and run the prepare command again"
-                    )
+                if wrong := folder.wrong_size(shard.name, shard.bytes):
+                    path = folder.path(shard.name)
+                    raise ValueError(f"{path} {wrong}; delete it if it is there and run the prepare command again")
                 # By content: shards are padded, so that another corpus at this address often has the same sizes.
                 files.append(folder.local(shard.name, mirror(folder, self._cache) / shard.sha256[:16]))
                 shards.append(shard)
@@ -222,7 +206,7 @@ def mirror(folder: Folder, cache: Path) -> Path:
 
 
 def open_tokenizer_folder(folder: Folder, cache: Path) -> Path:
-    """A local folder with the tokenizer of a prepared folder."""
+    """A local path of the tokenizer of a prepared folder."""
     inner = Folder(folder.path("tokenizer"))
     if not inner.is_remote:
         return Path(folder.url) / "tokenizer"

@@ -1,8 +1,7 @@
-"""The cache of tokenized streams: complete or absent.
+"""The cache of tokenized streams, each complete or absent.
 
-A stream is `<key>.bin` (raw unsigned integers) and `<key>.json` (dtype, length, checksum), which is written last as the
-commit marker. The key hashes everything that the content depends on: concurrent writers of a key write the same bytes.
-Readers map the file, so that replacing it is harmless.
+A stream is `<key>.bin` (raw integers) and `<key>.json` (dtype, length, checksum), written last as the commit
+marker. The key hashes everything that decides the content: concurrent writers write the same bytes.
 """
 import contextlib
 import hashlib
@@ -22,13 +21,11 @@ logger = logging.getLogger("softmask_jax.data")
 
 ENVIRONMENT_VARIABLE = "SOFTMASK_JAX_CACHE"
 STALE_SECONDS = 24 * 3600
-CHUNK_BYTES = 1 << 24
 
 
 def cache_folder(configured: str = "") -> Path:
     """The folder for cached data: `configured`, else $SOFTMASK_JAX_CACHE, else softmask_jax in the XDG cache folder."""
-    folder = configured or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if folder:
+    if folder := configured or os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(os.path.expanduser(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softmask_jax"
 
@@ -39,7 +36,7 @@ def content_key(**parts) -> str:
 
 
 def write_cached(path: Path, chunks: Iterable[bytes]) -> None:
-    """`files.write_atomically` into the cache, whose folder is made and tidied; same OSErrors."""
+    """`files.write_atomically` into the cache, whose folder is made and tidied."""
     elsewhere = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
     with explained(path.parent, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +50,6 @@ def write_cached(path: Path, chunks: Iterable[bytes]) -> None:
 
 def write_stream(folder: Path, key: str, arrays: Iterable[np.ndarray], dtype: np.dtype) -> None:
     """Store the concatenation of integer `arrays` ([n] each) under `key`. Raises OSError as `write_cached`."""
-    dtype = np.dtype(dtype)
     written = {"format": 1, "dtype": dtype.name, "tokens": 0, "crc32": 0}
 
     def chunks() -> Iterator[bytes]:
@@ -78,11 +74,7 @@ def open_stream(folder: Path, key: str) -> np.ndarray | None:
         if path.stat().st_size != size * dtype.itemsize:
             raise ValueError(f"{path.stat().st_size} bytes instead of {size * dtype.itemsize}")
         stream = np.asarray(np.memmap(path, dtype=dtype, mode="r")) if size else np.zeros(0, dtype)
-        crc = 0
-        per_chunk = CHUNK_BYTES // dtype.itemsize
-        for start in range(0, size, per_chunk):
-            crc = zlib.crc32(stream[start : start + per_chunk], crc)
-        if crc != expected["crc32"]:
+        if zlib.crc32(stream) != expected["crc32"]:
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the token cache %s is damaged (%s); building it again", path, error)

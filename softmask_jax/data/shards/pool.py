@@ -20,7 +20,15 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
     A single worker is this process; several are spawned and die with it. `progress(documents, tokens)` moves the bar.
     Raises RuntimeError when a worker was killed, and what the function raises.
     """
-    progress = _progress(bar)
+    tokens = 0
+
+    def progress(documents: int, new_tokens: int) -> None:
+        nonlocal tokens
+        tokens += new_tokens
+        bar.update(documents)
+        if tokens and (seconds := bar.format_dict["elapsed"]):
+            bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
+
     if workers == 1 or len(tasks) < 2:
         yield from ((task, function(job, task, progress)) for task in tasks)
         return
@@ -41,10 +49,8 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
             shown = now
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker was killed, perhaps for want of memory: run the same command again, it goes on where it was; "
-            "--workers=N with a smaller N needs less memory."
-        ) from error
+        remedy = "run the same command again, it goes on where it was; --workers=N with a smaller N needs less memory."
+        raise RuntimeError(f"A worker was killed, perhaps for want of memory: {remedy}") from error
     finally:
         for child in multiprocessing.active_children():
             child.terminate()
@@ -53,20 +59,6 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
 
 def progress_bar(title: str, total: int, unit: str) -> tqdm:
     return tqdm(total=total, desc=title, unit=unit, unit_scale=True, dynamic_ncols=True)
-
-
-def _progress(bar: tqdm) -> Callable[[int, int], None]:
-    """A function that shows further documents and tokens."""
-    tokens = 0
-
-    def progress(documents: int, new_tokens: int) -> None:
-        nonlocal tokens
-        tokens += new_tokens
-        bar.update(documents)
-        if tokens and (seconds := bar.format_dict["elapsed"]):
-            bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
-
-    return progress
 
 
 # Function, job and counters of a worker process.

@@ -9,22 +9,17 @@ from softmask_jax.data.tokenizers import load_tokenizer
 
 
 def verify(folder: Folder, threads: int = 1) -> list[str]:
-    """Read every shard from its store and compare it with the manifest; prints progress.
-
-    Returns a line with a remedy for each shard that is missing, damaged or not in the manifest. Raises
-    FileNotFoundError or ValueError when there is no manifest or a damaged one.
-    """
+    """A line with a remedy for each missing, damaged or unknown shard; prints progress. Raises as `read_manifest`."""
     manifest = read_manifest(folder)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
     again = "delete it and run the prepare command again, which makes what is missing"
-    problems = []
-    total = sum(shard.bytes for shard in shards)
+    problems, total = [], sum(shard.bytes for shard in manifest.shards)
     with progress_bar("Verifying", total, "B") as bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for shard, state in zip(shards, pool.map(lambda shard: _state(folder, shard), shards), strict=True):
+        states = pool.map(lambda shard: _state(folder, shard), manifest.shards)
+        for shard, state in zip(manifest.shards, states, strict=True):
             bar.update(shard.bytes)
             if state:
                 problems.append(f"{folder.path(shard.name)} {state}; {again}")
-    known = {MANIFEST, *(shard.name for shard in shards)}
+    known = {MANIFEST, *(shard.name for shard in manifest.shards)}
     unknown = (name for name in folder.names() if name not in known)
     problems += [f"{folder.path(name)} is not in {MANIFEST}; delete it" for name in unknown]
     try:
@@ -34,20 +29,15 @@ def verify(folder: Folder, threads: int = 1) -> list[str]:
     except (ValueError, OSError) as error:
         problems.append(f"{error}; {again}")
     if not problems:
-        print(f"{folder}: {len(shards)} shards and their tokenizer are whole ({total:,} bytes).")
+        print(f"{folder}: {len(manifest.shards)} shards and their tokenizer are whole ({total:,} bytes).")
     return problems
 
 
 def _state(folder: Folder, shard: Shard) -> str:
     """The problem with a shard; "" if there is none."""
-    size = folder.size(shard.name)
-    if size is None:
-        return "is missing"
-    if size != shard.bytes:
-        return f"has {size:,} bytes instead of {shard.bytes:,}"
+    if wrong := folder.wrong_size(shard.name, shard.bytes):
+        return wrong
     try:
-        if folder.sha256(shard.name) == shard.sha256:
-            return ""
+        return "" if folder.sha256(shard.name) == shard.sha256 else "is damaged (its checksum is wrong)"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    return "is damaged (its checksum is wrong)"

@@ -21,7 +21,6 @@ from softmask_jax.data.sources.storage import ELSEWHERE, Folder
 from softmask_jax.data.tokenizers import Tokenizer
 from softmask_jax.io.files import DISK_FULL, explained, write_atomically
 
-
 Progress = Callable[[int, int], None]
 
 
@@ -73,21 +72,32 @@ def read_scan(job: Job, part: int) -> Scan | None:
 def write_shards(job: Job, task: Task, progress: Progress) -> dict[str, Shard]:
     """Tokenize a task's documents into one shard for each split that has any, and save the shards' descriptions.
 
-    progress: called with the documents and tokens written since its last call.
+    progress: called with numbers of further documents and tokens. Raises OSError, one line, when the disk is full.
     """
     texts = checked(_items(job.source, task), task.items, task.roles, splits=(0, 1))
-    writers = {}
+    dtype, pid = token_dtype(job.tokenizer), os.getpid()
+    names = [f"{split}-{task.number:05}.arrayrecord" for split in SPLIT_NAMES]
+    temporaries = [job.scratch / f".{name}.{pid}.tmp" for name in names]
+    files: dict[int, RecordFile] = {}
+    shards: dict[str, Shard] = {}
     try:
         for split, ids in encode_documents(texts, job.tokenizer):
-            if split not in writers:
-                name = f"{SPLIT_NAMES[split]}-{task.number:05}.arrayrecord"
-                writers[split] = _Shard(job, name, int(np.count_nonzero(task.roles == split)))
-            writers[split].write(ids)
+            if split not in files:
+                files[split] = RecordFile(temporaries[split], dtype)
+            with explained(job.folder.path(names[split]), ELSEWHERE):
+                files[split].write(ids)
             progress(int(np.count_nonzero(ids == job.tokenizer.eos_id)), len(ids))
-        shards = {SPLIT_NAMES[split]: writer.finish() for split, writer in sorted(writers.items())}
+        for split, file in sorted(files.items()):
+            with explained(job.folder.path(names[split]), ELSEWHERE):
+                file.close()
+            documents, size = int(np.count_nonzero(task.roles == split)), temporaries[split].stat().st_size
+            with open(temporaries[split], "rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+            job.folder.put(temporaries[split], names[split])
+            shards[SPLIT_NAMES[split]] = Shard(names[split], file.tokens, documents, size, digest)
     finally:
-        for writer in writers.values():
-            writer.temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
     keep_shards(job, task.number, shards)
     return shards
 
@@ -105,8 +115,8 @@ def read_shards(job: Job, task: int) -> dict[str, Shard] | None:
     except FileNotFoundError:
         return None
     shards = {split: Shard(**shard) for split, shard in described.items()}
-    complete = all(job.folder.size(shard.name) == shard.bytes for shard in shards.values())
-    return shards if complete else None
+    wrong = any(job.folder.wrong_size(shard.name, shard.bytes) for shard in shards.values())
+    return None if wrong else shards
 
 
 def _items(source: Source, task: Task) -> Iterator[Document | BadRow]:
@@ -115,10 +125,7 @@ def _items(source: Source, task: Task) -> Iterator[Document | BadRow]:
 
 
 class RecordFile:
-    """An ArrayRecord file of token ids, `RECORD_TOKENS` a record; `tokens` counts them.
-
-    `write` and `close` raise OSError when the disk is full.
-    """
+    """An ArrayRecord file of `tokens` ids, `RECORD_TOKENS` a record. Methods raise OSError when the disk is full."""
 
     def __init__(self, path: Path, dtype: np.dtype):
         from array_record.python import array_record_module
@@ -152,25 +159,3 @@ def _system_errors() -> Iterator[None]:
     except RuntimeError as error:
         code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
         raise OSError(code, os.strerror(code)) if code else OSError(str(error)) from error
-
-
-class _Shard:
-    """A shard that is being written. Its methods raise OSError, one line, when the disk is full."""
-
-    def __init__(self, job: Job, name: str, documents: int):
-        self._folder, self._name, self._documents = job.folder, name, documents
-        self.temporary = job.scratch / f".{name}.{os.getpid()}.tmp"
-        self._records = RecordFile(self.temporary, token_dtype(job.tokenizer))
-
-    def write(self, ids: np.ndarray) -> None:
-        with explained(self._folder.path(self._name), ELSEWHERE):
-            self._records.write(ids)
-
-    def finish(self) -> Shard:
-        with explained(self._folder.path(self._name), ELSEWHERE):
-            self._records.close()
-        size = self.temporary.stat().st_size
-        with open(self.temporary, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._folder.put(self.temporary, self._name)
-        return Shard(self._name, self._records.tokens, self._documents, size, digest)

@@ -22,14 +22,13 @@ GOOD, BLANK, BAD = 0, 1, 2
 ITEM = np.dtype([("digest", "u1", 16), ("words", "u1", 16), ("characters", "<i8"), ("kind", "i1")])
 ROW = struct.Struct("<32sqb")
 EXAMPLES = 3
-# Size of groups of documents that are tokenized at once: enough for a tokenizer's threads, little memory.
+# Documents that are tokenized at once: enough for a tokenizer's threads, little memory.
 ENCODE_CHARACTERS = 1 << 22
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Choice of validation documents: `fraction` of all, by a `hash` of the content; the `last` `documents`; or other
-    `paths`.
+    """Validation documents: a `fraction` by a `hash` of the content, the `last` `documents`, or those of other `paths`.
 
     With `hash` a document keeps its split when others come or go; `last` is the OpenWebText recipe. Raises ValueError
     for impossible rules.
@@ -48,27 +47,23 @@ class SplitRule:
             raise ValueError("data.validation_rule=last needs data.validation_documents of at least 1")
 
     def assign(self, digests: np.ndarray, for_validation: np.ndarray) -> np.ndarray:
-        """int8 [n] TRAIN or VALIDATION of distinct documents with digests [n 16] uint8. Raises ValueError when a split
-        is empty. for_validation: [n] bool, for the rule `paths`."""
-        other = ""
+        """int8 [n] TRAIN or VALIDATION of distinct documents: digests [n 16] uint8; for_validation [n] bool, for the
+        rule `paths`. Raises ValueError when a split is empty."""
+        setting, other = "data.validation_paths", ""
         if self.rule == "hash":
+            setting = f"data.validation_fraction={self.fraction}"
             other = "set data.validation_rule=last and data.validation_documents, "
             head = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
-            splits = np.where(head < np.uint64(int(self.fraction * 2**64)), VALIDATION, TRAIN)
-            setting = f"data.validation_fraction={self.fraction}"
+            for_validation = head < np.uint64(int(self.fraction * 2**64))
         elif self.rule == "last":
-            splits = np.where(np.arange(len(digests)) >= len(digests) - self.documents, VALIDATION, TRAIN)
             setting = f"data.validation_documents={self.documents}"
-        else:
-            splits = np.where(for_validation, VALIDATION, TRAIN)
-            setting = "data.validation_paths"
-        for split in (TRAIN, VALIDATION):
-            if not (splits == split).any():
-                raise ValueError(
-                    f"{setting} leaves no document for {SPLIT_NAMES[split]} (of {len(digests)} distinct documents); "
-                    f"change it, {other}add documents, or cut files up with data.separator"
-                )
-        return splits.astype(np.int8)
+            for_validation = np.arange(len(digests)) >= len(digests) - self.documents
+        for split, is_empty in enumerate((np.all(for_validation), not np.any(for_validation))):
+            if is_empty:
+                reason = f"leaves no document for {SPLIT_NAMES[split]} (of {len(digests)} distinct documents)"
+                remedy = f"change it, {other}add documents, or cut files up with data.separator"
+                raise ValueError(f"{setting} {reason}; {remedy}")
+        return np.where(for_validation, VALIDATION, TRAIN).astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,16 @@ def scan(items: Iterable[Document | BadRow]) -> Scan:
             if isinstance(item, BadRow):
                 raise ValueError(item.reason)
             words = " ".join(item.text.split())
-            digests, characters, kind = _digest(item.text) + _digest(words), len(item.text), GOOD if words else BLANK
+            rows += ROW.pack(_digest(item.text) + _digest(words), len(item.text), GOOD if words else BLANK)
         except ValueError as error:  # also of text: a JSON string may hold half a surrogate pair
-            digests, characters, kind = bytes(32), 0, BAD
+            rows += ROW.pack(bytes(32), 0, BAD)
             if len(bad) < EXAMPLES:
                 bad.append(f"{item.name} {error}")
-        rows += ROW.pack(digests, characters, kind)
     return Scan(np.frombuffer(bytes(rows), ITEM), tuple(bad))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,7 @@ class Corpus:
 
     def documents(self, split: int) -> Iterator[str]:
         """Texts of one split in the source's order. Raises ValueError if a text has changed since the first pass."""
-        return (text for _, text in self.texts((split,)))
-
-    def texts(self, splits: tuple[int, ...]) -> Iterator[tuple[int, str]]:
-        """(split, text) of the documents of `splits`, as `documents`."""
-        return checked(self.source, self.items, self.roles, splits)
+        return (text for _, text in checked(self.source, self.items, self.roles, (split,)))
 
     def fingerprint(self, split: int) -> str:
         """A hash of one split's texts and their order."""
@@ -134,8 +128,18 @@ class Corpus:
         return int(np.count_nonzero(self.roles == split))
 
     def stream(self, split: int, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-        """`token_stream` of this corpus."""
-        return token_stream(self, split, tokenizer, folder)
+        """Token ids [tokens] of a split, uint16 or uint32, an EOS after every document, cached in `folder`."""
+        # Sources and split rules with the same texts share a stream.
+        texts = content_key(stream_format=1, texts=self.fingerprint(split), tokenizer=tokenizer.fingerprint())
+        key = f"{SPLIT_NAMES[split]}-{texts}"
+        if (stream := open_stream(folder, key)) is not None:
+            return stream
+        logger.info("tokenizing %d %s documents", self.count(split), SPLIT_NAMES[split])
+        documents = ((split, text) for text in self.documents(split))
+        write_stream(folder, key, (ids for _, ids in encode_documents(documents, tokenizer)), token_dtype(tokenizer))
+        if (stream := open_stream(folder, key)) is None:
+            raise OSError(f"{folder}: the token cache cannot be read back right after writing it; check the disk")
+        return stream
 
 
 def checked(
@@ -155,55 +159,43 @@ def checked(
 
 
 @dataclass(frozen=True)
-class Joined(Source):
-    """Several sources in a row as one."""
+class SplitSource(Source):
+    """Documents for training, followed by those of another source for validation."""
 
-    sources: tuple[Source, ...]
+    train: Source
+    validation: Source
 
     @property
     def name(self) -> str:
-        return self.sources[0].name
+        return self.train.name
 
     def identity(self) -> str:
-        return " + ".join(source.identity() for source in self.sources)
+        return f"{self.train.identity()} + {self.validation.identity()}"
 
     def num_parts(self) -> int:
-        return sum(source.num_parts() for source in self.sources)
+        return self.train.num_parts() + self.validation.num_parts()
 
     def read(self, part: int) -> Iterator[Document | BadRow]:
-        for source in self.sources:
-            if part < source.num_parts():
-                return source.read(part)
-            part -= source.num_parts()
-        raise IndexError(part)
+        own = self.train.num_parts()
+        return self.train.read(part) if part < own else self.validation.read(part - own)
 
 
-def joined(source: Source, validation_source: Source | None) -> Source:
-    """`source` followed by that of its validation split, if there is one."""
-    return source if validation_source is None else Joined((source, validation_source))
-
-
-def read_corpus(
-    source: Source, rule: SplitRule, max_documents: int = 0, *, validation_source: Source | None = None
-) -> Corpus:
+def read_corpus(source: Source, rule: SplitRule, max_documents: int = 0) -> Corpus:
     """Read `source` once and sort its documents into splits; see `sort_documents`."""
-    scans, both = [], joined(source, validation_source)
-    for part in range(both.num_parts()):
-        scans.append(scan(both.read(part)))
-        if max_documents and validation_source is None and enough(scans, max_documents):
+    scans = []
+    for part in range(source.num_parts()):
+        scans.append(scan(source.read(part)))
+        if enough(source, scans, max_documents):
             break
-    return sort_documents(source, scans, rule, max_documents, validation_source=validation_source)
+    return sort_documents(source, scans, rule, max_documents)
 
 
-def sort_documents(
-    source: Source, scans: list[Scan], rule: SplitRule, max_documents: int = 0, *,
-    validation_source: Source | None = None,
-) -> Corpus:  # fmt: skip
-    """A corpus from the scans of a source's first parts, followed by those of `validation_source`.
+def sort_documents(source: Source, scans: list[Scan], rule: SplitRule, max_documents: int = 0) -> Corpus:
+    """A corpus from the scans of a source's first parts.
 
     Blank documents, bad rows and documents that repeat another up to white space, which would leak between splits, are
-    dropped. `max_documents`: the first distinct documents of either source that are kept (0: all). Raises ValueError
-    when nothing is left or a split would be empty.
+    dropped. `max_documents`: number of distinct documents kept, of either part of a `SplitSource` (0: all). Raises
+    ValueError for a split without documents.
     """
     if max_documents < 0:
         raise ValueError(f"data.max_documents={max_documents} must not be negative (0 means all)")
@@ -214,55 +206,31 @@ def sort_documents(
         example = f", for example {bad[0]}" if bad else ""
         counts = f"{len(items)} read, {np.sum(items['kind'] == BAD)} of them bad rows{example}"
         raise ValueError(f"no document of data.source={source.name} has text ({counts}); give it some")
-    own = sum(len(part.items) for part in scans[: source.num_parts()])
+    is_split = isinstance(source, SplitSource)
+    own_parts = source.train.num_parts() if is_split else len(scans)
+    own = sum(len(part.items) for part in scans[:own_parts])
     if max_documents:
         chosen = np.concatenate([part[:max_documents] for part in (chosen[chosen < own], chosen[chosen >= own])])
-        if validation_source is None:  # the corpus ends here
-            items = items[: chosen[-1] + 1]
-            distinct = chosen
+        if not is_split:  # the corpus ends here
+            items, distinct = items[: chosen[-1] + 1], chosen
     roles = np.full(len(items), DROPPED, np.int8)
     roles[chosen] = rule.assign(items["digest"][chosen], chosen >= own)
     duplicates = int(np.count_nonzero(items["kind"] == GOOD)) - len(distinct)
-    return Corpus(joined(source, validation_source), items, roles, bad, duplicates)
+    return Corpus(source, items, roles, bad, duplicates)
 
 
-def enough(scans: list[Scan], max_documents: int) -> bool:
-    """Whether the scans hold so many distinct documents."""
+def enough(source: Source, scans: list[Scan], max_documents: int) -> bool:
+    """Whether the scans of the first parts hold all documents of a corpus of `max_documents`."""
+    if not max_documents or isinstance(source, SplitSource):
+        return False
     return len(_first_of_each(np.concatenate([part.items for part in scans]))) >= max_documents
 
 
 def _first_of_each(items: np.ndarray) -> np.ndarray:
     """int64 [m], ascending: positions of documents with text that equal no earlier one up to white space."""
     good = np.flatnonzero(items["kind"] == GOOD)
-    low, high = np.ascontiguousarray(items["words"][good]).view(np.uint64).reshape(-1, 2).T
-    order = np.lexsort((low, high))  # stable
-    low, high = low[order], high[order]
-    first = np.ones(len(good), bool)
-    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return np.sort(good[order[first]])
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-
-
-def token_stream(corpus: Corpus, split: int, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-    """One split as token ids [tokens], uint16 or uint32, an EOS after every document; mapped from the cache `folder`.
-
-    Tokenized unless the cache has it. Raises OSError when the cache cannot be written.
-    """
-    # Sources and split rules with the same texts share a stream.
-    texts = content_key(stream_format=1, texts=corpus.fingerprint(split), tokenizer=tokenizer.fingerprint())
-    key = f"{SPLIT_NAMES[split]}-{texts}"
-    stream = open_stream(folder, key)
-    if stream is None:
-        logger.info("tokenizing %d %s documents", corpus.count(split), SPLIT_NAMES[split])
-        tokens = (ids for _, ids in encode_documents(corpus.texts((split,)), tokenizer))
-        write_stream(folder, key, tokens, token_dtype(tokenizer))
-        stream = open_stream(folder, key)
-        if stream is None:
-            raise OSError(f"{folder}: the token cache cannot be read back right after writing it; check the disk")
-    return stream
+    _, first = np.unique(items["words"][good].view("V16").ravel(), return_index=True)
+    return good[np.sort(first)]
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -1,4 +1,4 @@
-"""Base class of sources of text: documents in a stable order, cut into parts that processes can share."""
+"""Base class of sources of text."""
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,18 +11,17 @@ class Document(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that holds no text. `name` and `reason` make a sentence: `a.jsonl:17` `is not valid JSON (...)`."""
+    """A row without text. `name` and `reason` make a sentence: `a.jsonl:17` `is not valid JSON (...)`."""
 
     name: str
     reason: str
 
 
 class Source:
-    """Documents in a stable order, cut into parts. Sources can be pickled and keep no text in memory.
+    """Documents in a stable order, cut into parts that processes can share. Sources can be pickled and hold no text.
 
-    Subclasses add a `name` for messages; `read(part)`, 0 <= part < num_parts(), the same items in the same order each
-    time; `identity()`, which differs when texts, or their division into parts, may differ; and their `_groups`, one for
-    each part, or `num_parts`.
+    Subclasses add a `name` for messages; `read(part)`, 0 <= part < num_parts(), the same items each time; `identity()`,
+    which changes with the texts and their division into parts; and `_groups`, one for each part, or `num_parts`.
     """
 
     def num_parts(self) -> int:
@@ -34,7 +33,7 @@ class Source:
 
 
 def spans(sizes: Iterable[int], limit: int) -> tuple[tuple[int, int], ...]:
-    """Neighbours joined into groups (first, last + 1) of at most `limit` in total; a larger one is alone."""
+    """Groups (first, last + 1) of neighbours of at most `limit` in total; a larger one is alone."""
     groups: list[tuple[int, int]] = []
     first = total = 0
     for number, size in enumerate(sizes):

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from softmask_jax.data.sources.documents import BadRow, Document, Source
-from softmask_jax.data.sources.listing import fingerprint, listed
-from softmask_jax.data.sources.records import checked, nearest, text_or_bad
-from softmask_jax.io.files import split_paths
+from softmask_jax.data.sources.listing import fingerprint, listed, required
+from softmask_jax.data.sources.records import checked, no_column, no_text_column, text_or_bad
+from softmask_jax.io.files import one_line, split_paths
 
 PART_ROWS = 10_000
 # Rows are fetched by the batch: one at a time is ten times slower.
@@ -52,11 +52,9 @@ def _check(title: str, length: int, text_key: str, columns: Iterable[str], first
     if not length:
         raise ValueError(f"{title}: holds no row; choose another split")
     if text_key not in (columns := list(columns)):
-        raise ValueError(f"{title}: has no column {text_key!r} (data.text_key); {nearest(text_key, columns)}")
-    value = first()
-    if value is not None and not isinstance(value, (str, bytes)):
-        kind = type(value).__name__
-        raise ValueError(f"{title}: column {text_key!r} holds {kind}, not text; name another in data.text_key")
+        raise ValueError(no_column(title, text_key, columns))
+    if not isinstance(value := first(), str | bytes | None):
+        raise ValueError(no_text_column(title, text_key, f"{type(value).__name__}, not text"))
 
 
 def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
@@ -71,10 +69,6 @@ def _name_and_split(title: str, example: str) -> tuple[str, str]:
     if not (match := NAME_AND_SPLIT.fullmatch(title)):
         raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as {example}")
     return match[1], match[2]
-
-
-def _short(error: BaseException) -> str:
-    return f"{next(iter(str(error).splitlines()), '') or type(error).__name__:.200}"
 
 
 @dataclass(frozen=True)
@@ -102,11 +96,7 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     Nothing is downloaded. Raises ImportError without the package, FileNotFoundError, with the command that builds it,
     for a missing data set, ValueError for a split, column or format that cannot be read.
     """
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        message = f"data.source=tfds needs packages: pip install 'softmask_jax[tfds]' ({_short(error)})"
-        raise ImportError(message) from error
+    tensorflow_datasets = required("tensorflow_datasets", "tfds", "data.source=tfds")
     title = _single(paths, "tfds", "lm1b:train")
     name, split = _name_and_split(title, "lm1b:train")
     root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
@@ -120,25 +110,22 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
             builder = tensorflow_datasets.builder_from_directory(root)
         else:
             builder = tensorflow_datasets.builder(name, data_dir=root)
-        built = (builder.data_path / "dataset_info.json").exists()
-        problem = "" if built else "only its recipe is known"
+        if not (builder.data_path / "dataset_info.json").exists():
+            raise FileNotFoundError("only its recipe is known")
     except Exception as error:  # TFDS raises errors of many kinds, even assertions
-        problem = _short(error)
-    if problem:
-        raise FileNotFoundError(f"data.paths: {name!r} is not built in {root} ({problem}); build it with: {command}")
+        state = f"is not built in {root} ({one_line(error)})"
+        raise FileNotFoundError(f"data.paths: {name!r} {state}; build it with: {command}") from error
     try:
         rows = builder.as_data_source(split) if builder.info.splits[split].num_examples else ()
     except NotImplementedError as error:
-        stored = builder.info.file_format.name.lower()
-        reason = f"is stored as {stored}, which has no rows by number"
+        stored = f"is stored as {builder.info.file_format.name.lower()}, which has no rows by number"
         remedy = f"build it in another $TFDS_DATA_DIR with: {command}"
-        raise ValueError(f"data.paths: {name!r} {reason}; {remedy}") from error
+        raise ValueError(f"data.paths: {name!r} {stored}; {remedy}") from error
     except Exception as error:
-        raise ValueError(f"data.paths: {title!r}: {_short(error)}") from error
+        raise ValueError(f"data.paths: {title!r}: {one_line(error)}") from error
     _check(title, len(rows), text_key, builder.info.features or (), lambda: rows[0][text_key])
-    folder = str(builder.data_path)
     stamp = fingerprint(builder.info.full_name, [(s.name, s.num_examples) for s in builder.info.splits.values()])
-    return Tfds(title, folder, split, len(rows), stamp, text_key)
+    return Tfds(title, str(builder.data_path), split, len(rows), stamp, text_key)
 
 
 @dataclass(frozen=True)
@@ -174,7 +161,7 @@ def _load(title: str, location: str, split: str):
     except Exception as error:  # of the network, the Hub, its client or Arrow
         kind = OSError if isinstance(error, OSError) else ValueError
         hint = "" if saved else "; check the name, the network and, for private data, HF_TOKEN"
-        raise kind(f"data.paths: {title!r} cannot be loaded ({_short(error)}){hint}") from error
+        raise kind(f"data.paths: {title!r} cannot be loaded ({one_line(error)}){hint}") from error
     if not isinstance(rows, dict):
         if split:
             raise ValueError(f"data.paths: {location!r} holds one split; leave ':{split}' away")
@@ -187,14 +174,10 @@ def _load(title: str, location: str, split: str):
 def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequence]:
     """Title, location, split ("": the only one) and rows of `OWNER/NAME[/CONFIG]:SPLIT`, or of a folder.
 
-    Code in data sets is never run. Raises ImportError without the package, OSError without the network, ValueError for
-    a name or split that does not exist.
+    Never runs code of data sets. Raises ImportError without the package, OSError, ValueError for unknown names.
     """
-    try:
-        from datasets import load_dataset  # noqa: F401  (a folder called datasets can be imported as well)
-    except ImportError as error:
-        message = f"data.source=hf needs a package: pip install 'softmask_jax[hf]' ({_short(error)})"
-        raise ImportError(message) from error
+    if not hasattr(required("datasets", "hf", "data.source=hf"), "load_dataset"):
+        raise ImportError("a folder called datasets hides the package; run from another folder")
     title = _single(paths, "hf", "Skylion007/openwebtext:train")
     location, split = (title, "") if _is_saved(title) else _name_and_split(title, "owner/name:train")
     return title, location, split, _load(title, location, split)
@@ -209,10 +192,7 @@ def hugging_face_stamp(location: str, rows) -> str:
 
 
 def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
-    """`OWNER/NAME[/CONFIG]:SPLIT` (or such as `train[:1%]`), downloaded once into the package's cache, or a folder.
-
-    Raises as `open_hugging_face`, and ValueError for a missing column.
-    """
+    """`OWNER/NAME[/CONFIG]:SPLIT` (or such as `train[:1%]`), downloaded once, or a folder, as `open_hugging_face`."""
     title, location, split, rows = open_hugging_face(paths)
     _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])
     return HuggingFace(title, location, split, len(rows), hugging_face_stamp(location, rows), text_key)

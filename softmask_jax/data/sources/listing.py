@@ -1,9 +1,9 @@
-"""Finding files by glob patterns, local or behind a URL such as gs://, and opening them."""
+"""Files by glob patterns, local or behind URLs such as gs://, plain or compressed."""
 import contextlib
 import glob
 import gzip
 import hashlib
-import importlib.util
+import importlib
 import io
 import os
 import zlib
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from softmask_jax.io.files import literal_part, split_paths
+from softmask_jax.io.files import literal_part, one_line, split_paths
 
 # Properties of a remote file that change when it is rewritten; each file system has its own.
 REMOTE_STAMPS = ("generation", "etag", "ETag", "updated", "mtime", "LastModified", "last_modified", "created")
@@ -36,9 +36,8 @@ def listed(name: str, path: Path) -> Listed:
 def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
     """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
 
-    Existing paths are taken literally. Order: by pattern, then by name; a file that several patterns match occurs once.
-    Raises ValueError without patterns, FileNotFoundError for a pattern without a file, ImportError or OSError for a URL
-    whose file system is not installed or does not answer.
+    Existing paths are taken literally. Order: by pattern, then by name; each file occurs once. Raises ValueError
+    without patterns, FileNotFoundError for one without a file, ImportError or OSError for a URL that cannot be read.
     """
     commas = isinstance(patterns, str) and "," in patterns
     # Names in a sequence may hold commas, but no zero byte.
@@ -48,51 +47,56 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
         raise ValueError(f"data.source={kind} needs data.paths: glob patterns, comma-separated, such as {example}")
     files: dict[Path | str, Listed] = {}
     for pattern in patterns:
-        matches, matched = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
-        if not matched:
-            if matches:
-                if os.path.islink(pattern):
-                    raise FileNotFoundError(f"data.paths: {pattern!r} is a link to a file that does not exist; mend it")
-                inside = pattern.rstrip("/") + "/**/*"
-                raise FileNotFoundError(f"data.paths: {pattern!r} matches only folders; for their files use {inside!r}")
+        count, matches = _remote_matches(pattern) if "://" in pattern else _local_matches(pattern)
+        files |= matches | files  # the first name of each
+        if matches:
+            continue
+        if count and os.path.islink(pattern):
+            reason = f"{pattern!r} is a link to a file that does not exist; mend it"
+        elif count:
+            reason = f"{pattern!r} matches only folders; for their files use {pattern.rstrip('/') + '/**/*'!r}"
+        else:
             hint = "; commas part patterns, ? stands for one in a name" if commas else ""
-            raise FileNotFoundError(f"data.paths: no file matches {pattern!r} (looked from {os.getcwd()}){hint}")
-        for key, file in matched:
-            files.setdefault(key, file)
+            reason = f"no file matches {pattern!r} (looked from {os.getcwd()}){hint}"
+        raise FileNotFoundError(f"data.paths: {reason}")
     return tuple(files.values())
 
 
-def _local_matches(pattern: str) -> tuple[int, list[tuple[Path, Listed]]]:
+def _local_matches(pattern: str) -> tuple[int, dict[Path, Listed]]:
     pattern = os.path.expanduser(pattern)
     fixed = literal_part(pattern)
     matches = sorted(glob.glob(glob.escape(fixed) + pattern.removeprefix(fixed), recursive=True))
     paths = [Path(match) for match in matches if os.path.isfile(match)]
-    return len(matches), [(path.resolve(), listed(path.as_posix(), path)) for path in paths]
+    return len(matches), {path.resolve(): listed(path.as_posix(), path) for path in paths}
 
 
-def _remote_matches(pattern: str) -> tuple[int, list[tuple[str, Listed]]]:
+def _remote_matches(pattern: str) -> tuple[int, dict[str, Listed]]:
     import fsspec
 
     scheme = pattern.split("://")[0]
     try:
         system, inside = fsspec.core.url_to_fs(pattern)
     except ImportError as error:
-        remedy = "pip install 'softmask_jax[gcs]'" if scheme in ("gs", "gcs") else str(error).splitlines()[0]
+        remedy = "pip install 'softmask_jax[gcs]'" if scheme in ("gs", "gcs") else one_line(error)
         raise ImportError(f"data.paths: {pattern!r} needs a package that is missing: {remedy}") from error
     except ValueError as error:
         raise ValueError(f"data.paths: {pattern!r}: nothing here reads {scheme}:// (gs:// and files do)") from error
     try:
         matches = {inside: system.info(inside)} if system.isfile(inside) else system.glob(inside, detail=True)
     except Exception as error:  # every file system, and the network below it, has errors of its own
-        reason, remedy = f"{type(error).__name__}: {error}".splitlines()[0], "check the network and your credentials"
-        raise OSError(f"data.paths: {pattern!r} cannot be listed ({reason:.200}); {remedy}") from error
-    files = []
+        remedy = "check the network and your credentials"
+        raise OSError(f"data.paths: {pattern!r} cannot be listed ({_named(error)}); {remedy}") from error
+    files = {}
     for path, properties in sorted(matches.items()):
         if properties["type"] == "file":
             url = system.unstrip_protocol(path)
             stamp = "/".join(str(properties[key]) for key in REMOTE_STAMPS if key in properties)
-            files.append((url, Listed(url, url, properties["size"], stamp)))
+            files[url] = Listed(url, url, properties["size"], stamp)
     return len(matches), files
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def open_file(path: Path | str) -> BinaryIO:
@@ -108,9 +112,8 @@ def open_file(path: Path | str) -> BinaryIO:
         return io.BufferedReader(system.open(inside, "rb"), READ_BUFFER)
     except OSError as error:
         raise type(error)(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
-    except Exception as error:  # As in `_remote_matches`.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise OSError(f"{path}: cannot be read ({reason:.200}); check the network, {hint}") from error
+    except Exception as error:  # as in `_remote_matches`
+        raise OSError(f"{path}: cannot be read ({_named(error)}); check the network, {hint}") from error
 
 
 def fingerprint(*parts: object) -> str:
@@ -122,11 +125,19 @@ def is_compressed(file: Listed) -> bool:
     return file.name.endswith((".gz", ".zst"))
 
 
+def required(module: str, extra: str, purpose: str):
+    """The module. Raises ImportError, with the extra that installs it, for a missing package."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs a package: pip install 'softmask_jax[{extra}]'") from error
+
+
 def check_compression(files: Iterable[Listed]) -> None:
     """Raise ImportError for *.zst files without their package."""
-    compressed = [file.name for file in files if file.name.endswith(".zst")]
-    if compressed and not importlib.util.find_spec("zstandard"):
-        raise ImportError(f"{compressed[0]}: *.zst needs a package: pip install 'softmask_jax[zst]'")
+    for file in files:
+        if file.name.endswith(".zst"):
+            required("zstandard", "zst", f"{file.name}: *.zst")
 
 
 @contextlib.contextmanager
@@ -145,12 +156,13 @@ def open_unpacked(file: Listed) -> Iterator[BinaryIO]:
         try:
             yield io.BufferedReader(unpacked, READ_BUFFER)
         except damage as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file.name}: damaged or cut short ({reason}); fetch or compress it again") from error
+            reason = f"damaged or cut short ({one_line(error)})"
+            raise ValueError(f"{file.name}: {reason}; fetch or compress it again") from error
 
 
 class _ZstdFrames(io.RawIOBase):
-    # zstandard's own reader accepts a file that was cut short.
+    """Bytes of zstd frames; zstandard's own reader accepts a file that was cut short."""
+
     def __init__(self, file: BinaryIO):
         self._file, self._frame, self._rest, self._ready = file, None, b"", memoryview(b"")
 
@@ -158,16 +170,15 @@ class _ZstdFrames(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
+        import zstandard
+
         while not self._ready:
             packed = self._rest or self._file.read(READ_BUFFER)
             if not packed:
                 if self._frame is not None:
                     raise EOFError("the last frame has no end")
                 return 0
-            if self._frame is None:
-                import zstandard
-
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
             self._ready, self._rest = memoryview(self._frame.decompress(packed)), b""
             if self._frame.eof:
                 self._rest, self._frame = self._frame.unused_data, None

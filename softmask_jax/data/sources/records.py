@@ -1,41 +1,36 @@
 """Text in the rows of files: JSON Lines, plain or compressed, and Parquet."""
-import collections
 import contextlib
 import difflib
-import importlib.util
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from softmask_jax.data.sources.documents import BadRow, Document, Source, spans
 from softmask_jax.data.sources.listing import (
-    Listed, check_compression, fingerprint, is_compressed, list_files, open_file, open_unpacked,
+    Listed, check_compression, fingerprint, is_compressed, list_files, open_file, open_unpacked, required,
 )
+from softmask_jax.io.files import one_line
 
-# Size of ranges of plain JSON Lines and of joined row groups of Parquet.
 PART_BYTES = 64 << 20
-# Text of a decoded batch of Parquet, about.
+# Text in a decoded batch of Parquet, about.
 BATCH_BYTES = 4 << 20
 # So many bad rows without a good one are an error.
 HOPELESS_ROWS = 20
-# Compression ratio, about.
+# Typical ratio.
 COMPRESSION = 4
-# Remedy for a JSON array, or for objects over several lines.
 ONE_A_LINE = "this is JSON, but not JSON Lines: write one object a line, as `jq -c` does"
 STRING_TYPES = ("string", "large_string", "string_view")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Of a surrogate pair: JSON can hold it, no encoding does.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
-def checked(
-    items: Iterable[Document | BadRow], name: str, whole: bool, remedy: str = "check data.text_key"
-) -> Iterator[Document | BadRow]:
-    """The items of a file (`whole`) or a part of it. Raises ValueError at the end when none was good.
-
-    A part without good rows is an error from `HOPELESS_ROWS` on.
-    """
+def checked(items: Iterable[Document | BadRow], name: str, whole: bool) -> Iterator[Document | BadRow]:
+    """The items of a `whole` file or of a part. Raises ValueError at the end of a file, or long part, without texts."""
     first, bad, good = None, 0, False
     for item in items:
         if type(item) is BadRow:
@@ -44,13 +39,14 @@ def checked(
             good = True
         yield item
     if bad >= HOPELESS_ROWS and not good or whole and first and not good:
-        raise ValueError(f"{name}: none of its {bad} rows holds text; {first.name} {first.reason}; {remedy}")
+        example = f"{first.name} {first.reason}"
+        raise ValueError(f"{name}: none of its {bad} rows holds text; {example}; check data.text_key")
     if whole and not good:
         raise ValueError(f"{name}: holds no row; leave it out of data.paths")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """End of a message about a `name` that is not among the `known`."""
+    """End of a message about a name that is not `known`."""
     known = [key if len(key) <= 40 else key[:37] + "..." for key in itertools.islice(known, 100)]
     close = difflib.get_close_matches(name, known, 1)
     if close:
@@ -58,8 +54,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "there are " + ", ".join(map(repr, known[:8])) if known else "there is none"
 
 
+def no_column(title: str, key: str, names: Iterable[str]) -> str:
+    return f"{title}: has no column {key!r} (data.text_key); {nearest(key, names)}"
+
+
+def no_text_column(title: str, key: str, content: str) -> str:
+    return f"{title}: column {key!r} holds {content}; name another in data.text_key"
+
+
 def text_or_bad(name: str, value: object, key: str) -> Document | BadRow:
-    """A row whose field `key` holds `value`: text, UTF-8 bytes, or something that is neither."""
+    """The row with this value of the field `key`: text, UTF-8 bytes, or neither."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -74,8 +78,8 @@ def text_or_bad(name: str, value: object, key: str) -> Document | BadRow:
 class JsonLines(Source):
     """One JSON object a line, its text under `text_key` (`meta.text` is `text` inside `meta`); blank lines are ignored.
 
-    A range of `part_bytes` has the lines that begin in it; lines without text are `BadRow`s. Reading raises ValueError
-    for a damaged file or one without a good row, OSError for an unreadable one.
+    A part has the lines that begin in ranges of `part_bytes`. Reading raises ValueError for a damaged file or one
+    without text, OSError for an unreadable one.
     """
 
     listing: tuple[Listed, ...]
@@ -116,7 +120,7 @@ class JsonLines(Source):
 def _lines(file: Listed, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
     with open_unpacked(file) as opened:
         if start:
-            # The first line of the range begins after a line's end, possibly the last byte before `start`.
+            # The first line of the range begins after a line end, possibly the last byte before `start`.
             opened.seek(start - 1)
             skipped = opened.readline(stop - start)
             offset = start - 1 + len(skipped) if skipped.endswith(b"\n") else stop
@@ -141,7 +145,7 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
         hint = f"; {ONE_A_LINE}" if line.strip() in (b"[", b"[{", b"{") else ""
         return BadRow(name, f"is not valid JSON ({error.msg} at column {error.colno}){hint}")
     except (ValueError, RecursionError) as error:
-        return BadRow(name, f"is not readable JSON ({str(error).splitlines()[0]:.100})")
+        return BadRow(name, f"is not readable JSON ({one_line(error, 100)})")
     value = row
     for depth, key in enumerate([text_key] if isinstance(row, dict) and text_key in row else keys):
         inside = ".".join(keys[:depth])
@@ -150,20 +154,16 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
             hint = f"; {ONE_A_LINE}" if isinstance(row, list) else ""
             return BadRow(name, f"{subject} JSON object but {type(value).__name__}{hint}")
         if key not in value:
-            known = [f"{inside}.{known}" if inside else known for known in itertools.islice(value, 100)]
+            known = (f"{inside}.{known}" if inside else known for known in value)
             return BadRow(name, f"has no key {text_key!r}; {nearest(text_key, known)}")
         value = value[key]
-    # JSON can hold halves of surrogate pairs, which no encoding has.
-    if b"\\u" in line and isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return BadRow(name, f"holds half a character (\\u{ord(value[error.start]):04x}) in {text_key!r}")
+    if b"\\u" in line and isinstance(value, str) and (half := HALF_CHARACTER.search(value)):
+        return BadRow(name, f"holds half a character (\\u{ord(half[0]):04x}) in {text_key!r}")
     return text_or_bad(name, value, text_key)
 
 
 def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLines:
-    """Rows of the files of `list_files`, with its errors; ValueError for an empty file."""
+    """Rows of the files of `list_files`. Raises its errors and ValueError for an empty file."""
     listing = list_files(patterns, "jsonl", "texts/*.jsonl")
     check_compression(listing)
     for file in listing:
@@ -174,11 +174,7 @@ def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLin
 
 @dataclass(frozen=True)
 class Parquet(Source):
-    """One document a row, from the string column `text_key`; nulls are `BadRow`s.
-
-    row_groups: (file, row group, first row, rows, bytes of text). Reading raises ValueError for a damaged file or one
-    without any text, OSError for an unreadable one.
-    """
+    """One document a row, from the string column `text_key`. row_groups: (file, group, first row, rows, text bytes)."""
 
     listing: tuple[Listed, ...]
     row_groups: tuple[tuple[int, int, int, int, int], ...]
@@ -189,10 +185,6 @@ class Parquet(Source):
     def _groups(self) -> tuple[tuple[int, int], ...]:
         return spans((size for *_, size in self.row_groups), PART_BYTES)
 
-    @cached_property
-    def _counts(self) -> collections.Counter:
-        return collections.Counter(group[0] for group in self.row_groups)
-
     def identity(self) -> str:
         return fingerprint(self.name, self.text_key, self._groups, self.listing)
 
@@ -200,10 +192,11 @@ class Parquet(Source):
         chosen = self.row_groups[slice(*self._groups[part])]
         for number, groups in itertools.groupby(chosen, key=lambda group: group[0]):
             file, groups = self.listing[number], list(groups)
-            yield from checked(self._rows(file, groups), file.name, len(groups) == self._counts[number])
+            whole = len(groups) == sum(group[0] == number for group in self.row_groups)
+            yield from checked(self._rows(file, groups), file.name, whole)
 
     def _rows(self, file: Listed, groups: list[tuple[int, int, int, int, int]]) -> Iterator[Document | BadRow]:
-        _, _, row, _, _ = groups[0]
+        row = groups[0][2]
         rows, size = sum(group[3] for group in groups), sum(group[4] for group in groups)
         batch_rows = max(1, min(BATCH_BYTES * rows // max(size, 1), 1 << 16))
         with open_parquet(file) as opened:
@@ -235,31 +228,22 @@ def open_parquet(file: Listed) -> Iterator:
             # With a buffer, pages of a large row group are read as they are needed.
             yield pyarrow.parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file.name}: damaged or no Parquet file ({reason:.200}); fetch it again") from error
+            raise ValueError(f"{file.name}: damaged or no Parquet file ({one_line(error)}); fetch it again") from error
 
 
 def parquet(patterns: str | Iterable[str], text_key: str = "text") -> Parquet:
-    """Rows of the files of `list_files`, with its errors.
-
-    Raises ImportError without pyarrow, ValueError for a damaged or empty file or one without a column of text.
-    """
-    if not importlib.util.find_spec("pyarrow"):
-        raise ImportError("data.source=parquet needs a package: pip install 'softmask_jax[parquet]'")
-    import pyarrow
-
+    """Rows of the files of `list_files`. Raises its errors, ImportError without pyarrow, ValueError for unfit files."""
+    pyarrow = required("pyarrow", "parquet", "data.source=parquet")
     listing = list_files(patterns, "parquet", "texts/*.parquet")
     row_groups: list[tuple[int, int, int, int, int]] = []
     for number, file in enumerate(listing):
         with open_parquet(file) as opened:
             metadata, schema = opened.metadata, opened.schema_arrow
         if text_key not in schema.names:
-            near = nearest(text_key, schema.names)
-            raise ValueError(f"{file.name}: has no column {text_key!r} (data.text_key); {near}")
+            raise ValueError(no_column(file.name, text_key, schema.names))
         kind = schema.field(text_key).type
         if str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind) not in STRING_TYPES:
-            remedy = "name another in data.text_key"
-            raise ValueError(f"{file.name}: column {text_key!r} holds {kind}, not strings; {remedy}")
+            raise ValueError(no_text_column(file.name, text_key, f"{kind}, not strings"))
         if not metadata.num_rows:
             raise ValueError(f"{file.name}: holds no row; leave it out of data.paths")
         leaf = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(text_key)

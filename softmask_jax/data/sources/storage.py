@@ -10,10 +10,7 @@ ELSEWHERE = "give another --out"
 
 
 class Folder:
-    """A folder by path or URL. Files appear in it whole or not at all.
-
-    Raises ValueError for "", and for a URL whose protocol is unknown or needs a package that is missing.
-    """
+    """A folder by path or URL; files appear in it whole or not at all. Raises ValueError for "" and unknown URLs."""
 
     def __init__(self, url: str | os.PathLike):
         import fsspec
@@ -28,22 +25,18 @@ class Folder:
             else:  # in a path "::" and "file:" mean nothing
                 self._files, self._root = fsspec.filesystem("file"), os.path.join(os.getcwd(), self.url)
         except (ImportError, ValueError) as error:
-            raise ValueError(
-                f"{self.url}: {error}; gs:// folders need `pip install 'softmask_jax[gcs]'`, or give a mounted folder"
-            ) from error
+            remedy = "gs:// folders need `pip install 'softmask_jax[gcs]'`, or give a mounted folder"
+            raise ValueError(f"{self.url}: {error}; {remedy}") from error
 
     def __str__(self) -> str:
         return self.url
-
-    def __reduce__(self):
-        return Folder, (self.url,)
 
     def path(self, name: str) -> str:
         """Path or URL of `name`, for messages."""
         return f"{self.url}/{name}"
 
     def names(self) -> list[str]:
-        """Sorted names of its files without those that begin with a dot; [] if there is no such folder."""
+        """Sorted names of files that are not hidden; [] for a missing folder."""
         try:
             self._files.invalidate_cache()
             entries = self._files.ls(self._root, detail=True)
@@ -53,19 +46,24 @@ class Folder:
         return sorted(name for name in names if not name.startswith("."))
 
     def size(self, name: str) -> int | None:
-        """Bytes; None if there is no such file."""
+        """Bytes of a file, None for a missing one."""
         try:
             self._files.invalidate_cache()
             return int(self._files.info(f"{self._root}/{name}")["size"])
         except FileNotFoundError:
             return None
 
+    def wrong_size(self, name: str, expected: int) -> str:
+        """What is wrong with a file that is missing or of another size; "" for others."""
+        size = self.size(name)
+        return "" if size == expected else "is missing" if size is None else f"has {size} bytes instead of {expected}"
+
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
         return self._files.cat_file(f"{self._root}/{name}")
 
     def sha256(self, name: str) -> str:
-        """Of the file in the store itself. Raises OSError."""
+        """Digest of the file in its store. Raises OSError."""
         with self._files.open(f"{self._root}/{name}", "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -83,7 +81,7 @@ class Folder:
         sync_folder(Path(self._root))
 
     def local(self, name: str, mirror: Path) -> Path:
-        """A local path of the file: its own, or that of a copy in the folder `mirror`, fetched if missing."""
+        """The file's own path, or that of a copy of a remote file in the folder `mirror`, fetched if missing."""
         if not self.is_remote:
             return Path(self._root, name)
         path = mirror / name

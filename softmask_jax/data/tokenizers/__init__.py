@@ -1,7 +1,7 @@
 """Text to token ids and back: raw bytes, text8's letters, byte-level BPE trained on the corpus, others' tokenizers.
 
 A saved tokenizer is a folder with `softmask_tokenizer.json` (kind, ids, fingerprint) and, for those of Hugging Face's
-library, a `tokenizer.json`, maybe without the mask. `vocab_size` counts all ids, BOS, EOS and mask included.
+library, a `tokenizer.json`. `vocab_size` counts all ids, BOS, EOS and mask included.
 """
 import json
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer as LibraryTokenizer, decoders, models, pre_tokenizers, trainers
 
 from softmask_jax.data.tokenizers.base import (DESCRIPTION, END_OF_TEXT, MASK_TEXT, Tokenizer, hash_of, utf8)
 from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
@@ -62,9 +63,8 @@ class Text8Tokenizer(Tokenizer):
         table[[ord(letter) for letter in TEXT8_TOKENS[first:]]] = range(first, self.vocab_size)
         pieces = [np.zeros(0, np.uint8)]
         for start in range(0, len(text), TEXT8_PIECE):
-            piece = text[start:start + TEXT8_PIECE].lower()
-            ids = table[np.frombuffer(utf8(piece), np.uint8)]
-            pieces.append(ids if piece.isascii() else ids[ids != nothing])
+            ids = table[np.frombuffer(utf8(text[start : start + TEXT8_PIECE].lower()), np.uint8)]
+            pieces.append(ids[ids != nothing])
         return np.concatenate(pieces, dtype=np.int32)
 
     def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
@@ -78,22 +78,15 @@ SIMPLE = {"bytes": ByteTokenizer, "text8": Text8Tokenizer}
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Byte-level BPE with at most `vocab_size` ids, end token and mask included; fewer for little text.
-
-    Deterministic. Raises ValueError when `vocab_size` leaves no room for the 256 bytes.
-    """
+    """Deterministic byte-level BPE of at most `vocab_size` ids, end and mask included. ValueError for less than 258."""
     if vocab_size < 258:
         raise ValueError(f"data.bpe_vocab_size={vocab_size} is too small: 256 bytes, an end token, a mask make 258")
-    from tokenizers import AddedToken, Tokenizer as LibraryTokenizer, decoders, models, pre_tokenizers, trainers
-
     tokenizer = LibraryTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, min_frequency=2, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    options = {"min_frequency": 2, "initial_alphabet": alphabet, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size - 2, **options))
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return BPETokenizer(tokenizer.to_str())
 
@@ -103,8 +96,7 @@ def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> 
 
     name: bytes | text8 | a folder of `save` | a tokenizer.json, a *.tiktoken file, or a folder with either or with
       vocab.json and merges.txt | hf://owner/name.
-    cache_folder: for downloads; None is the hub library's own cache.
-    Raises ValueError, FileNotFoundError or another OSError, each one line with a remedy.
+    cache_folder: for downloads; None is the hub library's own. Raises ValueError or OSError, one line with a remedy.
     """
     if name in SIMPLE:
         return SIMPLE[name]()

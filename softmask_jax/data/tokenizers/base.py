@@ -55,7 +55,7 @@ class Tokenizer:
         return "".join([*pieces, self._decode_run(ids[start:], follows_mask)])
 
     def files(self) -> dict[str, str]:
-        """Texts of the files, by name, that `save` writes next to the description."""
+        """Texts of the files, by name, beside the description."""
         return {}
 
     def describe(self) -> dict:
@@ -64,10 +64,9 @@ class Tokenizer:
         return {"kind": self.kind, **ids, "fingerprint": self.fingerprint()}
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer into `folder`, made if missing, for `load_tokenizer`."""
+        """Write the tokenizer into `folder`, made if missing, for `load_tokenizer`; the description comes last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # The description, with its fingerprint, is written last.
         for name, text in (self.files() | {DESCRIPTION: json.dumps(self.describe(), indent=1)}).items():
             write_atomically(folder / name, text)
 

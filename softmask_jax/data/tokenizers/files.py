@@ -31,10 +31,7 @@ QWEN_SPLIT = {
 
 
 def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer in a `tokenizer.json`, a `*.tiktoken` file of ranks, or a folder of known files.
-
-    Raises FileNotFoundError without one, ValueError, one line, when files are damaged or of an unknown kind.
-    """
+    """The tokenizer in a `tokenizer.json`, a `*.tiktoken` file or a folder. Raises FileNotFoundError or ValueError."""
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".json":
@@ -137,10 +134,9 @@ def _byte_level_bpe(
         ids = special_ids(vocabulary, named)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added_tokens = [
-        {"id": id_, "content": token, **flags, "special": special} for id_, (token, special) in sorted(added.items())
-    ]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokens = sorted(added.items())
+    added_tokens = [{"id": id_, "content": token, **flags, "special": special} for id_, (token, special) in tokens]
     # Not written by the library, whose versions differ: fingerprints hash this text.
     content = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens, **split,

@@ -1,24 +1,24 @@
-"""Tokenizers of Hugging Face's `tokenizers`; special tokens in texts are text, and long texts are encoded in pieces."""
+"""Tokenizers of Hugging Face's library: special tokens in texts are text, long texts are encoded in pieces."""
 import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tokenizers
 
 from softmask_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, hash_of, utf8
 
-# Length of pieces of longer texts, about: the library needs some hundred bytes a character.
-PIECE_CHARACTERS = 2**20
-# Characters in a call of the library, about.
-CALL_CHARACTERS = 2**23
+# About the length of pieces of long texts, and of all texts in a call of the library, which needs some hundred bytes a
+# character.
+PIECE_CHARACTERS, CALL_CHARACTERS = 2**20, 2**23
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# Patterns that always begin a match at `CUT`, as GPT-2's, built into ByteLevel, does.
+# Patterns that always begin a match at `CUT`, as GPT-2's in ByteLevel does.
 CUTTABLE_PATTERNS = (QWEN_PATTERN, QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
 # Before a space or after a newline, alone between a visible character and one that NFC never joins to its predecessor.
 # U+180E was white space in older versions of Unicode.
@@ -26,11 +26,7 @@ CUT = re.compile(r"(?<=[^\s\u180e])(?: (?=[0-9A-Za-z])|\n(?=\w))")
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A Hugging Face `tokenizer.json` (as text) with BOS, EOS and mask, tokens of the file or unused ids.
-
-    Special tokens in texts are encoded as other text; the file's truncation, padding and dropout are ignored. Raises
-    ValueError when the JSON is no tokenizer.
-    """
+    """A `tokenizer.json` (text) without truncation, padding and dropout; BOS, EOS and mask. Raises ValueError."""
 
     kind = "huggingface"
 
@@ -64,7 +60,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _forbidden(self) -> np.ndarray:
-        """bool [vocab_size]: ids that no text may become; not the unknown token, unless it is also the end."""
+        """bool [vocab_size]: ids that no text may become; not the unknown token, unless it is also BOS, EOS or mask."""
         ids = set(self.special_tokens.values()) - {self._unknown_id}
         forbidden = np.zeros(self.vocab_size, bool)
         forbidden[[*ids, self.bos_id, self.eos_id, self.mask_token_id]] = True
@@ -84,9 +80,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         parts_of = [[] for _ in texts]
-        pieces = ((index, piece) for index, text in enumerate(texts) for piece in self._pieces(text))
-        for group in _groups(pieces, CALL_CHARACTERS):
-            indices, members = zip(*group, strict=True)
+        pieces = [(index, piece) for index, text in enumerate(texts) for piece in self._pieces(text)]
+        ends = itertools.accumulate(len(piece) for _, piece in pieces)
+        for _, call in itertools.groupby(zip(pieces, ends, strict=True), lambda pair: pair[1] // CALL_CHARACTERS):
+            indices, members = zip(*(piece for piece, _ in call), strict=True)
             for index, ids in zip(indices, self._encode_pieces(list(members)), strict=True):
                 parts_of[index].append(ids)
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in parts_of]
@@ -110,17 +107,15 @@ class HuggingFaceTokenizer(Tokenizer):
             for text in texts:
                 utf8(text)
             raise
-        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        del encodings
-        return [
-            self._encode_literally(text) if self._forbidden[text_ids].any() else text_ids
-            for text, text_ids in zip(texts, ids, strict=True)
-        ]
+        all_ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        del encodings  # large
+        pairs = zip(texts, all_ids, strict=True)
+        return [self._encode_literally(text) if self._forbidden[ids].any() else ids for text, ids in pairs]
 
     def _encode_literally(self, text: str) -> np.ndarray:
         """Cut special tokens, for models that know them as words, after their first character.
 
-        Ids that are still special (tokens of one character) become unknown, or are left out without such a token.
+        Ids that are still special, of one character, become unknown, or are left out without an unknown token.
         """
         encoding = self._library.encode(text, add_special_tokens=False)
         cuts = {0, len(text)}
@@ -134,20 +129,22 @@ class HuggingFaceTokenizer(Tokenizer):
             return ids[~self._forbidden[ids]]
         return np.where(self._forbidden[ids], np.int32(self._unknown_id), ids)
 
+    def _decode(self, ids: list[int]) -> str:
+        return self._library.decode(ids, skip_special_tokens=False)
+
     @functools.cached_property
     def _lead(self) -> tuple[list[int], str]:
         ids = self.encode("a").tolist()
-        return ids, self._library.decode(ids, skip_special_tokens=False)
+        return ids, self._decode(ids)
 
     def _decode_run(self, run: np.ndarray, follows_mask: bool) -> str:
         ids = run.tolist()
         if ids and follows_mask:
             # Decoders of word pieces drop the space before the first word, but a mask is a word too.
             lead_ids, lead = self._lead
-            text = self._library.decode(lead_ids + ids, skip_special_tokens=False)
-            if text.startswith(lead):
-                return text[len(lead):]
-        return self._library.decode(ids, skip_special_tokens=False)
+            if (text := self._decode(lead_ids + ids)).startswith(lead):
+                return text.removeprefix(lead)
+        return self._decode(ids)
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -157,10 +154,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 class BPETokenizer(HuggingFaceTokenizer):
-    """Byte-level BPE of `train_bpe`: `<|endoftext|>` is BOS and EOS, the mask is the last id.
-
-    Raises ValueError when the JSON is no tokenizer or lacks `<|endoftext|>`.
-    """
+    """Byte-level BPE of `train_bpe`: `<|endoftext|>` is BOS and EOS, the mask is the last id. Raises ValueError."""
 
     kind = "bpe"
 
@@ -177,11 +171,9 @@ class BPETokenizer(HuggingFaceTokenizer):
 
 
 def open_library(tokenizer_json: str):
-    """The library's own tokenizer. Raises ValueError, one line, when the JSON is none."""
-    from tokenizers import Tokenizer
-
+    """The library's tokenizer. Raises ValueError, one line, when the JSON is none."""
     try:
-        library = Tokenizer.from_str(tokenizer_json)
+        library = tokenizers.Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a Hugging Face tokenizer.json: {error}") from error
     # An end token spelled in a document is ordinary text.
@@ -213,15 +205,3 @@ def is_cuttable(content: dict) -> bool:
     if any(token.get("lstrip") or token.get("rstrip") or re.search(r"\s", token["content"]) for token in ordinary):
         return False
     return content.get("normalizer") is None or content["normalizer"].get("type") == "NFC"
-
-
-def _groups(pieces: Iterable[tuple[int, str]], characters: int) -> Iterator[list[tuple[int, str]]]:
-    group, size = [], 0
-    for index, piece in pieces:
-        group.append((index, piece))
-        size += len(piece)
-        if size >= characters:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softmask_jax.data.tokenizers.files import HUB_FILES
+from softmask_jax.io.files import one_line
 
 PREFIX = "hf://"
 NAME = re.compile(r"hf://(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -12,9 +13,8 @@ NAME = re.compile(r"hf://(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?"
 def download(flag: str, patterns: Sequence[str], remedy: str, cache_folder: Path | None = None) -> Path:
     """The folder with the files of a repository that match `patterns`, in the hub library's cache by default.
 
-    flag: setting and value, such as `--src=hf://owner/name` or `--src=hf://owner/name@revision`. remedy: ends the error
-    of a failed download. Raises ValueError for what is no name or without the library, OSError when files can neither
-    be downloaded nor found in the cache.
+    flag: setting and value, such as `--src=hf://owner/name@revision`. remedy: end of the error of a failed download.
+    Raises ValueError for another value or without the library, OSError for files neither downloaded nor cached.
     """
     match = NAME.fullmatch(flag.partition("=")[2])
     if match is None:
@@ -23,16 +23,13 @@ def download(flag: str, patterns: Sequence[str], remedy: str, cache_folder: Path
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f"{flag} needs huggingface_hub; pip install 'softmask_jax[hub]'") from None
+    options = {"revision": match["revision"], "allow_patterns": list(patterns)}
     cache = None if cache_folder is None else str(cache_folder / "hub")
     try:
-        folder = snapshot_download(
-            match["name"], revision=match["revision"], allow_patterns=list(patterns), cache_dir=cache
-        )
-    except Exception as error:  # it raises its own, those of its network library, and the system's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"{flag} cannot be downloaded ({reason:.200}); check the name and the network, {remedy}"
-        raise OSError(message) from error
-    return Path(folder)
+        return Path(snapshot_download(match["name"], cache_dir=cache, **options))
+    except Exception as error:  # its own, those of its network library, and the system's
+        reason = f"cannot be downloaded ({one_line(error)})"
+        raise OSError(f"{flag} {reason}; check the name and the network, {remedy}") from error
 
 
 def download_tokenizer(url: str, cache_folder: Path | None = None) -> Path:

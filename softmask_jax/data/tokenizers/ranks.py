@@ -21,10 +21,7 @@ ALPHABET = letters(bytes(range(256)))
 
 
 def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges of Qwen's ranks: lines of a token's bytes in base64, a space and its rank, which is its id.
-
-    Raises ValueError, one line, for a damaged file or another vocabulary.
-    """
+    """Vocabulary and merges of Qwen's ranks: lines `base64 rank`, the rank being the id. Raises ValueError."""
     ranks = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -34,9 +31,8 @@ def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
             except (ValueError, binascii.Error):
                 raise ValueError(f"{path}: line {number} is not `base64 rank`; get the file anew") from None
     if len(ranks) != QWEN_RANKS:
-        reason = f"only Qwen's {QWEN_RANKS} are known (how others split text is not in the file)"
-        remedy = "get the whole file, or give the model's tokenizer.json"
-        raise ValueError(f"{path}: {len(ranks)} ranks, but {reason}; {remedy}")
+        known = f"only Qwen's {QWEN_RANKS} are known (how others split text is not in the file)"
+        raise ValueError(f"{path}: {len(ranks)} ranks, but {known}; get the whole file or give a tokenizer.json")
     try:
         merges = [f"{letters(left)} {letters(right)}" for left, right in merges_of(ranks)]
     except ValueError as error:
@@ -45,10 +41,7 @@ def read_ranks(path: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes is merged from, by rank: its BPE with lower ranks only.
-
-    Raises ValueError when ranks are not 0, 1, ... or a token cannot be made of two others.
-    """
+    """The pair that each token of several bytes is merged from, by rank. Raises ValueError for inconsistent ranks."""
     tokens = sorted(ranks, key=ranks.__getitem__)
     if [ranks[token] for token in tokens] != list(range(len(ranks))):
         raise ValueError(f"the ranks are not 0..{len(ranks) - 1}, each once")
@@ -61,9 +54,10 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
             if lowest >= rank:
                 break
             left = pairs.index(lowest)
-            parts[left:left + 2] = [parts[left] + parts[left + 1]]
-        if len(parts) > 1:
-            if len(parts) > 2 or any(ranks.get(part, rank) >= rank for part in parts):
-                raise ValueError(f"the token of rank {rank} cannot be merged from two of lower rank")
-            merges.append((parts[0], parts[1]))
+            parts[left : left + 2] = [parts[left] + parts[left + 1]]
+        if len(parts) == 1:
+            continue
+        if len(parts) > 2 or any(ranks.get(part, rank) >= rank for part in parts):
+            raise ValueError(f"the token of rank {rank} cannot be merged from two of lower rank")
+        merges.append(tuple(parts))
     return merges

@@ -33,8 +33,7 @@ def named_tokens(folder: Path) -> dict[str, str]:
     config, tokens_map = (read_json(folder / name, optional=True) for name in (CONFIG_FILE, MAP_FILE))
     named = {}
     for role in ("bos", "eos", "mask", "cls", "sep"):
-        token = config.get(f"{role}_token") or tokens_map.get(f"{role}_token")
-        token = _text(token)
+        token = _text(config.get(f"{role}_token") or tokens_map.get(f"{role}_token"))
         if isinstance(token, str):
             named[role] = token
         elif token is not None:
@@ -43,11 +42,7 @@ def named_tokens(folder: Path) -> dict[str, str]:
 
 
 def template_tokens(folder: Path) -> dict[str, str | list[str]]:
-    """Special tokens that a chat template may name, under the names of `transformers`.
-
-    `*_token`, those of `extra_special_tokens` and the list `additional_special_tokens`, from tokenizer_config.json,
-    else special_tokens_map.json.
-    """
+    """Special tokens that a chat template may name, under the names of `transformers`, from both files."""
     tokens = {}
     for name in (MAP_FILE, CONFIG_FILE):
         content = read_json(folder / name, optional=True)
@@ -67,11 +62,10 @@ def _text(token: object) -> object:
 
 def special_ids(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> tuple[int, int, int]:
     """BOS, EOS and mask. Raises ValueError, one line, without an EOS, or when the mask is also BOS or EOS."""
+    bos_names = BOS_NAMES
     if is_qwen(vocabulary):
         vocabulary = {**vocabulary, DREAM_BOS: QWEN_IDS[DREAM_BOS], DREAM_MASK: QWEN_IDS[DREAM_MASK]}
         bos_names = (DREAM_BOS,)
-    else:
-        bos_names = BOS_NAMES
 
     def look_up(roles: tuple[str, ...], names: tuple[str, ...]) -> int | None:
         for role in roles:

@@ -55,7 +55,7 @@ def run(folder, task):
     path.mkdir()
     write_json(path / "config.json", task.config.to_dict())
     task.save_tokenizer(path / "tokenizer")
-    with Checkpoints(path / "checkpoints", async_save=False) as checkpoints:
+    with Checkpoints(path / "checkpoints") as checkpoints:
         cursor = {"step": STEP, "data": task.info["fingerprint"]}
         checkpoints.save(STEP, {"params": params, "ema": params["backbone"]}, cursor)
     return path
