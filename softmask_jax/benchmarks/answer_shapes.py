@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 
 from softmask_jax.benchmarks.timing import benchmark_parser, publish
 from softmask_jax.config.command_line import command
-from softmask_jax.evaluate.code import extraction, problems as problem_files, prompts
+from softmask_jax.evaluate.code import extraction, problems as problem_files, prompts, sandbox
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem, family
 from softmask_jax.evaluate.code.running import Limits, Program
-from softmask_jax.evaluate.code.sandbox import Sandbox
 from softmask_jax.generate.batches import cut
 from softmask_jax.io.files import check_writable
 from softmask_jax.report.markdown import table
@@ -170,7 +169,7 @@ def measure(task: str, chosen: list[Problem]) -> dict[str, Mapping[str, int]]:
     made = {way: programs(task, chosen, way == "compat") for way in ("default", "compat")}
     different = list(dict.fromkeys(one for of_shape in made.values() for some in of_shape.values() for one in some))
     passed = set()
-    for place, verdict in Sandbox(Limits()).run(different, len(os.sched_getaffinity(0))):
+    for place, verdict in sandbox.run(different, Limits(), workers=len(os.sched_getaffinity(0))):
         passed |= {different[place]} if verdict.passed else set()
     return {shape: {way: sum(one in passed for one in made[way][shape]) for way in made} for shape in SHAPES}
 
@@ -178,7 +177,7 @@ def measure(task: str, chosen: list[Problem]) -> dict[str, Mapping[str, int]]:
 @command()
 def main(argv: list[str]) -> None:
     parser = benchmark_parser("answer_shapes", __doc__)
-    parser.add_argument("--task", default=HUMANEVAL, choices=problem_files.TASKS, help="whose solutions")
+    parser.add_argument("--task", default=HUMANEVAL, choices=tuple(problem_files.HUB), help="whose solutions")
     parser.add_argument("--problems", default="", help="as config.code.problems")
     parser.add_argument("--limit", type=int, default=0, help="the first so many problems; 0 is all")
     flags = parser.parse_args(argv)

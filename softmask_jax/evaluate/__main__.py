@@ -19,7 +19,7 @@ from softmask_jax.config.command_line import command, command_parser, split_over
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and as `section.key=value` the overrides among them."""
+    """Flags, and overrides as `section.key=value`."""
     parser = command_parser("evaluate", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", action="append", default=[], metavar="[NAME=]FOLDER[#none]",
@@ -39,11 +39,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     flags.out = os.path.expanduser(flags.out)
     if flags.allow_unsafe_code and not flags.allow_code:
         parser.error("--allow_unsafe_code is an addition to --allow_code")
-    # Flags are the short form of keys.
-    overrides += [f"models.checkpoints={';'.join(flags.checkpoint)}"] if flags.checkpoint else []
-    overrides += [f"run.tasks={flags.tasks}"] if flags.tasks else []
-    overrides += [f"run.budgets={flags.budgets}"] if flags.budgets else []
-    return flags, overrides
+    short = {"models.checkpoints": ";".join(flags.checkpoint), "run.tasks": flags.tasks, "run.budgets": flags.budgets}
+    return flags, overrides + [f"{key}={value}" for key, value in short.items() if value]
 
 
 @command(interrupted="Stopped. The same command goes on from there.", debug=True)
@@ -74,11 +71,9 @@ def main(argv: list[str]) -> None:
         plots.check()
     report = evaluation()
     print(tables.markdown(report))
-    if drawn:
-        for path in plots.write(report, evaluation.out / "plots"):
-            print(f"Plot     {path}")
-    print(f"Numbers  {evaluation.out / 'results.json'}")
-    print(f"Tables   {evaluation.out / 'results.md'}")
+    for path in plots.write(report, evaluation.out / "plots") if drawn else []:
+        print(f"Plot     {path}")
+    print(f"Numbers  {evaluation.out / 'results.json'}\nTables   {evaluation.out / 'results.md'}")
 
 
 if __name__ == "__main__":

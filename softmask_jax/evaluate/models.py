@@ -1,10 +1,10 @@
-"""The models of an evaluation: `name=folder`, loaded when they are needed, one at a time; and which weights these were."""
+"""Models of an evaluation: `name=folder`, loaded on first use, one at a time; and which weights they had."""
 import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from softmask_jax.evaluate.settings import Models
@@ -12,7 +12,7 @@ from softmask_jax.io.files import explained, split_paths, write_json
 
 PLAIN = "#none"
 ELSEWHERE = "give another --out"
-# In a model's folder: which weights its numbers are of.
+# In a model's folder: the weights behind its numbers.
 PIN = "checkpoint.json"
 
 
@@ -26,54 +26,45 @@ class Checkpoint:
 
 
 def checkpoints(models: Models) -> list[Checkpoint]:
-    """What `models.checkpoints` names; the first is the baseline.
-
-    A folder without a name goes by its own; `#none` behind it turns soft-masking off.
-
-    Raises:
-      ValueError: none, a name twice, or one that no folder can have. FileNotFoundError: a folder that is not there, or
-      holds no model.
-    """
-    found = []
-    for part in split_paths(models.checkpoints, ";", lambda part: _named(part)[1].is_dir()):
-        name, path, plain = _named(part)
-        folder = str(path)
+    """Checkpoints in `models.checkpoints`, the baseline first. ValueError, FileNotFoundError: a bad name, no model."""
+    listed = []
+    for part in split_paths(models.checkpoints, ";", lambda part: _parsed(part).path.is_dir()):
+        checkpoint = _parsed(part)
+        path = checkpoint.path
         if not path.is_dir():
-            raise FileNotFoundError(f"--checkpoint: there is no folder '{folder}'; give a run's or a converted model's.")
+            raise FileNotFoundError(f"--checkpoint: there is no folder '{path}'; give a run's or a converted model's.")
         if not (path / "config.json").is_file():
-            raise FileNotFoundError(
-                f"--checkpoint: '{folder}' has no config.json, so it is neither a run's folder nor a converted model's."
-            )
-        name = name or (path.absolute().name + ("-plain" if plain else ""))
-        found.append(Checkpoint(re.sub(r"[^\w.-]", "_", name), path, plain))
-    if not found:
+            raise FileNotFoundError(f"--checkpoint: '{path}' has no config.json; give a run's or a converted model's.")
+        name = checkpoint.name or path.absolute().name + "-plain" * checkpoint.plain
+        listed.append(dataclasses.replace(checkpoint, name=re.sub(r"[^\w.-]", "_", name)))
+    if not listed:
         raise ValueError("There is nothing to evaluate: give --checkpoint=FOLDER, or config.models.checkpoints.")
-    names = [one.name for one in found]
+    names = [one.name for one in listed]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two checkpoints are called '{name}'; name them: --checkpoint=a=FOLDER --checkpoint=b=FOLDER.")
         if name.strip(".") == "":
             raise ValueError(f"A checkpoint cannot be called '{name}'; name it: --checkpoint=NAME=FOLDER.")
-    return found
+    return listed
 
 
-def _named(part: str) -> tuple[str, Path, bool]:
-    """Name, folder and plainness of `name=folder#none`; of a folder that has just this name, no name."""
+def _parsed(part: str) -> Checkpoint:
+    """`name=folder#none`; a folder of exactly this name goes first."""
     for text in (part, part.strip()):
         if (path := Path(os.path.expanduser(text))).is_dir():
-            return "", path, False
+            return Checkpoint("", path)
     folder, plain = text.removesuffix(PLAIN), text.endswith(PLAIN)
-    # A path may have "=" in it: only what looks like a name is one, unless there is such a folder.
-    match = None if os.path.isdir(os.path.expanduser(folder)) else re.match(r"([\w.-]+)=(.+)", folder, re.DOTALL)
-    name, folder = match.groups() if match else ("", folder)
-    return name, Path(os.path.expanduser(folder)), plain
+    match = re.match(r"([\w.-]+)=(.+)", folder, re.DOTALL)
+    # A path may contain "=".
+    if not match or os.path.isdir(os.path.expanduser(folder)):
+        return Checkpoint("", Path(os.path.expanduser(folder)), plain)
+    return Checkpoint(match[1], Path(os.path.expanduser(match[2])), plain)
 
 
 class Loader:
-    """Gives models, and keeps the one that was asked for last.
+    """Loads models, keeps the last one, and pins each run's step in the evaluation's folder `out`.
 
-    load: `softmask_jax.load`. mesh: for it; None is one device. out: the evaluation's folder, which remembers the step
-    that a run was measured at: where training has gone on since, an evaluation that is continued takes the same one.
+    A continued evaluation measures the same step, though training has gone on. load: `softmask_jax.load`; mesh: for it.
     """
 
     def __init__(self, models: Models, load: Callable, mesh, out: Path):
@@ -81,48 +72,54 @@ class Loader:
         self._last: tuple[Checkpoint | None, object] = (None, None)
 
     def __call__(self, checkpoint: Checkpoint):
-        if self._last[0] != checkpoint:
-            # Its memory is needed.
-            self._last = (None, None)
-            given, step = self._settings, self.step(checkpoint)
-            model = self._load(
-                checkpoint.path, weights=given.weights, step=given.step if step is None else step, base=given.base,
-                mesh=self._mesh,
-            )  # fmt: skip
-            if step is None:
-                path, now = self._out / checkpoint.name / PIN, weights(checkpoint.path, model.step)
-                with explained(path, ELSEWHERE):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(path, {"asked": given.step, "step": model.step, "weights": now})
-            self._last = checkpoint, without_soft_masking(model) if checkpoint.plain else model
+        if self._last[0] == checkpoint:
+            return self._last[1]
+        # Free its memory.
+        self._last = (None, None)
+        settings, step = self._settings, self.step(checkpoint)
+        asked = settings.step if step is None else step
+        model = self._load(checkpoint.path, weights=settings.weights, step=asked, base=settings.base, mesh=self._mesh)
+        if step is None:
+            now = weights(checkpoint.path, model.step)
+            write_own(self._out / checkpoint.name / PIN, {"asked": settings.step, "step": model.step, "weights": now})
+        self._last = checkpoint, without_soft_masking(model) if checkpoint.plain else model
         return self._last[1]
 
     def step(self, checkpoint: Checkpoint) -> int | None:
-        """At which the evaluation in this folder measures a checkpoint; None if it has not begun.
-
-        Raises ValueError if the settings name another one, or the folder of the model has other weights at it by now.
-        """
-        path = self._out / checkpoint.name / PIN
-        try:
-            pin = json.loads(path.read_text("utf-8"))
-            asked, step, then = (pin[name] for name in ("asked", "step", "weights"))
-        except FileNotFoundError:
+        """Step at which this evaluation measures a checkpoint; None if it has not begun. ValueError if the settings
+        ask for another one, or the model has other weights at it now."""
+        folder = self._out / checkpoint.name
+        if not (pin := read_own(folder / PIN, ("asked", "step", "weights"))):
             return None
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is no file of this command; remove it, or {ELSEWHERE}.") from None
-        wanted, now = self._settings.step, weights(checkpoint.path, step)
-        if wanted not in (None, asked, step):
-            raise ValueError(f"{path.parent} holds numbers of other settings (step: {step} -> {wanted}): {ELSEWHERE}.")
-        # A checkpoint that is gone is no matter to what is finished.
-        if now and now != then:
-            raise ValueError(
-                f"{path.parent} holds numbers of other weights than {checkpoint.path} has at step {step} now: {ELSEWHERE}."
-            )
+        step, wanted = pin["step"], self._settings.step
+        if wanted not in (None, pin["asked"], step):
+            raise ValueError(f"{folder} holds numbers of other settings (step: {step} -> {wanted}): {ELSEWHERE}.")
+        # Finished numbers outlive their checkpoint.
+        if weights(checkpoint.path, step) not in ("", pin["weights"]):
+            now = f"{checkpoint.path} has at step {step} now"
+            raise ValueError(f"{folder} holds numbers of other weights than {now}: {ELSEWHERE}.")
         return step
 
 
+def read_own(path: Path, names: Sequence[str]) -> dict:
+    """Entries `names` of a JSON file; {} if it is absent. ValueError for another program's file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return {name: content[name] for name in names}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no result of this command; remove it, or {ELSEWHERE}.") from None
+
+
+def write_own(path: Path, content: Mapping) -> None:
+    with explained(path, ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+
+
 def weights(path: Path, step: int) -> str:
-    """A hash of the checksums of a model's weights, a run's at a step; "" without such."""
+    """Hash of the checksums of a model's weights, a run's at a step; "" without such."""
     for file in (path / "checkpoints" / str(step) / "checksums.json", path / "manifest.json"):
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,16 +13,15 @@ SIZE, DPI = (9.0, 4.0), 150
 def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
     """Points of each model by (task, number), in ascending order of budgets; report: content of `results.json`.
 
-    A point is {"budget", "value", "low", "high", "calls", "seconds"}. Numbers without two budgets are left out.
+    A point is {"value", "low", "high", "calls", "seconds"}. Numbers without two budgets are left out.
     """
     by_number: dict = {}
     for row in sorted(report["results"], key=lambda row: Fraction(row["budget"])):
         for name, one in row["estimates"].items():
             if isinstance(one["value"], str) or not set(COSTS) <= set(row["cost"]):
                 continue
-            point = {"budget": row["budget"], **{key: one[key] for key in ("value", "low", "high")}}
-            points = by_number.setdefault((row["task"], name), {}).setdefault(row["model"], [])
-            points.append(point | {key: row["cost"][key] for key in COSTS})
+            point = {key: one[key] for key in ("value", "low", "high")} | {key: row["cost"][key] for key in COSTS}
+            by_number.setdefault((row["task"], name), {}).setdefault(row["model"], []).append(point)
     return {key: models for key, models in by_number.items() if any(len(points) > 1 for points in models.values())}
 
 
@@ -35,30 +34,23 @@ def check() -> None:
 
 
 def write(report: Mapping, folder: Path) -> list[Path]:
-    """Draw each of `curves` into `folder`/<task>_<number>.png and .svg. ImportError without matplotlib."""
+    """Draw each of `curves` into `folder`/<task>_<number>.png and .svg; the same points are the same bytes."""
+    import matplotlib
+
     units = {(row["task"], name): one["unit"] for row in report["results"] for name, one in row["estimates"].items()}
     written = []
     for (task, name), models in curves(report).items():
         folder.mkdir(parents=True, exist_ok=True)
-        label = name + (f", {units[task, name]}" if units[task, name] else "")
-        for kind, content in pictures(f"{task}: {name}", label, models).items():
-            path = folder / f"{task}_{name.replace('/', '_')}.{kind}"
-            write_atomically(path, [content], elsewhere="give another --out")
-            written.append(path)
+        unit = units[task, name]
+        # Text stays text, and ids are not random.
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
+            figure = draw(f"{task}: {name}", f"{name}, {unit}" if unit else name, models)
+            for kind, metadata in (("png", None), ("svg", {"Date": None})):
+                content, path = io.BytesIO(), folder / f"{task}_{name.replace('/', '_')}.{kind}"
+                figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+                write_atomically(path, [content.getvalue()], elsewhere="give another --out")
+                written.append(path)
     return written
-
-
-def pictures(title: str, label: str, models: Mapping[str, list[dict]]) -> dict[str, bytes]:
-    """{"png", "svg"} of one number; the same points are the same bytes."""
-    import matplotlib
-
-    files = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    # Text stays text, and ids are not random.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
-        figure = draw(title, label, models)
-        for kind, file in files.items():
-            figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-    return {kind: file.getvalue() for kind, file in files.items()}
 
 
 def draw(title: str, label: str, models: Mapping[str, list[dict]]):
@@ -73,7 +65,7 @@ def draw(title: str, label: str, models: Mapping[str, list[dict]]):
         for model, points in models.items():
             x, y = ([point[key] for point in points] for key in (cost, "value"))
             spread = [
-                [abs((point["value"] if point[end] is None else point[end]) - point["value"]) for point in points]
+                [0.0 if point[end] is None else abs(point[end] - point["value"]) for point in points]
                 for end in ("low", "high")
             ]
             panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=model)

@@ -5,13 +5,13 @@ A folder holds `results.json` (all numbers, settings, versions), `results.md` (t
 """
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from importlib.metadata import distributions
 from pathlib import Path
 
 from softmask_jax.config import flatten
@@ -19,10 +19,10 @@ from softmask_jax.config.jax_settings import settled
 from softmask_jax.distributed import sharding
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.evaluate import tables
-from softmask_jax.evaluate.models import Checkpoint, ELSEWHERE, Loader, PIN, checkpoints
+from softmask_jax.evaluate.models import Checkpoint, ELSEWHERE, Loader, PIN, checkpoints, read_own, write_own
 from softmask_jax.evaluate.settings import Settings, budgets
-from softmask_jax.evaluate.task import Estimate, Result, Task, Work
-from softmask_jax.io.files import explained, locked, plain, write_atomically, write_json
+from softmask_jax.evaluate.task import Task, Work
+from softmask_jax.io.files import explained, locked, plain, write_atomically
 from softmask_jax.io.run_folder import versions
 
 log = logging.getLogger("softmask_jax")
@@ -33,7 +33,7 @@ INDIFFERENT = ("workers",)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One task for one model at one budget."""
+    """One task for one model at one budget. folder: below the evaluation's own."""
 
     checkpoint: Checkpoint
     task: Task
@@ -41,25 +41,24 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Below the evaluation's own."""
-        parts = [self.checkpoint.name, self.task.name]
-        return Path(*parts, *([f"{self.budget}".replace("/", "-")] if self.task.sweeps else []))
+        folder = Path(self.checkpoint.name, self.task.name)
+        return folder / str(self.budget).replace("/", "-") if self.task.sweeps else folder
 
     @property
     def title(self) -> str:
         return f"{self.task.name} of {self.checkpoint.name}" + (f" at {self.budget}" if self.budget != 1 else "")
 
+    @property
+    def keys(self) -> dict:
+        return {"model": self.checkpoint.name, "task": self.task.name, "budget": str(self.budget)}
+
 
 class Evaluation:
     """One evaluation in the folder `out`. Called, it returns the content of `results.json`.
 
-    Args:
-      tasks: in the order in which they run. load: `softmask_jax.load`.
-      allow_code, allow_unsafe_code: see `Work`.
+    tasks: in the order in which they run. load: `softmask_jax.load`. allow_code, allow_unsafe_code: see `Work`.
 
-    Raises:
-      ValueError, OSError, ImportError, RuntimeError: one line, before any model is loaded where possible. Stopped: after
-      a signal; finished work is on the disk.
+    Raises ValueError, OSError, ImportError, RuntimeError, one line, before any model is loaded where possible; Stopped.
     """
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,
@@ -73,13 +72,6 @@ class Evaluation:
         self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, sequence=mesh.sequence)
         self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out)
 
-    def jobs(self) -> list[Job]:
-        """Grouped by model, so that each is loaded once."""
-        return [
-            Job(checkpoint, task, budget) for checkpoint in self.checkpoints for task in self.tasks
-            for budget in (self.budgets if task.sweeps else [Fraction(1)])
-        ]  # fmt: skip
-
     @settled()
     def __call__(self) -> dict:
         with explained(self.out, ELSEWHERE):
@@ -90,23 +82,27 @@ class Evaluation:
         with locked(self.out, ELSEWHERE, names), StopSignal() as stop, stop.postponed():
             for checkpoint in self.checkpoints:
                 self._load.step(checkpoint)
-            works = {job: self._work(job, stop) for job in self.jobs()}
-            results = {job: self._result_of(job, work) for job, work in works.items()}
-            found = self._report(results, self._differences(works))
-            _write(self.out / "results.json", found)
-            write_atomically(self.out / "results.md", tables.markdown(found), elsewhere=ELSEWHERE)
-        return found
+            # Grouped by model, so that each is loaded once.
+            jobs = [
+                Job(checkpoint, task, budget) for checkpoint in self.checkpoints for task in self.tasks
+                for budget in (self.budgets if task.sweeps else [Fraction(1)])
+            ]  # fmt: skip
+            works = {job: self._work(job, stop) for job in jobs}
+            finished = {job: self._finished(job, work) for job, work in works.items()}
+            report = self._report(finished, self._differences(works))
+            write_own(self.out / "results.json", report)
+            write_atomically(self.out / "results.md", tables.markdown(report), elsewhere=ELSEWHERE)
+        return report
 
     def _work(self, job: Job, stop: StopSignal) -> Work:
-        folder = self.out / job.folder
+        folder, checkpoint = self.out / job.folder, job.checkpoint
         with explained(folder, ELSEWHERE):
             folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = job.checkpoint
         return Work(self.settings, checkpoint.name, checkpoint.path, folder, lambda: self._load(checkpoint), self.mesh,
                     stop, job.budget, **self._allowed)
 
     def _decisive(self, job: Job) -> dict:
-        """Settings that decide a job's numbers, except the step of the checkpoint."""
+        """Settings that decide a job's numbers, except the step of the checkpoint, as JSON values."""
         checkpoint, models = job.checkpoint, self.settings.models
         decisive = {
             "checkpoint": str(checkpoint.path.absolute()), "plain": checkpoint.plain, "weights": models.weights,
@@ -115,27 +111,25 @@ class Evaluation:
         for section in job.task.sections:
             values = dataclasses.asdict(getattr(self.settings, section))
             decisive[section] = {key: value for key, value in values.items() if key not in INDIFFERENT}
-        # As it will be read back.
         return json.loads(json.dumps(plain(decisive)))
 
-    def _result_of(self, job: Job, work: Work) -> Result:
+    def _finished(self, job: Job, work: Work) -> dict:
+        """Content of a job's `result.json`, which is measured unless it is complete."""
         path, decisive = work.folder / "result.json", self._decisive(job)
-        stored = _stored(path)
-        if stored:
-            _compare(path, stored, decisive)
-            if stored["result"]["complete"]:
-                log.info("%s: done before, at step %s", job.title, f"{stored['step']:,}")
-                return _result(stored["result"])
+        stored = _stored(path, decisive)
+        if stored and stored["result"]["complete"]:
+            log.info("%s: done before, at step %s", job.title, f"{stored['step']:,}")
+            return stored
         work.check_stop()
         log.info("%s ...", job.title)
         started = time.monotonic()
         result = job.task.run(work)
         step = self._load.step(job.checkpoint)
         step = work.model.step if step is None else step
-        _write(path, {"settings": decisive, "step": step, "result": dataclasses.asdict(result)})
+        write_own(path, {"settings": decisive, "step": step, "result": dataclasses.asdict(result)})
         log.info("%s: %s (%.1f s)", job.title, tables.line(result), time.monotonic() - started)
-        # New results go through the file as well, so that they equal resumed ones.
-        return _result(_stored(path)["result"])
+        # Read back, so that new results equal resumed ones.
+        return _stored(path, decisive)
 
     def _differences(self, works: Mapping[Job, Work]) -> list[dict]:
         """Paired differences to the baseline, where a task has them."""
@@ -143,47 +137,32 @@ class Evaluation:
         for job, work in works.items():
             if job.checkpoint != baseline:
                 base = works[Job(baseline, job.task, job.budget)]
-                about = {"task": job.task.name, "budget": str(job.budget), "model": job.checkpoint.name,
-                         "baseline": baseline.name}  # fmt: skip
-                for name, estimate in job.task.compare(base, work).items():
-                    rows.append(about | {"name": name, **dataclasses.asdict(estimate)})
+                rows += [
+                    {"task": job.task.name, "budget": str(job.budget), "model": job.checkpoint.name,
+                     "baseline": baseline.name, "name": name, **dataclasses.asdict(estimate)}
+                    for name, estimate in job.task.compare(base, work).items()
+                ]  # fmt: skip
         return rows
 
-    def _report(self, results: Mapping[Job, Result], differences: list[dict]) -> dict:
-        steps = {job.checkpoint: _stored(self.out / job.folder / "result.json")["step"] for job in results}
+    def _report(self, finished: Mapping[Job, Mapping], differences: list[dict]) -> dict:
+        steps = {job.checkpoint: stored["step"] for job, stored in finished.items()}
         models = {
             one.name: {"path": str(one.path), "soft_masking": "off" if one.plain else "as trained", "step": steps[one]}
             for one in self.checkpoints
         }  # fmt: skip
-        rows = [
-            {"model": job.checkpoint.name, "task": job.task.name, "budget": str(job.budget),
-             **dataclasses.asdict(result)}
-            for job, result in results.items()
-        ]  # fmt: skip
+        packages = {name: next((one.version for one in distributions(name=name)), None) for name in PACKAGES}
         return plain({
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "models": models,
-            "results": rows, "differences": differences, "settings": self.settings.to_dict(),
-            "versions": versions() | _more_versions(), "mesh": dict(self.mesh.shape),
+            "results": [job.keys | stored["result"] for job, stored in finished.items()], "differences": differences,
+            "settings": dataclasses.asdict(self.settings), "versions": versions() | packages,
+            "mesh": dict(self.mesh.shape),
         })  # fmt: skip
 
 
-def _stored(path: Path) -> dict:
-    """The file of a finished job; {} if it is not finished. ValueError for a file that this command did not write."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return {name: content[name] for name in ("settings", "step", "result")}
-    except FileNotFoundError:
+def _stored(path: Path, decisive: Mapping) -> dict:
+    """Content of `result.json`; {} if there is none. ValueError for a file of other settings."""
+    if not (stored := read_own(path, ("settings", "step", "result"))):
         return {}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no result of this command; remove it, or {ELSEWHERE}.") from None
-
-
-def _write(path: Path, value: Mapping) -> None:
-    with explained(path, ELSEWHERE):
-        write_json(path, value)
-
-
-def _compare(path: Path, stored: Mapping, decisive: Mapping) -> None:
     old, new = flatten(stored["settings"]), flatten(decisive)
     different = [
         f"{name}: {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}" for name in sorted(old.keys() | new.keys())
@@ -191,18 +170,4 @@ def _compare(path: Path, stored: Mapping, decisive: Mapping) -> None:
     ]  # fmt: skip
     if different:
         raise ValueError(f"{path.parent} holds numbers of other settings ({'; '.join(different[:4])}): {ELSEWHERE}.")
-
-
-def _result(stored: Mapping) -> Result:
-    estimates = {name: Estimate(**values) for name, values in stored["estimates"].items()}
-    return Result(**dict(stored) | {"estimates": estimates, "notes": tuple(stored["notes"])})
-
-
-def _more_versions() -> dict:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return stored

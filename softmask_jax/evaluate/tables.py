@@ -5,7 +5,7 @@ from softmask_jax.evaluate.task import Result
 from softmask_jax.report import chart_axes
 from softmask_jax.report.markdown import table
 
-# Estimates of a task in a line of the log.
+# Estimates in a line of the log.
 SHOWN = 2
 
 
@@ -16,16 +16,18 @@ def number(value: float | str | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else chart_axes.number(value)
 
 
-def estimate(one: Mapping) -> str:
-    """Such as "27.98 [24.5, 31.9]"."""
+def estimate(one: Mapping | None) -> str:
+    """Such as "27.98 [24.5, 31.9]"; "" for None."""
+    if one is None:
+        return ""
     value = number(one["value"])
     return value if one["low"] is None else f"{value} [{number(one['low'])}, {number(one['high'])}]"
 
 
 def line(result: Result) -> str:
     """The most important numbers of a result."""
-    named = [f"{name} {estimate(vars(one))}" for name, one in list(result.estimates.items())[:SHOWN]]
-    return ", ".join(named) or "; ".join(result.notes) or "done"
+    first = [f"{name} {estimate(vars(one))}" for name, one in list(result.estimates.items())[:SHOWN]]
+    return ", ".join(first) or "; ".join(result.notes) or "done"
 
 
 def markdown(report: Mapping) -> str:
@@ -33,9 +35,9 @@ def markdown(report: Mapping) -> str:
     parts = ["# Evaluation", "95 % intervals in brackets."]
     for task in dict.fromkeys(row["task"] for row in report["results"]):
         rows = [row for row in report["results"] if row["task"] == task]
-        parts += [f"## {task}", _of_task(rows)]
-        notes = dict.fromkeys(note for row in rows for note in row["notes"])
-        parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+        parts += [f"## {task}", _task_table(rows)]
+        if notes := dict.fromkeys(note for row in rows for note in row["notes"]):
+            parts.append("\n".join(f"- {note}" for note in notes))
     if report["differences"]:
         rows = [
             (one["task"], one["budget"], f"{one['model']} - {one['baseline']}", one["name"], estimate(one), _verdict(one))
@@ -47,30 +49,24 @@ def markdown(report: Mapping) -> str:
         (name, one["path"].replace("|", r"\|"), f"{one['step']:,}", one["soft_masking"])
         for name, one in report["models"].items()
     ]
+    versions = [(name, str(value)) for name, value in report["versions"].items() if value is not None]
     parts += ["## Models", table(("model", "folder", "step", "soft-masking"), models)]
-    used = [(name, str(value)) for name, value in report["versions"].items() if value is not None]
-    parts += ["## Versions", table(("what", "version"), used)]
+    parts += ["## Versions", table(("what", "version"), versions)]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_task(rows: Sequence[Mapping]) -> str:
+def _task_table(rows: Sequence[Mapping]) -> str:
     """A row for each model and budget, a column for each number (empty where a model lacks it)."""
+    units = {name: one["unit"] for row in reversed(rows) for name, one in row["estimates"].items()}
     names = list(dict.fromkeys(name for row in rows for name in row["estimates"]))
     costs = list(dict.fromkeys(name for row in rows for name in row["cost"]))
-    sweep = len({row["budget"] for row in rows}) > 1
-    header = ["model", *(["budget"] if sweep else []), *(_with_unit(name, rows) for name in names), *costs]
-    cells = [
-        [row["model"], *([row["budget"]] if sweep else []),
-         *(estimate(row["estimates"][name]) if name in row["estimates"] else "" for name in names),
+    keys = ["model", "budget"] if len({row["budget"] for row in rows}) > 1 else ["model"]
+    header = [*keys, *(f"{name}, {units[name]}" if units[name] else name for name in names), *costs]
+    return table(header, [
+        [*(row[key] for key in keys), *(estimate(row["estimates"].get(name)) for name in names),
          *(number(row["cost"].get(name)) for name in costs)]
         for row in rows
-    ]  # fmt: skip
-    return table(header, cells)
-
-
-def _with_unit(name: str, rows: Sequence[Mapping]) -> str:
-    unit = next(row["estimates"][name]["unit"] for row in rows if name in row["estimates"])
-    return f"{name}, {unit}" if unit else name
+    ])  # fmt: skip
 
 
 def _verdict(one: Mapping) -> str:

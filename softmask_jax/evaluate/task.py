@@ -1,24 +1,28 @@
 """Protocol of evaluation tasks: each measures one model at one budget of steps, resumably.
 
-A task keeps its rows in files of its `Work.folder` (`Work.records`) and computes its numbers from those files alone, so
-it can be killed at any moment and ends with the same numbers. Draws depend on the settings' seed and the number of the
-row, never on the order of work.
+A task keeps its rows in files (`Work.records`) and computes its numbers from those alone: it may be killed at any time.
+Draws depend on the settings' seed and the number of the row, never on the order of work.
 """
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.evaluate.settings import Settings
-from softmask_jax.io.answers import AnswerFile
+from softmask_jax.io.answers import AnswerFile, Key, key_of
 from softmask_jax.training.intervals import student
+
+
+# Remedy of numbers that are not finite.
+DIVERGED = "the weights are damaged, or the training diverged: give another --config.models.step"
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,8 +31,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number of `count` observations with its 95 % interval [low, high], where it has one. better: "lower", "higher"
-    or ""."""
+    """A number of `count` observations, with its 95 % interval if it has one. better: "lower", "higher" or ""."""
 
     value: float
     low: float | None = None
@@ -39,7 +42,7 @@ class Estimate:
 
     @classmethod
     def of_mean(cls, values, **more) -> "Estimate":
-        """Mean of independent values [n] and its interval (none for a single one)."""
+        """Mean of independent values [n], with an interval for two or more."""
         values = np.asarray(values, np.float64)
         if not len(values):
             raise ValueError("There is nothing to take the mean of.")
@@ -49,10 +52,7 @@ class Estimate:
 
     @classmethod
     def of_ratio(cls, sums, counts, **more) -> "Estimate":
-        """sum(sums) / sum(counts) over independent rows [N], with the interval of the delta method for a ratio.
-
-        Rows are what is independent, not what they count: a row's deviation is sums - ratio * counts.
-        """
+        """sum(sums) / sum(counts) over independent rows [N], with the delta method's interval for a ratio."""
         sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
         value, rows = float(sums.sum() / counts.sum()), len(sums)
         deviations = sums - value * counts
@@ -61,8 +61,8 @@ class Estimate:
 
     def mapped(self, function: Callable[[float], float], **more) -> "Estimate":
         """A rising function of the number, such as exp."""
-        ends = (None if end is None else function(end) for end in (self.low, self.high))
-        return dataclasses.replace(self, **dict(zip(("low", "high"), ends)), value=function(self.value), **more)
+        low, high = (None if end is None else function(end) for end in (self.low, self.high))
+        return dataclasses.replace(self, value=function(self.value), low=low, high=high, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,9 @@ class Result:
     """Numbers of a task.
 
     Attributes:
-      estimates: by name, the most important first.
-      cost: such as "calls" (network calls a text) and "seconds" (a text); may differ between machines.
+      estimates: by name, the most important first. cost: of a text, "calls" and "seconds".
       details: JSON values, such as curves. notes: sentences that explain the numbers.
-      complete: False if the same command can add numbers, such as with leave to run programs.
+      complete: False if the same command with more flags can add numbers.
     """
 
     estimates: Mapping[str, Estimate]
@@ -83,14 +82,36 @@ class Result:
     complete: bool = True
 
 
+class Piece(NamedTuple):
+    """A batch: rows number `index` [n] under draw `draw`; size: bucket of their lengths, where they differ."""
+
+    index: np.ndarray
+    draw: int = 0
+    size: int = 0
+
+    @property
+    def keys(self) -> list[Key]:
+        return [(int(number), self.draw) for number in self.index]
+
+    def filled(self, rows: int) -> np.ndarray:
+        """`index` repeated cyclically to a full batch [rows]."""
+        return self.index[np.arange(rows) % len(self.index)]
+
+
+def pieces(numbers: np.ndarray, draws: int, batch_size: int, size: int = 0) -> Iterator[Piece]:
+    """All rows `numbers` [W] under each draw."""
+    for draw in range(draws):
+        for start in range(0, len(numbers), batch_size):
+            yield Piece(numbers[start : start + batch_size], draw, size)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
     """One model and budget for one task.
 
     Attributes:
-      name: the model's, unique. path: of its checkpoint. folder: the task's own, existing.
-      load: returns the model, loaded on first use and shared among tasks. mesh: of the devices that share rows.
-      budget: share of the sampler's steps.
+      name, path: of the model's checkpoint. folder: the task's own, existing. mesh: of the devices that share rows.
+      load: returns the `softmask_jax.Model`, loaded on first use. budget: share of the sampler's steps.
       allow_code, allow_unsafe_code: whether programs that a model wrote may run, and without a sandbox.
     """
 
@@ -107,15 +128,36 @@ class Work:
 
     @property
     def model(self):
-        """The `softmask_jax.Model` to measure."""
         return self.load()
 
     @contextlib.contextmanager
     def records(self, name: str, settings: Mapping, total: int) -> Iterator[AnswerFile]:
-        """File of JSON rows that decides which work is left. ValueError if its rows were made with other settings."""
+        """File of JSON rows. ValueError if it has rows of other settings."""
         with AnswerFile(self.folder / f"{name}.jsonl", settings, total) as file:
             file.settle({})
             yield file
+
+    def complete(self, file: AnswerFile, batches: Iterable[Piece], make: Callable[[Piece], Sequence[Mapping]],
+                 sync_seconds: float = 0.0) -> None:
+        """Append the missing rows of pieces to `file`, synced to the disk every `sync_seconds` and at the end.
+
+        A piece that a kill left in part is made again as a whole, for the same rounding; finished rows stay.
+
+        make: rows of a piece, with "index" and "sample". Raises Stopped after a signal.
+        """
+        waiting, synced = [], time.monotonic()
+        try:
+            for piece in batches:
+                if all(key in file.rows for key in piece.keys):
+                    continue
+                self.check_stop()
+                waiting += [row for row in make(piece) if key_of(row) not in file.rows]
+                if time.monotonic() - synced >= sync_seconds:
+                    file.add(waiting)
+                    waiting, synced = [], time.monotonic()
+        finally:
+            if waiting:
+                file.add(waiting)
 
     def check_stop(self) -> None:
         """Call between two pieces of work. Raises Stopped after a signal."""
@@ -124,17 +166,17 @@ class Work:
 
 
 class Task(Protocol):
-    """`name`: on the command line. `sections`, `sweeps`: settings that decide its numbers, and whether the budget does."""
+    """name: on the command line. sections: of the settings that decide its numbers. sweeps: whether the budget does."""
 
     name: str
     sections: tuple[str, ...]
     sweeps: bool
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """Check the settings before a model is loaded. Raises ValueError, OSError or ImportError, one line."""
+        """Raise ValueError, OSError or ImportError, one line, for impossible settings before a model is loaded."""
 
     def run(self, work: Work) -> Result:
-        """Measure. Raises ValueError for an unsuitable model; calls `work.check_stop` often."""
+        """Measure, with `work.check_stop` often. ValueError for an unsuitable model."""
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
-        """Paired differences `other` - `baseline` on the same draws by name, from the files of two finished works."""
+        """Paired differences `other` - `baseline` on the same draws, from the files of two finished works."""

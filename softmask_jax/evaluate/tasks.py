@@ -1,16 +1,13 @@
 """The evaluation tasks by name."""
-import difflib
-
+from softmask_jax.data.sources.records import nearest
+from softmask_jax.evaluate.code.problems import HUB
 from softmask_jax.evaluate.code.task import CodeTask
 from softmask_jax.evaluate.generative.task import Generative
 from softmask_jax.evaluate.perplexity.task import Validation
 from softmask_jax.evaluate.settings import listed
 from softmask_jax.evaluate.task import Task
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (Validation(), Generative(), *map(CodeTask, ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")))
-}
+TASKS: dict[str, Task] = {task.name: task for task in (Validation(), Generative(), *map(CodeTask, HUB))}
 
 
 def chosen(names: str) -> list[Task]:
@@ -20,7 +17,5 @@ def chosen(names: str) -> list[Task]:
         raise ValueError(f"There is nothing to measure: give --tasks with some of {', '.join(TASKS)}.")
     for name in unique:
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            nearest = f"; the nearest is '{close[0]}'" if close else ""
-            raise ValueError(f"There is no task '{name}'{nearest}. There are {', '.join(TASKS)}.")
+            raise ValueError(f"There is no task '{name}'; {nearest(name, TASKS)}.")
     return [TASKS[name] for name in unique]

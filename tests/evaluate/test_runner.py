@@ -160,7 +160,7 @@ def test_tables_show_numbers_with_intervals_units_costs_and_notes(place):
 def test_numbers_of_other_settings_are_not_mixed(place, change, said):
     evaluate(place, Counting())
     if "models" in change:
-        change = {"models": settings(place).to_dict()["models"] | change["models"]}
+        change = {"models": dataclasses.asdict(settings(place).models) | change["models"]}
     with pytest.raises(ValueError, match=f"{said}.*give another --out"):
         evaluate(place, Counting(), **change)
 

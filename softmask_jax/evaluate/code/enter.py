@@ -1,9 +1,8 @@
-"""Go into the sandbox, or set limits alone, and become the interpreter that runs one program.
+"""Enter the sandbox, or only set limits, and become the interpreter that runs one program.
 
-A program of its own, of the standard library alone and little of that, as it starts for every program anew: `enter.py
-SPEC`, where SPEC is what `running` says, marshalled, in hexadecimal digits. The file that it calls report takes "error:
-..." if that fails. Processes: this one, which waits; within the namespaces the first one, at whose end the kernel
-kills whatever is in them; and the program. Each dies with the one before.
+`enter.py SPEC` starts anew for every program, so it imports little. SPEC: `running._spec`, marshalled, as hexadecimal
+digits. A failure writes "error: ..." to its report file. This process waits for the first one in the namespaces, with
+which the kernel kills all in them, and that one for the program. Each dies with the one before.
 """
 import ctypes
 import marshal
@@ -17,8 +16,9 @@ NEW_MOUNT, NEW_CGROUP, NEW_UTS, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x80000
 NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
 READ_ONLY, NO_SETUID, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 DEATH_SIGNAL, NO_NEW_PRIVILEGES, SECCOMP, FILTER = 1, 38, 22, 2
-MOUNT_SETATTR, HERE, WHOLE_TREE, DETACH = 442, -100, 0x8000, 2
-# Who a program is, within; nobody without, where root starts it: the limit on threads does not hold for root.
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+MOUNT_SETATTR, CURRENT_FOLDER, WHOLE_TREE, DETACH = 442, -100, 0x8000, 2
+# The program's user inside; outside, if root starts it, nobody: the limit on threads does not hold for root.
 USER, NOBODY = 1, 65534
 REPORT = 3
 
@@ -26,13 +26,12 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def called(name: str, *arguments) -> int:
-    """A function of the C library. OSError with its name if it fails."""
-    plain = [argument.encode() if isinstance(argument, str) else argument for argument in arguments]
-    value = getattr(libc, name)(*plain)
+    """Call a function of the C library. OSError with its name if it fails."""
+    value = getattr(libc, name)(*(part.encode() if isinstance(part, str) else part for part in arguments))
     if value < 0:
         number = ctypes.get_errno()
-        shown = " ".join(argument for argument in arguments if isinstance(argument, str))
-        raise OSError(number, f"{name} {shown}".strip() + f": {os.strerror(number)}")
+        shown = " ".join([name, *(part for part in arguments if isinstance(part, str))])
+        raise OSError(number, f"{shown}: {os.strerror(number)}")
     return value
 
 
@@ -40,12 +39,17 @@ def die_with_parent() -> None:
     called("prctl", DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
+def write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
 def enter_namespaces() -> None:
-    """Every kind of namespace; this process is root of a user namespace, and its next child the first process in it."""
+    """Enter every kind of namespace, as root of the user namespace; the next child is the first process in them."""
     me, root = os.getpid(), os.geteuid() == 0
     maps = {"uid_map": os.geteuid(), "gid_map": os.getegid()}
     ready, go = os.pipe()
-    # Only from without can a user be mapped who is not oneself.
+    # Only a process outside can map another user.
     helper = os.fork() if root else 0
     if root and not helper:
         os.close(go)
@@ -59,22 +63,16 @@ def enter_namespaces() -> None:
     called("unshare", NEW_USER | NEW_MOUNT | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS | NEW_CGROUP)
     os.close(go)
     os.close(ready)
-    if root:
-        if os.waitpid(helper, 0)[1]:
-            raise OSError("the user namespace's map was refused")
-    else:
+    if not root:
         write("/proc/self/setgroups", "deny")
         for name, own in maps.items():
             write(f"/proc/self/{name}", f"{USER} {own} 1\n")
-
-
-def write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+    elif os.waitpid(helper, 0)[1]:
+        raise OSError("the user namespace's map was refused")
 
 
 def build_root(spec: dict) -> None:
-    """An almost empty file system as the only one: what is bound, read-only, and /scratch in memory."""
+    """Make an almost empty file system the only one: read-only binds, and /scratch in memory."""
     called("mount", "none", "/", None, RECURSIVE | PRIVATE, None)
     called("mount", "tmpfs", "/tmp", "tmpfs", NO_SETUID | NO_DEVICES, "size=1m,mode=755")
     os.mkdir("/tmp/old")
@@ -85,8 +83,8 @@ def build_root(spec: dict) -> None:
     for name in ("null", "zero", "random", "urandom"):
         bind(f"/dev/{name}", f"/dev/{name}", locked=False)
     os.mkdir("/scratch")
-    size = f"size={spec['disk']}m,nr_inodes=1k,mode=1777"
-    called("mount", "tmpfs", "/scratch", "tmpfs", NO_SETUID | NO_DEVICES, size)
+    options = f"size={spec['disk']}m,nr_inodes=1k,mode=1777"
+    called("mount", "tmpfs", "/scratch", "tmpfs", NO_SETUID | NO_DEVICES, options)
     if not os.path.lexists("/tmp"):
         os.symlink("/scratch", "/tmp")
     called("umount2", "/old", DETACH)
@@ -94,11 +92,8 @@ def build_root(spec: dict) -> None:
     called("mount", "none", "/", None, REMOUNT | BIND | READ_ONLY | NO_SETUID | NO_DEVICES, None)
 
 
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-
-
 def bind(source: str, target: str, locked: bool) -> None:
-    """Let what is at `source` of the old root appear at `target`; locked: read-only, with whatever is mounted in it."""
+    """Bind the old root's `source` to `target`; locked: read-only, with all mounts in it."""
     old = "/old" + source
     os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
     if os.path.isdir(old):
@@ -108,11 +103,11 @@ def bind(source: str, target: str, locked: bool) -> None:
     called("mount", old, target, None, BIND | RECURSIVE, None)
     if locked:
         attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SETUID | NO_DEVICES, 0, 0, 0)
-        called("syscall", MOUNT_SETATTR, HERE, target, WHOLE_TREE, attributes, ctypes.sizeof(attributes))
+        called("syscall", MOUNT_SETATTR, CURRENT_FOLDER, target, WHOLE_TREE, attributes, ctypes.sizeof(attributes))
 
 
 def set_limits(limits: dict) -> None:
-    """Of resource.setrlimit, by name; none above what holds already."""
+    """Set limits by name, none above its present hard limit."""
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
@@ -121,7 +116,7 @@ def set_limits(limits: dict) -> None:
 
 
 def set_filter(text: str) -> None:
-    """Refuse system calls, by a filter in hexadecimal digits; for good, as nothing can gain privileges from here on."""
+    """Refuse system calls by a filter in hexadecimal digits, and new privileges, for good."""
     lines = bytes.fromhex(text)
     code = ctypes.create_string_buffer(lines, len(lines))
 
@@ -129,8 +124,8 @@ def set_filter(text: str) -> None:
         _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_void_p)]
 
     called("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    found = Filter(len(lines) // 8, ctypes.cast(code, ctypes.c_void_p))
-    called("prctl", SECCOMP, FILTER, ctypes.byref(found), 0, 0)
+    filters = Filter(len(lines) // 8, ctypes.cast(code, ctypes.c_void_p))
+    called("prctl", SECCOMP, FILTER, ctypes.byref(filters), 0, 0)
 
 
 def become_program(spec: dict) -> None:
@@ -142,28 +137,29 @@ def become_program(spec: dict) -> None:
         os.setresuid(USER, USER, USER)
     os.chdir(spec["work"])
     os.umask(0o022)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and number in signal.valid_signals():
-            signal.signal(number, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     set_limits(spec["limits"])
     try:
         set_filter(spec["filter"])
     except OSError:
-        # Without a sandbox it is one thing more, where it can be had.
+        # Without a sandbox the filter is optional.
         if spec["isolated"]:
             raise
     os.execve(spec["python"], ["python", *spec["arguments"]], spec["environment"])
 
 
-def status(pid: int) -> int:
-    """How a child ended, as an exit status; 128 and the signal's number if it was killed."""
+def exit_like(pid: int) -> None:
+    """Wait for a child and exit with its status, or 128 + the signal that killed it."""
+    # So that the pipes end with the program.
+    os.closerange(0, REPORT + 1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code if code >= 0 else 128 - code
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def first_process(spec: dict, alive: int) -> None:
-    """Of the namespaces. alive: a pipe that ends with the process outside."""
+    """First process in the namespaces. alive: a pipe that ends with the process outside."""
     die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -173,8 +169,7 @@ def first_process(spec: dict, alive: int) -> None:
     program = os.fork()
     if not program:
         become_program(spec)
-    os.closerange(0, REPORT + 1)
-    os._exit(status(program))
+    exit_like(program)
 
 
 def main(spec: dict) -> None:
@@ -194,15 +189,12 @@ def main(spec: dict) -> None:
     if not first:
         os.close(held)
         first_process(spec, alive)
-    # So that the pipes end with the program.
-    os.closerange(0, REPORT + 1)
-    os._exit(status(first))
+    exit_like(first)
 
 
 if __name__ == "__main__":
-    given = marshal.loads(bytes.fromhex(sys.argv[1]))
     try:
-        main(given)
+        main(marshal.loads(bytes.fromhex(sys.argv[1])))
     except BaseException as error:
         os.write(REPORT, f"error: {error}".encode())
         os._exit(1)

@@ -1,5 +1,6 @@
-"""The blocks of code of an answer, as Markdown fences them; a fence within a program's strings or comments is its text."""
+"""Fenced blocks of code in Markdown; a fence within a program's strings or comments is text."""
 import re
+from collections.abc import Iterator
 
 # An unterminated string is none.
 STRING_OR_COMMENT = "|".join((
@@ -15,30 +16,24 @@ BESIDE = re.compile(r"(?:(?!async\b)\w+[ \t]+)?(?=@|(?:async|class|def|from|impo
 
 
 def blocks(text: str, opened: bool) -> list[str]:
-    """The contents of the fenced blocks of `text`, in order; the last one may be unclosed.
-
-    opened: the text begins within a block. A fence with a language begins a block wherever it is.
-    """
-    found, fence, begin, position = [], "```" if opened else "", 0, 0
-    while True:
-        match = next(_fences(text, position, fence), None)
-        if match is None:
-            return found + ([text[begin:]] if fence else [])
-        if fence:
-            found.append(text[begin : match.start()])
-            fence = ""
-            again = OPENING.match(text, match.start())
-            reopened = again is not None and bool(BESIDE.match(again["rest"]) or LANGUAGE.fullmatch(again["rest"]))
-            position = match.start() if reopened else match.end()
-        else:
+    """Contents of the fenced blocks of `text`, in order; the last may be unclosed. opened: `text` begins in a block."""
+    contents, fence, begin, position = [], "```" if opened else "", 0, 0
+    while match := next(_fences(text, position, fence), None):
+        if not fence:
             fence = match["fence"].strip()
             code = BESIDE.match(text, match.start("rest"))
             begin = position = code.end() if code else match.end()
+            continue
+        contents.append(text[begin : match.start()])
+        fence = ""
+        again = OPENING.match(text, match.start())
+        reopened = again is not None and bool(BESIDE.match(again["rest"]) or LANGUAGE.fullmatch(again["rest"]))
+        position = match.start() if reopened else match.end()
+    return contents + ([text[begin:]] if fence else [])
 
 
-def _fences(text: str, position: int, fence: str):
-    """Matches of what closes `fence`, or, where that is "", of what opens a block."""
+def _fences(text: str, position: int, fence: str) -> Iterator[re.Match]:
+    """Matches of what closes `fence`; of what opens a block if that is ""."""
     if not fence:
         return OPENING.finditer(text, position)
-    found = (match for match in IN_CODE.finditer(text, position) if match["fence"])
-    return (match for match in found if match["fence"].strip().startswith(fence))
+    return (match for match in IN_CODE.finditer(text, position) if (match["fence"] or "").strip().startswith(fence))

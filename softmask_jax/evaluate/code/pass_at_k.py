@@ -12,39 +12,31 @@ PERCENT = {"unit": "%", "better": "higher"}
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Of one problem: the unbiased estimate from `samples` programs, `correct` of them right (arXiv 2107.03374, eq. 1).
-
-    Raises ValueError for more programs to choose than there are.
-    """
+    """Unbiased estimate for one problem (arXiv 2107.03374, eq. 1). ValueError for more programs than samples."""
     if not 0 <= correct <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {samples} programs, {correct} of them right, is not defined.")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def wilson(mean: float, count: int) -> tuple[float, float]:
-    """95 % interval of the mean of `count` values in [0, 1] (Wilson 1927).
-
-    Of passes and failures it is Wilson's own; values between them vary no more than those, so it then is wide enough.
-    At 0 and at 1 it has a width, as a sample that is all alike proves nothing certain.
-    """
+    """95 % interval of the mean of `count` values in [0, 1] (Wilson 1927), with a width even at 0 and 1."""
     centre, scale = mean + Z * Z / (2 * count), 1 + Z * Z / count
     half = Z * math.sqrt(max(mean * (1 - mean), 0.0) / count + (Z / (2 * count)) ** 2)
-    # Its ends at 0 and at 1 are these, but for rounding.
+    # At 0 and 1 without rounding.
     return 0.0 if mean == 0 else (centre - half) / scale, 1.0 if mean == 1 else (centre + half) / scale
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Over problems, of each one's pass@k: percent, with the interval for other problems of the kind."""
+    """Mean pass@k of problems in percent, with the interval for other problems of the kind."""
     mean = float(np.mean(values))
     low, high = wilson(mean, len(values))
     return Estimate(100 * mean, 100 * low, 100 * high, len(values), **PERCENT)
 
 
 def difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Of the pass@k of two models on the same problems: percent, `values` - `baseline`, with its paired interval.
+    """Mean of `values` - `baseline`, pass@k of the same problems, in percent, with its paired interval.
 
-    The interval adds half a problem to each way in which two verdicts can fall (Agresti and Min 2005), so it has a width
-    where the models differ nowhere.
+    The interval adds half a problem to each way in which two verdicts can differ (Agresti and Min 2005).
     """
     differences = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
     count = len(differences) + 2

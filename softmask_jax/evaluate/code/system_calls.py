@@ -1,9 +1,9 @@
-"""The system calls that a program in the sandbox may not make, as a filter for Linux's seccomp.
+"""System calls that a program in the sandbox may not make, as a filter for Linux's seccomp.
 
-Refused is what makes processes (threads are allowed), reaches a network (namespaces do not hold everything: vsock),
-keeps memory that no limit counts (shared segments, memory files, message queues, wide buffers of sockets), looks into other processes, and parts
-of the kernel that were attacked often and that no solution of a problem needs. Everything else is left to the namespaces
-and limits around it. Numbers are those of the kernel's tables for x86-64 and of its generic one for 64-bit Arm.
+Refused are calls that make processes (threads are allowed), reach a network (namespaces do not hold everything: vsock),
+keep memory that no limit counts (shared segments, memory files, message queues, wide buffers of sockets) or look into
+other processes, and parts of the kernel that were attacked often and that no solution of a problem needs. Namespaces and
+limits hold the rest. Numbers are from the kernel's table for x86-64 and its generic one for 64-bit Arm.
 """
 import errno
 import platform
@@ -28,8 +28,8 @@ _X86_64 = _COMMON | {
 }  # fmt: skip
 _AARCH64 = _COMMON | {
     "clone": 220, "socket": 198, "socketpair": 199, "setsockopt": 208, "shmget": 194, "semget": 190, "msgget": 186,
-    "ptrace": 117,
-    "syslog": 116, "personality": 92, "vhangup": 58, "pivot_root": 41, "adjtimex": 171, "chroot": 51, "acct": 89,
+    "ptrace": 117, "syslog": 116, "personality": 92, "vhangup": 58, "pivot_root": 41, "adjtimex": 171, "chroot": 51,
+    "acct": 89,
     "settimeofday": 170, "mount": 40, "umount2": 39, "swapon": 224, "swapoff": 225, "reboot": 142, "sethostname": 161,
     "setdomainname": 162, "init_module": 105, "delete_module": 106, "quotactl": 60, "lookup_dcookie": 18,
     "clock_settime": 112, "mbind": 235, "mq_open": 180, "kexec_load": 104, "add_key": 217, "request_key": 218,
@@ -42,13 +42,13 @@ MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-# Places in `struct seccomp_data`: the call's number, the machine, the lower half of its first argument.
+# Offsets in `struct seccomp_data`: the call's number, the machine, the lower half of its first argument.
 NUMBER, MACHINE, ARGUMENT = 0, 4, 16
 CLONE_THREAD, AF_UNIX, X32 = 0x00010000, 1, 0x40000000
 
 
 def assembled(machine: str = "") -> bytes:
-    """The filter, as many `struct sock_filter` as it has. ValueError for a machine whose numbers are not known."""
+    """The filter as an array of `struct sock_filter`. ValueError for a machine whose numbers are not known."""
     machine = machine or platform.machine()
     if machine not in MACHINES:
         raise ValueError(f"the system calls of {machine} are not known, only those of {' and '.join(MACHINES)}")
@@ -56,7 +56,7 @@ def assembled(machine: str = "") -> bytes:
     refused, special = ERROR | errno.EPERM, ("clone", "clone3", "socket", "socketpair")
     lines = [(LOAD, 0, 0, MACHINE), (JUMP_EQUAL, 1, 0, identity), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     if machine == "x86_64":
-        # The same calls with other numbers.
+        # The same calls by other numbers.
         lines += [(JUMP_AT_LEAST, 0, 1, X32), (RETURN, 0, 0, refused)]
     for name, number in numbers.items():
         if name not in special:

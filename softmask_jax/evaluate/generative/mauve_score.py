@@ -1,7 +1,7 @@
 """MAUVE (Pillutla et al., arXiv 2102.01454; JMLR 2023) from precomputed features, by `mauve-text`.
 
 The library normalises, reduces and clusters the features of both sides together, and compares the two histograms over
-the clusters. With features given it needs faiss and scikit-learn, no PyTorch.
+the clusters. With precomputed features it needs faiss and scikit-learn, no PyTorch.
 """
 import contextlib
 import dataclasses
@@ -16,8 +16,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Mauve:
-    """value, star (with smoothed histograms) in (0, 1], higher is nearer; frontier_integral, lower is nearer; the number
-    of clusters."""
+    """value, star (smoothed histograms) in (0, 1], higher is nearer; frontier_integral, lower is nearer; clusters."""
 
     value: float
     star: float
@@ -29,30 +28,23 @@ def check_installed() -> None:
     """ImportError, one line, without the library."""
     missing = [name for name in ("mauve", "faiss", "sklearn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f"MAUVE needs mauve-text ({', '.join(missing)} missing): pip install 'softmask_jax[eval]', or leave it out with "
-            "config.generative.references=none."
-        )
+        raise ImportError(f"MAUVE needs mauve-text ({', '.join(missing)} missing): pip install 'softmask_jax[eval]', "
+                          "or leave it out with config.generative.references=none.")
 
 
 def mauve(references: np.ndarray, samples: np.ndarray, *, scaling: float = 5.0, seed: int = 25, buckets: int = 0) -> Mauve:
-    """Of features [N D] and [M D], the library's own defaults.
+    """MAUVE of features [N D] and [M D]. ValueError for more clusters than features.
 
-    Args:
-      scaling: c in exp(-c KL). seed: of the clustering. buckets: clusters, 0 is a tenth of the smaller side, at least 2.
-
-    Raises:
-      ValueError: more clusters than features. ImportError: see `check_installed`.
+    scaling: c in exp(-c KL). seed: of the clustering. buckets: clusters, 0 is a tenth of the smaller side, at least 2.
     """
     check_installed()
-    if buckets > len(references) + len(samples):
-        raise ValueError(
-            f"config.generative.mauve_buckets is {buckets}, more than the {len(references)} + {len(samples)} texts."
-        )
+    ours, theirs = len(samples), len(references)
+    if buckets > theirs + ours:
+        raise ValueError(f"config.generative.mauve_buckets is {buckets}, more than the {theirs} + {ours} texts.")
     with _quiet():
         import mauve as library
 
-        # P are the references, as in the soft-masking and ReMDM references: the clustering depends on the order.
+        # The clustering depends on the order: P are the references, as in the soft-masking and ReMDM references.
         out = library.compute_mauve(
             p_features=references, q_features=samples, num_buckets=buckets or "auto", mauve_scaling_factor=scaling,
             seed=seed, verbose=False,
@@ -62,18 +54,16 @@ def mauve(references: np.ndarray, samples: np.ndarray, *, scaling: float = 5.0, 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the clustering writes from C++: it asks for 39 texts a cluster, the library's own choice is 20."""
+    """Silence the clustering's C++: it asks for 39 texts a cluster, the library's own choice is 20."""
     sys.stdout.flush(), sys.stderr.flush()
-    saved, nowhere = {number: os.dup(number) for number in (1, 2)}, os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in saved:
-            os.dup2(nowhere, number)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+    with open(os.devnull, "wb") as nowhere, warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
+        saved = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in saved:
+                os.dup2(nowhere.fileno(), number)
             yield
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        for number, copy in saved.items():
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)

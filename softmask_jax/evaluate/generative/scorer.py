@@ -27,11 +27,7 @@ DOWNLOAD = (
 
 
 def folder_of(spec: str) -> Path:
-    """The folder that config.generative.scorer names, downloaded if it is hf://owner/name.
-
-    Raises:
-      ValueError, FileNotFoundError or another OSError, one line: nothing named, not there, cannot be downloaded.
-    """
+    """The folder of config.generative.scorer, downloaded from hf://owner/name. ValueError or OSError without it."""
     if not spec:
         raise ValueError(f"Generative perplexity needs a scorer: {DOWNLOAD}.")
     if spec.startswith(hub.PREFIX):
@@ -46,11 +42,7 @@ def folder_of(spec: str) -> Path:
 
 
 def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, Tokenizer]:
-    """Checkpoint (weights unread) and tokenizer of a scorer.
-
-    Raises:
-      ValueError, OSError: files that are missing, with what to download; no GPT-2; a tokenizer that is not the network's.
-    """
+    """Checkpoint (weights unread) and tokenizer of a scorer. ValueError or OSError for missing or unsuitable files."""
     folder = folder_of(spec)
     try:
         checkpoint, tokenizer = Checkpoint(folder, compute_dtype), open_tokenizer(folder)
@@ -58,21 +50,16 @@ def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, T
         raise FileNotFoundError(f"{SETTING}: {str(error).rstrip('.')}; {DOWNLOAD}.") from error
     except ValueError as error:
         raise ValueError(f"{SETTING}: {error}") from error
-    # A vocabulary without a mask gets one, which no text becomes.
+    # A vocabulary without a mask gets one, which is in no text.
     largest = tokenizer.vocab_size - 1 - (tokenizer.mask_token_id == tokenizer.vocab_size - 1)
     if max(largest, tokenizer.eos_id) >= checkpoint.config.vocab_size:
-        raise ValueError(
-            f"{SETTING}: the tokenizer in {folder} has ids up to {largest}, the network only "
-            f"{checkpoint.config.vocab_size} of them; give files of one model."
-        )
+        raise ValueError(f"{SETTING}: the tokenizer in {folder} has ids up to {largest}, the network only "
+                         f"{checkpoint.config.vocab_size} of them; give files of one model.")
     return checkpoint, tokenizer
 
 
 class Scorer:
-    """Weights on every device of a mesh, rows cut over it; compiled once per shape of a batch.
-
-    fingerprint: a hash of weights, config, tokenizer and compute dtype.
-    """
+    """GPT-2 on a mesh, rows cut over it. fingerprint: a hash of weights, config, tokenizer and compute dtype."""
 
     def __init__(self, spec: str, mesh: jax.sharding.Mesh, compute_dtype: str = "float32"):
         checkpoint, self.tokenizer = open_files(spec, compute_dtype)
@@ -84,23 +71,18 @@ class Scorer:
         self._run = compiled(self.config, mesh)
 
     def retokenized(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """int32 [n] of each text, n at most max_length: the first tokens, an EOS where it says `<|endoftext|>`.
-
-        So does the reference, whose tokenizer knows that text as a token and cuts behind.
-        """
+        """First tokens of each text, int32 [n], n at most max_length; an EOS for `<|endoftext|>`, as in the reference."""
         parts = [text.split(END_OF_TEXT) for text in texts]
         ids = iter(self.tokenizer.encode_batch([part for pieces in parts for part in pieces]))
-        end, found = np.array([self.tokenizer.eos_id], np.int32), []
+        end, rows = np.array([self.tokenizer.eos_id], np.int32), []
         for pieces in parts:
-            joined = [next(ids)]
-            for _ in pieces[1:]:
-                joined += [end, next(ids)]
-            found.append(np.concatenate(joined).astype(np.int32)[:max_length])
-        return found
+            joined = [array for _ in pieces for array in (end, next(ids))][1:]
+            rows.append(np.concatenate(joined).astype(np.int32)[:max_length])
+        return rows
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows [B L] padded on the right, their lengths [B] -> (-log p of each next token [B L - 1] nats, the last
-        token's state [B D]), float32. What is behind a row's length means nothing."""
+        token's state [B D]), float32. Values behind a row's length are arbitrary."""
         layout = sharding.batch_sharding(self.mesh)
         batch = (jax.device_put(np.asarray(x, np.int32), layout) for x in (tokens, lengths))
         nll, features = self._run(self._params, *batch)
@@ -109,15 +91,15 @@ class Scorer:
 
 @functools.lru_cache(maxsize=4)
 def compiled(config: gpt2.GPT2Config, mesh: jax.sharding.Mesh):
-    """What a scorer calls: (params, tokens [B L], lengths [B]). Every host reads every row's result; weights may come and
-    go, the programs stay."""
-    return jax.jit(functools.partial(_score, config, mesh), out_shardings=sharding.replicated(mesh))
-
-
-def _score(config: gpt2.GPT2Config, mesh, params: dict, tokens: jax.Array, lengths: jax.Array):
+    """(params, tokens [B L], lengths [B]) -> `Scorer.__call__`'s result; programs outlive a scorer's weights."""
     over = mesh.size > 1
-    hidden = gpt2.hidden(config, params, tokens, sharding.rows_over(mesh) if over else lambda x: x)
-    head = Head(gpt2.head(params), None, config.vocab_size, -1, False, VocabSharding(mesh) if over else None)
-    nll = cross_entropy(hidden[:, :-1], head, tokens[:, 1:], train_head=False)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
-    return nll, last.astype(jnp.float32)
+
+    def score(params: dict, tokens: jax.Array, lengths: jax.Array):
+        hidden = gpt2.hidden(config, params, tokens, sharding.rows_over(mesh) if over else lambda x: x)
+        head = Head(gpt2.head(params), None, config.vocab_size, -1, False, VocabSharding(mesh) if over else None)
+        nll = cross_entropy(hidden[:, :-1], head, tokens[:, 1:], train_head=False)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
+        return nll, last.astype(jnp.float32)
+
+    # Every host reads every row's result.
+    return jax.jit(score, out_shardings=sharding.replicated(mesh))

@@ -1,10 +1,9 @@
 """Scores of many texts, kept batch by batch: -log p, numbers of tokens, features.
 
-Perplexity as by MDLM (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo (`s-sahoo/duo`,
-`record_generative_perplexity`), which the soft-masking reference uses: exp of the sum of -log p over all texts, divided by
-the number of tokens that count. A text's first token does not count: nothing predicts it. Of the others count all that
-are no EOS, and the first EOS of the text (none if the text begins with one); tokens behind an EOS count. (There shorter
-texts are padded with EOS, and the first pad counts if the text has no EOS; here padding never counts.)
+Perplexity as in MDLM (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo (`s-sahoo/duo`,
+`record_generative_perplexity`), which the soft-masking reference uses: exp of the sum of -log p over all texts by the
+number of counted tokens. Counted are, behind a text's first token, all that are no EOS, and the text's first EOS (none
+if the text begins with one). There the first EOS of the padding counts for a text without EOS; here padding never does.
 """
 import dataclasses
 import hashlib
@@ -26,14 +25,14 @@ from softmask_jax.io.files import explained, write_atomically
 
 log = logging.getLogger("softmask_jax")
 FORMAT = 1
-# Lengths are rounded up to it, so that few programs are compiled.
+# Lengths are rounded up to it, for few programs.
 MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T] by the scorer's tokenizer; features
-    [T D] float32, zeros for a text without tokens; key: a hash of texts, scorer and settings."""
+    """Scores of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T] by the scorer's tokenizer;
+    features [T D] float32, zeros for a text without tokens; key: a hash of texts, scorer and settings."""
 
     nll: np.ndarray
     counted: np.ndarray
@@ -61,22 +60,26 @@ def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
           check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
-    """Scores of texts from below `folder` (named after a hash of texts, scorer and settings), missing ones written there.
+    """Scores of texts, kept below `folder` by a hash of texts, scorer and settings; missing ones are computed.
 
-    A text's scores depend neither on other texts nor on padding.
+    They depend neither on other texts nor on padding. check_stop: called between two batches.
 
     Raises:
-      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` is the remedy. Errors of
-      check_stop, between two batches.
+      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` is the remedy.
     """
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
-    size = -(-batch_size // shards) * shards
-    key = _key(scorer, rows, max_length, size)
+    size = math.ceil(batch_size / shards) * shards
+    digest = hashlib.sha256()
+    for ids in rows:
+        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    key = content_key(
+        scores_format=FORMAT, scorer=scorer.fingerprint, texts=digest.hexdigest(), max_length=max_length, rows=size
+    )
     folder = folder / f"scores-{key}"
     written = [row for row, ids in enumerate(rows) if len(ids)]
-    shapes = [Shape(min(-(-len(rows[row]) // MULTIPLE) * MULTIPLE, max_length), 0, True) for row in written]
-    found = {
+    shapes = [Shape(min(math.ceil(len(rows[row]) / MULTIPLE) * MULTIPLE, max_length), 0, True) for row in written]
+    scores = {
         "nll": np.zeros(len(rows)), "counted": np.zeros(len(rows), np.int64),
         "features": np.zeros((len(rows), scorer.config.hidden_size), np.float32),
     }  # fmt: skip
@@ -87,25 +90,16 @@ def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int
         part = _stored(path, members)
         if part is None:
             check_stop()
-            part = _scored(scorer, batch, members, rows)
+            part = _scored(scorer, batch, [rows[row] for row in members])
             content = io.BytesIO()
-            np.savez(content, **part)
-            with explained(path.parent, elsewhere):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(content, rows=members, **part)
+            with explained(folder, elsewhere):
+                folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, [content.getvalue()], elsewhere=elsewhere)
             log.info("%s of %s batches of texts scored", f"{number + 1:,}", f"{len(batches):,}")
-        for name, values in found.items():
+        for name, values in scores.items():
             values[members] = part[name]
-    return Scores(tokens=np.array([len(ids) for ids in rows]), key=key, **found)
-
-
-def _key(scorer: Scorer, rows: Sequence[np.ndarray], max_length: int, size: int) -> str:
-    texts = hashlib.sha256()
-    for ids in rows:
-        texts.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-    return content_key(
-        scores_format=FORMAT, scorer=scorer.fingerprint, texts=texts.hexdigest(), max_length=max_length, rows=size
-    )
+    return Scores(tokens=np.array([len(ids) for ids in rows]), key=key, **scores)
 
 
 def _stored(path: Path, members: np.ndarray) -> dict | None:
@@ -121,19 +115,18 @@ def _stored(path: Path, members: np.ndarray) -> dict | None:
     return batch if np.array_equal(batch["rows"], members) else None
 
 
-def _scored(scorer: Scorer, batch: Batch, members: np.ndarray, rows: Sequence[np.ndarray]) -> dict:
+def _scored(scorer: Scorer, batch: Batch, texts: Sequence[np.ndarray]) -> dict:
     eos_id = scorer.tokenizer.eos_id
     tokens = np.full((batch.size, batch.shape.length), eos_id, np.int32)
     lengths = np.ones(batch.size, np.int32)
-    texts = [rows[row] for row in members]
     for i, ids in enumerate(texts):
         lengths[i] = len(ids)
         tokens[i, : len(ids)] = ids
     nll, features = scorer(tokens, lengths)
     counted = [counts(ids, eos_id) for ids in texts]
     sums = np.array([nll[i, : len(mask)][mask].sum(dtype=np.float64) for i, mask in enumerate(counted)])
-    features = features[: len(members)]
+    features = features[: len(texts)]
     if not (np.isfinite(sums).all() and np.isfinite(features).all()):
         raise ValueError("The scorer's numbers are NaN or infinite; set config.generative.compute_dtype=float32, or get its "
                          "weights anew.")
-    return {"rows": members, "nll": sums, "counted": np.array([mask.sum() for mask in counted]), "features": features}
+    return {"nll": sums, "counted": np.array([mask.sum() for mask in counted]), "features": features}

@@ -13,22 +13,23 @@ from collections.abc import Sequence
 from softmask_jax.config.command_line import command
 
 COMMANDS = ("run", "ls", "validate")
-MODEL_FLAGS, BATCH_FLAGS = ("--model", "-M"), ("--batch_size", "-b")
+# Defaults, and the flags in whose place they are.
+DEFAULTS = (
+    (["--model", "softmask_jax"], {"--model", "-M"}),
+    # The harness's own default is a single row; a file may have another.
+    (["--batch_size", "auto"], {"--batch_size", "-b", "--config", "-C"}),
+)  # fmt: skip
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """The harness's command line: `run` unless it says another command, our model unless it names one."""
+    """The harness's command line, with the command `run`, our model and its batch size by default."""
     words = list(words)
     if not words or words[0] not in COMMANDS:
         words.insert(0, "run")
-    if words[0] != "run":
-        return words
-    given = {word.partition("=")[0] for word in words}
-    if not given & set(MODEL_FLAGS):
-        words[1:1] = ["--model", "softmask_jax"]
-    # The harness's own default is a single row; a file may say otherwise.
-    if not given & {*BATCH_FLAGS, "--config", "-C"}:
-        words[1:1] = ["--batch_size", "auto"]
+    flags = {word.partition("=")[0] for word in words}
+    for default, instead in DEFAULTS:
+        if words[0] == "run" and not flags & instead:
+            words[1:1] = default
     return words
 
 
@@ -37,18 +38,18 @@ def completed(words: Sequence[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Exit status: 0 done; 1 something failed; 130 interrupted. A wrong command line exits with 2."""
     words = [word for word in argv if word != "--debug"]
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise ImportError(f"the harness cannot be imported ({error}): pip install 'softmask_jax[eval]'") from error
+    # Registers the model.
+    from softmask_jax.evaluate.lm_eval import arguments, model  # noqa: F401
+
+    if not words or {"-h", "--help"} & set(words):
+        print(f"{__doc__}\n{arguments.parser().format_help()}")
+        words = words or ["--help"]
     before = sys.argv
     try:
-        try:
-            from lm_eval.__main__ import cli_evaluate
-        except ImportError as error:
-            raise ImportError(f"the harness cannot be imported ({error}): pip install 'softmask_jax[eval]'") from error
-        # Registers the model.
-        from softmask_jax.evaluate.lm_eval import arguments, model  # noqa: F401
-
-        if not words or {"-h", "--help"} & set(words):
-            print(f"{__doc__}\n{arguments.parser().format_help()}")
-            words = words or ["--help"]
         sys.argv = ["lm-eval", *completed(words)]
         cli_evaluate()
     finally:

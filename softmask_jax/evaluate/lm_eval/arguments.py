@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from softmask_jax.config import option_flags
+from softmask_jax.config.keys import key
 from softmask_jax.config.sections import Mesh
 from softmask_jax.data.sources.records import nearest
 from softmask_jax.evaluate.generative.samples import counts_steps
@@ -15,41 +16,24 @@ from softmask_jax.samplers.options import MDLM_STEPS
 
 # Arguments that the harness gives every model and ours ignores: JAX knows the devices.
 FOREIGN = ("device", "trust_remote_code", "max_batch_size")
+# steps may be a share of the sampler's own number, such as 1/4.
+OPTION_HELPS = sampler_flags.HELPS | {"steps": "", "forbidden": "ids that are never written, as [1,2]"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The arguments beside the sampler's; see `HELPS`."""
-
-    checkpoint: str = ""
-    weights: str = "ema"
-    step: int | None = None
-    base: str = ""
-    batch_size: int = 8
-    seed: int = 0
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    bos: bool | None = None
-    mc_num: int = 128
-    check_greedy: bool = True
-
-
-HELPS = {
-    "checkpoint": "a run's folder, or a converted model's",
-    "weights": "ema or raw, of a run",
-    "step": "which checkpoint of a run; the newest by default",
-    "base": "of an adapter, the converted model that it was trained on",
-    "batch_size": "rows of a network call",
-    "seed": "of everything that is drawn",
-    "max_new_tokens": "of an answer, instead of what the task asks for",
-    "max_length": "positions of a row at most; longer contexts lose their beginning (default: the model's, up to 2048)",
-    "bos": "begin contexts with BOS, but for chats; by default where training did",
-    "mc_num": "masks that a likelihood is averaged over",
-    "check_greedy": "decode continuations to see whether they are the model's own; without, none is",
-}
-# steps may be a share of the sampler's own number, such as 1/4.
-OPTION_HELPS = sampler_flags.HELPS | {"steps": "", "forbidden": "ids that are never written, as [1,2]"}
-MESH_HELPS = {name: f"devices along the mesh's axis {name}" for name in ("data", "fsdp", "sequence", "tensor")}
+    checkpoint: str = key("", "a run's folder, or a converted model's")
+    weights: str = key("ema", "ema or raw, of a run")
+    step: int | None = key(None, "which checkpoint of a run; the newest by default")
+    base: str = key("", "of an adapter, the converted model that it was trained on")
+    batch_size: int = key(8, "rows of a network call")
+    seed: int = key(0, "of everything that is drawn")
+    max_new_tokens: int | None = key(None, "of an answer, instead of what the task asks for")
+    max_length: int | None = key(None, "positions of a row at most; longer contexts lose their beginning (default: the "
+                                 "model's, up to 2048)")
+    bos: bool | None = key(None, "begin contexts with BOS, but for chats; by default where training did")
+    mc_num: int = key(128, "masks that a likelihood is averaged over")
+    check_greedy: bool = key(True, "decode continuations to see whether they are the model's own; without, none is")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,20 +55,20 @@ _steps.__name__ = "number of steps or share of them"
 
 def parser() -> argparse.ArgumentParser:
     """Its flags are the arguments; every fault is a ValueError of one line."""
-    found = _Parser(prog="--model_args", add_help=False, allow_abbrev=False, usage="--model_args NAME=VALUE ...")
-    option_flags.add(found.add_argument_group("the model"), Model, helps=HELPS)
-    group = found.add_argument_group("the sampler's options")
+    flags = _Parser(prog="--model_args", add_help=False, allow_abbrev=False, usage="--model_args NAME=VALUE ...")
+    option_flags.add(flags.add_argument_group("the model"), Model, helps={})
+    group = flags.add_argument_group("the sampler's options")
     group.add_argument("--steps", type=_steps, default=argparse.SUPPRESS, metavar="INT",
                        help="denoising steps, or a share of the default such as 1/4 (default: 128 for mdlm and remdm, else "
                        "one a new token)")  # fmt: skip
     option_flags.add(group, Options, helps=OPTION_HELPS, readers={"soft_mask": sampler_flags.soft_mask})
-    option_flags.add(found.add_argument_group("several devices"), Mesh, helps=MESH_HELPS)
-    return found
+    option_flags.add(flags.add_argument_group("several devices"), Mesh, helps={})
+    return flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """options: of the sampler, without steps where `share` says them. mesh: its sizes; None is a single device."""
+    """options: of the sampler, without steps if `share` decides them. mesh: its sizes; None is a single device."""
 
     model: Model
     options: Options
@@ -92,10 +76,7 @@ class Arguments:
     mesh: Mesh | None = None
 
     def options_for(self, alg: str, new_tokens: int) -> Options:
-        """The sampler's options for answers of `new_tokens`, where `alg` is the model's own algorithm.
-
-        So as a step commits one token by default, and padding adds none, steps are written out on Dream's grid.
-        """
+        """Options for `new_tokens`, by default a step for each with Dream's samplers. alg: the model's own."""
         alg = self.options.alg or alg
         default = new_tokens if alg in DREAMS else MDLM_STEPS
         steps = self.options.steps
@@ -106,18 +87,14 @@ class Arguments:
         return dataclasses.replace(self.options, alg=alg, steps=steps)
 
 
-def read(given: Mapping[str, object]) -> Arguments:
-    """Arguments as the harness passes them, by name: texts, or values that it made of them.
-
-    Raises:
-      ValueError: an unknown name, or a value that cannot be; one line.
-    """
-    given = {name: value for name, value in given.items() if value is not None and name not in FOREIGN}
+def read(values: Mapping[str, object]) -> Arguments:
+    """Arguments by name as the harness passes them, texts or values. ValueError, one line, for a wrong one."""
+    values = {name: value for name, value in values.items() if value is not None and name not in FOREIGN}
     known = [field.name for section in (Model, Options, Mesh) for field in dataclasses.fields(section)]
-    for name in given:
+    for name in values:
         if name not in known:
             raise ValueError(f"--model_args has no {name[:40]!r}; {nearest(name, known)}.")
-    flags = parser().parse_args([f"--{name}={_text(value)}" for name, value in given.items()])
+    flags = parser().parse_args([f"--{name}={_text(value)}" for name, value in values.items()])
     model = Model(**option_flags.given(flags, Model))
     if not model.checkpoint:
         raise ValueError("--model_args needs checkpoint=FOLDER, a run's or a converted model's.")
@@ -127,11 +104,10 @@ def read(given: Mapping[str, object]) -> Arguments:
             raise ValueError(f"--model_args: {name} must be at least 1, not {value}.")
     if not 0 <= model.seed < 2**32:
         raise ValueError(f"--model_args: seed must be in 0 .. 2**32 - 1, not {model.seed}.")
-    share = getattr(flags, "steps", None)
-    share = share if isinstance(share, Fraction) else None
-    if share is not None:
+    share = None
+    if isinstance(getattr(flags, "steps", None), Fraction):
         # Any number of steps shows whether the sampler counts them.
-        flags.steps = 1
+        share, flags.steps = flags.steps, 1
     options = sampler_flags.options(flags)
     if share is not None:
         options = dataclasses.replace(options, steps=None)
@@ -142,5 +118,5 @@ def read(given: Mapping[str, object]) -> Arguments:
 def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
-    # The harness makes numbers of what looks like one, and whole numbers are written with a point or an exponent, too.
+    # The harness makes floats of whole numbers with a point or an exponent.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

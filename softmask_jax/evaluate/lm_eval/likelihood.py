@@ -12,6 +12,7 @@ two passes over the same masked input, as in training: still a function of what 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from softmask_jax.samplers import SoftMask
 
 
 class Span(NamedTuple):
-    """Tokens [n] int32 of which those from `start` on are scored; key: what its masks are drawn from, below 2**64."""
+    """Tokens [n] int32, scored from `start` on; key: seeds its masks, below 2**64."""
 
     tokens: np.ndarray
     start: int
@@ -37,37 +38,33 @@ class Span(NamedTuple):
 
 
 def key_of(*parts) -> int:
-    """64 bits that the parts (texts and numbers) decide: the same in every process, order and batch."""
+    """64-bit hash of texts and numbers, the same in every process."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little")
 
 
 def masks(count: int, draws: int, seed: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` tokens each draw masks, and by what its summed log-probabilities are weighted.
+    """Masks over `count` tokens [D count] bool, none empty, and weights of their summed log-probabilities [D].
 
-    All 2^count - 1 sets, and so the exact expectation, where these are no more than `draws`; else `draws` sets, their
-    sizes stratified: an unbiased estimate.
-
-    Returns:
-      masked [D count] bool, at least one in each row; weights [D] float64.
+    All 2^count - 1 sets, for the exact expectation, if `draws` allows; else `draws` sets of stratified sizes.
     """
     if count <= draws.bit_length() and 2**count - 1 <= draws:
         masked = (np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1 == 1
         sizes = masked.sum(1)
         return masked, np.array([1 / (size * math.comb(count, size)) for size in sizes.tolist()])
     random = np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
-    places = (np.arange(draws) + random.random()) / draws
-    sizes = np.minimum((places * count).astype(np.int64), count - 1) + 1
+    shares = (np.arange(draws) + random.random()) / draws
+    sizes = np.minimum((shares * count).astype(np.int64), count - 1) + 1
     ranks = random.random((draws, count)).argsort(1).argsort(1)
     return ranks < sizes[:, None], count / (sizes * draws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked, real, counts) -> jax.Array:
-    """log p of the masked tokens given all others, summed over them: [B] float32, nats.
+    """Summed log p of the masked tokens given all others: [B] float32, nats.
 
     Args:
-      soft_mask: of the second pass; its schedule follows the share of a row's scored tokens that is masked.
-      tokens: [B L] ids. masked, real: [B L] bool, which are masked, and which are not padding. counts: [B] scored tokens.
+      soft_mask: of the second pass; its schedule follows the masked share of a row's scored tokens.
+      tokens: [B L] ids. masked, real: [B L] bool; real is False for padding. counts: [B] scored tokens.
     """
     xt = jnp.where(masked, jnp.asarray(denoiser.mask_token_id, tokens.dtype), tokens)
     noisy = Noisy(tokens, xt, masked, t=None, weights=None, segment_ids=real.astype(jnp.int32))
@@ -78,13 +75,13 @@ def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Called with spans, it gives (index, nats) of each, those of one padded length after another, the longest first.
+    """Called with spans, it gives index and nats of each, grouped by padded length, the longest first.
 
     A span's number depends on its tokens, its key, `draws` and `seed` alone, but for the rounding of bfloat16.
 
-    model: its `denoiser`, `params`, `soft_mask`, `max_length` and `row_shards` are used. draws: masks of each span at
-    most, see `masks`. batch_size: rows of a network call, each with one of the masks of a span. soft_mask: settings
-    instead of the model's own.
+    Attributes:
+      model: a `softmask_jax.Model`. draws: masks of a span at most, see `masks`. soft_mask: in place of the model's.
+      batch_size: rows of a network call, each a span under one mask.
     """
 
     model: object
@@ -94,37 +91,38 @@ class Likelihood:
     soft_mask: SoftMask | None = None
 
     def __call__(self, spans: Sequence[Span]) -> Iterator[tuple[int, float]]:
-        """Raises ValueError for a span that is longer than the model, or of whose tokens it makes NaN."""
-        by_length: dict[int, list[int]] = {}
+        """ValueError for a span that is longer than the model, or whose likelihood is NaN."""
+        longest, by_length = self.model.max_length, {}
         for index, span in enumerate(spans):
-            if len(span.tokens) > self.model.max_length:
-                longest = f"{self.model.max_length:,} positions"
-                raise ValueError(f"A text of {len(span.tokens):,} tokens is longer than the model's {longest}.")
+            if len(span.tokens) > longest:
+                size = f"{len(span.tokens):,} tokens"
+                raise ValueError(f"A text of {size} is longer than the model's {longest:,} positions.")
             rounded = math.ceil(len(span.tokens) / MULTIPLE) * MULTIPLE
-            by_length.setdefault(min(rounded, self.model.max_length), []).append(index)
+            by_length.setdefault(min(rounded, longest), []).append(index)
         for length in sorted(by_length, reverse=True):
             yield from self._of_length(spans, by_length[length], length)
 
     def _of_length(self, spans: Sequence[Span], indices: Sequence[int], length: int) -> Iterator[tuple[int, float]]:
-        rows: list[tuple[int, np.ndarray, float]] = []
         sums, left = dict.fromkeys(indices, 0.0), {}
-        size = math.ceil(self.batch_size / self.model.row_shards) * self.model.row_shards
-        for index in indices:
-            span = spans[index]
-            if len(span.tokens) == span.start:
-                yield index, 0.0
-                continue
-            masked, weights = masks(len(span.tokens) - span.start, self.draws, self.seed, span.key)
-            left[index] = len(weights)
-            rows += [(index, mask, weight) for mask, weight in zip(masked, weights.tolist())]
-            while len(rows) >= size:
-                yield from self._batch(spans, rows[:size], size, length, sums, left)
-                rows = rows[size:]
-        if rows:
-            yield from self._batch(spans, rows, size, length, sums, left)
 
-    def _batch(self, spans, rows, size: int, length: int, sums: dict, left: dict) -> Iterator[tuple[int, float]]:
-        """One network call over `rows`, repeated until there are `size`; gives the spans that it completes."""
+        def rows() -> Iterator[tuple[int, np.ndarray, float]]:
+            for index in indices:
+                span = spans[index]
+                masked, weights = masks(len(span.tokens) - span.start, self.draws, self.seed, span.key)
+                left[index] = len(weights)
+                yield from ((index, mask, weight) for mask, weight in zip(masked, weights.tolist()))
+
+        yield from ((index, 0.0) for index in indices if len(spans[index].tokens) == spans[index].start)
+        size, waiting = math.ceil(self.batch_size / self.model.row_shards) * self.model.row_shards, rows()
+        while batch := list(itertools.islice(waiting, size)):
+            for (index, _, weight), value in zip(batch, self._log_probs(spans, batch, size, length)):
+                sums[index] += weight * value
+                left[index] -= 1
+                if not left[index]:
+                    yield index, sums[index]
+
+    def _log_probs(self, spans: Sequence[Span], rows: Sequence, size: int, length: int) -> list[float]:
+        """One network call over `rows`, repeated until there are `size`."""
         tokens, counts = np.zeros((size, length), np.int32), np.ones(size, np.int32)
         masked, real = np.zeros((2, size, length), bool)
         for row in range(size):
@@ -135,11 +133,8 @@ class Likelihood:
             masked[row, span.start:end] = mask
         soft_mask = self.model.soft_mask if self.soft_mask is None else self.soft_mask
         with settled():
-            found = masked_log_probs(self.model.denoiser, soft_mask, self.model.params, tokens, masked, real, counts)
-        for (index, _, weight), value in zip(rows, np.asarray(found, np.float64).tolist()):
-            if not math.isfinite(value):
-                raise ValueError(f"{FAILED}: there is no likelihood; check the checkpoint.")
-            sums[index] += weight * value
-            left[index] -= 1
-            if not left[index]:
-                yield index, sums[index]
+            sums = masked_log_probs(self.model.denoiser, soft_mask, self.model.params, tokens, masked, real, counts)
+        values = np.asarray(sums, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{FAILED}: there is no likelihood; check the checkpoint.")
+        return values.tolist()

@@ -15,10 +15,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 import softmask_jax
+from softmask_jax.data.chat.template import SHIELDS, encode_renderings, shield_contents
+from softmask_jax.data.sources.listing import fingerprint
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.lm_eval import arguments
 from softmask_jax.evaluate.lm_eval.likelihood import Likelihood, Span, key_of
-from softmask_jax.evaluate.lm_eval.texts import Texts
 from softmask_jax.generate.batches import FAILED, Generator, plan, shape_of
 from softmask_jax.report.patterns import Pattern
 from softmask_jax.samplers import Options, SoftMask
@@ -26,14 +27,14 @@ from softmask_jax.samplers.options import TRANSITIONS
 
 log = logging.getLogger(__name__)
 NAME = "softmask_jax"
-# As the harness's other models: of an answer where the task does not say, and of rows.
+# Defaults of the harness's other models: tokens of an answer, and of a row.
 NEW_TOKENS, MAX_LENGTH = 256, 2_048
-# Continuations between two that an interruption loses; more make fuller batches.
+# Most continuations that an interruption loses; more make fuller batches.
 AT_A_TIME = 1_024
 
 
 class Ask(NamedTuple):
-    """One answer to make. key: (a number that the request decides, which of its repeats)."""
+    """One answer to generate. key: (hash of the request, number of its repeat)."""
 
     pattern: Pattern
     options: Options
@@ -43,33 +44,34 @@ class Ask(NamedTuple):
 
 @register_model(NAME)
 class SoftmaskLM(TemplateLM):
-    """A model by `arguments`.
+    """A model by `arguments`, which go before a task's and --gen_kwargs' options of answers.
 
-    What these say of answers goes before what a task or --gen_kwargs says: its temperature, say, is a task's 0 only where
-    --model_args has none. A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is
-    greedy if the model writes it, token by token, the surest first, by arg-max (LLaDA's rule, arXiv 2502.09992), with
-    soft-masking's feedback in between. Importing this module is enough for `lm_eval.simple_evaluate` to know the model.
+    A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is greedy if the model
+    writes it, token by token, the surest first, by arg-max (LLaDA's rule, arXiv 2502.09992), with soft-masking's feedback
+    in between. Importing this module registers the model for `lm_eval.simple_evaluate`.
 
     Raises ValueError, OSError or ImportError, each one line, for a model that cannot be loaded or used so.
     """
 
-    def __init__(self, **given):
+    def __init__(self, **model_args):
         super().__init__()
-        self.arguments = arguments.read(given)
-        own = self.arguments.model
-        mesh = self.arguments.mesh
-        self.model = softmask_jax.load(
-            own.checkpoint, weights=own.weights, step=own.step, base=own.base,
-            mesh=None if mesh is None else sharding.make_mesh(**dataclasses.asdict(mesh)),
-        )  # fmt: skip
+        self.arguments = arguments.read(model_args)
+        own, mesh = self.arguments.model, self.arguments.mesh
+        mesh = None if mesh is None else sharding.make_mesh(**dataclasses.asdict(mesh))
+        self.model = softmask_jax.load(own.checkpoint, weights=own.weights, step=own.step, base=own.base, mesh=mesh)
         if self.model.tokenizer is None:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
         if own.max_length and own.max_length > self.model.max_length:
             raise ValueError(f"--model_args: max_length={own.max_length} is above the model's {self.model.max_length:,}.")
         self.max_length = own.max_length or min(MAX_LENGTH, self.model.max_length)
-        # What is wrong with the sampler's options is said before the tasks are read.
+        # Wrong options of the sampler are errors before the tasks are read.
         self.arguments.options_for(self.model.default_alg, 1)
-        self.texts = Texts(self.model, bos=self.model.family.fixed_length if own.bos is None else own.bos)
+        soft_mask = self.arguments.options.soft_mask
+        soft_mask = SoftMask() if soft_mask == "none" else soft_mask
+        self.likelihood = Likelihood(self.model, own.mc_num, own.batch_size, own.seed, soft_mask)
+        self.bos = self.model.family.fixed_length if own.bos is None else own.bos
+        # The harness renders all chats, or asks for the template, before the first text is encoded.
+        self.chats = False
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None):
@@ -77,7 +79,7 @@ class SoftmaskLM(TemplateLM):
         more = {name: value for name, value in (additional_config or {}).items() if value is not None}
         if str(more.get("batch_size", "")).startswith("auto"):
             del more["batch_size"]
-        return cls(**{**more, **arg_dict})
+        return cls(**more | dict(arg_dict))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping | None = None):
@@ -93,26 +95,55 @@ class SoftmaskLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Decides what the harness's cache of rendered requests is valid for."""
-        return self.texts.fingerprint()
+        """Key of the harness's cache of rendered requests."""
+        template = self.model.template
+        return fingerprint(self.model.tokenizer.fingerprint(), template.fingerprint() if template else "")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return self.texts.template(chat_template).text if chat_template else None
+        """Text of the model's chat template. ValueError if it has none, or none of that name."""
+        if not chat_template:
+            return None
+        if self.model.template is None:
+            raise ValueError("This model has no chat template; leave --apply_chat_template out.")
+        if chat_template not in (True, "default"):
+            raise ValueError(f"This model has one chat template, not {chat_template!r}; give --apply_chat_template "
+                             "without a name.")
+        self.chats = True
+        return self.model.template.text
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.texts.render(chat_history, add_generation_prompt)
+        """The chat as text, without the generation prompt up to the end of its last message.
+
+        An invisible character keeps special tokens broken that a message spells out (see `data.chat.template`).
+        """
+        self.chat_template(True)
+        messages, _ = shield_contents(chat_history, self.model.tokenizer.special_tokens)
+        text = self.model.template.render(messages, add_generation_prompt=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = messages[-1]["content"]
+        for content in (last, last.rstrip(), last.strip()):
+            if (start := text.rfind(content)) >= 0:
+                return text[: start + len(content)]
+        raise ValueError("The chat template changes the beginning of an answer; it cannot be gone on with.")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        return self.texts.encode(string, begin=add_special_tokens is not False)
+        """Ids of a context: a chat if chats were rendered, else with BOS; add_special_tokens: False is no context."""
+        tokenizer, begin = self.model.tokenizer, add_special_tokens is not False
+        if not (self.chats and begin):
+            return [tokenizer.bos_id] * (begin and self.bos) + tokenizer.encode(string).tolist()
+        broken = [(token[0], token[1:]) for token in tokenizer.special_tokens if token]
+        shield = next((s for s in SHIELDS if s in string and any(a + s + b in string for a, b in broken)), "")
+        return encode_renderings(tokenizer, [(string, shield)])[0].tolist()
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        # Behind a chat's prompt an answer is encoded by itself, as in training.
-        if self.texts.chats:
-            return self.texts.encode(context), self.model.tokenizer.encode(continuation).tolist()
+        # A chat's answer is encoded by itself, as in training.
+        if self.chats:
+            return self.tok_encode(context), self.model.tokenizer.encode(continuation).tolist()
         return super()._encode_pair(context, continuation)
 
     def get_model_info(self) -> dict:
-        """For the file of results."""
+        """Entries of the file of results."""
         return {"model_num_parameters": self.model.denoiser.num_params, "model_step": self.model.step}
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
@@ -122,41 +153,38 @@ class SoftmaskLM(TemplateLM):
             asks.append(self._ask(*request.args, repeat=repeats[id(request)]))
             repeats[id(request)] += 1
             groups.setdefault(asks[-1].options, []).append(index)
-        found: list = [None] * len(requests)
+        answers: list = [None] * len(requests)
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
             for options, members in groups.items():
                 patterns, keys = [asks[i].pattern for i in members], [asks[i].key for i in members]
-                for place, tokens in self._filled(patterns, keys, options):
-                    index = members[place]
+                for member, tokens in self._filled(patterns, keys, options):
+                    index = members[member]
                     generator = Generator(self.model, options, stops=asks[index].stops)
-                    found[index] = generator.answer(asks[index].pattern, tokens)["text"]
-                    self.cache_hook.add_partial("generate_until", requests[index].args, found[index])
+                    answers[index] = generator.answer(asks[index].pattern, tokens)["text"]
+                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
                     bar.update()
-        return found
+        return answers
 
     def _ask(self, context: str, gen_kwargs: Mapping, repeat: int) -> Ask:
         wanted = normalize_gen_kwargs(dict(gen_kwargs), NEW_TOKENS)
         count = self.arguments.model.max_new_tokens or wanted["max_gen_toks"]
         if count >= self.max_length:
-            raise ValueError(
-                f"{count:,} new tokens leave no room for a prompt in the {self.max_length:,} positions of a row; give "
-                "--model_args max_new_tokens=..., or a larger max_length."
-            )
+            raise ValueError(f"{count:,} new tokens leave no room for a prompt in the {self.max_length:,} positions of "
+                             "a row; give --model_args max_new_tokens=..., or a larger max_length.")
         ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], self.max_length - count)
         tokens = np.concatenate([ids, np.full(count, self.model.mask_token_id)]).astype(np.int32)
-        options = self.arguments.options_for(self.model.default_alg, count)
-        options = _with_draws(options, wanted)
+        options = _with_draws(self.arguments.options_for(self.model.default_alg, count), wanted)
         until = wanted.get("until") or []
         stops = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
         number = key_of(context, json.dumps(dict(gen_kwargs), sort_keys=True, default=str)) >> 33
         return Ask(Pattern(tokens, len(ids)), options, stops, (number, repeat))
 
     def _filled(self, patterns: Sequence[Pattern], keys: Sequence, options: Options) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, tokens without padding) of each pattern, its masks filled. ValueError where the model makes NaN."""
+        """Index and unpadded tokens of each pattern, its masks filled. ValueError for NaN."""
         generator = Generator(self.model, options, self.arguments.model.seed)
         shapes = [shape_of(pattern, self.model, self.max_length) for pattern in patterns]
         for batch in plan(shapes, samples=1, batch_size=self.arguments.model.batch_size):
-            # Every program takes as many rows: the first ones are computed again where there are too few.
+            # Every program takes a full batch, the first rows repeated.
             rows = [row for row, _ in batch.filled]
             out = generator.fill([keys[row] for row in rows], [patterns[row] for row in rows], batch.shape)
             if not np.asarray(out.finite).all():
@@ -165,86 +193,75 @@ class SoftmaskLM(TemplateLM):
                 yield index, generator.unpadded(patterns[row], tokens)
 
     def _cut(self, ids: Sequence[int], room: int) -> list[int]:
-        """The last `room` of a context's tokens, behind the BOS if it begins with one."""
+        """The last `room` of a context's tokens, its BOS kept."""
         ids = list(ids)
         if len(ids) <= room:
             return ids
-        _say_once(f"Contexts of more than {room:,} tokens lose their beginning (--model_args max_length).")
-        begins = self.texts.bos and ids[0] == self.prefix_token_id and room > 0
+        _warn_once(f"Contexts of more than {room:,} tokens lose their beginning (--model_args max_length).")
+        begins = self.bos and ids[0] == self.prefix_token_id and room > 0
         return ids[:1] * begins + ids[len(ids) - room + begins :]
 
     def _loglikelihood_tokens(self, requests: Sequence, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         spans = []
         for (context, continuation), before, scored in requests:
             if len(scored) > self.max_length:
-                raise ValueError(
-                    f"A continuation of {len(scored):,} tokens is longer than the {self.max_length:,} positions of a row; "
-                    "give a larger --model_args max_length, or leave this task out."
-                )
+                raise ValueError(f"A continuation of {len(scored):,} tokens is longer than the {self.max_length:,} "
+                                 "positions of a row; give a larger --model_args max_length, or leave this task out.")
             before = self._cut(before, self.max_length - len(scored))
             spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(context, continuation)))
-        found: list = [None] * len(requests)
+        results: list = [None] * len(requests)
         with tqdm(total=len(spans), desc="Likelihoods", disable=disable_tqdm) as bar:
             for first in range(0, len(spans), AT_A_TIME):
                 part = spans[first : first + AT_A_TIME]
                 greedy = self._greedy(part)
-                for index, nats in self._estimate(part):
-                    found[first + index] = (nats, greedy[index])
-                    self.cache_hook.add_partial("loglikelihood", requests[first + index][0], found[first + index])
+                for index, nats in self.likelihood(part):
+                    result = results[first + index] = nats, greedy[index]
+                    self.cache_hook.add_partial("loglikelihood", requests[first + index][0], result)
                     bar.update()
-        return found
-
-    @property
-    def _estimate(self) -> Likelihood:
-        own, soft_mask = self.arguments.model, self.arguments.options.soft_mask
-        soft_mask = SoftMask() if soft_mask == "none" else soft_mask
-        return Likelihood(self.model, own.mc_num, own.batch_size, own.seed, soft_mask)
+        return results
 
     def _greedy(self, spans: Sequence[Span]) -> list[bool]:
-        found = [self.arguments.model.check_greedy] * len(spans)
-        some = [i for i, span in enumerate(spans) if found[i] and len(span.tokens) > span.start]
+        """Whether the model writes each continuation itself; False for all without check_greedy."""
+        greedy = [self.arguments.model.check_greedy] * len(spans)
+        checked = [i for i, span in enumerate(spans) if greedy[i] and len(span.tokens) > span.start]
         patterns = []
-        for span in (spans[i] for i in some):
-            tokens = span.tokens.copy()
-            tokens[span.start :] = self.model.mask_token_id
-            patterns.append(Pattern(tokens, 0))
+        for tokens, start, _ in (spans[i] for i in checked):
+            masks = np.full(len(tokens) - start, self.model.mask_token_id, np.int32)
+            patterns.append(Pattern(np.concatenate([tokens[:start], masks]), 0))
         options = Options("maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=self.arguments.options.soft_mask)
-        for place, tokens in self._filled(patterns, [(0, 0)] * len(some), options):
-            found[some[place]] = bool((tokens == spans[some[place]].tokens).all())
-        return found
+        for row, tokens in self._filled(patterns, [(0, 0)] * len(checked), options):
+            greedy[checked[row]] = bool((tokens == spans[checked[row]].tokens).all())
+        return greedy
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts: windows of `max_length` positions, each scored behind BOS or the token before it."""
+        """Likelihoods of whole texts, in windows of `max_length` positions behind BOS or the token before."""
         spans, owners = [], []
         for index, (text,) in enumerate(request.args for request in requests):
             windows = get_rolling_token_windows(
-                self.texts.encode(text, begin=False), self.prefix_token_id, self.max_length - 1, context_len=1
+                self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length - 1, context_len=1
             )
             for number, (before, scored) in enumerate(map(make_disjoint_window, windows)):
                 spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(text, number)))
                 owners.append(index)
-        found, left = [0.0] * len(requests), Counter(owners)
-        for place, nats in tqdm(self._estimate(spans), total=len(spans), desc="Likelihoods", disable=disable_tqdm):
-            index = owners[place]
-            found[index] += nats
+        sums, left = [0.0] * len(requests), Counter(owners)
+        for span, nats in tqdm(self.likelihood(spans), total=len(spans), desc="Likelihoods", disable=disable_tqdm):
+            index = owners[span]
+            sums[index] += nats
             left[index] -= 1
             if not left[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, found[index])
-        return found
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, sums[index])
+        return sums
 
 
 def _with_draws(options: Options, wanted: Mapping) -> Options:
-    """The options, with what a task says of draws where they do not say it.
-
-    Where it wants none Dream's algorithms take the likeliest token; mdlm and remdm draw in any case.
-    """
+    """The options, completed by a task's. mdlm and remdm draw even without do_sample."""
     ours = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
     if options.alg in TRANSITIONS:
         ours = {"temperature": "temperature", "top_p": "nucleus_p"}
-    given = {ours[name]: wanted[name] for name in ours if wanted["do_sample"] and wanted.get(name)}
-    return dataclasses.replace(options, **{name: x for name, x in given.items() if getattr(options, name) is None})
+    draws = {ours[name]: wanted[name] for name in ours if wanted["do_sample"] and wanted.get(name)}
+    return dataclasses.replace(options, **{name: x for name, x in draws.items() if getattr(options, name) is None})
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     log.warning(text)

@@ -23,12 +23,10 @@ from softmask_jax.data.chat.sft import build_sft
 from softmask_jax.diffusion import dream_loss, noise, two_pass
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
-from softmask_jax.evaluate.perplexity.mask_draws import Scorer, padded_to, stratified
+from softmask_jax.evaluate.perplexity.mask_draws import stratified
 from softmask_jax.evaluate.perplexity.records import Columns, recorded, settings_of
-from softmask_jax.evaluate.perplexity.text_sets import OWN, trained_on
-from softmask_jax.evaluate.pieces import pieces
-from softmask_jax.evaluate.settings import Perplexity
-from softmask_jax.evaluate.task import Work
+from softmask_jax.evaluate.perplexity.text_sets import OWN, evenly_spaced, rebuilt
+from softmask_jax.evaluate.task import Work, pieces
 
 
 def is_dream(path: Path) -> bool:
@@ -37,87 +35,57 @@ def is_dream(path: Path) -> bool:
     return about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Conversations:
-    """A run's validation examples: its config, the examples padded in buckets, and a hash of them."""
-
-    config: config_schema.Config
-    buckets: Buckets
-    fingerprint: str
-
-
-def conversations(work: Work) -> Conversations:
-    """Rebuilt from the run's config.
-
-    Raises:
-      ValueError: no run, or its conversations are not here or have changed since.
-    """
+def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
+    """A run's config, its padded validation examples, and a hash of them. ValueError if they are not here."""
     path = work.path
     if converted.is_converted(path):
-        raise ValueError(
-            f"perplexity: {path} is a converted Dream, which brings no validation split along; leave this task away, or "
-            "give the folder of the run that fine-tuned it."
-        )
+        raise ValueError(f"perplexity: {path} is a converted Dream, which brings no validation split along: leave this "
+                         "task away, or give the folder of the run that fine-tuned it.")
     config = config_schema.from_dict(read_json(path, "config.json"))
     base = Path(os.path.expanduser(work.settings.models.base or config.model.base))
-    named, sizes = config.data.tokenizer, tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
-    try:
-        sft = build_sft(config.data, tokenizer=str(base / "tokenizer") if named == "base" else named)
-        manifest = (base / "manifest.json").read_bytes()
-    except (ValueError, OSError, ImportError) as error:
-        raise ValueError(
-            f"The conversations that {path} was trained on cannot be read here ({error}). Bring them back."
-        ) from error
-    was = trained_on(path, work.model.step)
-    # The run's fingerprint covers its base, too.
-    now = hashlib.sha256(f"{sft.info['fingerprint']} {sizes} ".encode() + manifest).hexdigest()
-    if was != now:
-        raise ValueError(
-            f"The conversations or the base that config.json of {path} describes have changed since the run (fingerprint "
-            f"{now[:12]} instead of {was[:12]}). Bring them back."
-        )
-    buckets = Buckets(sft.validation, sft.pad_id, config.train.seed, sizes)
-    return Conversations(config, buckets, sft.info["fingerprint"])
+    tokenizer = str(base / "tokenizer") if config.data.tokenizer == "base" else config.data.tokenizer
+    sizes = tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
 
+    def build():
+        sft = build_sft(config.data, tokenizer=tokenizer)
+        # The run's fingerprint covers its base, too.
+        content = f"{sft.info['fingerprint']} {sizes} ".encode() + (base / "manifest.json").read_bytes()
+        return sft, hashlib.sha256(content).hexdigest()
 
-def loss_of(config: config_schema.Config, soft_mask) -> dream_loss.DreamLoss:
-    """The run's loss with the soft-masking that the model has now; every example with a t of its own."""
-    trained = dream_loss.DreamLoss.from_config(config)
-    return dataclasses.replace(trained, soft_mask=SoftMask(soft_mask.variant, soft_mask.k), t_per="row")
+    sft = rebuilt(path, work.model.step, build, "The conversations or the base have changed", "bring them back")
+    return config, Buckets(sft.validation, sft.pad_id, config.train.seed, sizes), sft.info["fingerprint"]
 
 
 def measured(work: Work) -> Columns:
-    """Columns of the run's validation, from its record, which is completed first. ValueError: see `conversations`."""
-    given, model = work.settings.perplexity, work.model
-    if given.texts or not given.own:
-        raise ValueError(
-            f"perplexity: {work.path} was fine-tuned on conversations and is measured on those alone; leave "
-            "config.perplexity.texts and own away, or evaluate it by itself."
-        )
-    split = conversations(work)
-    objective, total = loss_of(split.config, model.soft_mask), len(split.buckets)
-    count = min(given.max_windows, total) if given.max_windows else total
-    numbers = np.arange(count) * total // count
-    draws, seed, strata = given.draws, work.settings.run.seed, None
-    if given.compat:
-        draws, seed = 1, split.config.eval.seed
-    else:
-        strata = stratified(count, draws, seed)
-    settings = {
-        "metric": "loss", "text": split.fingerprint, "pads": split.config.train.seed, "tokens": 1, "windows": count,
-        "draws": draws, "seed": seed, "compat": given.compat, "p_sm": split.config.soft_mask.p_sm if given.compat else 0.0,
+    """Columns of the run's validation, missing rows measured first. ValueError: see `conversations`."""
+    settings, model = work.settings.perplexity, work.model
+    if settings.texts or not settings.own:
+        raise ValueError(f"perplexity: {work.path} was fine-tuned on conversations and is measured on those alone; "
+                         "leave config.perplexity.texts and own away, or evaluate it by itself.")
+    config, buckets, fingerprint = conversations(work)
+    # The run's loss with the model's present soft-masking, every example with a t of its own.
+    soft_mask, p_sm = SoftMask(model.soft_mask.variant, model.soft_mask.k), config.soft_mask.p_sm
+    objective = dataclasses.replace(dream_loss.DreamLoss.from_config(config), soft_mask=soft_mask, t_per="row")
+    numbers = evenly_spaced(len(buckets), settings.max_windows)
+    draws, seed, strata = 1, config.eval.seed, None
+    if not settings.compat:
+        draws, seed = settings.draws, work.settings.run.seed
+        strata = stratified(len(numbers), draws, seed)
+    decisive = {
+        "metric": "loss", "text": fingerprint, "pads": config.train.seed, "tokens": 1, "windows": len(numbers),
+        "draws": draws, "seed": seed, "compat": settings.compat, "p_sm": p_sm if settings.compat else 0.0,
         "step": model.step, **settings_of(objective),
     }  # fmt: skip
-    program = _program(model.denoiser, objective, work.mesh, total)
-    rows = padded_to(min(given.batch_size, count), work.mesh)
-    score = Scorer(work, lambda index, piece: split.buckets.gather(index, piece.size), program, numbers, strata, rows, seed,
-                   (np.float32(split.config.soft_mask.p_sm),))  # fmt: skip
-    bucket_of = split.buckets.bucket_of[numbers]
+    bucket_of = buckets.bucket_of[numbers]
     batches = (
         piece for size in np.unique(bucket_of).tolist()
-        for piece in pieces(numbers[bucket_of == size], draws, given.batch_size, size)
+        for piece in pieces(numbers[bucket_of == size], draws, settings.batch_size, size)
     )  # fmt: skip
-    return recorded(work, OWN, settings, batches, score)
+    return recorded(
+        work, OWN, decisive, batches, numbers=numbers, strata=strata,
+        gather=lambda index, piece: buckets.gather(index, piece.size),
+        program=_program(model.denoiser, objective, work.mesh, len(buckets)), extra=(np.float32(p_sm),),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4)
@@ -125,30 +93,20 @@ def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh,
     """(params, batch, draw, key, p_sm) -> columns [B]."""
 
     def score(params, batch, draw, key, p_sm):
-        compat = "place" not in batch
+        compat = "stratum" not in batch
         if compat:
             t = objective.validation_t(batch["index"], total)
         else:
             keys = dream_loss.example_keys(key, noise.Stream.T, batch["index"], draw)
-            u = noise.stratified_t(keys, batch["place"], batch["count"], 0.0)
+            u = noise.stratified_t(keys, batch["stratum"], batch["count"], 0.0)
             t = objective.t_min + (objective.t_max - objective.t_min) * u
         noisy = objective.draw(batch, key, mask_token_id=denoiser.mask_token_id, t=t, epoch=draw)
         scores = two_pass.row_scores(denoiser, objective.soft_mask, params, noisy)
-        made = {"t": noisy.t, "masked": scores.masked} | scores.loss
-        made |= {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
-        if compat and "two_pass" in made:
+        columns = {"t": noisy.t, "masked": scores.masked} | scores.loss
+        columns |= {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
+        if compat and "two_pass" in columns:
             coins = dream_loss.example_coins(key, batch["index"], p_sm)
-            made["mixed"] = jnp.where(coins, made["two_pass"], made["one_pass"])
-        return made
+            columns["mixed"] = jnp.where(coins, columns["two_pass"], columns["one_pass"])
+        return columns
 
     return jax.jit(score, out_shardings=sharding.replicated(mesh))
-
-
-def note(settings: Perplexity) -> str:
-    """Explanation of the numbers for a reader."""
-    if settings.compat:
-        return "The recipe's own validation: t evenly spaced over the examples, a coin decides between one pass and two."
-    return (
-        f"The recipe's loss of responses over {settings.draws} draws of t and masks an example, the same for every model; 95 % "
-        "intervals are over examples."
-    )

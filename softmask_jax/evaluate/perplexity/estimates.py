@@ -4,7 +4,6 @@ Standard errors are over windows, each the mean of its draws. They cover the cho
 bound, as draws stratified over windows vary less in the mean); not the choice of checkpoint, nor windows of one document.
 """
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,16 +14,19 @@ from softmask_jax.evaluate.task import Estimate
 def estimates(
     columns: Columns, metric: str, tokens: int, unit: str, characters: np.ndarray | None = None
 ) -> dict[str, Estimate]:
-    """By name: `metric` of the pass that counts (`Columns.best`) and, of a soft-masked model, "one_pass/..." and the paired
-    gain of two passes. An NELBO's perplexity comes before it.
+    """`metric` of the pass that counts (`Columns.best`), behind an NELBO's perplexity; of a soft-masked model also of
+    one pass and the paired gain of two.
 
     tokens: divisor of a window's sums. characters: of each window [W], for "bits_per_character".
     """
     means = {name: columns.values[name].mean(1) / tokens for name in {*columns.passes, columns.best}}
-    passes = {"": columns.best} | ({} if len(columns.passes) == 1 else {"one_pass/": "one_pass"})
-    passes |= {} if columns.best in columns.passes else {"two_pass/": "two_pass"}
+    prefixes = {"": columns.best}
+    if len(columns.passes) > 1:
+        prefixes["one_pass/"] = "one_pass"
+    if columns.best not in columns.passes:
+        prefixes["two_pass/"] = "two_pass"
     values = {}
-    for prefix, name in passes.items():
+    for prefix, name in prefixes.items():
         estimate = Estimate.of_mean(means[name], unit=unit, better="lower")
         if metric == "nelbo":
             values[f"{prefix}perplexity"] = estimate.mapped(lambda nats: math.exp(min(nats, 700.0)), unit="")
@@ -38,48 +40,43 @@ def estimates(
 
 
 def differences(baseline: Columns, other: Columns, metric: str, tokens: int, unit: str) -> dict[str, Estimate]:
-    """`other` - `baseline`, paired by window: of the passes that count, of one pass, and of the gains.
-
-    {} unless both have the same windows, t (up to rounding on other devices) and numbers of masks.
-    """
+    """`other` - `baseline`, paired by window: of the passes that count, of one pass, and of the gains; {} for other
+    windows, t (up to rounding on other devices) or numbers of masks."""
     a, b = baseline.values, other.values
     if not (
         np.array_equal(baseline.numbers, other.numbers) and np.array_equal(a["masked"], b["masked"])
         and np.allclose(a["t"], b["t"], rtol=1e-6, atol=0.0)
-    ):
+    ):  # fmt: skip
         return {}
-
-    def difference(theirs: np.ndarray, ours: np.ndarray, better: str) -> Estimate:
-        return Estimate.of_mean((ours - theirs).mean(1) / tokens, unit=unit, better=better)
-
-    made = {metric: difference(a[baseline.best], b[other.best], "lower")}
+    pairs = {metric: (a[baseline.best], b[other.best], "lower")}
     if len(baseline.passes) + len(other.passes) > 2:
-        made[f"one_pass/{metric}"] = difference(a["one_pass"], b["one_pass"], "lower")
+        pairs[f"one_pass/{metric}"] = a["one_pass"], b["one_pass"], "lower"
     if len(baseline.passes) == len(other.passes) == 2:
-        gains = (values["one_pass"] - values["two_pass"] for values in (a, b))
-        made[f"gain/{metric}"] = difference(*gains, "higher")
-    return made
+        pairs[f"gain/{metric}"] = *(values["one_pass"] - values["two_pass"] for values in (a, b)), "higher"
+    return {
+        name: Estimate.of_mean((ours - theirs).mean(1) / tokens, unit=unit, better=better)
+        for name, (theirs, ours, better) in pairs.items()
+    }
 
 
-def cross_entropy_by_t(columns: Columns, bins: int) -> list[Mapping]:
+def cross_entropy_by_t(columns: Columns, bins: int) -> list[dict]:
     """Unweighted nats per masked token in each of `bins` equal parts of [0, 1] of t that has masks.
 
     Returns:
-      by bin "t": [from, to], "rows" (windows under a draw), "masked" tokens, and by pass {"value", "low", "high"}; the
-      interval is over windows, of a ratio of sums, and None for a single window.
+      by bin "t": [from, to], "rows" (windows under a draw), "masked" tokens, and by pass {"value", "low", "high"}.
     """
     t, masked = columns.values["t"], columns.values["masked"]
-    of_bin = np.minimum((t * bins).astype(int), bins - 1)
-    made = []
+    bin_of = np.minimum((t * bins).astype(int), bins - 1)
+    table = []
     for number in range(bins):
-        here = of_bin == number
-        tokens = np.where(here, masked, 0.0).sum(1)
+        inside = bin_of == number
+        tokens = np.where(inside, masked, 0.0).sum(1)
         if not tokens.sum():
             continue
-        row = {"t": [number / bins, (number + 1) / bins], "rows": int(here.sum()), "masked": int(tokens.sum())}
+        row = {"t": [number / bins, (number + 1) / bins], "rows": int(inside.sum()), "masked": int(tokens.sum())}
         for name in columns.passes:
-            nats = np.where(here, columns.values[f"{name}_cross_entropy"], 0.0).sum(1)
+            nats = np.where(inside, columns.values[f"{name}_cross_entropy"], 0.0).sum(1)
             ratio = Estimate.of_ratio(nats[tokens > 0], tokens[tokens > 0])
             row[name] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
-        made.append(row)
-    return made
+        table.append(row)
+    return table

@@ -2,60 +2,25 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from softmask_jax.config.jax_settings import root_key
 from softmask_jax.diffusion.dream_loss import DreamLoss
 from softmask_jax.diffusion.nelbo import Nelbo
-from softmask_jax.evaluate.pieces import Piece, complete
-from softmask_jax.evaluate.task import Work
+from softmask_jax.distributed import sharding
+from softmask_jax.evaluate.perplexity.mask_draws import Strata
+from softmask_jax.evaluate.task import DIVERGED, Piece, Work
 from softmask_jax.io.answers import key_of
 
 log = logging.getLogger("softmask_jax")
 PASSES = ("one_pass", "two_pass")
-# Rows are synced to the disk this often: a kill costs no more work.
+# Most work that a kill costs.
 SYNC_SECONDS = 2.0
-
-
-def settings_of(objective: Nelbo | DreamLoss) -> dict:
-    """What the numbers of an objective depend on, JSON-able."""
-    settings = dataclasses.asdict(objective)
-    soft_mask = settings.pop("soft_mask")
-    return {"variant": soft_mask["variant"], "k": soft_mask["k"]} | settings
-
-
-def recorded(
-    work: Work, name: str, settings: Mapping, pieces: Iterable[Piece], score: Callable[[Piece], Mapping[str, np.ndarray]]
-) -> "Columns":
-    """Columns of the record `name`, which is completed first.
-
-    Args:
-      settings: that decide the rows, "windows", "draws" and "step" among them. score: a piece's columns, each [n].
-
-    Raises:
-      ValueError: a number that is not finite. Stopped: after a signal; finished rows are on the disk.
-    """
-
-    def rows(piece: Piece) -> list[dict]:
-        columns = {name: np.asarray(values) for name, values in score(piece).items()}
-        if bad := [name for name, values in columns.items() if not np.isfinite(values).all()]:
-            raise ValueError(
-                f"{work.path}: {bad[0]} is not finite at step {settings['step']}; the weights are damaged, or the "
-                "training diverged: give another --config.models.step."
-            )
-        lists = {name: values.tolist() for name, values in columns.items()}
-        return [
-            {"index": index, "sample": sample} | {name: values[row] for name, values in lists.items()}
-            for row, (index, sample) in enumerate(piece.keys)
-        ]
-
-    with work.records(name, settings, settings["windows"] * settings["draws"]) as file:
-        if not file.complete:
-            complete(work, file, pieces, rows, SYNC_SECONDS)
-        return columns(file.rows.values(), settings["draws"])
 
 
 class Columns(NamedTuple):
@@ -66,17 +31,59 @@ class Columns(NamedTuple):
 
     @property
     def passes(self) -> list[str]:
-        """The PASSES that were measured."""
         return [name for name in PASSES if name in self.values]
 
     @property
     def best(self) -> str:
-        """The pass that counts for the model: "mixed" where measured, else two passes if it has soft-masking."""
+        """The pass that counts for the model: "mixed" if measured, else two passes if it has soft-masking."""
         return "mixed" if "mixed" in self.values else self.passes[-1]
 
 
+def settings_of(objective: Nelbo | DreamLoss) -> dict:
+    """JSON values that decide an objective's numbers."""
+    settings = dataclasses.asdict(objective)
+    soft_mask = settings.pop("soft_mask")
+    return {"variant": soft_mask["variant"], "k": soft_mask["k"]} | settings
+
+
+def recorded(work: Work, name: str, settings: Mapping, batches: Iterable[Piece], *, numbers: np.ndarray,
+             strata: Strata | None, gather: Callable[[np.ndarray, Piece], Mapping], program: Callable,
+             extra: tuple = ()) -> Columns:
+    """Columns of the record `name`, its missing rows measured first.
+
+    Args:
+      settings: decide the rows, "windows", "draws", "seed" and "step" among them.
+      numbers: of the windows [W], ascending; strata: theirs, None if the program draws t alone.
+      gather: (window numbers [B], piece) -> batch. program: (params, batch, draw, key, *extra) -> columns [B].
+
+    Raises:
+      ValueError: a number that is not finite. Stopped: after a signal.
+    """
+    shards = sharding.row_shards(work.mesh)
+    size = math.ceil(min(work.settings.perplexity.batch_size, len(numbers)) / shards) * shards
+
+    def measured(piece: Piece) -> list[dict]:
+        index = piece.filled(size)
+        batch = dict(gather(index, piece))
+        if strata is not None:
+            window = np.searchsorted(numbers, index)
+            batch |= {key: values[window, piece.draw] for key, values in strata._asdict().items()}
+        batch, key = sharding.global_batch(batch, work.mesh), root_key(settings["seed"])
+        scores = program(work.model.params, batch, np.int32(piece.draw), key, *extra)
+        values = {name: np.asarray(column)[: len(piece.index)] for name, column in scores.items()}
+        if bad := [name for name, column in values.items() if not np.isfinite(column).all()]:
+            raise ValueError(f"{work.path}: {bad[0]} is not finite at step {settings['step']}; {DIVERGED}.")
+        rows = zip(*(column.tolist() for column in values.values()))
+        return [dict(zip(("index", "sample", *values), (*key, *row))) for key, row in zip(piece.keys, rows)]
+
+    with work.records(name, settings, settings["windows"] * settings["draws"]) as file:
+        if not file.complete:
+            work.complete(file, batches, measured, SYNC_SECONDS)
+        return columns(file.rows.values(), settings["draws"])
+
+
 def columns(rows: Iterable[Mapping], draws: int) -> Columns:
-    """Of the complete rows of a record, in any order."""
+    """Columns of a complete record's rows, in any order."""
     ordered = sorted(rows, key=key_of)
     numbers = np.array([row["index"] for row in ordered[::draws]])
     names = [name for name in ordered[0] if name not in ("index", "sample")]
@@ -91,13 +98,11 @@ def stored(folder: Path, name: str) -> tuple[dict, Columns] | None:
     try:
         settings = json.loads(path.with_name(path.name + ".settings.json").read_text("utf-8"))
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        missing = settings["windows"] * settings["draws"] - len({key_of(row) for row in rows})
+        if missing := settings["windows"] * settings["draws"] - len({key_of(row) for row in rows}):
+            raise ValueError(f"rows not there: {missing:,}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        missing = str(error)
-    if missing:
-        log.warning("%s is damaged (%s): no difference to another model is paired with it", path,
-                    missing if isinstance(missing, str) else f"rows not there: {missing:,}")
+        log.warning("%s is damaged (%s): no difference to another model is paired with it", path, error)
         return None
     return settings, columns(rows, settings["draws"])

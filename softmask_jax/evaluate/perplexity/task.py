@@ -10,16 +10,26 @@ import numpy as np
 
 from softmask_jax.data.tokenizers import Text8Tokenizer
 from softmask_jax.evaluate.perplexity import conversations, estimates, mask_draws, records
-from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, described, sources, texts_of
-from softmask_jax.evaluate.pieces import pieces
-from softmask_jax.evaluate.settings import Perplexity, Settings, check_least
-from softmask_jax.evaluate.task import Estimate, Result, Work
+from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, described, evenly_spaced, sources, texts_of
+from softmask_jax.evaluate.settings import Settings, check_least
+from softmask_jax.evaluate.task import Estimate, Result, Work, pieces
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
 # Windows that are read at once.
 AT_A_TIME = 1_024
-# What may differ between two records whose rows are of the same windows and masks.
+# Settings that may differ between records of the same windows and masks.
 OF_THE_MODEL = ("step", "variant", "k", "p_sm")
+# Explanations of the numbers by (compat, of conversations).
+NOTES = {
+    (False, False): "NELBO over {draws} draws of t and masks a window, the same for every model; 95 % intervals are "
+    "over windows and cover these and their draws.",
+    (True, False): "By the reference's protocol: one t a window, stratified within batches of {batch_size}; intervals "
+    "are over windows.",
+    (False, True): "The recipe's loss of responses over {draws} draws of t and masks an example, the same for every "
+    "model; 95 % intervals are over examples.",
+    (True, True): "The recipe's own validation: t evenly spaced over the examples, a coin decides between one pass and "
+    "two.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +46,24 @@ class Validation:
             raise ValueError("config.perplexity.own=False leaves no text; name some in config.perplexity.texts.")
 
     def run(self, work: Work) -> Result:
-        """Texts one after the other, each with its own record and estimates.
-
-        Raises:
-          ValueError: no text, or one that is not what the run was trained on; a model whose loss is not finite.
-        """
+        """Texts one after the other, each with its own record and estimates. ValueError for none, or a changed one."""
         settings = work.settings.perplexity
-        if conversations.is_dream(work.path):
+        values, curves, notes = {}, {}, []
+        if dream := conversations.is_dream(work.path):
             columns = conversations.measured(work)
             values = estimates.estimates(columns, "loss", 1, UNITS["loss"])
-            curves = {OWN: estimates.cross_entropy_by_t(columns, settings.bins)}
-            return _result(values, columns, curves, [conversations.note(settings)])
-        values, curves, notes = {}, {}, []
-        for text in texts_of(work.path, work.model, own=settings.own, others=sources(settings.texts)):
-            columns = _measured(work, text)
-            characters = _characters(work.model.tokenizer, text, columns.numbers, settings.compat)
-            of_text = estimates.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
-            values |= _prefixed(text.name, of_text)
-            curves[text.name] = estimates.cross_entropy_by_t(columns, settings.bins)
-            notes += text.notes
-        return _result(values, columns, curves, [*notes, _note(settings)])
+            curves[OWN] = estimates.cross_entropy_by_t(columns, settings.bins)
+        else:
+            for text in texts_of(work.path, work.model, own=settings.own, others=sources(settings.texts)):
+                columns = _measured(work, text)
+                characters = _characters(work.model.tokenizer, text, columns.numbers, settings.compat)
+                of_text = estimates.estimates(columns, "nelbo", text.windows.seq_len, UNITS["nelbo"], characters)
+                values |= _prefixed(text.name, of_text)
+                curves[text.name] = estimates.cross_entropy_by_t(columns, settings.bins)
+                notes += text.notes
+        notes.append(NOTES[settings.compat, dream].format(draws=settings.draws, batch_size=settings.batch_size))
+        calls = columns.values["t"].shape[1] * len(columns.passes)
+        return Result(values, {"calls": calls}, {"cross_entropy_by_t": curves}, tuple(notes))
 
     def compare(self, baseline: Work, other: Work) -> dict[str, Estimate]:
         """Window by window where both records are of the same windows, tokens and masks; {} elsewhere."""
@@ -73,60 +81,37 @@ def _prefixed(text: str, values: dict[str, Estimate]) -> dict[str, Estimate]:
     return values if text == OWN else {f"{text}/{name}": value for name, value in values.items()}
 
 
-def _result(values: dict, columns: records.Columns, curves: dict, notes: list[str]) -> Result:
-    calls = columns.values["t"].shape[1] * len(columns.passes)
-    return Result(values, {"calls": calls}, {"cross_entropy_by_t": curves}, tuple(notes))
-
-
-def _characters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> np.ndarray | None:
-    """How many characters each window [W] has, where a token is one; None elsewhere.
-
-    BOS and EOS are none. compat: they count, as in the reference.
-    """
-    if tokenizer.kind != Text8Tokenizer.kind:
-        return None
-    ends = () if compat else (tokenizer.bos_id, tokenizer.eos_id)
-    parts = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
-    counts = [np.isin(text.windows.gather(part), ends, invert=True).sum(1) for part in parts]
-    return np.concatenate(counts)
-
-
 def _shared(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in OF_THE_MODEL}
 
 
+def _characters(tokenizer, text: Text, numbers: np.ndarray, compat: bool) -> np.ndarray | None:
+    """Number of characters of each window [W] if a token is one; else None. compat: BOS and EOS count."""
+    if tokenizer.kind != Text8Tokenizer.kind:
+        return None
+    ends = () if compat else (tokenizer.bos_id, tokenizer.eos_id)
+    parts = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
+    return np.concatenate([np.isin(text.windows.gather(part), ends, invert=True).sum(1) for part in parts])
+
+
 def _measured(work: Work, text: Text) -> records.Columns:
-    """One text's columns, from its record, which is completed first."""
-    given, model, seed = work.settings.perplexity, work.model, work.settings.run.seed
-    objective, numbers = model.objective, text.chosen(given.max_windows)
-    draws = 1 if given.compat else given.draws
-    if given.compat:
-        strata = mask_draws.of_the_reference(len(numbers), given.batch_size)
-    else:
-        strata = mask_draws.stratified(len(numbers), draws, seed)
-        objective = dataclasses.replace(objective, stratified=True)
-    settings = {
-        "metric": "nelbo", "text": text.fingerprint(numbers), "tokenizer": model.tokenizer.fingerprint(),
-        "tokens": text.windows.seq_len, "windows": len(numbers), "draws": draws, "seed": seed, "compat": given.compat,
-        # Batches decide which t are drawn in the reference's protocol alone.
-        "batch_size": given.batch_size if given.compat else 0, "step": model.step, **records.settings_of(objective),
-    }  # fmt: skip
-    def gather(index, piece):
-        return {"tokens": text.windows.gather(index), "index": index.astype(np.int32)}
-
-    program = mask_draws.nelbo_program(model.denoiser, objective, work.mesh)
-    rows = mask_draws.padded_to(min(given.batch_size, len(numbers)), work.mesh)
-    score = mask_draws.Scorer(work, gather, program, numbers, strata, rows, seed)
-    return records.recorded(work, text.name, settings, pieces(numbers, draws, given.batch_size), score)
-
-
-def _note(settings: Perplexity) -> str:
+    """Columns of one text, missing rows measured first."""
+    settings, model, seed = work.settings.perplexity, work.model, work.settings.run.seed
+    objective, batch_size = model.objective, settings.batch_size
+    numbers = evenly_spaced(len(text.windows), settings.max_windows)
     if settings.compat:
-        return (
-            f"By the reference's protocol: one t a window, stratified within batches of {settings.batch_size}; intervals are "
-            "over windows."
-        )
-    return (
-        f"NELBO over {settings.draws} draws of t and masks a window, the same for every model; 95 % intervals are over "
-        "windows and cover these and their draws."
-    )
+        draws, strata = 1, mask_draws.of_the_reference(len(numbers), batch_size)
+    else:
+        draws, strata = settings.draws, mask_draws.stratified(len(numbers), settings.draws, seed)
+        objective = dataclasses.replace(objective, stratified=True)
+    decisive = {
+        "metric": "nelbo", "text": text.fingerprint(numbers), "tokenizer": model.tokenizer.fingerprint(),
+        "tokens": text.windows.seq_len, "windows": len(numbers), "draws": draws, "seed": seed, "compat": settings.compat,
+        # Only in the reference's protocol do batches decide t.
+        "batch_size": batch_size if settings.compat else 0, "step": model.step, **records.settings_of(objective),
+    }  # fmt: skip
+    return records.recorded(
+        work, text.name, decisive, pieces(numbers, draws, batch_size), numbers=numbers, strata=strata,
+        gather=lambda index, _: {"tokens": text.windows.gather(index), "index": index.astype(np.int32)},
+        program=mask_draws.nelbo_program(model.denoiser, objective, work.mesh),
+    )  # fmt: skip

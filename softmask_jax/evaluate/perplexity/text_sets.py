@@ -6,8 +6,9 @@ window and an EOS behind it, by the model's own tokenizer. All of their document
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ OWN = "validation"
 TAKEN = (OWN, "one_pass", "two_pass", "gain")
 OPTIONS = ("text_key", "separator", "detokenizer")
 EXAMPLE = "`ptb=jsonl:ptb.jsonl; books=files:books/*.txt`"
+SETTING = "config.perplexity.texts"
 GIVE_TEXTS = "give other texts instead: --config.perplexity.texts='name=files:texts/*.txt' --config.perplexity.own=False"
 WINDOWS_AT_ONCE = 1024
 
@@ -40,49 +42,49 @@ class Text:
     windows: data.Windows | data.Mixture
     notes: tuple[str, ...] = ()
 
-    def chosen(self, most: int) -> np.ndarray:
-        """int64 [W], the numbers of all windows, or of `most` evenly spaced ones (0: all)."""
-        total = len(self.windows)
-        count = min(most, total) if most else total
-        return np.arange(count) * total // count
-
     def fingerprint(self, chosen: np.ndarray) -> str:
-        """A hash of the tokens of the `chosen` windows [W]."""
+        """Hash of the tokens of the `chosen` windows [W]."""
         digest = hashlib.sha256(f"{len(chosen)} {self.windows.seq_len}".encode())
         for start in range(0, len(chosen), WINDOWS_AT_ONCE):
             digest.update(self.windows.gather(chosen[start : start + WINDOWS_AT_ONCE]).tobytes())
         return digest.hexdigest()
 
 
+def evenly_spaced(total: int, most: int) -> np.ndarray:
+    """`most` evenly spaced numbers below `total`, int64 [n]; 0 is all."""
+    count = min(most, total) if most else total
+    return np.arange(count) * total // count
+
+
 def described(texts: str) -> dict[str, tuple[str, str, dict[str, str]]]:
     """Kind, paths and options by name of `perplexity.texts`: `name=source:paths`, joined by `;`, each with optional
     `|text_key=`, `|separator=` or `|detokenizer=` as in config.data. ValueError for another form, or a name twice."""
-    found = {}
+    by_name = {}
     for entry in listed(texts):
-        where, *options = (part.strip() for part in entry.split("|"))
-        match = re.fullmatch(r"(\w[\w.-]*)\s*=\s*(\w+)\s*:\s*(.*)", where)
-        options = dict(option.split("=", 1) if "=" in option else (option, "") for option in options)
+        source, *parts = (part.strip() for part in entry.split("|"))
+        match = re.fullmatch(r"(\w[\w.-]*)\s*=\s*(\w+)\s*:\s*(.*)", source)
+        options = {key: value for key, _, value in (part.partition("=") for part in parts)}
         if not match or options.keys() - set(OPTIONS):
-            raise ValueError(
-                f"config.perplexity.texts: '{entry}' is not of the form {EXAMPLE}, behind a `|` {', '.join(OPTIONS)}."
-            )
+            raise ValueError(f"{SETTING}: '{entry}' is not of the form {EXAMPLE}, behind a `|` {', '.join(OPTIONS)}.")
         name, kind, paths = match.groups()
-        if name in TAKEN or name in found:
-            why = "there twice" if name in found else "taken"
-            raise ValueError(f"config.perplexity.texts: the name '{name}' is {why}; give the text another.")
-        found[name] = kind, paths, options
-    return found
+        if name in TAKEN or name in by_name:
+            why = "there twice" if name in by_name else "taken"
+            raise ValueError(f"{SETTING}: the name '{name}' is {why}; give the text another.")
+        by_name[name] = kind, paths, options
+    return by_name
+
+
+def open_source(setting: str, kind: str, paths: str, options: dict[str, str]) -> Source:
+    """ValueError, with the `setting`, for a source that does not exist, or whose files are not here."""
+    try:
+        return make_source(kind, paths, **options)
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"{setting}: {error}") from error
 
 
 def sources(texts: str) -> dict[str, Source]:
-    """The sources that `described` lists. ValueError for one that does not exist, or whose files are not here."""
-    found = {}
-    for name, (kind, paths, options) in described(texts).items():
-        try:
-            found[name] = make_source(kind, paths, **options)
-        except (ValueError, OSError, ImportError) as error:
-            raise ValueError(f"config.perplexity.texts: {name}: {error}") from error
-    return found
+    """The sources that `described` lists, opened."""
+    return {name: open_source(f"{SETTING}: {name}", *source) for name, source in described(texts).items()}
 
 
 def trained_on(path: Path, step: int) -> str:
@@ -94,64 +96,54 @@ def trained_on(path: Path, step: int) -> str:
         raise ValueError(f"{checkpoint} is damaged ({damage}): give another --config.models.step.") from damage
 
 
-def own_text(path: Path, model) -> Text:
-    """The validation split of the run in `path`, whose checkpoint at `model.step` knows what it was trained on.
+def rebuilt(path: Path, step: int, build: Callable[[], tuple[Any, str]], changed: str, remedy: str):
+    """A run's training data from `build`, which returns them with their fingerprint.
 
-    Raises:
-      NoText: a converted model. ValueError: the text is not here, or has changed since the run.
+    ValueError if they cannot be read here, or are not the run's; changed, remedy: phrases of the error.
     """
-    if converted.is_converted(path):
-        raise NoText(f"{path} is a converted model and brings no validation text along; {GIVE_TEXTS}.")
-    was = trained_on(path, model.step)
+    was = trained_on(path, step)
     try:
-        built = data.build(model.config.data)
+        built, now = build()
     except (ValueError, OSError, ImportError) as error:
-        raise ValueError(
-            f"The text that {path} was trained on cannot be read here ({error}). Bring it back, or {GIVE_TEXTS}."
-        ) from error
-    now = built.info["fingerprint"]
+        raise ValueError(f"The training data of {path} cannot be read here ({error}): {remedy}.") from error
     if now != was:
-        raise ValueError(
-            f"The text that config.data of {path} describes has changed since the run (fingerprint {now[:12]} instead of "
-            f"{was[:12]}). Bring the files back, or {GIVE_TEXTS}."
-        )
-    return Text(OWN, built.validation)
+        fingerprints = f"fingerprint {now[:12]} instead of {was[:12]}"
+        raise ValueError(f"{changed} since the run in {path} ({fingerprints}): {remedy}.")
+    return built
+
+
+def own_text(path: Path, model, remedy: str = GIVE_TEXTS) -> Text:
+    """The validation split of the run in `path`. NoText for a converted model, ValueError if it is not here."""
+    if converted.is_converted(path):
+        raise NoText(f"{path} is a converted model and brings no validation text along: {remedy}.")
+
+    def build() -> tuple[data.Data, str]:
+        built = data.build(model.config.data)
+        return built, built.info["fingerprint"]
+
+    return Text(OWN, rebuilt(path, model.step, build, "The text of config.data has changed", remedy).validation)
 
 
 def other_text(name: str, source: Source, model) -> Text:
-    """Every document of a source as windows of the model's training length.
-
-    Raises:
-      ValueError: no document with text, too few tokens for a window, or a model without a tokenizer. OSError: the cache
-      of tokens cannot be written.
-    """
-    corpus = _whole(name, source)
+    """Every document of a source as windows of the model's training length. ValueError for too little text, or a model
+    without a tokenizer; OSError if the cache of tokens cannot be written."""
+    scans = [scan(source.read(part)) for part in range(source.num_parts())]
+    items = np.concatenate([part.items for part in scans])
+    bad = tuple(line for part in scans for line in part.bad)[:1]
+    good, example = items["kind"] == GOOD, f", for example {bad[0]}" if bad else ""
+    if not good.any():
+        count = (items["kind"] == BAD).sum()
+        raise ValueError(f"{name} holds no document with text ({len(items)} read, {count} bad{example}).")
+    corpus = Corpus(source, items, np.where(good, VALIDATION, DROPPED).astype(np.int8), bad, 0)
     tokenizer = model.tokenizer
     stream = corpus.stream(VALIDATION, tokenizer, cache_folder(model.config.data.cache_dir))
     windows = data.Windows(stream, model.max_length, tokenizer.bos_id, tokenizer.eos_id, name)
     left_out = ", ".join(f"{count} {what}" for count, what in ((corpus.blank, "blank"), (corpus.bad_rows, "bad")) if count)
-    why = f", for example {corpus.bad[0]}" if corpus.bad else ""
-    return Text(name, windows, (f"Of {name} these documents are left out: {left_out}{why}.",) if left_out else ())
-
-
-def _whole(name: str, source: Source) -> Corpus:
-    """All documents with text as one split."""
-    scans = [scan(source.read(part)) for part in range(source.num_parts())]
-    items = np.concatenate([found.items for found in scans])
-    bad = tuple(line for found in scans for line in found.bad)[:1]
-    if not (items["kind"] == GOOD).any():
-        raise ValueError(
-            f"config.perplexity.texts: {name} holds no document with text ({len(items)} read, "
-            f"{(items['kind'] == BAD).sum()} bad{''.join(f', for example {line}' for line in bad)})."
-        )
-    return Corpus(source, items, np.where(items["kind"] == GOOD, VALIDATION, DROPPED).astype(np.int8), bad, 0)
+    return Text(name, windows, (f"Of {name} these documents are left out: {left_out}{example}.",) if left_out else ())
 
 
 def texts_of(path: Path, model, *, own: bool, others: dict[str, Source]) -> Iterable[Text]:
-    """The own split, unless `own` is False, and the others, one at a time.
-
-    A model that has no own split is measured on the others alone, with a note. Raises: see `own_text`, `other_text`.
-    """
+    """The own split, unless `own` is False, and the others; if there is no own split, the others with a note."""
     note = ()
     if own:
         try:

@@ -75,7 +75,7 @@ def verdicts(outside):
     """Of every program, by name, tried many at a time; and what was there before and after."""
     programs = {name: program for name, (program, _) in hostile.PROGRAMS.items()} | hostile.CHEATS
     before = sorted(os.listdir(ROOT)), descendants()
-    found = dict(sandbox.Sandbox(LIMITS).run([whole(text, outside) for text in programs.values()], WORKERS))
+    found = dict(sandbox.run([whole(text, outside) for text in programs.values()], LIMITS, workers=WORKERS))
     after = sorted(os.listdir(ROOT)), descendants()
     return {name: found[place] for place, name in enumerate(programs)}, before, after
 
@@ -98,7 +98,7 @@ def test_the_word_of_a_pass_is_in_no_frame_no_module_and_nothing_that_is_collect
     monkeypatch.setattr(running.secrets, "token_hex", lambda size: "f00d" * (size // 2))
     planted = "planted = [('f0' + '0d') * 16]\n"
     programs = [whole(text, outside) for text in (hostile.SEARCH, planted + hostile.SEARCH)]
-    found = dict(sandbox.Sandbox(LIMITS).run(programs, 2))
+    found = dict(sandbox.run(programs, LIMITS, workers=2))
     assert found[0].kind == "failed"
     # What is to be found is found.
     assert found[1].passed
@@ -115,14 +115,14 @@ def test_nothing_outside_is_changed_and_no_process_is_left(verdicts, outside):
 @pytest.mark.parametrize("name", ["reading a file outside", "finding other processes", "a way up and out"])
 def test_without_the_sandbox_the_same_programs_get_somewhere(outside, name):
     program = whole(hostile.PROGRAMS[name][0], outside)
-    ((_, verdict),) = sandbox.Sandbox(LIMITS, isolated=False).run([program])
+    ((_, verdict),) = sandbox.run([program], LIMITS, isolated=False)
     assert verdict.passed
 
 
 def test_without_the_sandbox_limits_still_hold(outside):
     names = ["an endless loop", "much memory", "a flood of output", "a fork bomb", "a connection to the internet"]
     programs = [whole(hostile.PROGRAMS[name][0], outside) for name in names]
-    found = dict(sandbox.Sandbox(Limits(2.0, 256), isolated=False).run(programs, WORKERS))
+    found = dict(sandbox.run(programs, Limits(2.0, 256), isolated=False, workers=WORKERS))
     assert [found[place].kind for place in range(5)] == ["timed out", "failed", "too much output", "failed", "failed"]
     assert all(found[place].detail == hostile.NOWHERE for place in (1, 3, 4))
 
@@ -133,8 +133,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from softmask_jax.evaluate.code import sandbox
 from softmask_jax.evaluate.code.running import Limits, Program
-box = sandbox.Sandbox(Limits(600.0), isolated=sys.argv[1] == "True")
-list(box.run([Program("import os, signal; signal.pthread_sigmask(0, range(1, 65))\\nwhile True: pass")] * 2, 2))
+program = Program("import os, signal; signal.pthread_sigmask(0, range(1, 65))\\nwhile True: pass")
+list(sandbox.run([program] * 2, Limits(600.0), isolated=sys.argv[1] == "True", workers=2))
 """
 
 
@@ -156,13 +156,13 @@ def test_a_parent_that_dies_leaves_no_program_behind(tmp_path, isolated, number)
 def test_a_sandbox_that_cannot_be_made_is_an_error_and_no_verdict(monkeypatch):
     monkeypatch.setattr(running, "_binds", lambda: [("/there/is/no/such", "/x")])
     with pytest.raises(RuntimeError, match="could not be started.*No such file"):
-        list(sandbox.Sandbox(LIMITS).run([Program("x = 1")]))
+        list(sandbox.run([Program("x = 1")], LIMITS))
     assert "No such file" in sandbox.available.__wrapped__()
 
 
 def test_closing_the_iterator_ends_what_still_runs():
     others = descendants()
-    verdicts = sandbox.Sandbox(Limits(600.0)).run([Program("while True: pass"), Program("x = 1")], 2)
+    verdicts = sandbox.run([Program("while True: pass"), Program("x = 1")], Limits(600.0), workers=2)
     assert next(verdicts)[1].passed
     started = descendants() - others
     verdicts.close()

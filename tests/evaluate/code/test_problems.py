@@ -85,5 +85,9 @@ def test_what_is_no_file_of_problems_is_said(tmp_path):
 def test_a_task_without_problems_of_its_own_says_where_they_are():
     with pytest.raises(ValueError, match="mbpp_plus=hf:evalplus/mbppplus:test"):
         problems.load("mbpp_plus", "mbpp=x.jsonl")
-    with pytest.raises(ValueError, match="2 files for every task"):
-        problems.load("mbpp", "a.jsonl; b.jsonl")
+
+
+@pytest.mark.parametrize("files", ["a.jsonl; b.jsonl", "a.jsonl; a.jsonl", "humaneval=c.jsonl; a.jsonl; a.jsonl"])
+def test_two_files_without_tasks_are_one_error_even_if_they_are_the_same(files):
+    with pytest.raises(ValueError, match="^config.code.problems has 2 files for every task; name their tasks: mbpp=a.jsonl.$"):
+        problems.load("mbpp", files)

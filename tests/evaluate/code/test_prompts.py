@@ -24,7 +24,7 @@ def model(max_length=2_048, padding="left"):
 
 
 def asked(task, problem, chat, padding="left"):
-    pattern = prompts.Asker(model(padding=padding), 8, 1_024)(prompts.row(task, problem, chat))
+    pattern = prompts.pattern(model(padding=padding), prompts.row(task, problem, chat), new_tokens=8, prompt_tokens=1_024)
     assert (pattern.tokens[pattern.answer :] == MASK).all() and len(pattern.tokens) == pattern.answer + 8
     return pattern.tokens[: pattern.answer]
 
@@ -89,11 +89,13 @@ def test_long_prompts_lose_their_beginning_and_short_models_keep_half_for_the_an
     max_length, new_tokens, prompt_tokens, length, answer
 ):
     problem = Problem("a", "".join(map(chr, np.random.default_rng(0).integers(97, 123, 5_000))), "")
-    pattern = prompts.Asker(model(max_length), new_tokens, prompt_tokens)(prompts.row("humaneval", problem, False))
+    pattern = prompts.pattern(
+        model(max_length), prompts.row("humaneval", problem, False), new_tokens=new_tokens, prompt_tokens=prompt_tokens
+    )
     assert (len(pattern.tokens), pattern.answer) == (length, answer)
     assert ByteTokenizer().decode(pattern.tokens[:answer]) == problem.prompt[-answer:]
 
 
 def test_a_short_prompt_leaves_its_room_to_the_answer():
-    pattern = prompts.Asker(model(128), 768, 1_024)(prompts.row("humaneval", HEAD, False))
+    pattern = prompts.pattern(model(128), prompts.row("humaneval", HEAD, False), new_tokens=768, prompt_tokens=1_024)
     assert len(pattern.tokens) == 128 and pattern.answer == len(HEAD.prompt)

@@ -46,7 +46,7 @@ def test_pass_at_1_and_how_programs_ended(tmp_path):
 def test_without_leave_nothing_is_run_and_with_it_the_same_answers_are(tmp_path, monkeypatch):
     given = humaneval(tmp_path)
     with monkeypatch.context() as patch, work(tmp_path / "w", Writer([RIGHT]), allow_code=False, **given) as unit:
-        patch.setattr(sandbox.Sandbox, "run", lambda *_: pytest.fail("a program was run"))
+        patch.setattr(sandbox, "run", lambda *_, **__: pytest.fail("a program was run"))
         result = CodeTask("humaneval").run(unit)
     assert result.estimates == {} and not result.complete and "--allow_code" in " ".join(result.notes)
     assert not (tmp_path / "w" / "verdicts.jsonl").exists()

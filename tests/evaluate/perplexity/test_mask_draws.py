@@ -5,25 +5,24 @@ import pytest
 from softmask_jax.evaluate.perplexity.estimates import cross_entropy_by_t, differences, estimates
 from softmask_jax.evaluate.perplexity.mask_draws import of_the_reference, stratified
 from softmask_jax.evaluate.perplexity.records import Columns, columns
-from softmask_jax.evaluate.pieces import pieces
-from softmask_jax.evaluate.task import Estimate
+from softmask_jax.evaluate.task import Estimate, pieces
 
 
 def test_all_draws_together_take_every_stratum_once_and_each_window_one_of_every_part():
     strata = stratified(50, 4, seed=0)
-    np.testing.assert_array_equal(np.sort(strata.place.ravel()), np.arange(200))
-    np.testing.assert_array_equal(np.sort(strata.place // 50, 1), np.tile(np.arange(4), (50, 1)))
+    np.testing.assert_array_equal(np.sort(strata.stratum.ravel()), np.arange(200))
+    np.testing.assert_array_equal(np.sort(strata.stratum // 50, 1), np.tile(np.arange(4), (50, 1)))
     assert (strata.count == 200).all()
 
 
 def test_the_first_draw_of_the_first_window_may_be_anywhere():
-    places = [stratified(10, 3, seed).place[0, 0] for seed in range(3000)]
+    places = [stratified(10, 3, seed).stratum[0, 0] for seed in range(3000)]
     counts = np.bincount(places, minlength=30)
     assert len(counts) == 30 and ((counts - 100) ** 2 / 100).sum() < 60  # chi squared of 29 degrees, p = 0.0006
 
 
 def test_other_seeds_draw_otherwise_and_the_same_seed_alike():
-    first, again, other = (stratified(20, 2, seed).place for seed in (1, 1, 2))
+    first, again, other = (stratified(20, 2, seed).stratum for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -37,7 +36,7 @@ def test_joint_strata_make_the_mean_of_a_curve_of_t_more_exact_than_strata_of_ea
     for seed in range(200):
         r = random.random((40, 4))
         strata = stratified(40, 4, seed)
-        joint.append(curve((strata.place + r) / strata.count).mean())
+        joint.append(curve((strata.stratum + r) / strata.count).mean())
         alone.append(curve((np.arange(4) + r) / 4).mean())
     assert np.std(joint) < 0.6 * np.std(alone)
     assert abs(np.mean(joint) - exact) < 3 * np.std(joint) / np.sqrt(200)
@@ -45,7 +44,7 @@ def test_joint_strata_make_the_mean_of_a_curve_of_t_more_exact_than_strata_of_ea
 
 def test_the_references_strata_are_those_of_a_batch_and_the_last_one_has_fewer():
     strata = of_the_reference(10, 4)
-    assert strata.place[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert strata.stratum[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert strata.count[:, 0].tolist() == [4] * 8 + [2] * 2
     assert of_the_reference(3, 4).count[:, 0].tolist() == [3] * 3 and of_the_reference(4, 4).count[-1, 0] == 4
 

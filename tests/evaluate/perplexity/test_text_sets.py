@@ -9,7 +9,7 @@ import softmask_jax
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.evaluate.perplexity import text_sets
 from softmask_jax.evaluate.perplexity.task import Validation
-from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, other_text, own_text, sources
+from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, evenly_spaced, other_text, own_text, sources
 from tests.evaluate.test_compare import write_run
 from tests.golden import FOLDER
 from tests.helpers import tiny_run
@@ -133,5 +133,5 @@ def test_texts_too_small_to_measure_say_so(tmp_path, model, texts, message):
 def test_a_fingerprint_is_of_the_chosen_windows_tokens(tmp_path, model):
     source = sources(f"t={write(tmp_path / 't', 'la la la la la la ' * 20)}")["t"]
     text, same = other_text("t", source, model), Text("u", other_text("u", source, model).windows)
-    some, every = text.chosen(3), text.chosen(0)
+    some, every = (evenly_spaced(len(text.windows), most) for most in (3, 0))
     assert text.fingerprint(every) == same.fingerprint(every) != text.fingerprint(some) and len(some) == 3
