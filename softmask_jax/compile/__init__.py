@@ -1,4 +1,4 @@
-"""Will it fit, and how fast would it be? Programs compiled for TPUs on a machine without one: `python -m softmask_jax.compile`."""
-from softmask_jax.compile.topology import CHIPS, Topology, slice_of
+"""Programs compiled for TPUs on a machine without one, to see whether they fit and how fast they would be."""
+from softmask_jax.compile.topology import Topology, slice_of
 
-__all__ = ["CHIPS", "Topology", "slice_of"]
+__all__ = ["Topology", "slice_of"]

@@ -1,21 +1,25 @@
-"""Will it fit, and how fast would it be, before a TPU is rented? Compiles the real program for any TPU slice, on a machine
-without one, and reports the compiler's plan:
+"""Compile the real program for any TPU slice, on a machine without one, and report the compiler's plan:
 
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --sweep --kinds=v5e,v6e --chips=1,4,16 --batches=128,512
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
 
-Compiled programs are kept in the cache folder ($SOFTMASK_JAX_CACHE). Where a slice has more chips than the batch has rows,
-or does not divide them, every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'.
+Compiled programs are kept in the cache folder ($SOFTMASK_JAX_CACHE). Where the chips do not divide the batch's rows,
+every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'.
 """
 import argparse
 import json
 import os
 import sys
 
+from softmask_jax import config as schema
 from softmask_jax.config.command_line import command, command_parser, say, split_overrides
 from softmask_jax.io.files import check_writable, write_atomically, write_json
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -33,8 +37,8 @@ def command_line() -> argparse.ArgumentParser:
     add("--cache_kind", default=None, help="of blocks: none | prefix | dual")
     add("--sweep", action="store_true", help="tabulate slices and batch sizes, and name the smallest that fits")
     add("--kinds", default="v5e,v6e", help="of --sweep and --scaling")
-    add("--chips", default="", help="of --sweep (1,4,16) and --scaling (1,4,16,64,256)")
-    add("--batches", default="", help="global batch sizes of --sweep; the config's by default")
+    add("--chips", type=numbers, help="of --sweep (1,4,16) and --scaling (1,4,16,64,256)")
+    add("--batches", type=numbers, help="global batch sizes of --sweep; the config's by default")
     add("--scaling", action="store_true", help="write both models' table from 1 to 256 chips")
     add("--out", default="", help="of --scaling: the file, which is replaced (standard output)")
     add("--json", default="", help="write all figures here too; replaces the file, - is standard output alone")
@@ -59,62 +63,52 @@ def main(argv: list[str]) -> int:
     check_writable(flags.out, "--out")
     if flags.scaling:
         return _scaling(flags)
-    return _sweep(flags, overrides) if flags.sweep else _one(flags, overrides)
+    text, figures, fits = (_sweep if flags.sweep else _one)(flags, schema.load(flags.config, overrides))
+    print(json.dumps(figures, indent=1) if flags.json == "-" else text)
+    if flags.json not in ("", "-"):
+        write_json(flags.json, figures)
+    return 0 if fits else 3
 
 
-def _one(flags, overrides) -> int:
-    from softmask_jax import config as schema
+def _one(flags, config) -> tuple:
+    """(text, figures, whether it fits) of one slice."""
     from softmask_jax.compile import programs, reading, report
     from softmask_jax.compile.topology import Topology
     from softmask_jax.samplers.options import Options
 
-    topology = Topology(flags.topology)
-    config = schema.load(flags.config, overrides)
-    sizes = {"vocab_size": flags.vocab_size or programs.VOCAB_SIZE, "length": flags.length}
+    topology, rows = Topology(flags.topology), {"rows": flags.rows, "prompt_length": flags.prompt_length}
+    sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
     if flags.generate is None:
         program = programs.training(config, topology.devices(), **sizes)
     else:
-        options = Options(alg=flags.generate, steps=flags.steps, block_length=flags.block_length, cache=flags.cache_kind)
-        program = programs.generation(config, topology.devices(), options, rows=flags.rows,
-                                      prompt_length=flags.prompt_length, **sizes)
+        blocks = {"block_length": flags.block_length, "cache": flags.cache_kind}
+        options = Options(alg=flags.generate, steps=flags.steps, **blocks)
+        program = programs.generation(config, topology.devices(), options, **rows, **sizes)
     result = reading.read(program, topology, config.model)
-    text = f"Compiled in {result.seconds:.0f} s: {result.said}.\n{report.text(result)}"
-    return _publish(text, report.as_json(result), flags.json, result.fits)
+    text = f"Compiled in {result.seconds:.0f} s: {result.description}.\n{report.text(result)}"
+    return text, report.as_json(result), result.fits
 
 
-def _sweep(flags, overrides) -> int:
-    from softmask_jax import config as schema
-    from softmask_jax.compile import programs, report, sweep
+def _sweep(flags, config) -> tuple:
+    from softmask_jax.compile import report, sweep
 
-    config = schema.load(flags.config, overrides)
-    chips, batches = _numbers(flags.chips) or [1, 4, 16], _numbers(flags.batches) or [config.train.global_batch_size]
-    points = sweep.sweep(config, flags.kinds.split(","), chips, batches, length=flags.length,
-                         vocab_size=flags.vocab_size or programs.VOCAB_SIZE, say=say)
-    text, figures = f"{sweep.table(points)}\n{sweep.smallest(points)}", [report.as_json(point) for point in points]
-    return _publish(text, figures, flags.json, any(point.fits for point in points))
+    points = sweep.sweep(
+        config, flags.kinds.split(","), flags.chips or [1, 4, 16], flags.batches or [config.train.global_batch_size],
+        length=flags.length, vocab_size=flags.vocab_size, say=say,
+    )  # fmt: skip
+    figures = [report.as_json(point) for point in points]
+    return f"{sweep.table(points)}\n{sweep.smallest(points)}", figures, any(point.fits for point in points)
 
 
 def _scaling(flags) -> int:
     from softmask_jax.compile import scaling
 
-    text = scaling.document(flags.kinds.split(","), _numbers(flags.chips) or [1, 4, 16, 64, 256], say=say)
+    text = scaling.document(flags.kinds.split(","), flags.chips or [1, 4, 16, 64, 256], say=say)
     if flags.out:
         write_atomically(flags.out, text, elsewhere="give another --out")
     else:
         print(text, end="")
     return 0
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number]
-
-
-def _publish(text: str, figures, path: str, fits: bool) -> int:
-    """Print the text, or the figures alone where the path is "-", write the figures, and return the exit status."""
-    print(json.dumps(figures, indent=1) if path == "-" else text)
-    if path not in ("", "-"):
-        write_json(path, figures)
-    return 0 if fits else 3
 
 
 if __name__ == "__main__":

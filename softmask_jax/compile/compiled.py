@@ -16,10 +16,9 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Attributes:
-      text: the optimised program, "" where it does not fit.
-      memory: bytes of a chip as planned: arguments, temporary, output (without aliased arguments), program.
-      needed, free: bytes, where it does not fit; else 0. seconds: of the compilation.
+    """The optimised program, "" where it does not fit, and its planned bytes on a chip.
+
+    memory: arguments, temporary, output (without aliased arguments), program. needed, free: 0 where it fits.
     """
 
     text: str
@@ -29,23 +28,20 @@ class Compiled:
     seconds: float = 0.0
 
     @property
-    def fits(self) -> bool:
-        return not self.needed
-
-    @property
     def peak(self) -> int:
         """Bytes of a chip, all together."""
         return self.needed or sum(self.memory.values())
 
 
 def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Compiled:
-    """Compile a `jax.stages.Lowered`, or read it from the cache.
-
-    cache: a folder; None is the user's. The key is the program's text, the slice and the compiler's versions. Raises the
-    compiler's errors, except those for want of memory.
-    """
-    folder = cache_folder() / "compiled" if cache is None else cache
-    path = folder / f"{_key(lowered.as_text(), topology)}.json.gz"
+    """Compile a `jax.stages.Lowered`, or read it from the folder `cache` (None: the user's), by its text, the slice and
+    the compiler's versions. Raises the compiler's errors, except out-of-memory."""
+    parts = [topology]
+    for name in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(f"{name} {importlib.metadata.version(name)}")
+    key = hashlib.sha256("\n".join([*parts, lowered.as_text()]).encode()).hexdigest()[:32]
+    path = (cache or cache_folder() / "compiled") / f"{key}.json.gz"
     if path.is_file():
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     started = time.perf_counter()
@@ -75,11 +71,3 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
     sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)\b(?:i?B)?(?=\)|\s+of\s|\s+hbm)", message)
     sizes = [round(float(number) * UNITS[unit]) for number, unit in sizes]
     return (sizes[0], sizes[1]) if len(sizes) > 1 else None
-
-
-def _key(text: str, topology: str) -> str:
-    versions = []
-    for name in ("jax", "jaxlib", "libtpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-    return hashlib.sha256("\n".join([topology, *versions, text]).encode()).hexdigest()[:32]

@@ -1,8 +1,7 @@
 """The text of an optimised XLA program as computations of instructions: shapes, operands, loops with their lengths.
 
-The format is what `jax.stages.Compiled.as_text()` prints for a CPU or a TPU; texts of jax 0.10 with libtpu 0.0.42 and of
-jax 0.12 with 0.0.50 are tested. A TPU's layouts say where an array lies: `S(1)` and above is on the chip's own scratch
-memory, not in HBM.
+The format is that of `jax.stages.Compiled.as_text()` for a CPU or a TPU; texts of jax 0.10 with libtpu 0.0.42 and of
+jax 0.12 with 0.0.50 are tested. In a TPU's layouts `S(1)` and above is the chip's scratch memory, not HBM.
 """
 import dataclasses
 import functools
@@ -13,14 +12,22 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?(%\S+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?(%\S+) \(.*\{$")
 _END = re.compile(r"\}(, execution_thread=.*)?$")
-_BYTES = {"pred": 1, "token": 0}
+_SUMS = ("add", "copy", "bitcast", "convert", "copy-start", "copy-done", "fusion")
+
+
+def first(pattern: str, text: str) -> str | None:
+    """The first group of a pattern where it first matches, None without a match."""
+    match = re.search(pattern, text)
+    return match[1] if match else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
+    """space: 0 is HBM, or a CPU's memory."""
+
     dtype: str
     dims: tuple[int, ...]
-    space: int  # 0 is HBM, or a CPU's memory
+    space: int
 
     @property
     def size(self) -> int:
@@ -28,14 +35,12 @@ class Array:
 
     @property
     def itemsize(self) -> float:
-        """Bytes of an element: u4 takes half of one."""
-        if self.dtype in _BYTES:
-            return _BYTES[self.dtype]
-        return int(re.match(r"[a-z]+(\d+)", self.dtype)[1]) / 8
+        """Bytes of an element; 0.5 for u4."""
+        return 1 if self.dtype == "pred" else int(first(r"[a-z]+(\d+)", self.dtype)) / 8
 
     @property
     def nbytes(self) -> float:
-        """Bytes wherever it lies, without what a layout pads."""
+        """Bytes in any memory, without a layout's padding."""
         return self.size * self.itemsize
 
     @property
@@ -45,7 +50,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """shape: its text. arrays: of the result, a tuple's in order. attributes: what follows the operands."""
+    """shape: its text. attributes: the text after the operands."""
 
     name: str
     opcode: str
@@ -53,27 +58,28 @@ class Instruction:
     operands: tuple[str, ...]
     literal: str
     attributes: str
-    root: bool
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        return arrays(self.shape)
+        """Arrays of the result, a tuple's in order."""
+        return tuple(
+            Array(dtype, tuple(int(d) for d in dims.split(",") if d), int(first(r"S\((\d+)\)", layout) or 0))
+            for dtype, dims, layout in _ARRAY.findall(self.shape)
+        )
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it comes from."""
-        match = re.search(r'op_name="([^"]*)"', self.attributes)
-        return match[1] if match else ""
+        """Its origin in the Python program."""
+        return first(r'op_name="([^"]*)"', self.attributes) or ""
 
     def called(self, attribute: str) -> str | None:
         """The computation that an attribute names: body, condition, calls, to_apply."""
-        match = re.search(rf"\b{attribute}=(%[^\s,}}]+)", self.attributes)
-        return match[1] if match else None
+        return first(rf"\b{attribute}=(%[^\s,}}]+)", self.attributes)
 
     def branches(self) -> tuple[str, ...]:
-        """Of a conditional."""
-        if match := re.search(r"branch_computations=\{([^}]*)\}", self.attributes):
-            return tuple(re.findall(r"%[^\s,}]+", match[1]))
+        """Computations of a conditional."""
+        if names := first(r"branch_computations=\{([^}]*)\}", self.attributes):
+            return tuple(re.findall(r"%[^\s,}]+", names))
         return tuple(c for c in (self.called("true_computation"), self.called("false_computation")) if c)
 
 
@@ -83,16 +89,13 @@ class Computation:
 
     name: str
     instructions: dict[str, Instruction]
+    root: Instruction
 
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names, by their numbers."""
         parameters = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return [i.name for i in sorted(parameters, key=lambda i: int(i.literal))]
-
-    @functools.cached_property
-    def root(self) -> Instruction:
-        return next((i for i in self.instructions.values() if i.root), None) or list(self.instructions.values())[-1]
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
@@ -109,68 +112,49 @@ class Module:
     entry: str
 
     def trips(self, loop: Instruction, inside: Computation) -> int | None:
-        """How often a `while` turns, if that is known before it runs.
+        """Turns of a `while`, None if unknown before it runs.
 
-        XLA's own `known_trip_count` where it is printed; a TPU's program has none, so it is read from the condition:
-        a counter below a constant, from the constant that it starts with (0 where that is not seen), in the steps that
-        the body adds: an unrolled loop takes several at once.
+        XLA's own `known_trip_count` where it is printed, as for a CPU. Else a counter must stay below a constant; it
+        starts with a constant (0 if not seen) and grows by the steps that the body adds.
         """
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-        if known:
-            return int(known[1])
-        condition = self.computations[loop.called("condition")]
-        compare, inner = condition.root, condition
-        given: dict[str, str] = {}  # of a fused comparison, as a CPU has: its parameters -> what they stand for
-        while compare.opcode == "fusion":
-            inner = self.computations[compare.called("calls")]
-            given, compare = dict(zip(inner.parameters, compare.operands)), inner.root
+        if known := first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
+            return int(known)
+        condition, body = (self.computations[loop.called(name)] for name in ("condition", "body"))
+        compare, arguments = condition.root, {}
+        while compare.opcode == "fusion":  # on a CPU
+            fused = self.computations[compare.called("calls")]
+            sums = [self._sum(condition, name, arguments) for name in compare.operands]
+            condition, compare, arguments = fused, fused.root, dict(zip(fused.parameters, sums))
         if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
             return None
-        sides = [condition.instructions.get(given.get(name, name)) or inner.instructions[name] for name in compare.operands]
-        counter, limit = (_through(condition, side) for side in sides)
-        index = re.search(r"index=(\d+)", counter.attributes)
-        if counter.opcode != "get-tuple-element" or index is None:
+        (index, offset), (variable, last) = (self._sum(condition, name, arguments) for name in compare.operands)
+        if index is None or offset != 0 or variable is not None or last is None:
             return None
-        index, body = int(index[1]), self.computations[loop.called("body")]
-        start, last = self._start(loop, inside, index), self._value(condition, limit.name, {}, 0, -1)
-        after = body.root.operands[index] if body.root.opcode == "tuple" else None
-        step = self._value(body, after, {}, 0, index) if after else 1
-        return None if last is None or not step or step < 0 else max(0, math.ceil((last - start) / step))
+        state, start = inside.instructions.get(loop.operands[0]), 0
+        if state is not None and state.opcode == "tuple":
+            variable, start = self._sum(inside, state.operands[index], {})
+            start = start if variable is None and start else 0
+        counter, step = self._sum(body, body.root.operands[index], {}) if body.root.opcode == "tuple" else (index, 1)
+        return max(0, math.ceil((last - start) / step)) if counter == index and step and step > 0 else None
 
-    def _start(self, loop: Instruction, inside: Computation, index: int) -> int:
-        state = inside.instructions.get(loop.operands[0])
-        if state is None or state.opcode != "tuple":
-            return 0
-        return self._value(inside, state.operands[index], {}, 0, -1) or 0
-
-    def _value(self, inside: Computation, name: str, given: dict, counter: int, index: int) -> int | None:
-        """The integer that an instruction computes when the loop's counter, element `index` of its state, is `counter`;
-        None for what is more than constants and sums. given: integers of parameters."""
-        if name in given:
-            return given[name]
+    def _sum(self, inside: Computation, name: str, arguments: dict) -> tuple[int | None, int | None]:
+        """(index, integer) where an instruction is the sum of an element of the loop's state (None: of none) and an
+        integer; (None, None) for anything else. arguments: such pairs by parameter."""
+        if name in arguments:
+            return arguments[name]
         i = inside.instructions[name]
-        if i.opcode == "constant":
-            return int(i.literal) if i.literal.lstrip("-").isdigit() else None
+        if i.opcode == "constant" and i.literal.lstrip("-").isdigit():
+            return None, int(i.literal)
         if i.opcode == "get-tuple-element":
-            return counter if f"index={index}," in i.attributes + "," else None
-        if i.opcode not in ("add", "copy", "bitcast", "convert", "copy-start", "copy-done", "fusion"):
-            return None
-        values = [self._value(inside, o, given, counter, index) for o in i.operands]
+            return int(first(r"index=(\d+)", i.attributes)), 0
+        sums = [self._sum(inside, o, arguments) for o in i.operands] if i.opcode in _SUMS else []
         if i.opcode == "fusion":
             fused = self.computations[i.called("calls")]
-            return self._value(fused, fused.root.name, dict(zip(fused.parameters, values)), counter, -1)
-        if None in values:
-            return None
-        return sum(values) if i.opcode == "add" else values[0]
-
-
-def arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays in the text of a shape, in order."""
-    found = []
-    for dtype, dims, layout in _ARRAY.findall(shape):
-        space = re.search(r"S\((\d+)\)", layout or "")
-        found.append(Array(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0))
-    return tuple(found)
+            return self._sum(fused, fused.root.name, dict(zip(fused.parameters, sums)))
+        elements = [index for index, _ in sums if index is not None]
+        if not sums or (None, None) in sums or len(elements) > 1:
+            return None, None
+        return (elements or [None])[0], sum(integer for _, integer in sums)
 
 
 def parse(text: str) -> Module:
@@ -179,42 +163,33 @@ def parse(text: str) -> Module:
     for line in text.splitlines():
         if name is None:
             if match := _COMPUTATION.match(line):
-                name, body = match[2], {}
+                name, body, root = match[2], {}, None
                 entry = name if match[1] else entry
         elif _END.match(line):  # attributes of a kernel may run over lines, and one may begin with brackets
-            computations[name], name = Computation(name, body), None
+            computations[name], name = Computation(name, body, root), None
         elif match := _INSTRUCTION.match(line):
-            body[match[2]] = _instruction(match[2], match[3], bool(match[1]))
+            body[match[2]] = _instruction(match[2], match[3])
+            root = body[match[2]] if match[1] else root
     if entry is None:
         raise ValueError("this text holds no ENTRY computation: it is no optimised XLA program")
     return Module(computations, entry)
 
 
-def _instruction(name: str, text: str, root: bool) -> Instruction:
+def _instruction(name: str, text: str) -> Instruction:
     end = _closed(text, 0) if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opening = rest.index("(")
     closing = _closed(rest, opening)
-    inside = rest[opening + 1 : closing - 1]
-    return Instruction(name, rest[:opening], shape, tuple(re.findall(r"%[^\s,()]+", inside)), inside.strip(),
-                       rest[closing:], root)
+    inside, opcode = rest[opening + 1 : closing - 1], rest[:opening]
+    operands = tuple(re.findall(r"%[^\s,()]+", inside))
+    return Instruction(name, opcode, shape, operands, inside.strip(), rest[closing:])
 
 
 def _closed(text: str, start: int) -> int:
-    """The place behind the bracket that closes the one at `start`."""
+    """Index after the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for bracket in re.finditer(r"[()]", text[start:]):
+        depth += 1 if bracket[0] == "(" else -1
         if depth == 0:
-            return place + 1
+            return start + bracket.end()
     raise ValueError(f"a bracket is never closed: {text[:80]}")
-
-
-def _through(computation: Computation, instruction: Instruction) -> Instruction:
-    """What a value was before it was copied or renamed."""
-    while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start") and instruction.operands:
-        before = computation.instructions.get(instruction.operands[0])
-        if before is None:
-            break
-        instruction = before
-    return instruction

@@ -12,25 +12,24 @@ from softmask_jax.diffusion.vocab import head
 from softmask_jax.distributed import sharding
 from softmask_jax.training import update_flops
 
-# Bytes below which an array of all logits gives no warning: small vocabularies take one dense window on purpose.
+# Smaller arrays of all logits give no warning: small vocabularies take one dense window on purpose.
 SMALL_LOGITS = 16 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """Bytes and FLOPs of one chip in one run of the program: a training step, or all of a text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading(Traffic):
+    """Bytes and FLOPs of one chip in one run of the program: a training step, or a sampler's whole text.
 
     Attributes:
       kept: bytes by name: base, params, ema, optimizer, batch.
-      memory: see `Compiled.memory`; empty where it does not fit: then the compiler `needed` more than was `free`, and
-        traffic is unknown.
-      flops: of matrix products; model_flops: without recomputation. tokens: of the global batch, or new ones of all rows.
-      logits: lines about arrays of size B x L x V. calls: network calls. unknown: loops whose length was assumed.
+      memory, needed, free, seconds: see `Compiled`; traffic is unknown where the program does not fit.
+      flops: of matrix products; model_flops: without recomputation. tokens: of the batch, or new ones of all rows.
+      logits: lines about arrays of size B x L x V. calls: network calls.
     """
 
     topology: str
     kind: str
-    said: str
+    description: str
     mesh: dict
     rows: int
     length: int
@@ -42,13 +41,8 @@ class Reading:
     free: int
     flops: float
     model_flops: float
-    hbm: float = 0.0
-    payload: dict = dataclasses.field(default_factory=dict)
-    wire: dict = dataclasses.field(default_factory=dict)
-    count: dict = dataclasses.field(default_factory=dict)
     logits: tuple = ()
     calls: int = 0
-    unknown: int = 0
     seconds: float = 0.0
 
     @property
@@ -68,75 +62,61 @@ class Reading:
         return not self.needed and self.peak <= self.slice.memory
 
     @property
-    def sent(self) -> float:
-        """Bytes that the chip sends to others."""
-        return sum(self.wire.values())
-
-    @property
     def rows_per_chip(self) -> int:
         """Of one micro-batch."""
         return max(1, self.rows // self.micro // (self.mesh["data"] * self.mesh["fsdp"]))
 
 
-def read(program: Program, topology: Topology, model, *, cache=None, micro: int = 0) -> Reading:
-    """Compile a program and read it.
-
-    Args:
-      model: the config's section. cache: see `compile_program`.
-      micro: count so many micro-batches of the same size instead of the program's own; 0 leaves them.
-    """
-    compiled = compile_program(program.traced.lower(), topology.name, cache=cache)
-    return of(program, topology, model, compiled, micro=micro)
+def read(program: Program, topology: Topology, model, *, cache=None) -> Reading:
+    """Compile a program and read it. model: the config's section. cache: see `compile_program`."""
+    return of(program, topology, model, compile_program(program.traced.lower(), topology.name, cache=cache))
 
 
 def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro: int = 0) -> Reading:
-    """`read`, of a compiled program."""
+    """Read a compiled program. micro: number of micro-batches to count, of the same size; 0 is the program's own."""
     micro, chips = micro or program.micro, program.mesh.size
     rows = program.rows // program.micro * micro
     tokens, train = rows * program.length, program.kind == "train"
     loops = Loops(program, micro)
-    count = flops.count(program.traced.jaxpr, loops.of_jaxpr)
+    work = flops.count(program.traced.jaxpr, loops.of_jaxpr).flops
     if train:
         # Nearly all products are a micro-batch's.
-        work = count.flops * micro / program.micro
+        work = work * micro / program.micro
         own = update_flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes)
     else:
-        work = count.flops
-        # With a cache less than every position is computed.
+        # A cache computes less than every position.
         own = min(work, program.calls * tokens * program.denoiser.flops_per_token(program.length))
-    found, logits = Traffic(), ()
+    moved, logits = Traffic(), ()
     if compiled.text:
         module = hlo.parse(compiled.text)
-        found, logits = traffic.measure(module, loops.of_hlo), whole_logits(module, program)
+        moved, logits = traffic.measure(module, loops.of_hlo), whole_logits(module, program)
     return Reading(
-        topology=topology.name, kind=program.kind, said=program.said, mesh=dict(program.mesh.shape), rows=rows,
-        length=program.length, micro=micro, tokens=tokens if train else program.rows * program.new_tokens,
-        kept={name: bytes_per_chip(tree) for name, tree in program.parts.items()},
-        memory=compiled.memory, needed=compiled.needed, free=compiled.free, flops=work / chips,
-        model_flops=own / chips, hbm=found.hbm, payload=found.payload, wire=found.wire, count=found.count,
-        logits=logits, calls=program.calls, unknown=found.unknown, seconds=compiled.seconds,
+        topology=topology.name, kind=program.kind, description=program.description, mesh=dict(program.mesh.shape),
+        rows=rows, length=program.length, micro=micro, tokens=tokens if train else program.rows * program.new_tokens,
+        kept={name: bytes_per_chip(tree) for name, tree in program.parts.items()}, memory=compiled.memory,
+        needed=compiled.needed, free=compiled.free, flops=work / chips, model_flops=own / chips, logits=logits,
+        calls=program.calls, seconds=compiled.seconds, **vars(moved),
     )  # fmt: skip
 
 
 class Loops:
-    """Turns of loops of unknown length, and of the one over micro-batches.
+    """Assumed turns of loops of unknown length, and turns of the one over micro-batches.
 
-    The innermost are sweeps over the positions that are still masked, some at a time: if masks vanish evenly, half of the
-    positions on average. The loops around them are a sampler's calls (and, in blocks, the blocks).
+    The innermost loops sweep the positions that are still masked: on average half of all if masks vanish evenly. The
+    loops around them are a sampler's calls (and, in blocks, the blocks).
     """
 
     def __init__(self, program: Program, micro: int):
         self.program, self.micro = program, micro
-        shards = sharding.batch_shards(program.mesh)
-        total = max(1, program.rows // program.micro // shards) * program.length
-        per = min(total, max(head.MIN_BLOCK, total // 8))
-        self.sweep = (-(-total // per) + 1) / 2
+        total = positions(program)
+        block = min(total, max(head.MIN_BLOCK, total // 8))
+        self.sweep = (-(-total // block) + 1) / 2
 
     def of_jaxpr(self, depth: int, holds_another: bool) -> float:
+        calls, blocks = self.program.calls, self.program.blocks
         if not holds_another:
             return self.sweep
-        blocks = self.program.blocks
-        return (blocks or self.program.calls) if depth == 0 else self.program.calls / max(blocks, 1)
+        return (blocks or calls) if depth == 0 else calls / max(blocks, 1)
 
     def of_hlo(self, loop, known: int | None, depth: int, holds_another: bool) -> float:
         if known is None:
@@ -147,26 +127,28 @@ class Loops:
         return known
 
 
+def positions(program: Program) -> int:
+    """Positions of a micro-batch on a chip."""
+    return max(1, program.rows // program.micro // sharding.batch_shards(program.mesh)) * program.length
+
+
 def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     """Arrays of a number for every token of the vocabulary at every position of a chip, by name.
 
-    That is: one dimension is the vocabulary (padded or not, whole or cut by an axis of the mesh); the elements are at
-    least a micro-batch's positions on a chip times the tensor axis's share of the vocabulary, but no table [V D]; and
-    the bytes at least `SMALL_LOGITS`.
+    One dimension is the vocabulary, padded or not, whole or cut by an axis of the mesh. The elements are at least the
+    `positions` times the tensor axis's share of the vocabulary, but no table [V D]; the bytes at least `SMALL_LOGITS`.
     """
-    shards, cuts = sharding.batch_shards(program.mesh), {1, *program.mesh.shape.values()}
-    positions = max(1, program.rows // program.micro // shards) * program.length
-    fewest = positions * min(program.vocab_sizes) // program.mesh.shape["tensor"]
-    sizes = {v // cut for v in program.vocab_sizes for cut in cuts if v % cut == 0}
-    every = [i for c in module.computations.values() for i in c.instructions.values()]
+    mesh, count = program.mesh.shape, positions(program)
+    fewest = count * min(program.vocab_sizes) // mesh["tensor"]
+    sizes = {v // cut for v in program.vocab_sizes for cut in {1, *mesh.values()} if v % cut == 0}
     # What is inside a fusion is never held.
+    every = [i for c in module.computations.values() for i in c.instructions.values()]
     fused = {i.called("calls") for i in every if i.opcode == "fusion"}
-    found = {}
-    for computation in module.computations.values():
-        for i in computation.instructions.values() if computation.name not in fused else ():
-            for array in i.arrays if i.opcode not in traffic.FREE else ():
-                whole = [v for v in sizes & set(array.dims) if array.size // v != program.width or positions == program.width]
-                if array.nbytes >= SMALL_LOGITS and array.size >= fewest and whole:
-                    dims = ",".join(map(str, array.dims))
-                    found[i.op_name or i.name] = f"{array.dtype}[{dims}], {array.nbytes / 2**20:,.1f} MiB"
-    return tuple(f"{what}: {where}" for where, what in found.items())
+    held = [i for c in module.computations.values() if c.name not in fused for i in c.instructions.values()]
+    lines = {}
+    for i, array in ((i, array) for i in held if i.opcode not in traffic.FREE for array in i.arrays):
+        whole = any(array.size // v != program.width or count == program.width for v in sizes & set(array.dims))
+        if whole and array.nbytes >= SMALL_LOGITS and array.size >= fewest:
+            dims = ",".join(map(str, array.dims))
+            lines[i.op_name or i.name] = f"{array.dtype}[{dims}], {array.nbytes / 2**20:,.1f} MiB"
+    return tuple(f"{array}: {name}" for name, array in lines.items())

@@ -1,12 +1,48 @@
-"""Report of one program on one slice: memory of a chip, work, predicted speed."""
+"""Report of one program on one slice: memory of a chip, work, and speed predicted by a roofline."""
 import dataclasses
 
 from softmask_jax.compile.reading import Reading
-from softmask_jax.compile.roofline import ASSUMED, roofline
 
 GIB = 2**30
 # Warn if less than this share of HBM stays free.
 TIGHT = 0.05
+# Shares of the makers' public figures: large bfloat16 products reach about 70 % of the peak, streams about 80 % of the
+# memory's bandwidth; a ring along one axis of the mesh uses 90 % of the links of one dimension of the network.
+COMPUTE, HBM, LINKS = 0.7, 0.8, 0.9
+ASSUMED = (
+    f"products at {COMPUTE:.0%} of the bfloat16 peak, HBM at {HBM:.0%} of its bandwidth, collectives as rings over one "
+    f"dimension of the network at {LINKS:.0%} of its links; elementwise work free; between all three overlapping "
+    "perfectly (first figure) and not at all (second)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of one run on one chip: for products, memory and network; overlapping perfectly (best) and not (worst).
+
+    tokens_per_s: of the slice, (best, worst). utilisation: of the peak, by operations without recomputation (MFU).
+    """
+
+    compute_s: float
+    hbm_s: float
+    ici_s: float
+    bound: str
+    best_s: float
+    worst_s: float
+    tokens_per_s: tuple[float, float]
+    utilisation: tuple[float, float]
+    assumed: str = ASSUMED
+
+
+def roofline(reading: Reading) -> Roofline:
+    chip = reading.slice.chip
+    times = {
+        "compute": reading.flops / (chip.flops * COMPUTE), "memory": reading.hbm / (chip.hbm * HBM),
+        "network": reading.sent / (chip.ici / chip.torus * LINKS),
+    }  # fmt: skip
+    ends = max(times.values()), sum(times.values())
+    tokens, utilisation = zip(*((reading.tokens / end, reading.model_flops / end / chip.flops) for end in ends))
+    return Roofline(*times.values(), max(times, key=times.get), *ends, tokens, utilisation)
 
 
 def verdict(reading: Reading) -> str:
@@ -17,26 +53,23 @@ def verdict(reading: Reading) -> str:
         close = "; that is little: the compiler keeps some for itself" if left < TIGHT * size else ""
         return f"fits, {left / GIB:.2f} GiB to spare ({left / size:.0%}){close}"
     missing = reading.peak - (reading.free or size)
-    tries = "; ".join(f"{number}. {what}" for number, what in enumerate(advice(reading), 1))
+    tries = "; ".join(f"{number}. {change}" for number, change in enumerate(advice(reading), 1))
     return f"does NOT fit, {missing / GIB:.2f} GiB too much. Try {tries}"
 
 
 def advice(reading: Reading) -> list[str]:
     """The three cheapest ways to less memory, the most effective first."""
-    state = sum(size for name, size in reading.kept.items() if name != "batch")
-    temporary = reading.peak - state if reading.needed == 0 else max(reading.needed - state, 0)
     if reading.kind == "generate":
         return ["fewer rows (--rows)", "more tensor (--config.mesh.tensor)", "a shorter text (--length)"]
-    cut = reading.mesh["fsdp"] * 2
-    if reading.chips > reading.mesh["fsdp"]:
-        fsdp = f"more fsdp (--config.mesh.data=-1 --config.mesh.fsdp={cut})"
-    else:
-        fsdp = f"a larger slice, cut over fsdp ({reading.chips * 4} chips, --config.mesh.fsdp=-1)"
+    cut, state = reading.mesh["fsdp"], sum(size for name, size in reading.kept.items() if name != "batch")
+    fsdp = f"a larger slice, cut over fsdp ({reading.chips * 4} chips, --config.mesh.fsdp=-1)"
+    if reading.chips > cut:
+        fsdp = f"more fsdp (--config.mesh.data=-1 --config.mesh.fsdp={cut * 2})"
     micro = f"a smaller micro-batch (--config.train.micro_batches={reading.micro * 2})"
     if reading.rows_per_chip == 1:
         micro = "shorter rows (--length), a micro-batch is one row a chip already"
     remat = "more computed again (--config.model.remat=full)"
-    return [fsdp, micro, remat] if state > temporary else [micro, remat, fsdp]
+    return [fsdp, micro, remat] if state > max(reading.peak - state, 0) else [micro, remat, fsdp]
 
 
 def text(reading: Reading) -> str:
@@ -47,28 +80,25 @@ def text(reading: Reading) -> str:
     if reading.needed:
         lines += [f"  arguments                   ({kept})", f"  the compiler needs {gib(reading.needed)}"]
     else:
-        lines += [
-            f"  arguments        {gib(reading.memory['arguments'])}   ({kept})",
-            f"  temporary        {gib(reading.memory['temporary'])}   (activations, gradients, gathered weights)",
-            f"  output           {gib(reading.memory['output'])}   (beside what is updated in place)",
-            f"  program          {gib(reading.memory['program'])}",
-        ]
+        notes = {
+            "arguments": f"   ({kept})", "temporary": "   (activations, gradients, gathered weights)",
+            "output": "   (beside what is updated in place)", "program": "",
+        }  # fmt: skip
+        lines += [f"  {part:17s}{gib(reading.memory[part])}{note}" for part, note in notes.items()]
     lines.append(f"  together         {gib(reading.peak)}   of {topology.memory / GIB:.0f}: {verdict(reading)}")
-    return "\n".join(lines + _work(reading) + warnings(reading))
-
-
-def warnings(reading: Reading) -> list[str]:
-    """Warnings of arrays of size B L V."""
-    if not reading.logits:
-        return [] if reading.needed else ["No array of size B L V."]
-    shown = [f"  {line}" for line in reading.logits[:8]]
-    return [f"WARNING: {len(reading.logits)} arrays of size B L V, which may be most of the memory:", *shown]
+    lines += _work(reading)
+    if reading.logits:
+        lines.append(f"WARNING: {len(reading.logits)} arrays of size B L V, which may be most of the memory:")
+        lines += [f"  {line}" for line in reading.logits[:8]]
+    elif not reading.needed:
+        lines.append("No array of size B L V.")
+    return "\n".join(lines)
 
 
 def _work(reading: Reading) -> list[str]:
     what = "a step in which soft-masking makes two passes" if reading.kind == "train" else "all texts"
-    lines = [f"Work of a chip for {what}",
-             f"  products         {reading.flops / 1e12:10.3f} TFLOP, {reading.model_flops / 1e12:.3f} of them nobody could leave out"]
+    own = f"{reading.model_flops / 1e12:.3f} of them nobody could leave out"
+    lines = [f"Work of a chip for {what}", f"  products         {reading.flops / 1e12:10.3f} TFLOP, {own}"]
     if reading.needed:
         return lines
     moved = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in sorted(reading.wire.items()) if size) or "none"
@@ -77,12 +107,11 @@ def _work(reading: Reading) -> list[str]:
         f"  HBM              {reading.hbm / 1e9:10.3f} GB, {reading.flops / max(reading.hbm, 1):.0f} FLOP a byte "
         f"(the chip is balanced at {chip.flops / chip.hbm:.0f})",
         f"  to other chips   {reading.sent / 1e9:10.3f} GB ({moved})",
-        f"Predicted, never run: bound by {times.bound} (compute {times.compute:.4g} s, HBM {times.hbm:.4g} s, network "
-        f"{times.ici:.4g} s)",
-        f"  {'step' if reading.kind == 'train' else 'all texts':17s}{times.best:10.4g} to {times.worst:.4g} s",
-        f"  tokens a second  {times.tokens(times.best):10,.0f} to {times.tokens(times.worst):,.0f}",
-        f"  utilisation      {times.utilisation(times.best):10.1%} to {times.utilisation(times.worst):.1%} of "
-        f"{chip.flops / 1e12:.0f} TFLOP/s",
+        f"Predicted, never run: bound by {times.bound} (compute {times.compute_s:.4g} s, HBM {times.hbm_s:.4g} s, "
+        f"network {times.ici_s:.4g} s)",
+        f"  {'step' if reading.kind == 'train' else 'all texts':17s}{times.best_s:10.4g} to {times.worst_s:.4g} s",
+        "  tokens a second  {:10,.0f} to {:,.0f}".format(*times.tokens_per_s),
+        "  utilisation      {:10.1%} to {:.1%} of ".format(*times.utilisation) + f"{chip.flops / 1e12:.0f} TFLOP/s",
         f"  assumed: {ASSUMED}.",
     ]
     if reading.calls:
@@ -91,13 +120,7 @@ def _work(reading: Reading) -> list[str]:
 
 
 def as_json(reading: Reading) -> dict:
-    """For programs: every field of `Reading`, and what follows from them."""
-    found = dataclasses.asdict(reading) | {"peak": reading.peak, "fits": reading.fits, "verdict": verdict(reading)}
-    if not reading.needed:
-        times = roofline(reading)
-        found["roofline"] = {
-            "compute_s": times.compute, "hbm_s": times.hbm, "ici_s": times.ici, "bound": times.bound,
-            "best_s": times.best, "worst_s": times.worst, "tokens_per_s": [times.tokens(t) for t in (times.best, times.worst)],
-            "utilisation": [times.utilisation(t) for t in (times.best, times.worst)], "assumed": ASSUMED,
-        }  # fmt: skip
-    return found
+    """Every field of `Reading` and what follows from them, for programs."""
+    figures = dataclasses.asdict(reading) | {"peak": reading.peak, "fits": reading.fits, "verdict": verdict(reading)}
+    figures["said"] = figures.pop("description")
+    return figures if reading.needed else figures | {"roofline": dataclasses.asdict(roofline(reading))}

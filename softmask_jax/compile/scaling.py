@@ -1,10 +1,10 @@
 """`launch/SCALING.md`: both models from 1 to 256 chips, on paper, by one command."""
-from collections.abc import Callable
 from pathlib import Path
 
-from softmask_jax.compile import programs, report, sweep as sweeps
+from softmask_jax import config as schema
+from softmask_jax.compile import report, sweep as sweeps
 from softmask_jax.compile.reading import Reading
-from softmask_jax.compile.roofline import ASSUMED, roofline
+from softmask_jax.compile.report import ASSUMED, roofline
 
 ROOT = Path(__file__).resolve().parents[2]
 # End of the file: what was run, what limits a chip, what breaks beyond 256 chips.
@@ -29,16 +29,12 @@ perfect overlap; utilisation is of the bfloat16 peak, by operations that nobody 
 """
 
 
-def document(kinds: list[str], chips: list[int], *, models=MODELS, sizes: dict | None = None, cache=None,
-             vocab_size: int = programs.VOCAB_SIZE, say: Callable[[str], None] = lambda _: None) -> str:
-    """The whole file. sizes, vocab_size: of other models than the real ones, for tests."""
-    from softmask_jax import config as schema
-
+def document(kinds: list[str], chips: list[int], *, models=MODELS, **options) -> str:
+    """The whole file. models, options (of `sweep.Units`): others than the real ones, for tests."""
     parts = [HEAD.format(assumed=ASSUMED, kinds=",".join(kinds))]
     for title, path, what in models:
         config = schema.load(str(ROOT / path))
-        points = sweeps.sweep(config, kinds, chips, [config.train.global_batch_size], sizes=sizes, cache=cache,
-                              vocab_size=vocab_size, say=say)
+        points = sweeps.sweep(config, kinds, chips, [config.train.global_batch_size], **options)
         parts += [f"## {title}\n", f"`{path}`: {what}.\n", sweeps.table(points) + "\n", sweeps.smallest(points) + "\n",
                   sent_table(points) + "\n", remarks(points)]
     return "\n".join(parts) + "\n" + NOTES.read_text("utf-8")
@@ -49,10 +45,9 @@ def sent_table(points: list[Reading]) -> str:
     kinds = sorted({kind for p in points for kind, size in p.wire.items() if size})
     lines = ["| slice | " + " | ".join(f"{kind}, GB" for kind in kinds) + " | HBM, GB | TFLOP | bound by |",
              "|---" * (len(kinds) + 4) + "|"]
-    for p in points:
-        if p.fits:
-            sent = " | ".join(f"{p.wire.get(kind, 0) / 1e9:.2f}" for kind in kinds)
-            lines.append(f"| {p.topology} | {sent} | {p.hbm / 1e9:.0f} | {p.flops / 1e12:.1f} | {roofline(p).bound} |")
+    for p in filter(lambda p: p.fits, points):
+        sent = " | ".join(f"{p.wire.get(kind, 0) / 1e9:.2f}" for kind in kinds)
+        lines.append(f"| {p.topology} | {sent} | {p.hbm / 1e9:.0f} | {p.flops / 1e12:.1f} | {roofline(p).bound} |")
     return "\n".join(lines)
 
 
@@ -60,14 +55,14 @@ def remarks(points: list[Reading]) -> str:
     """What does not fit and why; where the network takes over."""
     lines = [f"- {p.topology}: {report.verdict(p)}." for p in points if not p.fits]
     for kind in dict.fromkeys(p.slice.kind for p in points):
-        own = sorted((p for p in points if p.slice.kind == kind and p.fits), key=lambda p: p.chips)
-        if len(own) > 1:
-            first, last = own[0], own[-1]
-            gain = roofline(last).tokens(roofline(last).worst) / roofline(first).tokens(roofline(first).worst)
+        fitting = sorted((p for p in points if p.slice.kind == kind and p.fits), key=lambda p: p.chips)
+        if len(fitting) > 1:
+            low, high = fitting[0].chips, fitting[-1].chips
+            first, last = map(roofline, (fitting[0], fitting[-1]))
+            gain = last.tokens_per_s[1] / first.tokens_per_s[1]
             lines.append(
-                f"- {kind}: from {first.chips} to {last.chips} chips ({last.chips / first.chips:.0f} times) {gain:.1f} times the "
-                f"tokens a second without overlap; the network's share of that step is {roofline(last).ici / roofline(last).worst:.0%}."
+                f"- {kind}: from {low} to {high} chips ({high / low:.0f} times) {gain:.1f} times the tokens a second "
+                f"without overlap; the network's share of that step is {last.ici_s / last.worst_s:.0%}."
             )
-    bad = [p.topology for p in points if p.logits]
-    lines.append(f"- Arrays of size B L V: {', '.join(bad) if bad else 'none in any of these programs'}.")
-    return "\n".join(lines) + "\n"
+    bad = ", ".join(p.topology for p in points if p.logits)
+    return "\n".join([*lines, f"- Arrays of size B L V: {bad or 'none in any of these programs'}."]) + "\n"

@@ -1,7 +1,6 @@
-"""TPU slices: what a chip has, and devices to compile for that are not there.
+"""TPU slices: a chip's figures, and devices of absent slices to compile for.
 
-The figures of a chip are Google's public specification (cloud.google.com/tpu/docs, "System architecture", one page a
-kind): memory, peak bfloat16 FLOP/s, memory bandwidth, and the bandwidth of a chip's links to its neighbours together.
+The figures are Google's public specification (cloud.google.com/tpu/docs, "System architecture", one page a kind).
 """
 import dataclasses
 import math
@@ -9,11 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 
+from softmask_jax.io.tree_files import one_line
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """hbm_gib: memory. flops: bfloat16 a second at most. hbm, ici: bytes a second, of the memory and of all links to
-    other chips in one direction. torus: dimensions of the network. accelerator: what N chips are called."""
+    """hbm_gib: memory. flops: peak bfloat16 a second. hbm, ici: bytes a second, of the memory and of all links to
+    other chips in one direction. torus: dimensions of the network. accelerator: name of a slice."""
 
     hbm_gib: int
     flops: float
@@ -29,16 +30,21 @@ CHIPS = {
     "v5p": Chip(95, 459e12, 2765e9, 600e9, 3, "v5p-{cores}"),
     "v6e": Chip(32, 918e12, 1640e9, 448e9, 2, "v6e-{chips}"),
 }
-# Of so many chips, by the dimensions of the network.
+# Shape of a slice, by dimensions of the network and number of chips.
 SHAPES = {
     2: {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
     3: {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"},
 }
+# libtpu reads these when it is loaded; without them it looks for a real machine.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, such as `v5e:4x4`. Raises ValueError for a name that is none."""
+    """A slice, such as `v5e:4x4`. Raises ValueError for another name."""
 
     name: str
 
@@ -65,36 +71,27 @@ class Topology:
         return self.chip.hbm_gib * 2**30
 
     def devices(self) -> Sequence:
-        """Devices to compile for; none of them is there. Raises RuntimeError without libtpu."""
-        # libtpu reads these when it is loaded: without them it looks for a real machine.
-        environment = {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": self.chip.accelerator.format(chips=self.chips, cores=2 * self.chips),
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_MIN_LOG_LEVEL": "3",
-            "TPU_STDERR_LOG_LEVEL": "3",
-        }
-        for name, value in environment.items():
+        """Descriptions of the slice's devices, for compilation alone. Raises RuntimeError without libtpu."""
+        accelerator = self.chip.accelerator.format(chips=self.chips, cores=2 * self.chips)
+        for name, value in (ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": accelerator}).items():
             os.environ.setdefault(name, value)
         from jax.experimental import topologies
 
         # A single chip is not a whole host of its kind.
         shape = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
         if self.kind == "v4":
-            shape["chip_config_name"] = "megacore"  # a chip's two cores as one device, which newer kinds are by themselves
+            shape["chip_config_name"] = "megacore"  # a chip's two cores as one device, the default of newer kinds
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **shape).devices
-        except Exception as error:  # whatever the compiler's library says of itself
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # libtpu raises errors of many classes
             raise RuntimeError(
-                f"The TPU compiler does not take {self.name} ({reason:.200}); it needs libtpu: "
+                f"The TPU compiler does not take {self.name} ({one_line(error):.200}); it needs libtpu: "
                 "pip install 'softmask_jax[aot]'"
             ) from error
 
 
 def slice_of(kind: str, chips: int) -> Topology:
-    """The slice of so many chips. Raises ValueError where the kind comes in no such number."""
+    """The slice of so many chips. Raises ValueError for a kind or number that does not exist."""
     if kind not in CHIPS:
         raise ValueError(f"'{kind}' is no kind of TPU; choose one of {', '.join(CHIPS)}")
     shapes = SHAPES[CHIPS[kind].torus]

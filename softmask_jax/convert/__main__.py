@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from softmask_jax.config.command_line import command
+from softmask_jax.config.command_line import command, command_parser
 from softmask_jax.convert import outputs
 from softmask_jax.convert.hub import CONFIGS, download
 from softmask_jax.convert.int8 import quantise
@@ -30,21 +30,17 @@ from softmask_jax.io.files import check_folder
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.convert", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--src", required=True, help="a folder, a file, or hf://owner/name")
-    parser.add_argument("--dst", required=True, help="the folder to write; refused unless it is new or empty")
-    parser.add_argument("--to", choices=("orbax", "hf"), help="by default the other side: our folder, or PyTorch's")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="where the source holds both; ema by default")
-    parser.add_argument("--base", default="", help="with --merge: the model that the adapter was trained on")
-    parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
-    parser.add_argument("--int8", action="store_true", help="a Dream's kernels as int8, a frozen base for an adapter")
-    parser.add_argument("--tokenizer", default="", help="to put into our folder, as config.data.tokenizer names it")
-    parser.add_argument(
-        "--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that"
-    )
+    parser = command_parser("convert", __doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--src", required=True, help="a folder, a file, or hf://owner/name")
+    add("--dst", required=True, help="the folder to write; refused unless it is new or empty")
+    add("--to", choices=("orbax", "hf"), help="by default the other side: our folder, or PyTorch's")
+    add("--weights", choices=("raw", "ema"), help="where the source holds both; ema by default")
+    add("--base", default="", help="with --merge: the model that the adapter was trained on")
+    add("--merge", action="store_true", help="write the base with the adapter merged in")
+    add("--int8", action="store_true", help="a Dream's kernels as int8, a frozen base for an adapter")
+    add("--tokenizer", default="", help="to put into our folder, as config.data.tokenizer names it")
+    add("--verify", action="store_true", help="read the result and compare; with a --dst that exists, only that")
     flags = parser.parse_args(argv)
     if flags.merge != bool(flags.base):
         parser.error("--merge and --base belong together")
@@ -62,41 +58,41 @@ def convert(flags: argparse.Namespace) -> str:
     model = quantise(model) if flags.int8 else model
     if to == "hf" and model.about.get("base_dtype") == "int8":
         raise ValueError("int8 kernels cannot be exported (--to=orbax); convert the source that they were made from.")
+    hf_config = model.about["hf_config"] or {}
     tokenizer = open_tokenizer(flags.tokenizer) if flags.tokenizer else None
-    vocab_size = model.about.get("vocab_size") or model.about["hf_config"].get("vocab_size")
+    vocab_size = model.about.get("vocab_size") or hf_config.get("vocab_size")
     if tokenizer is not None and vocab_size and tokenizer.vocab_size > vocab_size:
         raise ValueError(f"--tokenizer={flags.tokenizer} has {tokenizer.vocab_size} tokens, the model {vocab_size}.")
     dst = Path(os.path.expanduser(flags.dst)).absolute()
     if to == "orbax":
         check_folder(dst, "--dst=")
-    exists = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
+    exists = any(dst.iterdir()) if dst.is_dir() else dst.exists()
     if exists and not flags.verify:
         raise ValueError(f"--dst: {dst} exists; give another folder, remove it, or compare it with --verify.")
     total = num_bytes(model.tensors)
+    size = f"{total / 1e9:.2f} GB"
     with tqdm(total=total * (1 + flags.verify), unit="B", unit_scale=True, desc="Verifying" if exists else "Converting",
               disable=None) as bar:  # fmt: skip
         if exists:
             outputs.verify(dst, model, to, progress=bar.update)
-            return f"{dst} is what {flags.src} converts to ({total / 1e9:.2f} GB compared)."
+            return f"{dst} is what {flags.src} converts to ({size} compared)."
         with outputs.whole_folder(dst, outputs.space_needed(model)) as partial:
             hashes = outputs.write(partial, model, to, source=flags.src, tokenizer=tokenizer, progress=bar.update)
             if flags.verify:
                 bar.set_description("Verifying")
                 outputs.verify(partial, model, to, expected=hashes, progress=bar.update)
-    verified, hint = ", verified" if flags.verify else "", ""
-    modules = (model.about["hf_config"] or {}).get("auto_map", {}).values()
-    if to == "hf" and any("--" not in str(name) for name in modules):
-        hint = " Copy the *.py files of the original repository beside it; config.json names them."
-    return f"{dst}: {len(hashes)} tensors, {total / 1e9:.2f} GB{verified}.{hint}"
+    message = f"{dst}: {len(hashes)} tensors, {size}{', verified' * flags.verify}."
+    if to == "hf" and any("--" not in str(name) for name in hf_config.get("auto_map", {}).values()):
+        message += " Copy the *.py files of the original repository beside it; config.json names them."
+    return message
 
 
 def _opened(src: str, weights: str | None = None) -> tuple[Model, bool]:
     """A model, and whether its format is this package's."""
+    path = Path(os.path.expanduser(src))
     if src.startswith(PREFIX):
         check_configs(download(src, CONFIGS))
         path = download(src)
-    else:
-        path = Path(os.path.expanduser(src))
     model = open_model(path, weights)
     for note in model.notes:
         print(f"Note: {note}")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softmask_jax.convert.key_tables import Spec
-from softmask_jax.convert.tensors import Tensors, whole
+from softmask_jax.convert.tensors import Tensors, View, whole
+from softmask_jax.convert.wrappers import old_keys
 from softmask_jax.models.keys import dream
 from softmask_jax.models.nn.config_fields import check_unknown, check_values, is_off
 
@@ -30,10 +30,7 @@ INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Adapter(NamedTuple):
-    """An adapter: W' = W + scaling B A, with DoRA each row rescaled to its magnitude.
-
-    targets: our names of the layers, in the order of `dream.LINEAR`.
-    """
+    """W' = W + scaling B A, with DoRA each row rescaled to its magnitude. targets: our names, in `LINEAR`'s order."""
 
     rank: int
     alpha: float
@@ -72,8 +69,7 @@ def read_config(config: Mapping) -> Adapter:
 def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     """The config with `target_modules` as a list of names, instead of a pattern or with `exclude_modules`.
 
-    The names come from the file's (canonical) keys: a foreign pattern is never run. Raises ValueError unless they are
-    the same in every layer.
+    A foreign pattern is never run: the names come from the file's (canonical) keys. ValueError if layers differ.
     """
     targets, excludes = config.get("target_modules"), not is_off(config.get("exclude_modules"))
     if targets == "all-linear" and not excludes:
@@ -107,59 +103,45 @@ def write_config(adapter: Adapter, base: str) -> dict:
 
 
 def canonical_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The keys by PEFT's saved ones, without `.default`, with `.weight`; unknown keys stay as they are.
+    """`old_keys` by PEFT's saved ones, without `.default`, with `.weight`; unknown keys stay as they are."""
 
-    Raises ValueError when two keys mean the same tensor.
-    """
-    names: dict[str, str] = {}
-    for key in keys:
-        new = key
-        if parts := KEY.fullmatch(key):
-            suffix = "" if parts[2] == "lora_magnitude_vector" else ".weight"
-            new = f"base_model.model.{parts[1]}.{parts[2]}{suffix}"
-        if new in names:
-            raise ValueError(f"The adapter holds {names[new]} and {key}, which are the same tensor; keep one.")
-        names[new] = key
-    return names
+    def saved(key: str) -> str:
+        if (parts := KEY.fullmatch(key)) is None:
+            return key
+        suffix = "" if parts[2] == "lora_magnitude_vector" else ".weight"
+        return f"base_model.model.{parts[1]}.{parts[2]}{suffix}"
+
+    return old_keys(((saved(key), key) for key in keys), "The adapter")
 
 
 def _are_names(targets) -> bool:
     return isinstance(targets, list) and bool(targets) and all(str(target) in dream.TARGETS for target in targets)
 
 
-class Merged:
-    """A base with an adapter merged in, in float32, rounded to the base's dtype: W' = W + s B A; DoRA: m W' / ||W'||.
+def merged(base: Tensors, tensors: Tensors, adapter: Adapter) -> Tensors:
+    """Dream's base with PEFT's adapter, computed in float32: W' = W + s B A; DoRA: m W' / ||W'||."""
+    names = "|".join(re.escape(dream.LINEAR[target][0]) for target in adapter.targets)
+    adapted = re.compile(rf"(model\.layers\.\d+\.(?:{names}))\.weight")
+    for match in filter(None, map(adapted.fullmatch, base.specs)):
+        a, b = (tensors.specs[f"base_model.model.{match[1]}.{name}.weight"].shape for name in ("lora_A", "lora_B"))
+        if base.specs[match[0]].shape != (shape := (b[0], a[1])):
+            theirs = base.specs[match[0]].shape
+            raise ValueError(f"The adapter changes {match[0]} of shape {shape}, the base's is {theirs}.")
 
-    base, tensors: under Dream's and PEFT's keys.
-    """
-
-    def __init__(self, base: Tensors, tensors: Tensors, adapter: Adapter):
-        self.base, self.tensors, self.adapter = base, tensors, adapter
-        self.specs: Mapping[str, Spec] = base.specs
-        names = [dream.LINEAR[target][0] for target in adapter.targets]
-        self.adapted = re.compile(rf"model\.layers\.\d+\.(?:{'|'.join(map(re.escape, names))})\.weight")
-        for key in filter(self.adapted.fullmatch, base.specs):
-            prefix = self._prefix(key)
-            a, b = (tensors.specs[f"{prefix}.{name}.weight"].shape for name in ("lora_A", "lora_B"))
-            if base.specs[key].shape != (shape := (b[0], a[1])):
-                raise ValueError(f"The adapter changes {key} of shape {shape}, the base's is {base.specs[key].shape}.")
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        if not self.adapted.fullmatch(key):
-            yield from self.base.pieces(key)
+    def pieces(key: str) -> Iterator[np.ndarray]:
+        if (match := adapted.fullmatch(key)) is None:
+            yield from base.pieces(key)
             return
-        prefix, row = self._prefix(key), 0
-        a, b = (whole(self.tensors, f"{prefix}.{name}.weight").astype(np.float32) for name in ("lora_A", "lora_B"))
-        magnitude = whole(self.tensors, f"{prefix}.lora_magnitude_vector") if self.adapter.use_dora else None
-        for piece in self.base.pieces(key):
+        prefix, row = f"base_model.model.{match[1]}", 0
+        a, b = (whole(tensors, f"{prefix}.{name}.weight").astype(np.float32) for name in ("lora_A", "lora_B"))
+        magnitude = whole(tensors, f"{prefix}.lora_magnitude_vector") if adapter.use_dora else None
+        for piece in base.pieces(key):
             rows = slice(row, row + len(piece))
-            merged = piece.astype(np.float32) + np.float32(self.adapter.scaling) * (b[rows] @ a)
+            wide = piece.astype(np.float32) + np.float32(adapter.scaling) * (b[rows] @ a)
             if magnitude is not None:
-                norm = np.linalg.norm(merged, axis=1)
-                merged = (magnitude[rows].astype(np.float32) / norm)[:, None] * merged
-            yield merged.astype(piece.dtype)
+                norm = np.linalg.norm(wide, axis=1)
+                wide = (magnitude[rows].astype(np.float32) / norm)[:, None] * wide
+            yield wide.astype(piece.dtype)
             row += len(piece)
 
-    @staticmethod
-    def _prefix(key: str) -> str:
-        return f"base_model.model.{key.removesuffix('.weight')}"
+    return View(base.specs, pieces)

@@ -18,10 +18,7 @@ from softmask_jax.io import tree_files
 
 
 class Ids(Tokenizer):
-    """Tokenizer of a model converted without one: `decode` writes ids as numbers, `encode` is a ValueError.
-
-    Unknown BOS and EOS are -1.
-    """
+    """Tokenizer of a model converted without one: `decode` writes ids as numbers. Unknown BOS and EOS are -1."""
 
     kind = "ids"
 
@@ -57,21 +54,22 @@ def read(path: Path) -> Converted:
     about = read_ours(path)
     if "config" not in about:
         raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
-    tokenizer: Tokenizer = Ids(about["vocab_size"], about["mask_token_id"], about["bos_id"], about["eos_id"])
+    size, mask = about["vocab_size"], about["mask_token_id"]
+    tokenizer: Tokenizer = Ids(size, mask, about["bos_id"], about["eos_id"])
     if holds_tokenizer(path / "tokenizer"):
         tokenizer = open_tokenizer(path / "tokenizer")
-        if tokenizer.vocab_size != about["vocab_size"] or tokenizer.mask_token_id != about["mask_token_id"]:
-            sizes = f"{tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}"
-            model = f"{about['vocab_size']} and {about['mask_token_id']}"
-            remedy = "Convert again with the model's own --tokenizer."
-            raise ValueError(f"{path / 'tokenizer'} has {sizes}; the model has {model}. {remedy}")
+        if (tokenizer.vocab_size, tokenizer.mask_token_id) != (size, mask):
+            raise ValueError(
+                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the "
+                f"model has {size} and {mask}. Convert again with the model's own --tokenizer."
+            )
     return Converted(config_schema.of_run(about["config"]), tokenizer, about.get("step", 0))
 
 
 def read_params(path: Path, abstract: dict) -> dict:
-    """The trees of a converted model, such as {"backbone", "soft_mask"}, checked against its checksums.
+    """The trees of a converted model, such as {"backbone", "soft_mask"}, with `abstract` shapes, dtypes and shardings.
 
-    abstract: shapes, dtypes and shardings. Raises ValueError for another model's parameters, RuntimeError for damage.
+    Raises ValueError for another model's parameters, RuntimeError for damage.
     """
     try:
         return tree_files.read_trees(path, ("params",), {"params": abstract})["params"]
@@ -81,9 +79,7 @@ def read_params(path: Path, abstract: dict) -> dict:
 
 def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
     """`trees` of a converted Dream, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None.
-
-    trees, raises: as `read_params`.
-    """
+    trees, raises: as `read_params`."""
     scalars = {"soft_mask": jax.eval_shape(soft_masking.init_scalars)} if read_ours(path)["soft_mask"] else {}
     params = read_params(path, trees | scalars)
     return {name: params[name] for name in trees}, params.get("soft_mask")
@@ -106,17 +102,13 @@ def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
     """Initial trees of a run that continues a converted MDLM: "backbone" and, if it has learned some, "soft_mask".
-
-    Raises as `read_params`, and ValueError when the run's tokenizer is not the model's (by sizes, if that has none).
-    """
+    Raises as `read_params`, and ValueError for another tokenizer (by sizes, if the model has none)."""
     config, own, _ = read(path)
-    same = own.fingerprint() == tokenizer.fingerprint()
-    if isinstance(own, Ids):
-        same = (own.vocab_size, own.mask_token_id) == (tokenizer.vocab_size, tokenizer.mask_token_id)
-    if not same:
+    ours, theirs = ((one.vocab_size, one.mask_token_id) for one in (own, tokenizer))
+    if ours != theirs if isinstance(own, Ids) else own.fingerprint() != tokenizer.fingerprint():
         raise ValueError(
-            f"config.init.checkpoint: the weights in {path} are for another tokenizer ({own.vocab_size} tokens, mask "
-            f"{own.mask_token_id}; config.data.tokenizer has {tokenizer.vocab_size} and {tokenizer.mask_token_id})."
+            f"config.init.checkpoint: the weights in {path} are for another tokenizer ({ours[0]} tokens, mask "
+            f"{ours[1]}; config.data.tokenizer has {theirs[0]} and {theirs[1]})."
         )
     params = read_params(path, abstract)
     return params if config.soft_mask.variant != "none" else {"backbone": params["backbone"]}

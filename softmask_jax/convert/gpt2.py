@@ -17,8 +17,8 @@ import numpy as np
 from softmask_jax.convert.key_tables import match
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.convert.safetensors_files import INDEX, SINGLE, SafetensorsFolder
-from softmask_jax.convert.tensors import Hashed, Tensors, in_threads, renamed
-from softmask_jax.convert.wrappers import own_keys, without_wrappers
+from softmask_jax.convert.tensors import Hashed, in_threads, renamed
+from softmask_jax.convert.wrappers import old_keys, own_keys, without_wrappers
 from softmask_jax.models.keys import Entry, linear
 from softmask_jax.models.nn.gpt2 import GPT2Config, shapes
 
@@ -54,8 +54,7 @@ UNTIED = Entry("head/weight", HEAD, "vocabulary", ("V", "D"))
 class Checkpoint:
     """The weights in a folder, under the names of `GPT2Model`, and their config.
 
-    Raises FileNotFoundError without config.json or safetensors; ValueError for another model, naming every key that is
-    missing, unexpected, there twice (with and without `transformer.`), misshapen or not floating-point.
+    Raises FileNotFoundError without config.json or safetensors; ValueError for another model, as `match`.
     """
 
     def __init__(self, folder: Path, compute_dtype: str = "float32"):
@@ -70,7 +69,8 @@ class Checkpoint:
         names, note = without_wrappers(files.specs, OWN_KEYS, str(folder))
         if note:
             log.warning(note)
-        self._files = _without_prefix(renamed(files, names), folder)
+        pairs = ((new.removeprefix(PREFIX), old) for new, old in names.items())
+        self._files = renamed(files, old_keys(pairs, str(folder)))
         specs = {key: spec for key, spec in self._files.specs.items() if not BUFFERS.fullmatch(key)}
         self._copied_head = config.tied and specs.pop(HEAD, None) is not None
         sizes = {"V": config.vocab_size, "D": config.hidden_size, "F": config.mlp_width, "P": config.max_positions}
@@ -78,11 +78,8 @@ class Checkpoint:
         self._table = match(table, specs, config.num_layers, f"a GPT-2 ({folder})", sizes)
 
     def read(self) -> tuple[dict, str]:
-        """The tree of `models.gpt2.shapes` as numpy arrays, and a hash of config and weights.
-
-        The hash does not depend on how the weights are named and cut into files. ValueError for a tied head that is not
-        the embedding.
-        """
+        """The tree of `models.gpt2.shapes` as numpy arrays, and a hash of config and weights, not of names and files.
+        ValueError for a tied head that is not the embedding."""
         if self._copied_head:
             self._check_copied_head()
         tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jnp.dtype(leaf.dtype)), shapes(self.config))
@@ -108,12 +105,3 @@ class Checkpoint:
                 f"{self.folder}: {HEAD} is not wte.weight, though config.json ties them; set tie_word_embeddings to "
                 "false there, or give the model's own files."
             )
-
-
-def _without_prefix(files: Tensors, folder: Path) -> Tensors:
-    names: dict[str, str] = {}
-    for key in files.specs:
-        if (short := key.removeprefix(PREFIX)) in names:
-            raise ValueError(f"{folder} has {short} twice, with and without '{PREFIX}'; download it again.")
-        names[short] = key
-    return renamed(files, names)

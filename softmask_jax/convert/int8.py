@@ -1,7 +1,6 @@
 """Int8 kernels for a frozen base: a Dream's linear layers quantised piece by piece while they are read. Numpy only.
 
-As `models.layers.quantised`, in float32: symmetric, one scale for each output, a row of PyTorch's matrix. Embedding,
-head, norms and biases are unchanged.
+As `models.layers.quantised`, in float32: symmetric, one scale for each output. All else is unchanged.
 """
 import collections
 import dataclasses
@@ -40,10 +39,8 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Quantised:
-    """Other tensors, Dream's linear kernels as int8 with scales under "...weight_scale".
-
-    Reading raises ValueError for a kernel that is not finite.
-    """
+    """Other tensors, Dream's linear kernels as int8 with scales under "...weight_scale". Reading a kernel that is not
+    finite is a ValueError."""
 
     def __init__(self, tensors: Tensors):
         self.tensors, self.specs = tensors, {}

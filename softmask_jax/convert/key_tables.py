@@ -48,51 +48,40 @@ def count_blocks(table: Iterable[Entry], names: Iterable[str]) -> int:
     return next((i for i in range(len(numbers)) if i not in numbers), len(numbers)) or 1
 
 
-def match(
-    table: Sequence[Entry], specs: Mapping[str, Spec], num_blocks: int, model: str,
-    sizes: Mapping[str, int] | None = None,
-) -> dict[str, tuple[Entry, int]]:  # fmt: skip
+def match(table: Sequence[Entry], specs: Mapping[str, Spec], num_blocks: int, model: str,
+          sizes: Mapping[str, int] | None = None) -> dict[str, tuple[Entry, int]]:
     """Entry and block number of every key of PyTorch's tensors. sizes: of some letters, from the model's config.
 
-    Raises ValueError naming every missing, unexpected and misshapen key, and those whose dtype is not the entry's or
-    differs between blocks. model: its name in that error.
+    Raises ValueError naming every missing, unexpected, misshapen and mistyped key. model: its name there.
     """
     expected = {key: (entry, i) for entry in table for i, key in keys(entry, num_blocks)}
     problems = [f"missing: {key}" for key in expected if key not in specs]
     problems += [f"unexpected: {key}" for key in specs if key not in expected]
-    present = {key: (entry, specs[key].shape) for key, (entry, _) in expected.items() if key in specs}
-    problems += misshapen(present, sizes)
-    first: dict[str, np.dtype] = {}
-    for key, (entry, _) in present.items():
-        dtype = specs[key].dtype
-        if not (is_float(dtype) if entry.dtype == "float" else dtype.name == entry.dtype):
-            expected_dtype = "a floating-point type" if entry.dtype == "float" else entry.dtype
-            problems.append(f"mistyped: {key} is {dtype}, expected {expected_dtype}")
-        elif first.setdefault(entry.path, dtype) != dtype:
-            problems.append(f"mistyped: {key} is {dtype}, but block 0 is {first[entry.path]}")
+    sizes, dtypes = dict(sizes or {}), {}
+    for key, (entry, _) in expected.items():
+        if key in specs:
+            problems += _problems(key, entry, specs[key], sizes, dtypes)
     if problems:
         raise ValueError(f"These weights are not {model} of {num_blocks} blocks:\n  " + "\n  ".join(problems))
     return expected
 
 
-def is_float(dtype: np.dtype) -> bool:
-    """float32, float16 or bfloat16 (numpy's `kind` of which is "V")."""
-    return np.dtype(dtype).name in ("float32", "float16", "bfloat16")
-
-
-def misshapen(tensors: Mapping[str, tuple[Entry, Sequence[int]]], sizes: Mapping[str, int] | None = None) -> list[str]:
-    """Problems of shapes against their entries' letters; the first tensor with a letter alone sets its size."""
-    sizes, problems = dict(sizes or {}), []
-    for name, (entry, shape) in tensors.items():
-        if len(shape) == len(entry.shape):
-            for letter, size in zip(entry.shape, shape):
-                if isinstance(letter, str) and letter.isalpha():
-                    sizes.setdefault(letter, size)
-        expected = tuple(_size(letter, sizes) for letter in entry.shape)
-        if len(expected) != len(shape) or any(e is not None and e != s for e, s in zip(expected, shape)):
-            letters = ", ".join(str(l) if e in (None, l) else f"{l}={e}" for l, e in zip(entry.shape, expected))
-            problems.append(f"misshapen: {name} has shape {tuple(shape)}, expected [{letters}]")
-    return problems
+def _problems(key: str, entry: Entry, spec: Spec, sizes: dict, dtypes: dict) -> Iterator[str]:
+    """Differences of a tensor from its entry. The first tensor sets the size of a letter and the dtype of a path."""
+    dtype, shape = spec
+    if len(shape) == len(entry.shape):
+        for letter, size in zip(entry.shape, shape):
+            if isinstance(letter, str) and letter.isalpha():
+                sizes.setdefault(letter, size)
+    expected = tuple(_size(letter, sizes) for letter in entry.shape)
+    if len(expected) != len(shape) or any(e not in (None, s) for e, s in zip(expected, shape)):
+        letters = ", ".join(str(l) if e in (None, l) else f"{l}={e}" for l, e in zip(entry.shape, expected))
+        yield f"misshapen: {key} has shape {tuple(shape)}, expected [{letters}]"
+    if not (is_float(dtype) if entry.dtype == "float" else dtype.name == entry.dtype):
+        kind = "a floating-point type" if entry.dtype == "float" else entry.dtype
+        yield f"mistyped: {key} is {dtype}, expected {kind}"
+    elif dtypes.setdefault(entry.path, dtype) != dtype:
+        yield f"mistyped: {key} is {dtype}, but block 0 is {dtypes[entry.path]}"
 
 
 def _size(letter: str | int, sizes: Mapping[str, int]) -> int | None:
@@ -101,6 +90,11 @@ def _size(letter: str | int, sizes: Mapping[str, int]) -> int | None:
         return letter
     times, name = re.fullmatch(r"(\d*)([A-Z])", letter).groups()
     return int(times or 1) * sizes[name] if name in sizes else None
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """float32, float16 or bfloat16 (numpy's `kind` of which is "V")."""
+    return np.dtype(dtype).name in ("float32", "float16", "bfloat16")
 
 
 def below(prefix: str, table: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -1,11 +1,12 @@
 """MDLM's and soft-masked MDLM's Lightning checkpoints: raw or averaged weights, and what their configs say."""
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softmask_jax.convert import mdlm
 from softmask_jax.convert.key_tables import Spec, count_blocks
-from softmask_jax.convert.model import dit_about
+from softmask_jax.convert.model import Model, dit_about, dit_tensors
 from softmask_jax.convert.pickles import Stub
 from softmask_jax.convert.tensors import Tensors
 from softmask_jax.convert.torch_zip import Tensor, TorchZip
@@ -26,51 +27,49 @@ MODEL = {"type": ("ddit",), "tie_word_embeddings": (False,), "causal": (False,)}
 LOG_LINEAR = (None, "loglinear", "log-linear")
 
 
-def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
-    """Tensors of a checkpoint by key, and {"weights", "step", "config", "notes"} as plain values.
+def open_checkpoint(path: Path, weights: str | None) -> Model:
+    """An MDLM. weights: as of `read`. Raises ValueError, one line."""
+    tensors, facts = read(path, weights)
+    wide, soft, head_width = dit_tensors(tensors)
+    about = _describe(path, facts, wide.specs, head_width, soft)
+    return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(facts["notes"]))
 
-    The average has no names: it holds the backbone's parameters in the order of the `state_dict`. Soft-masking scalars
-    are taken raw. Raises ValueError, one line.
+
+def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
+    """Tensors of a checkpoint by key, and {"weights", "step", "config", "notes"} as plain values. ValueError, one line.
+
+    The average holds the backbone's parameters in the order of the `state_dict`; soft-masking scalars are raw.
     """
     file = TorchZip(path)
-    content = file.content if isinstance(file.content, dict) else {}
-    state = content.get("state_dict")
-    if not isinstance(state, dict) or not state:
+    content = _dict(file.content)
+    state = _dict(content.get("state_dict"))
+    if not state:
         raise ValueError(f"{path} has no state_dict; give a checkpoint that Lightning wrote.")
     if odd := [key for key, value in state.items() if not isinstance(value, Tensor) or not isinstance(key, str)]:
         raise ValueError(f"{path}: {odd[0]!r:.100} in its state_dict is no tensor that can be read.")
     names, note = without_wrappers(state, own_keys(*dit.KEYS.roots), str(path))
     state = {new: state[old] for new, old in names.items()}
-    ema = content.get("ema")
-    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
+    shadow, step = _dict(content.get("ema")).get("shadow_params"), content.get("global_step")
     if weights == "ema" and not shadow:
         raise ValueError(f"{path} holds no averaged weights; give --weights=raw.")
-    chosen = "ema" if shadow and weights != "raw" else "raw"
-    if chosen == "ema":
-        state = state | _named(path, state, shadow)
-    step = content.get("global_step")
+    weights = "ema" if shadow and weights != "raw" else "raw"
+    if weights == "ema":
+        state |= _named(path, state, shadow)
     step, notes = step if type(step) is int else 0, [note] if note else []
-    return file.tensors(state), {"weights": chosen, "step": step, "config": _config(content), "notes": notes}
+    return file.tensors(state), {"weights": weights, "step": step, "config": _config(content), "notes": notes}
 
 
-def describe(path: Path, facts: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
-    """`Model.about`, from the checkpoint's config, else from shapes. facts: of `read`; notes are added.
-
-    Raises ValueError.
-    """
+def _describe(path: Path, facts: Mapping, specs: Mapping[str, Spec], head_width: int | None, soft: bool) -> dict:
+    """`Model.about`, from the checkpoint's config, else from shapes. facts: of `read`; notes are added."""
     config = facts["config"]
     _check_method(path, config, facts["notes"])
     if not config.keys() & {*METHOD, "algo"}:
         facts["notes"].append(f"{path} does not say what it was trained as; it is taken for an MDLM.")
 
-    def setting(section: str, name: str, kinds: tuple[type, ...], default):
-        part = config
-        for step in section.split("."):
-            part = part.get(step) if isinstance(part, dict) else None
-        value = part.get(name) if isinstance(part, dict) else None
+    def setting(key: str, kinds: tuple[type, ...], default):
+        value = functools.reduce(lambda part, name: _dict(part).get(name), key.split("."), config)
         if value is not None and type(value) not in kinds:
-            kind = kinds[-1].__name__
-            raise ValueError(f"{path}: its config has {section}.{name} = {value!r:.40}, which is no {kind}.")
+            raise ValueError(f"{path}: its config has {key} = {value!r:.40}, which is no {kinds[-1].__name__}.")
         return default if value is None else value
 
     matrices = ("vocab_embed.embedding", "blocks.0.mlp.0.weight", "sigma_map.mlp.0.weight")
@@ -79,50 +78,48 @@ def describe(path: Path, facts: Mapping, specs: Mapping[str, Spec], head_width: 
         one_of = f"backbone.{matrices[0]}, {matrices[1]} or {matrices[2]}"
         raise ValueError(f"{path} holds no MDLM: {one_of} is missing or misshapen.")
     vocab_size, width = table
-    heads = setting("model", "n_heads", (int,), width // head_width if head_width else None)
+    heads = setting("model.n_heads", (int,), width // head_width if head_width else None)
     if heads is None:
         raise ValueError(f"{path} does not say how many heads it has (no rotary buffer, no config).")
-    blocks = setting("model", "n_blocks", (int,), count_blocks(dit.BACKBONE, specs))
     model = {
-        "hidden_size": width, "num_blocks": blocks, "num_heads": heads, "cond_dim": cond[0],
-        "mlp_ratio": hidden[0] // width, "dropout": setting("model", "dropout", (int, float), 0.1),
+        "hidden_size": width, "num_blocks": setting("model.n_blocks", (int,), count_blocks(dit.BACKBONE, specs)),
+        "num_heads": heads, "cond_dim": cond[0], "mlp_ratio": hidden[0] // width,
+        "dropout": setting("model.dropout", (int, float), 0.1),
     }  # fmt: skip
-    head = "algo.tran_head"
-    variant = transparency.variant(setting(head, "transparency_alg", (str,), "mixinputs_with_topk"))
+    variant = transparency.variant(setting("algo.tran_head.transparency_alg", (str,), "mixinputs_with_topk"))
     soft_mask = {
         "variant": variant if soft else "none",
-        "k": transparency.feedback_tokens(setting(head, "mixinputs_k", (int,), 3)),
-        "p_sm": setting("optim", "sm_prob", (int, float), 0.8),
+        "k": transparency.feedback_tokens(setting("algo.tran_head.mixinputs_k", (int,), 3)),
+        "p_sm": setting("optim.sm_prob", (int, float), 0.8),
     }
-    training = {"seq_len": setting("model", "length", (int,), 1024), "weights": facts["weights"], "step": facts["step"]}
+    training = {"seq_len": setting("model.length", (int,), 1024), "weights": facts["weights"], "step": facts["step"]}
     return dit_about(model, soft_mask, vocab_size, head_width, **training)
+
+
+def _dict(value: Any) -> dict:
+    """The value if it is a dict, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _config(content: Mapping) -> dict:
     """The training config: a hyper-parameter, all of them, or an entry beside them."""
-    parameters = _plain(content.get("hyper_parameters"))
-    parameters = parameters if isinstance(parameters, dict) else {}
-    for config in (parameters.get("config"), _plain(content.get("config"))):
-        if isinstance(config, dict) and config:
-            return parameters | config
-    return parameters
+    parameters = _dict(_plain(content.get("hyper_parameters")))
+    return parameters | (_dict(parameters.get("config")) or _dict(_plain(content.get("config"))))
 
 
 def _check_method(path: Path, config: Mapping, notes: list[str]) -> None:
     """ValueError for a network that was not trained as an MDLM; weights do not show that."""
-    algo = config.get("algo")
-    algo = {"name": algo} if isinstance(algo, str) else algo if isinstance(algo, dict) else {}
-    model = config.get("model") if isinstance(config.get("model"), dict) else {}
+    algo, noise = config.get("algo"), config.get("noise")
     check_values(config, f"{path}: its config", METHOD)
-    check_values(algo, f"{path}: its config.algo", METHOD | ALGO)
-    check_values(model, f"{path}: its config.model", MODEL)
-    noise = config.get("noise")
+    check_values({"name": algo} if isinstance(algo, str) else _dict(algo), f"{path}: its config.algo", METHOD | ALGO)
+    check_values(_dict(config.get("model")), f"{path}: its config.model", MODEL)
     kind = noise.get("type") if isinstance(noise, dict) else noise
     if kind not in LOG_LINEAR:
         notes.append(f"{path} was trained with the noise {kind!r:.40}; here it is used with the log-linear one.")
 
 
 def _named(path: Path, state: Mapping[str, Tensor], shadow: Any) -> dict[str, Tensor]:
+    """The average's tensors by key."""
     names = [key for key in state if key.startswith("backbone.") and key != mdlm.INVERSE_FREQUENCIES]
     fits = isinstance(shadow, list) and len(shadow) == len(names) and all(isinstance(s, Tensor) for s in shadow)
     if not fits or any(state[name].spec.shape != s.spec.shape for name, s in zip(names, shadow)):
@@ -135,14 +132,12 @@ def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> An
     done = {} if done is None else done
     if depth > DEEPEST or id(value) in done:
         return done.get(id(value))
+    content = value
     if isinstance(value, Stub):
-        state = value.items | (value.state if isinstance(value.state, dict) else {})
+        state = value.items | _dict(value.state)
         content = next((state[name] for name in ("_content", "_val") if name in state), state)
-    else:
-        content = value
     if isinstance(content, (dict, list)):
         done[id(value)] = None
-        entries = list(content.items())[:1000] if isinstance(content, dict) else []
-        done[id(value)] = {key: _plain(entry, depth + 1, done) for key, entry in entries}
+        done[id(value)] = {key: _plain(entry, depth + 1, done) for key, entry in list(_dict(content).items())[:1000]}
         return done[id(value)]
     return content if isinstance(content, (str, int, float, bool)) else None

@@ -1,6 +1,6 @@
 """A checkpoint of any format as one `Model`, and its key table."""
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import numpy as np
 from softmask_jax import config as config_schema
 from softmask_jax.convert import adapters, mdlm
 from softmask_jax.convert.key_tables import below, match
-from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
-from softmask_jax.convert.tensors import InMemory, Tensors, floats, joined, whole, without
+from softmask_jax.convert.safe_files import OTHER_BYTES, inside
+from softmask_jax.convert.tensors import Tensors, floats, in_memory, joined, without
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.models import families
 from softmask_jax.models.keys import Entry, Keys, SOFT_MASK, dream
@@ -30,15 +30,13 @@ KNOWN_IDS = {50_258: (50_256, 50_256, 50_257), 30_522: (101, 102, 103), 35: (2, 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is converted.
+    """A checkpoint.
 
     kind: of a family of `models.families`, or "adapter".
-    tensors: under PyTorch's keys, with raw soft-masking scalars if there are any (a "dit" always has them).
+    tensors: under PyTorch's keys, with raw soft-masking scalars if there are any ("dit" always has them).
     about: config.json of our folder without format, version and kind: Hugging Face's "hf_config"; "config" (dit), our
       own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels.
-    files: small files copied unchanged, by name.
-    placed: the safetensors file of each key, if the weights came from such.
-    notes: lines for the user.
+    files: small files copied unchanged, by name. placed: the safetensors file of each key. notes: for the user.
     """
 
     kind: str
@@ -57,19 +55,17 @@ class Model:
         settings = self.about["config"]["soft_mask"]
         return None if settings["variant"] == "none" else settings
 
-    @property
-    def adapter(self) -> adapters.Adapter:
-        return adapters.read_config(self.about["hf_config"])
-
     def table(self) -> dict[str, tuple[Entry, int]]:
         """Entry and block number of every key. Raises ValueError naming every key that does not fit."""
         scalars = any(key in self.tensors.specs for key in SCALARS)
         keys, table = keys_of(self.kind), entries(self.kind, self.about, scalars)
         return match(table, self.tensors.specs, self.num_blocks, keys.name, keys.sizes(self.about))
 
-    def without_scalars(self) -> Tensors:
-        """The tensors of PyTorch's weights file."""
-        return self.tensors if self.kind == "dit" and self.soft_mask else without(self.tensors, SCALARS)
+    def written(self, to: str) -> Tensors:
+        """The tensors of our folder (orbax), or of PyTorch's weights file (hf)."""
+        if to == "orbax" or (self.kind == "dit" and self.soft_mask):
+            return self.tensors
+        return without(self.tensors, SCALARS)
 
     def raw_scalars(self) -> dict[str, np.ndarray]:
         """Our names and values of the soft-masking scalars."""
@@ -102,73 +98,54 @@ def entries(kind: str, about: Mapping, scalars: bool) -> tuple[Entry, ...]:
 
 
 def with_scalars(tensors: Tensors, raw: Mapping[str, np.ndarray]) -> Tensors:
-    """The tensors and soft-masking scalars, given under our names."""
+    """The tensors and soft-masking scalars, `raw` by our names."""
     keys = {entry.path: entry.key for entry in SOFT_MASK}
-    return joined(tensors, InMemory({keys[name]: np.asarray(value, np.float32) for name, value in raw.items()}))
+    return joined(tensors, in_memory({keys[name]: np.asarray(value, np.float32) for name, value in raw.items()}))
 
 
-def dit_about(
-    model: Mapping, soft_mask: Mapping, vocab_size: int, head_width: int | None, *, seq_len: int = 1024, **others
-) -> dict:
+def dit_about(model: Mapping, soft_mask: Mapping, vocab_size: int, head_width: int | None, *, seq_len: int = 1024,
+              **others) -> dict:
     """`Model.about` of an MDLM. Raises the config's ValueError for impossible sizes, and for another head_width."""
     num_heads, width = model["num_heads"], model["hidden_size"]
     if head_width is not None and num_heads * head_width != width:
         raise ValueError(f"The config has {num_heads} heads for a width of {width}, the weights heads of {head_width}.")
     model = {"compute_dtype": "float32"} | dict(model)
-    sections = {"model": model, "soft_mask": dict(soft_mask), "data": {"seq_len": seq_len}}
+    config = config_schema.from_dict({"model": model, "soft_mask": dict(soft_mask), "data": {"seq_len": seq_len}})
     bos, eos, mask = KNOWN_IDS.get(vocab_size, (None, None, vocab_size - 1))
-    return {
-        "config": config_schema.from_dict(sections).to_dict(), "vocab_size": vocab_size, "bos_id": bos, "eos_id": eos,
-        "mask_token_id": mask, "hf_config": None, **others,
-    }  # fmt: skip
+    ids = {"vocab_size": vocab_size, "bos_id": bos, "eos_id": eos, "mask_token_id": mask}
+    return {"config": config.to_dict(), **ids, "hf_config": None, **others}
 
 
 def dit_tensors(tensors: Tensors) -> tuple[Tensors, bool, int | None]:
     """MDLM's tensors in float32 with scalars but no rotary buffer; whether it had scalars; the width of a head."""
-    wide, head_width = floats(tensors), None
-    if mdlm.INVERSE_FREQUENCIES in wide.specs:
-        if len(wide.specs[mdlm.INVERSE_FREQUENCIES].shape) == 1:
-            head_width = 2 * len(whole(wide, mdlm.INVERSE_FREQUENCIES))
-        wide = without(wide, (mdlm.INVERSE_FREQUENCIES,))
-    soft = any(entry.key in wide.specs for entry in SOFT_MASK)
+    buffer, wide = mdlm.INVERSE_FREQUENCIES, without(floats(tensors), (mdlm.INVERSE_FREQUENCIES,))
+    shape = tensors.specs[buffer].shape if buffer in tensors.specs else ()
+    soft = any(key in wide.specs for key in SCALARS)
+    head_width = 2 * shape[0] if len(shape) == 1 else None
     return (wide if soft else with_scalars(wide, soft_masking.init_scalars())), soft, head_width
 
 
-def carried(*folders: Path) -> dict[str, Path]:
-    """The `CARRIED` files of folders by name. Raises ValueError for a link that leads elsewhere."""
-    files = {}
-    for folder in folders:
-        for name in CARRIED:
-            if (folder / name).is_symlink() or (folder / name).exists():
-                path = inside(folder, name)
-                if path.stat().st_size > OTHER_BYTES:
-                    read_bytes(path, OTHER_BYTES)
-                files.setdefault(name, path)
-    return files
-
-
-def to_json(value: Mapping) -> bytes:
-    """A config as Hugging Face writes it."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def carried(folder: Path) -> dict[str, Path]:
+    """The `CARRIED` files of a folder by name. Raises ValueError for a link that leads elsewhere."""
+    return {name: inside(folder, name, OTHER_BYTES) for name in CARRIED if os.path.lexists(folder / name)}
 
 
 def merge(base: Model, adapter: Model) -> Model:
     """The base with the adapter merged in and its soft-masking. Raises ValueError when they do not fit."""
     if base.kind != "dream" or adapter.kind != "adapter":
-        raise ValueError(
-            f"--merge needs an adapter as --src and a Dream model as --base; these are {adapter.kind}, {base.kind}."
-        )
+        kinds = f"{adapter.kind}, {base.kind}"
+        raise ValueError(f"--merge needs an adapter as --src and a Dream model as --base; these are {kinds}.")
     if base.about.get("base_dtype") == "int8":
         raise ValueError(
             "--base is int8, too coarse to merge into: give the model that it was converted from (--int8 quantises the "
             "result again)."
         )
     if base.num_blocks != adapter.num_blocks:
-        raise ValueError(
-            f"The adapter has {adapter.num_blocks} layers, the base {base.num_blocks}; give the base it was trained on."
-        )
+        depths = f"{adapter.num_blocks} layers, the base {base.num_blocks}"
+        raise ValueError(f"The adapter has {depths}; give the base it was trained on.")
     adapter.table()
-    merged = adapters.Merged(base.without_scalars(), adapter.without_scalars(), adapter.adapter)
-    tensors = with_scalars(merged, adapter.raw_scalars()) if adapter.soft_mask else merged
+    peft = adapters.read_config(adapter.about["hf_config"])
+    tensors = adapters.merged(base.written("hf"), adapter.written("hf"), peft)
+    tensors = with_scalars(tensors, adapter.raw_scalars()) if adapter.soft_mask else tensors
     about = base.about | {"soft_mask": adapter.soft_mask}
     return dataclasses.replace(base, tensors=tensors, about=about)

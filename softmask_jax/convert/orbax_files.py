@@ -3,6 +3,7 @@
 Orbax itself saves whole arrays from memory, in chunks across the stacked blocks. Here each block is one chunk, a plain
 file of an uncompressed zarr array; Orbax makes the folder and its metadata and restores it. Any layout is read.
 """
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from softmask_jax.convert.key_tables import Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
-from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw
+from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw, whole
 from softmask_jax.io import stored_arrays, tree_files
 from softmask_jax.models.keys import Entry
 
@@ -24,10 +25,9 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int) -> dict:
-    """Write a params folder for `tree_files.read_trees`. table: entry and block number of every key.
+    """Write a params folder for `tree_files.read_trees`; each tensor is read once. table: entry and block of every key.
 
-    Each tensor is read once, from first to last row. Returns [size, CRC-32] of every file of values, by its name in the
-    folder, as they were in memory.
+    Returns [size, CRC-32] of every file of values, by its name in the folder, as they were in memory.
     """
     arrays, written = {}, {}
     for key, (entry, _) in table.items():
@@ -40,20 +40,12 @@ def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]]
         entry, block = table[key]
         array_folder = folder / entry.path.replace("/", ".")
         if entry.change == "vocabulary":
-            _write_rows(written, array_folder, tensors, key, chunks[entry.path], arrays[entry.path].shape[0])
-            return
-        spec, row = tensors.specs[key], 0
-        array = np.empty(spec.shape[::-1] if entry.change == "transpose" else spec.shape, spec.dtype)
-        for piece in tensors.pieces(key):
-            if entry.change == "transpose":
-                _transpose(piece, array[:, row : row + len(piece)])
-            elif spec.shape:
-                array[row : row + len(piece)] = piece
-            else:
-                array[...] = piece
-            row += len(piece) if spec.shape else 1
-        index = [block] * entry.stacked + [0] * array.ndim
-        _write_chunk(written, array_folder / (".".join(map(str, index)) or "0"), array)
+            rows = arrays[entry.path].shape[0]
+            for number, array in enumerate(_chunks(tensors, key, chunks[entry.path], rows)):
+                _write_chunk(written, array_folder, [number] + [0] * (array.ndim - 1), array)
+        else:
+            array = _changed(tensors, key, entry)
+            _write_chunk(written, array_folder, [block] * entry.stacked + [0] * array.ndim, array)
 
     in_threads(copy, table)
     return written
@@ -62,35 +54,32 @@ def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]]
 class OurTensors:
     """Parameters stored by Orbax, as tensors under PyTorch's keys: `write` inverted.
 
-    folder: of one tree. entries: of the arrays to read; `others` lists the rest. vocab_size: real rows of "vocabulary"
-    arrays; reading pad rows that are not zero is a ValueError. Raises ValueError, one line, for a foreign folder.
+    vocab_size: rows of "vocabulary" arrays without padding. Raises ValueError for a foreign folder, naming every array
+    that is missing, unexpected or misshapen.
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry], vocab_size: int = 0):
-        self.folder, self.vocab_size = folder, vocab_size
-        stored = _open(folder)
-        self._arrays, self.specs, self.problems = {}, {}, []
-        self.others = sorted(set(stored) - {entry.path for entry in entries})
-        depths = {}
-        for entry in entries:
-            if entry.path not in stored:
-                self.problems.append(f"missing: {entry.path}")
-                continue
+        self.folder, self.vocab_size, self._arrays, self.specs = folder, vocab_size, {}, {}
+        stored, depths = _open(folder), {}
+        problems = [f"missing: {entry.path}" for entry in entries if entry.path not in stored]
+        problems += [f"unexpected: {path}" for path in sorted(set(stored) - {entry.path for entry in entries})]
+        for entry in (entry for entry in entries if entry.path in stored):
             array = stored[entry.path]
-            shape = array.shape[1:] if entry.stacked else array.shape
+            shape = array.shape
             if entry.stacked:
-                depths[entry.path] = array.shape[0]
-            if entry.change == "vocabulary" and array.shape[0] != padded(vocab_size):
-                rows = f"{array.shape[0]} rows for a vocabulary of {vocab_size}"
-                self.problems.append(f"misshapen: {entry.path} has {rows}")
+                depths[entry.path], *shape = shape
+            if entry.change == "vocabulary" and shape[0] != padded(vocab_size):
+                problems.append(f"misshapen: {entry.path} has {shape[0]} rows for a vocabulary of {vocab_size}")
             if entry.change == "vocabulary":
                 shape = (vocab_size, *shape[1:])
-            spec = Spec(np.dtype(array.dtype.numpy_dtype), shape[::-1] if entry.change == "transpose" else shape)
-            for i, key in keys(entry, array.shape[0] if entry.stacked else 1):
-                self._arrays[key], self.specs[key] = (array, entry, i), spec
+            shape = tuple(shape[::-1] if entry.change == "transpose" else shape)
+            for i, key in keys(entry, depths.get(entry.path, 1)):
+                self._arrays[key], self.specs[key] = (array, entry, i), Spec(np.dtype(array.dtype.numpy_dtype), shape)
         self.num_blocks = max(depths.values(), default=1)
         if len(set(depths.values())) > 1:
-            self.problems.append(f"different numbers of blocks: {depths}")
+            problems.append(f"different numbers of blocks: {depths}")
+        if problems:
+            raise ValueError(f"The parameters in {folder} are of another model:\n  " + "\n  ".join(problems))
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         array, entry, block = self._arrays[key]
@@ -128,7 +117,7 @@ def _open(folder: Path) -> dict:
     try:
         return {"/".join(names): array for names, array in stored_arrays.open_arrays(folder).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+        reason = tree_files.one_line(error)
         raise ValueError(f"{folder} holds no readable parameters ({reason:.150}); convert or train again.") from None
 
 
@@ -169,31 +158,35 @@ def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, 
         (array_folder / ".zarray").write_text(json.dumps(description), "utf-8")
 
 
-def _write_rows(written: dict, array_folder: Path, tensors: Tensors, key: str, chunk: tuple, total: int) -> None:
-    """A tensor's rows, and zeros after them, as chunks of equal size."""
-    number, filled = 0, 0
-    buffer = np.zeros(chunk, tensors.specs[key].dtype)
-
-    def flush() -> None:
-        nonlocal number, filled
-        buffer[filled:] = 0
-        _write_chunk(written, array_folder / ".".join(map(str, [number] + [0] * (buffer.ndim - 1))), buffer)
-        number, filled = number + 1, 0
-
+def _changed(tensors: Tensors, key: str, entry: Entry) -> np.ndarray:
+    """A tensor as one array, transposed if the entry says so."""
+    if entry.change != "transpose":
+        return whole(tensors, key)
+    (dtype, shape), row = tensors.specs[key], 0
+    array = np.empty(shape[::-1], dtype)
     for piece in tensors.pieces(key):
+        _transpose(piece, array[:, row : row + len(piece)])
+        row += len(piece)
+    return array
+
+
+def _chunks(tensors: Tensors, key: str, shape: tuple, rows: int) -> Iterator[np.ndarray]:
+    """A tensor's rows, and zeros up to `rows`, in chunks of equal size: one buffer, used again."""
+    buffer, filled, spec = np.zeros(shape, tensors.specs[key].dtype), 0, tensors.specs[key]
+    padding = np.zeros((rows - spec.shape[0], *spec.shape[1:]), spec.dtype)
+    for piece in itertools.chain(tensors.pieces(key), [padding]):
         while len(piece):
             count = min(len(piece), len(buffer) - filled)
             buffer[filled : filled + count] = piece[:count]
             filled, piece = filled + count, piece[count:]
             if filled == len(buffer):
-                flush()
-    while number * len(buffer) < total:
-        flush()
+                yield buffer
+                filled = 0
 
 
-def _write_chunk(written: dict, path: Path, array: np.ndarray) -> None:
-    view = raw(array)
-    written[f"{path.parent.name}/{path.name}"] = [len(view), zlib.crc32(view)]
+def _write_chunk(written: dict, folder: Path, index: Sequence[int], array: np.ndarray) -> None:
+    path, view = folder / (".".join(map(str, index)) or "0"), raw(array)
+    written[f"{folder.name}/{path.name}"] = [len(view), zlib.crc32(view)]
     with open(path, "xb", buffering=0) as file:
         while view:
             view = view[file.write(view) :]

@@ -1,19 +1,20 @@
 """Writing a model atomically as our folder or as files of the PyTorch tools, and comparing it with its source."""
 import contextlib
 import filecmp
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 
 from softmask_jax.convert import mdlm, orbax_files, safetensors_files
 from softmask_jax.convert.key_tables import Spec
-from softmask_jax.convert.model import FORMAT, Model, VERSION, to_json
-from softmask_jax.convert.safe_files import OTHER_BYTES, inside, read_bytes
+from softmask_jax.convert.model import FORMAT, VERSION, Model
+from softmask_jax.convert.safe_files import OTHER_BYTES, inside
 from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
-from softmask_jax.convert.tensors import Hashed, InMemory, hashes, joined, num_bytes
+from softmask_jax.convert.tensors import Hashed, Progress, hashes, in_memory, joined, num_bytes
 from softmask_jax.data import Tokenizer
 from softmask_jax.diffusion import transparency
 from softmask_jax.io import tree_files
@@ -21,16 +22,14 @@ from softmask_jax.io.files import explained, locked, sync_folder, write_atomical
 
 ELSEWHERE = "give another --dst"
 MDLM_CLASSES = "kuleshov-group/mdlm-owt"
-Progress = Callable[[int], object]
 
 
 @contextlib.contextmanager
 def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
     """A folder to write into, which becomes `dst` at the end, or nothing after an error or a kill.
 
-    Leftovers of an earlier attempt are removed first; a `dst` of the same files stays, and so does a link. Raises
-    OSError without space for `needed` bytes, FileExistsError at the end for a `dst` of other files, RuntimeError while
-    another process writes it.
+    A `dst` of the same files stays, and so does a link. Raises OSError without space for `needed` bytes, RuntimeError
+    while another process writes it, FileExistsError at the end for a `dst` of other files.
     """
     dst = Path(os.path.realpath(dst))
     if dst.is_mount():
@@ -67,43 +66,35 @@ def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
             raise FileExistsError(f"{dst} holds another {name} than this command writes; remove it, or {elsewhere}.")
 
 
-def write(
-    folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None, progress: Progress
-) -> dict[str, str]:
+def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None,
+          progress: Progress) -> dict[str, str]:
     """Write `model` into an empty folder, to: orbax | hf. Returns SHA-256 of every tensor read, by PyTorch's key.
 
-    Raises ValueError for keys or shapes that do not fit, each named, and for what the format cannot hold; OSError when
-    the disk is full.
+    Raises ValueError as `Model.table`, and for what the format cannot hold; OSError when the disk is full.
     """
-    table = model.table()
+    table, hashed = model.table(), Hashed(model.written(to), progress)
     if to == "orbax":
-        return _write_ours(folder, model, table, source, tokenizer, progress)
-    hashed = Hashed(model.without_scalars(), progress)
+        _write_ours(folder, model, table, hashed, source, tokenizer)
+        return hashed.sha256
     for name, content in small_files(model).items():
         write_atomically(folder / name, [content])
+    tensors, name, files = hashed, ADAPTER_FILE if model.kind == "adapter" else safetensors_files.SINGLE, None
     if model.kind == "dit":
         sizes = model.about["config"]["model"]
         buffer = mdlm.inverse_frequencies(sizes["hidden_size"] // sizes["num_heads"])
-        safetensors_files.write(folder, joined(hashed, InMemory({mdlm.INVERSE_FREQUENCIES: buffer})))
-    elif model.kind == "adapter":
-        safetensors_files.write(folder, hashed, name=ADAPTER_FILE)
-    else:
-        files = {key: file for key, file in (model.placed or {}).items() if key in hashed.specs}
-        safetensors_files.write(folder, hashed, files=files)
+        tensors = joined(hashed, in_memory({mdlm.INVERSE_FREQUENCIES: buffer}))
+    elif model.placed and model.kind == "dream":
+        files = {key: file for key, file in model.placed.items() if key in hashed.specs}
+    safetensors_files.write(folder, tensors, name=name, files=files)
     return hashed.sha256
 
 
-def verify(
-    folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None,
-    progress: Progress = lambda _: None,
-) -> None:  # fmt: skip
-    """Read a written folder, invert the mapping and compare it with `model`, the source. ValueError names differences.
-
-    expected: what `write` returned; None reads the source again.
-    """
-    tensors = model.tensors if to == "orbax" else model.without_scalars()
+def verify(folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None,
+           progress: Progress = lambda _: None) -> None:
+    """Compare a written folder with `model`, its source. ValueError names differences. expected: what `write` returned;
+    None reads the source again."""
     if expected is None:
-        expected = hashes(tensors, progress)
+        expected = hashes(model.written(to), progress)
     if to == "orbax":
         try:
             # Parameters are compared below, by tensor.
@@ -113,14 +104,14 @@ def verify(
             raise ValueError(f"{folder} is damaged: {damage}. Convert again.") from None
     else:
         for name, content in small_files(model).items():
-            if read_bytes(inside(folder, name), OTHER_BYTES) != content:
+            if inside(folder, name, OTHER_BYTES).read_bytes() != content:
                 raise ValueError(f"{folder / name} differs from this source's. Convert again, into another --dst.")
     written = open_model(folder)
     ours, theirs = (one.about.get("base_dtype", "float") for one in (written, model))
     if ours != theirs:
         flag = f"with{'out' * (ours == 'float')} --int8"
         raise ValueError(f"{folder} holds {ours} kernels, the source {theirs} ones; compare {flag}.")
-    actual = hashes(written.tensors if to == "orbax" else written.without_scalars(), progress)
+    actual = hashes(written.written(to), progress)
     differing = sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key))
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -129,16 +120,17 @@ def verify(
 
 def small_files(model: Model) -> dict[str, bytes]:
     """Files of the PyTorch tools beside the weights, by name. Raises ValueError for what they cannot hold."""
-    files = {name: path.read_bytes() for name, path in model.files.items()}
-    files.pop("softmask_tokenizer.json", None)
+    files = {name: path.read_bytes() for name, path in model.files.items() if name != "softmask_tokenizer.json"}
+    configs = {ADAPTER_CONFIG if model.kind == "adapter" else "config.json": model.about["hf_config"]}
     if model.kind == "dit":
-        return files | {"config.json": to_json(_mdlm_config(model))}
-    if "config" in model.about:
+        configs = {"config.json": _mdlm_config(model)}
+    elif "config" in model.about:
         raise ValueError(f"No class of Hugging Face takes a model of kind {model.kind}: give --to=orbax.")
-    files["config.json" if model.kind == "dream" else ADAPTER_CONFIG] = to_json(model.about["hf_config"])
-    if model.soft_mask:
-        files[TRANSPARENCY] = to_json(transparency.write(model.soft_mask, model.raw_scalars()))
-    return files
+    elif model.soft_mask:
+        configs[TRANSPARENCY] = transparency.write(model.soft_mask, model.raw_scalars())
+    # As Hugging Face writes them.
+    texts = {name: json.dumps(config, indent=2, ensure_ascii=False) + "\n" for name, config in configs.items()}
+    return files | {name: text.encode() for name, text in texts.items()}
 
 
 def _mdlm_config(model: Model) -> dict:
@@ -162,8 +154,7 @@ def _mdlm_config(model: Model) -> dict:
     return config
 
 
-def _write_ours(folder, model: Model, table, source: str, tokenizer: Tokenizer | None, progress: Progress) -> dict:
-    hashed = Hashed(model.tensors, progress)
+def _write_ours(folder: Path, model: Model, table, hashed: Hashed, source: str, tokenizer: Tokenizer | None) -> None:
     written = orbax_files.write(folder / "params", hashed, table, model.num_blocks)
     (folder / "tokenizer").mkdir()
     about = dict(model.about)
@@ -182,7 +173,6 @@ def _write_ours(folder, model: Model, table, source: str, tokenizer: Tokenizer |
     tensors = {key: spec | {"sha256": hashed.sha256[key]} for key, spec in _described(hashed.specs).items()}
     write_json(folder / "manifest.json", {"version": VERSION, "source": source, "tensors": tensors, "arrays": arrays})
     tree_files.write_checksums(folder, known={f"params/{name}": sum_ for name, sum_ in written.items()})
-    return hashed.sha256
 
 
 def _described(specs: Mapping[str, Spec]) -> dict[str, dict]:

@@ -22,60 +22,53 @@ SCALAR_TABLE = below("soft_mask", SOFT_MASK)
 def open_run(path: Path, weights: str | None) -> Model:
     """The run in a folder, in float32; a Dream without an adapter in its config's `model.param_dtype`.
 
-    weights: raw | ema; None is ema, unless the run has none. Raises FileNotFoundError without a checkpoint, ValueError
-    for one that is damaged or not what the config describes.
+    weights: raw | ema; None is ema, unless the run has none. FileNotFoundError without a checkpoint, ValueError for a
+    damaged one and for parameters that the config does not describe.
     """
     config = config_schema.from_dict(read_json(path, "config.json")).to_dict()
+    model, soft = config["model"], config["soft_mask"]
     folder, step = _newest(path)
     if weights == "ema" and not (folder / "ema").exists():
         raise ValueError(f"--weights=ema: the run in {path} keeps no average; leave --weights away.")
     weights = weights or ("ema" if (folder / "ema").exists() else "raw")
-    more = {"weights": weights, "step": step}
-    soft = config["soft_mask"]
     soft_mask = None if soft["variant"] == "none" else {"variant": soft["variant"], "k": soft["k"], "schedule": "none"}
-    kind, vocab_size, dtype = config["model"]["kind"], 0, "float32"
+    about = {"soft_mask": soft_mask, "weights": weights, "step": step}
+    kind, vocab_size, dtype = model["kind"], 0, "float32"
     if not families.of(kind).kind.from_base:
         tokenizer = load_tokenizer(path / "tokenizer")
-        vocab_size = tokenizer.vocab_size
         ids = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "mask_token_id", "vocab_size")}
-        about = {"config": config, **ids, "hf_config": None}
-    elif config["model"]["adapter"] != "none":
-        kind, adapter = "adapter", _adapter(config["model"], folder / "params")
-        about = {"hf_config": adapters.write_config(adapter, _origin(config["model"]["base"])), "soft_mask": soft_mask}
+        about = {"config": config, **ids, "hf_config": None, "weights": weights, "step": step}
+        vocab_size = tokenizer.vocab_size
+    elif model["adapter"] != "none":
+        kind, adapter = "adapter", _adapter(model, folder / "params")
+        about = {"hf_config": adapters.write_config(adapter, _origin(model["base"]))} | about
     else:
-        dtype = config["model"]["param_dtype"]
-        about = {"hf_config": _hf_config(config["model"]["base"], kind, dtype), "soft_mask": soft_mask}
+        dtype = model["param_dtype"]
+        about = {"hf_config": _hf_config(model["base"], kind, dtype)} | about
         vocab_size = about["hf_config"]["vocab_size"]
     table = keys_of(kind).table(about)
     if kind == "adapter":
         table = below("adapter", table)
-    params = checked(OurTensors(folder / "params", below("backbone", table) + SCALAR_TABLE, vocab_size))
-    backbone = checked(OurTensors(folder / "ema", table, vocab_size)) if weights == "ema" else without(params, SCALARS)
-    tensors = joined(floats(backbone, dtype), renamed(params, dict(zip(SCALARS, SCALARS))))
-    if soft_mask is None and "soft_mask" in about:
-        tensors = without(tensors, SCALARS)
-    return Model(kind, tensors, params.num_blocks, about | more, carried(path / "tokenizer"))
-
-
-def checked(tensors: OurTensors) -> OurTensors:
-    """The tensors. Raises ValueError naming every array that is missing, unexpected or misshapen."""
-    problems = tensors.problems + [f"unexpected: {path}" for path in tensors.others]
-    if problems:
-        raise ValueError(f"The parameters in {tensors.folder} are of another model:\n  " + "\n  ".join(problems))
-    return tensors
+    params = OurTensors(folder / "params", below("backbone", table) + SCALAR_TABLE, vocab_size)
+    backbone = OurTensors(folder / "ema", table, vocab_size) if weights == "ema" else without(params, SCALARS)
+    tensors = floats(backbone, dtype)
+    if soft_mask or "config" in about:
+        tensors = joined(tensors, renamed(params, dict(zip(SCALARS, SCALARS))))
+    return Model(kind, tensors, params.num_blocks, about, carried(path / "tokenizer"))
 
 
 def _newest(path: Path) -> tuple[Path, int]:
-    steps = [int(folder.name) for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()]
-    if not steps:
-        raise FileNotFoundError(f"{path / 'checkpoints'} holds no checkpoint yet.")
-    folder = path / "checkpoints" / str(max(steps))
+    checkpoints = path / "checkpoints"
+    step = max((int(folder.name) for folder in checkpoints.iterdir() if folder.name.isdecimal()), default=None)
+    if step is None:
+        raise FileNotFoundError(f"{checkpoints} holds no checkpoint yet.")
+    folder = checkpoints / str(step)
     try:
         tree_files.verify(folder, ("params", "ema"))
     except tree_files.Damaged as damage:
         message = f"The checkpoint {folder} is damaged: {damage}. Move it away to convert the one before."
         raise ValueError(message) from None
-    return folder, max(steps)
+    return folder, step
 
 
 def _adapter(model: Mapping, params: Path) -> adapters.Adapter:

@@ -1,17 +1,15 @@
 """Untrusted folders: only regular files, only inside the folder, only JSON of limited size."""
 import json
+import math
 import os
-import stat
 from pathlib import Path, PurePosixPath
 
 JSON_BYTES = OTHER_BYTES = 64 * 2**20
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The regular file `name` of a folder. Raises FileNotFoundError.
-
-    Raises ValueError for a name that leads out of the folder, itself or through a link, and for irregular files.
-    """
+def inside(folder: Path, name: str, limit: float = math.inf) -> Path:
+    """The regular file `name` of a folder. ValueError for a name or link that leads out of the folder, for an irregular
+    file, and for one of more than `limit` bytes; FileNotFoundError."""
     if not isinstance(name, str) or not name or "\\" in name or "\0" in name or len(PurePosixPath(name).parts) != 1:
         raise ValueError(f"{folder}: refused the file name {name!r:.100}, which is not a plain name in this folder.")
     path = folder / name
@@ -26,15 +24,17 @@ def inside(folder: Path, name: str) -> Path:
     allowed = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
     if target.parent not in allowed:
         raise ValueError(f"{path} is a link to a file outside of its folder; refused. Copy the file itself.")
-    if not stat.S_ISREG(os.stat(target).st_mode):
+    if not target.is_file():
         raise ValueError(f"{path} is no regular file; refused.")
+    if (size := target.stat().st_size) > limit:
+        raise ValueError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have; refused.")
     return path
 
 
 def read_json(folder: Path, name: str) -> dict:
     """A JSON object. Raises ValueError, one line, for anything else, FileNotFoundError without the file."""
-    path = inside(folder, name)
-    return parse_json(read_bytes(path, JSON_BYTES), path)
+    path = inside(folder, name, JSON_BYTES)
+    return parse_json(path.read_bytes(), path)
 
 
 def parse_json(content: bytes, where: os.PathLike | str) -> dict:
@@ -54,10 +54,3 @@ def parse_json(content: bytes, where: os.PathLike | str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{where} holds no JSON object; download it again.")
     return value
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """A file's content. Raises ValueError above the limit."""
-    if (size := path.stat().st_size) > limit:
-        raise ValueError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have; refused.")
-    return path.read_bytes()

@@ -3,7 +3,9 @@
 The library checks every header (limits, overlaps, holes, lengths). Its readers map whole files, whose pages count as
 this process's memory, and its writer needs all tensors at once.
 """
+import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from softmask_jax.convert.key_tables import Spec
 from softmask_jax.convert.safe_files import inside, parse_json, read_json
-from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, num_bytes, raw
+from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, joined, num_bytes, raw, renamed
+from softmask_jax.io.tree_files import one_line
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
@@ -34,8 +37,8 @@ class SafetensorsFile:
             with safe_open(path, "numpy"):
                 pass
         except (SafetensorError, OSError, ValueError, OverflowError) as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(f"{path} is no valid safetensors file ({reason:.150}); download it again.") from None
+            message = f"{path} is no valid safetensors file ({one_line(error):.150}); download it again."
+            raise ValueError(message) from None
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(length), path)
@@ -49,80 +52,60 @@ class SafetensorsFile:
         self._file = open(path, "rb")
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
-        spec, offset = self.specs[key], self._starts[key]
-        if not spec.shape:
-            yield self._read(spec.dtype, (), offset)
+        (dtype, shape), offset = self.specs[key], self._starts[key]
+        if not shape:
+            yield self._read(dtype, (), offset)
             return
-        row = spec.dtype.itemsize * int(np.prod(spec.shape[1:]))
+        row = dtype.itemsize * math.prod(shape[1:])
         rows = max(1, PIECE_BYTES // max(row, 1))
-        for start in range(0, spec.shape[0], rows):
-            count = min(rows, spec.shape[0] - start)
-            yield self._read(spec.dtype, (count, *spec.shape[1:]), offset + start * row)
+        for start in range(0, shape[0], rows):
+            yield self._read(dtype, (min(rows, shape[0] - start), *shape[1:]), offset + start * row)
 
     def _read(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
         array = np.empty(shape, dtype)
-        view, done = raw(array), 0
-        while done < len(view):
+        view = raw(array)
+        while view:
             # At a position: threads share the file.
-            count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            count = os.preadv(self._file.fileno(), [view], offset)
             if not count:
                 raise ValueError(f"{self.path} has become shorter while it was read; start again.")
-            done += count
+            view, offset = view[count:], offset + count
         return array
 
 
 class SafetensorsFolder:
-    """The tensors of a folder's `name`, or of the files in `name`.index.json. `files`: the file of each key.
-
-    Raises ValueError, one line, when index and files do not belong together.
-    """
+    """The tensors of a folder's `name`, or of the files in `name`.index.json, which must fit them. `files`: by key."""
 
     def __init__(self, folder: Path, name: str = SINGLE):
         index = f"{name}.index.json"
-        self.index_metadata: dict = {}
         if (folder / index).exists() and not (folder / name).exists():
-            content = read_json(folder, index)
-            self.files = content.get("weight_map")
-            self.index_metadata = content.get("metadata") or {}
+            self.files = read_json(folder, index).get("weight_map")
             if not isinstance(self.files, dict) or not self.files or {*map(type, self.files.values())} != {str}:
                 raise ValueError(f"{folder / index} has no weight_map of keys to files; download it again.")
             opened = {file: SafetensorsFile(inside(folder, file)) for file in dict.fromkeys(self.files.values())}
-            wrong = [f"not in {file}: {key}" for key, file in self.files.items() if key not in opened[file].specs]
-            wrong += [
-                f"not in the index: {key} of {name}"
-                for name, file in opened.items() for key in file.specs if self.files.get(key) != name
-            ]  # fmt: skip
+            stored = {(key, file) for file, tensors in opened.items() for key in tensors.specs}
+            listed = set(self.files.items())
+            wrong = [f"not in {file}: {key}" for key, file in sorted(listed - stored)]
+            wrong += [f"not in the index: {key} of {file}" for key, file in sorted(stored - listed)]
             if wrong:
                 more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 raise ValueError(f"{folder / index} does not fit its files ({'; '.join(wrong[:3])}{more}).")
         else:
             opened = {name: SafetensorsFile(inside(folder, name))}
             self.files = dict.fromkeys(opened[name].specs, name)
-        self._owner = {key: opened[file] for key, file in self.files.items()}
-        self.specs = {key: owner.specs[key] for key, owner in self._owner.items()}
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        return self._owner[key].pieces(key)
+        self.specs, self.pieces = renamed(joined(*opened.values()), {key: key for key in self.files})
 
 
-def write(
-    folder: Path, tensors: Tensors, *, name: str = SINGLE, files: Mapping[str, str] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:  # fmt: skip
-    """Write tensors as the library would, into one file or, above `shard_bytes`, several and an index.
-
-    files: the file of each key; by default cut at `shard_bytes`.
-    """
+def write(folder: Path, tensors: Tensors, *, name: str = SINGLE, files: Mapping[str, str] | None = None,
+          shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors as the library would. files: the file of each key; by default cut at `shard_bytes`."""
     if files is None or set(files) != set(tensors.specs):
         files = _shards(tensors, name, shard_bytes)
-    members: dict[str, list[str]] = {}
-    for key, file in files.items():
-        members.setdefault(file, []).append(key)
-    offsets, handles = {}, {}
-    try:
-        for file, keys in members.items():
-            handles[file] = open(folder / file, "xb", buffering=0)
-            offsets |= _write_header(handles[file], tensors, keys)
+    with contextlib.ExitStack() as stack:
+        offsets, handles = {}, []
+        for file in dict.fromkeys(files.values()):
+            handles.append(stack.enter_context(open(folder / file, "xb", buffering=0)))
+            offsets |= _write_header(handles[-1], tensors, [key for key in files if files[key] == file])
 
         def copy(key: str) -> None:
             handle, offset = offsets[key]
@@ -133,14 +116,10 @@ def write(
                     view, offset = view[count:], offset + count
 
         in_threads(copy, offsets)
-        for handle in handles.values():
+        for handle in handles:
             os.fsync(handle.fileno())
-    finally:
-        for handle in handles.values():
-            handle.close()
-    if set(members) != {name}:
-        total = num_bytes(tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    if set(files.values()) != {name}:
+        index = {"metadata": {"total_size": num_bytes(tensors)}, "weight_map": dict(sorted(files.items()))}
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 

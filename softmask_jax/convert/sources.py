@@ -8,9 +8,9 @@ from softmask_jax.convert.model import (
     FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, keys_of, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
-from softmask_jax.convert.runs import checked, open_run
+from softmask_jax.convert.runs import open_run
 from softmask_jax.convert.safe_files import inside, read_json
-from softmask_jax.convert.safetensors_files import SafetensorsFolder
+from softmask_jax.convert.safetensors_files import SINGLE, SafetensorsFolder
 from softmask_jax.convert.tensors import Tensors, floats, renamed
 from softmask_jax.convert.wrappers import own_keys, without_wrappers
 from softmask_jax.diffusion import transparency
@@ -42,30 +42,28 @@ SOURCES = (
 def open_model(path: Path, weights: str | None = None) -> Model:
     """The model at `path`, its tensors unread and unchecked (`Model.table` checks them).
 
-    weights: raw | ema, where there are both; None is ema if there is one.
-    Raises FileNotFoundError or ValueError, one line with a remedy, for what cannot be converted.
+    weights: raw | ema; None is ema where there are both. FileNotFoundError or ValueError, one line with a remedy.
     """
     if not path.exists():
         raise FileNotFoundError(f"--src: {path} does not exist; {SOURCES}, or hf://owner/name.")
+    if path.suffix == ".safetensors" and path.is_file():
+        path = path.parent
     if path.is_file():
-        if path.suffix == ".safetensors":
-            return open_model(path.parent, weights)
-        return _lightning(inside(path.parent, path.name), weights)
+        return lightning.open_checkpoint(inside(path.parent, path.name), weights)
     if is_run(path):
         return open_run(path, weights)
-    if (path / ADAPTER_CONFIG).exists():
-        return _only(_adapter(path), weights)
-    if (path / "config.json").exists():
-        config = read_json(path, "config.json")
-        if config.get("format") == FORMAT:
-            return _ours(path, config, weights)
-        kind = check_configs(path)
-        return _only((_dream if kind == "dream" else _mdlm)(path, config), weights)
+    adapter = (path / ADAPTER_CONFIG).exists()
+    if not adapter and (path / "config.json").exists() and read_json(path, "config.json").get("format") == FORMAT:
+        return _ours(path, weights)
+    if adapter or (path / "config.json").exists():
+        if weights == "ema":
+            raise ValueError("--weights=ema: this source holds one set of weights; leave --weights away.")
+        return {"adapter": _adapter, "dream": _dream, "mdlm": _mdlm}[check_configs(path)](path)
     files = [file for pattern in CHECKPOINTS for file in sorted(path.glob(pattern)) if file.is_file()]
     # A link such as last.ckpt does not count.
     if len({file.resolve() for file in files}) == 1:
         file = min(files, key=Path.is_symlink)
-        return _lightning(inside(file.parent, file.name), weights)
+        return lightning.open_checkpoint(inside(file.parent, file.name), weights)
     if files:
         names = [str(file.relative_to(path)) for file in files]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
@@ -113,21 +111,9 @@ def read_ours(path: Path) -> dict:
     return config
 
 
-def _only(model: Model, weights: str | None) -> Model:
-    if weights == "ema":
-        raise ValueError("--weights=ema: this source holds one set of weights; leave --weights away.")
-    return model
-
-
-def _lightning(path: Path, weights: str | None) -> Model:
-    tensors, facts = lightning.read(path, weights)
-    wide, soft, head_width = dit_tensors(tensors)
-    about = lightning.describe(path, facts, wide.specs, head_width, soft)
-    return Model("dit", wide, about["config"]["model"]["num_blocks"], about, notes=tuple(facts["notes"]))
-
-
-def _mdlm(path: Path, config: dict) -> Model:
-    folder, placed, notes = _unwrapped(SafetensorsFolder(path), own_keys(*dit.KEYS.roots), path)
+def _mdlm(path: Path) -> Model:
+    config = read_json(path, "config.json")
+    folder, placed, notes = _unwrapped(path, own_keys(*dit.KEYS.roots))
     wide, soft, head_width = dit_tensors(folder)
     model = {ours: config[theirs] for theirs, ours in MDLM_SIZES.items()} | {"dropout": config.get("dropout", 0.1)}
     variant = transparency.variant(config.get("transparency_alg") or "mixinputs_with_topk") if soft else "none"
@@ -137,28 +123,29 @@ def _mdlm(path: Path, config: dict) -> Model:
     return Model("dit", wide, model["num_blocks"], about, carried(path), placed, notes)
 
 
-def _dream(path: Path, config: dict) -> Model:
-    tensors, placed, notes = _unwrapped(SafetensorsFolder(path), own_keys(*dream.KEYS.roots), path)
+def _dream(path: Path) -> Model:
+    config = read_json(path, "config.json")
+    tensors, placed, notes = _unwrapped(path, own_keys(*dream.KEYS.roots))
     tensors, soft_mask = _soft_masked(tensors, path)
     about = {"hf_config": config, "soft_mask": soft_mask}
     return Model("dream", tensors, config["num_hidden_layers"], about, carried(path), placed, notes)
 
 
 def _adapter(path: Path) -> Model:
-    config = read_json(path, ADAPTER_CONFIG)
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
-    folder, _, notes = _unwrapped(SafetensorsFolder(path, ADAPTER_FILE), own_keys(*dream.KEYS.roots), path)
-    tensors: Tensors = floats(renamed(folder, adapters.canonical_keys(folder.specs)))
-    config = adapters.with_listed_targets(config, tensors.specs)
+    folder, _, notes = _unwrapped(path, own_keys(*dream.KEYS.roots), ADAPTER_FILE)
+    tensors = floats(renamed(folder, adapters.canonical_keys(folder.specs)))
+    config = adapters.with_listed_targets(read_json(path, ADAPTER_CONFIG), tensors.specs)
     adapter = adapters.read_config(config)
     blocks = count_blocks(dream.adapter_table(adapter.targets, adapter.use_dora), tensors.specs)
     tensors, soft_mask = _soft_masked(tensors, path)
     return Model("adapter", tensors, blocks, {"hf_config": config, "soft_mask": soft_mask}, carried(path), notes=notes)
 
 
-def _unwrapped(folder: SafetensorsFolder, network: re.Pattern, path: Path) -> tuple[Tensors, dict, tuple[str, ...]]:
+def _unwrapped(path: Path, network: re.Pattern, file: str = SINGLE) -> tuple[Tensors, dict, tuple[str, ...]]:
     """The folder's tensors under the network's own keys, the file of each, and a note of what was removed."""
+    folder = SafetensorsFolder(path, file)
     names, note = without_wrappers(folder.specs, network, str(path))
     return renamed(folder, names), {new: folder.files[old] for new, old in names.items()}, (note,) if note else ()
 
@@ -174,15 +161,14 @@ def _soft_masked(tensors: Tensors, path: Path) -> tuple[Tensors, dict | None]:
     return (tensors, None) if raw is None else (with_scalars(tensors, raw), soft_mask)
 
 
-def _ours(path: Path, config: dict, weights: str | None) -> Model:
-    config = read_ours(path)
-    about = {name: value for name, value in config.items() if name not in ("format", "version", "kind")}
-    if weights is not None and weights != about.get("weights"):
+def _ours(path: Path, weights: str | None) -> Model:
+    about = read_ours(path)
+    kind, placed, hf_config = about["kind"], about.pop("placed", None), about.get("hf_config")
+    about = {name: value for name, value in about.items() if name not in ("format", "version", "kind")}
+    if weights not in (None, about.get("weights")):
         raise ValueError(f"--weights={weights}: {path} holds one set of weights; leave --weights away.")
-    keys_of(config["kind"]).sizes(about)  # a ValueError for a network that is not built
-    stored = stored_specs(path / "params")
-    scalars = any(name.startswith("soft_mask/") for name in stored)
-    vocab_size = about.get("vocab_size") or (about["hf_config"] or {}).get("vocab_size", 0)
-    tensors = checked(OurTensors(path / "params", entries(config["kind"], about, scalars), vocab_size))
-    placed = about.pop("placed", None)
-    return Model(config["kind"], tensors, tensors.num_blocks, about, carried(path / "tokenizer"), placed)
+    keys_of(kind).sizes(about)  # a ValueError for a network that is not built
+    scalars = any(name.startswith("soft_mask/") for name in stored_specs(path / "params"))
+    vocab_size = about.get("vocab_size") or (hf_config or {}).get("vocab_size", 0)
+    tensors = OurTensors(path / "params", entries(kind, about, scalars), vocab_size)
+    return Model(kind, tensors, tensors.num_blocks, about, carried(path / "tokenizer"), placed)

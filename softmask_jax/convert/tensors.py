@@ -9,6 +9,7 @@ import numpy as np
 
 from softmask_jax.convert.key_tables import Spec, is_float
 
+Progress = Callable[[int], object]  # called with the bytes of every piece
 PIECE_BYTES = 16 * 2**20
 # Hashing and transposing release the interpreter's lock; more threads would need more memory for little speed.
 THREADS = 2
@@ -53,21 +54,15 @@ def joined(*parts: Tensors) -> Tensors:
     return View({key: part.specs[key] for key, part in owners.items()}, lambda key: owners[key].pieces(key))
 
 
-class InMemory:
-    """Arrays that are small, or there anyway."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.arrays = {key: np.asarray(array) for key, array in arrays.items()}
-        self.specs = {key: Spec(array.dtype, array.shape) for key, array in self.arrays.items()}
-
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        yield self.arrays[key]
+def in_memory(arrays: Mapping[str, np.ndarray]) -> Tensors:
+    """Arrays in memory."""
+    return View({key: Spec(array.dtype, array.shape) for key, array in arrays.items()}, lambda key: iter([arrays[key]]))
 
 
 class Hashed:
     """Other tensors, hashed while they are read: `sha256` by key, once a tensor is read to its end."""
 
-    def __init__(self, tensors: Tensors, progress: Callable[[int], object] = lambda _: None):
+    def __init__(self, tensors: Tensors, progress: Progress = lambda _: None):
         self.tensors, self.specs, self.progress = tensors, tensors.specs, progress
         self.sha256: dict[str, str] = {}
 
@@ -98,16 +93,10 @@ def num_bytes(tensors: Tensors) -> int:
 def in_threads(work: Callable, items) -> None:
     """Call `work` of each item, two at a time; the first error ends it once running calls are done."""
     with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        collections.deque(pool.map(work, items), maxlen=0)
 
 
-def hashes(tensors: Tensors, progress: Callable[[int], object] = lambda _: None) -> dict[str, str]:
+def hashes(tensors: Tensors, progress: Progress = lambda _: None) -> dict[str, str]:
     """SHA-256 of every tensor by key."""
     hashed = Hashed(tensors, progress)
     in_threads(lambda key: collections.deque(hashed.pieces(key), maxlen=0), tensors.specs)

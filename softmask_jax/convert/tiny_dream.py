@@ -8,21 +8,20 @@
 `hf/` has the format of the published models: config.json, model.safetensors and a tokenizer of bytes. Existing files
 stay; other files under these names are refused.
 """
-import argparse
 import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.config.command_line import command
+from softmask_jax.config.command_line import command, command_parser
 from softmask_jax.convert.key_tables import keys
 from softmask_jax.convert.outputs import whole_folder
 from softmask_jax.convert.safetensors_files import write
-from softmask_jax.convert.tensors import InMemory
+from softmask_jax.convert.tensors import in_memory
 from softmask_jax.data.chat.template import CHATML
 from softmask_jax.io.files import explained, write_atomically, write_json
 from softmask_jax.models.keys import dream
@@ -38,12 +37,10 @@ CONFIG = {
 STD = 0.05
 
 
-def make(out: Path, *, conversations: int = 160, seed: int = 0, sizes: Mapping = CONFIG) -> None:
+def make(out: Path, *, conversations: int = 160, sizes: Mapping = CONFIG) -> None:
     """Write `out`/hf and `out`/chats.jsonl unless they exist. sizes: entries of config.json, on top of CONFIG's.
-
-    Raises FileExistsError for other files under these names, OSError when the folder cannot be written.
-    """
-    random, chats = np.random.default_rng(seed), out / "chats.jsonl"
+    FileExistsError for other files under these names, OSError when the folder cannot be written."""
+    random, chats = np.random.default_rng(0), out / "chats.jsonl"
     with explained(out, ELSEWHERE), whole_folder(out / "hf", 0, ELSEWHERE) as folder:
         _write_model(folder, random, CONFIG | dict(sizes))
         text = "".join(json.dumps(chat) + "\n" for chat in _chats(random, conversations))
@@ -60,13 +57,13 @@ def _write_model(folder: Path, random: np.random.Generator, config: Mapping) -> 
         "eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
     }  # fmt: skip
     write_json(folder / "config.json", config)
-    sizes, tensors = dream.sizes(config), {}
+    sizes, tensors, dtype = dream.sizes(config), {}, jnp.dtype(config["torch_dtype"])
     for entry in dream.BACKBONE:
         shape = [sizes[letter] for letter in entry.shape]
         for _, key in keys(entry, config["num_hidden_layers"]):
             value = np.ones(shape) if entry.path.endswith("scale") else random.normal(0.0, STD, shape)
-            tensors[key] = value.astype(ml_dtypes.bfloat16 if config["torch_dtype"] == "bfloat16" else np.float32)
-    write(folder, InMemory(tensors))
+            tensors[key] = value.astype(dtype)
+    write(folder, in_memory(tensors))
 
 
 def _write_tokenizer(folder: Path) -> dict[str, int]:
@@ -87,16 +84,13 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
 def _chats(random: np.random.Generator, count: int):
     """Sums of two small numbers, asked and answered."""
     for a, b in random.integers(1, 100, (count, 2)).tolist():
-        turns = {"user": f"What is {a} + {b}?", "assistant": f"{a} + {b} = {a + b}."}
-        yield {"messages": [{"role": role, "content": content} for role, content in turns.items()]}
+        question, answer = f"What is {a} + {b}?", f"{a} + {b} = {a + b}."
+        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 @command()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.convert.tiny_dream", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("convert.tiny_dream", __doc__)
     parser.add_argument("--out", required=True, help="the folder to write into; existing files stay")
     flags = parser.parse_args(argv)
     out = Path(os.path.expanduser(flags.out))

@@ -15,21 +15,25 @@ def own_keys(*names: str) -> re.Pattern:
     return re.compile(rf"(?<![^.])(?:{'|'.join(names)})\.")
 
 
-def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tuple[dict[str, str], str]:
-    """Old key by the network's own key (unknown keys are kept), and a note of what was removed or "".
-
-    network: of `own_keys`. where: the file, for messages. Raises ValueError when two keys become the same or a wrapper
-    is on some of a module's keys only.
-    """
+def old_keys(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
+    """Old key by new key, from pairs (new, old). Raises ValueError when two keys become the same. where: the file."""
     names: dict[str, str] = {}
-    kinds: dict[str, dict[str, str]] = {}
-    for key in keys:
-        if key == COUNTER:
-            continue
-        new, wrappers = _unwrapped(key, network)
+    for new, old in pairs:
         if new in names:
-            raise ValueError(f"{where} holds {new} twice, as {names[new]} and {key}; keep one.")
-        names[new] = key
+            raise ValueError(f"{where} has {new} twice, as {names[new]} and {old}, the same tensor; keep one.")
+        names[new] = old
+    return names
+
+
+def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tuple[dict[str, str], str]:
+    """`old_keys` by the network's own keys (unknown keys are kept), and a note of what was removed or "".
+
+    network: of `own_keys`. ValueError also for a wrapper on some of a module's keys only.
+    """
+    unwrapped = {key: _unwrapped(key, network) for key in keys if key != COUNTER}
+    names = old_keys(((new, key) for key, (new, _) in unwrapped.items()), where)
+    kinds: dict[str, dict[str, str]] = {}
+    for key, (_, wrappers) in unwrapped.items():
         for module, wrapper in wrappers.items():
             kinds.setdefault(module, {}).setdefault(wrapper, key)
     for examples in kinds.values():

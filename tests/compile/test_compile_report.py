@@ -8,12 +8,12 @@ import pytest
 from softmask_jax import config as schema
 from softmask_jax.compile import report, scaling, sweep
 from softmask_jax.compile.reading import Reading
-from softmask_jax.compile.roofline import COMPUTE, HBM, LINKS, roofline
+from softmask_jax.compile.report import COMPUTE, HBM, LINKS, roofline
 
 GIB = 2**30
 # A chip that spends a second on products, half a second on its memory and a quarter on the network.
 MADE_UP = Reading(
-    topology="v5e:2x2", kind="train", said="made up", mesh={"data": 4, "fsdp": 1, "tensor": 1}, rows=48, length=1024,
+    topology="v5e:2x2", kind="train", description="made up", mesh={"data": 4, "fsdp": 1, "tensor": 1}, rows=48, length=1024,
     micro=3, tokens=48 * 1024, kept={"params": GIB, "ema": GIB, "optimizer": 2 * GIB, "batch": 1000},
     memory={"arguments": 4 * GIB, "temporary": 6 * GIB, "output": 0, "program": GIB}, needed=0, free=0,
     flops=197e12 * COMPUTE, model_flops=197e12 * COMPUTE / 2, hbm=819e9 * HBM / 2, payload={"all-reduce": 1.0},
@@ -51,10 +51,10 @@ def test_where_the_state_is_most_of_it_cutting_it_comes_first():
 
 def test_a_roofline_is_bound_by_the_slowest_and_lies_between_overlap_and_none():
     times = roofline(MADE_UP)
-    assert (times.compute, times.hbm, times.ici) == pytest.approx((1, 0.5, 0.25))
-    assert (times.best, times.worst, times.bound) == (pytest.approx(1), pytest.approx(1.75), "compute")
-    assert times.utilisation(times.best) == pytest.approx(COMPUTE / 2)
-    assert times.tokens(times.worst) == pytest.approx(48 * 1024 / 1.75)
+    assert (times.compute_s, times.hbm_s, times.ici_s) == pytest.approx((1, 0.5, 0.25))
+    assert (times.best_s, times.worst_s, times.bound) == (pytest.approx(1), pytest.approx(1.75), "compute")
+    assert times.utilisation[0] == pytest.approx(COMPUTE / 2)
+    assert times.tokens_per_s[1] == pytest.approx(48 * 1024 / 1.75)
     assert roofline(made(hbm=819e9 * HBM * 2)).bound == "memory"
 
 

@@ -19,7 +19,7 @@ from softmask_jax.benchmarks.convert import write_dream
 from softmask_jax.convert import orbax_files, outputs, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
-from softmask_jax.convert.tensors import InMemory, hashes
+from softmask_jax.convert.tensors import hashes, in_memory
 from softmask_jax.io import files
 from tests.golden import FOLDER
 from tests.helpers.checkpoint_files import recorded
@@ -226,12 +226,12 @@ def test_a_kill_at_any_moment_leaves_nothing_and_the_same_command_finishes(tmp_p
 
 
 def test_an_exception_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
-    class Broken(InMemory):
-        def pieces(self, key):
-            raise KeyboardInterrupt
+    def interrupted(key):
+        raise KeyboardInterrupt
 
+    tensors = in_memory({"a": np.zeros(3, np.float32)})._replace(pieces=interrupted)
     with pytest.raises(KeyboardInterrupt), outputs.whole_folder(tmp_path / "dst", 0) as folder:
-        safetensors_files.write(folder, Broken({"a": np.zeros(3, np.float32)}))
+        safetensors_files.write(folder, tensors)
     assert list(tmp_path.iterdir()) == []
 
 

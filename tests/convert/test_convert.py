@@ -13,7 +13,7 @@ from softmask_jax import config, data
 from softmask_jax.convert import converted, mdlm, safetensors_files
 from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.sources import open_model
-from softmask_jax.convert.tensors import InMemory, whole
+from softmask_jax.convert.tensors import in_memory, whole
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.io import checkpoint, tree_files
 from softmask_jax.io.run_folder import RunFolder
@@ -80,7 +80,7 @@ def test_tensors_in_many_pieces_and_rows_in_many_chunks_are_the_same(tmp_path, m
 
 def test_weights_above_the_limit_go_into_several_files_with_an_index(tmp_path):
     arrays = {f"t{i}": np.full((4, 8), i, np.float32) for i in range(5)}
-    safetensors_files.write(tmp_path, InMemory(arrays), shard_bytes=300)
+    safetensors_files.write(tmp_path, in_memory(arrays), shard_bytes=300)
     assert len(list(tmp_path.glob("model-0000?-of-00003.safetensors"))) == 3
     folder = safetensors_files.SafetensorsFolder(tmp_path)
     for key, array in arrays.items():
