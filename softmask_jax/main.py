@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         from softmask_jax.training import loop
 
         summary = loop.train(
-            load(flags.config, overrides), flags.workdir, profile=flags.profile, place=hosts.from_flags(flags)
+            load(flags.config, overrides), flags.workdir, profile=flags.profile, member=hosts.from_flags(flags)
         )
     except (*ERRORS, KeyboardInterrupt) as error:
         hosts.leave_soon(130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -9,19 +9,19 @@ decoding in blocks without a cache, with the prefix's and with everything outsid
 the compiled loop beside the same step called from Python, which looks at the tokens after each.
 The paper reports +12 % a step for soft-masking.
 """
-import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.benchmarks.timing import (
-    alternate, benchmark_parser, device_name, prepare, publish, quartiles, spread_text,
-)  # fmt: skip
 from softmask_jax import config
+from softmask_jax.benchmarks.timing import (
+    alternate, benchmark_parser, machine, positive, prepare, publish, quartiles, spread_text,
+)  # fmt: skip
 from softmask_jax.config import Model
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
@@ -31,24 +31,22 @@ from softmask_jax.report.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMask, commit, dream_draw
 from softmask_jax.samplers.options import run
 
-MDLM_VOCABULARY, DREAM_VOCABULARY = 50_258, 152_064
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """mdlm_*: of the DiT; dream_*: of the Dream, whose first `prompt` positions are given. length: positions of a row.
+    """mdlm_*: of the DiT; dream_*: of the Dream, whose first `prompt` positions are fixed. length: positions of a row.
     The Dream of the loop's table has a width of `small` and two layers."""
 
     mdlm_width: int = 768
     mdlm_blocks: int = 12
     mdlm_heads: int = 12
-    mdlm_vocabulary: int = MDLM_VOCABULARY
+    mdlm_vocabulary: int = 50_258
     dream_width: int = 896
     dream_layers: int = 12
     dream_heads: int = 14
     dream_kv_heads: int = 2
     dream_mlp: int = 4864
-    dream_vocabulary: int = DREAM_VOCABULARY
+    dream_vocabulary: int = 152_064
     length: int = 256
     prompt: int = 64
     block_length: int = 32
@@ -65,9 +63,8 @@ def mdlm(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
     return built, jax.jit(built.init)(root_key(0))
 
 
-def dream(sizes: Sizes, **changes) -> tuple[denoiser.Denoiser, dict]:
+def dream(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
     """The Dream and random parameters."""
-    sizes = dataclasses.replace(sizes, **changes)
     hf_config = {
         "vocab_size": sizes.dream_vocabulary, "hidden_size": sizes.dream_width, "num_hidden_layers": sizes.dream_layers,
         "num_attention_heads": sizes.dream_heads, "num_key_value_heads": sizes.dream_kv_heads, "rope_theta": 1e6,
@@ -78,82 +75,79 @@ def dream(sizes: Sizes, **changes) -> tuple[denoiser.Denoiser, dict]:
     return built, jax.jit(built.init)(root_key(0))
 
 
-def rows(sizes: Sizes, model: denoiser.Denoiser, given: int) -> jax.Array:
-    """One row [1 L]: the first `given` tokens, then masks."""
-    tokens = np.full((1, sizes.length), model.mask_token_id, np.int32)
-    tokens[0, :given] = np.random.default_rng(0).integers(0, 1000, given) % (model.vocab_size - 1)
+def prompted(length: int, model: denoiser.Denoiser, prompt: int) -> jax.Array:
+    """One row [1 L]: `prompt` random tokens, then masks."""
+    tokens = np.full((1, length), model.mask_token_id, np.int32)
+    tokens[0, :prompt] = np.random.default_rng(0).integers(0, 1000, prompt) % (model.vocab_size - 1)
     return jnp.asarray(tokens)
 
 
 def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
     """Seconds of a step of both samplers without and with soft-masking: a row a model, "plain" and "soft" quartiles,
     "ratio" and "ratio_quartiles" over neighbouring calls."""
-    found = []
-    for name, build, k in (("MDLM", mdlm, 3), ("Dream", dream, 1)):
+    mdlm_sampler = partial(MDLMSampler, steps=steps, reuse="never")
+    dream_sampler = partial(DreamSampler, steps=steps, alg="entropy", temperature=0.1, top_p=0.9, top_k=None,
+                            suppress_mask=True, history=False)  # fmt: skip
+    rows = []
+    for name, build, sampler, prompt, k in (
+        ("MDLM", mdlm, mdlm_sampler, 0, 3), ("Dream", dream, dream_sampler, sizes.prompt, 1)
+    ):  # fmt: skip
         model, params = build(sizes)
-        tokens, keys = rows(sizes, model, 0 if name == "MDLM" else sizes.prompt), jax.random.split(root_key(1), 1)
-
-        def sampler(soft_mask: SoftMask, model=model, name=name):
-            if name == "MDLM":
-                return MDLMSampler(model, soft_mask, steps, reuse="never")
-            return DreamSampler(model, soft_mask, steps, alg="entropy", temperature=0.1, top_p=0.9, top_k=None,
-                                suppress_mask=True, history=False)
-
+        tokens, keys = prompted(sizes.length, model, prompt), jax.random.split(root_key(1), 1)
+        soft_masks = {"plain": SoftMask(), "soft": SoftMask("topk", k)}
         calls = {
-            kind: lambda part=sampler(soft_mask), params=params: run(part, params, keys, tokens, None)
-            for kind, soft_mask in (("plain", SoftMask()), ("soft", SoftMask("topk", k)))
-        }  # fmt: skip
-        made = {kind: int(call().calls) for kind, call in calls.items()}
-        seconds = alternate(calls, rounds)
-        each = {kind: np.divide(spread.seconds, made[kind]) for kind, spread in seconds.items()}
-        ratios = each["soft"] / each["plain"]
-        found.append({
-            "model": name, "parameters": model.num_params, "vocab_size": model.vocab_size, "k": k, "calls": made,
-            **{kind: quartiles(x) for kind, x in each.items()},
+            kind: partial(run, sampler(model, soft_mask), params, keys, tokens, None)
+            for kind, soft_mask in soft_masks.items()
+        }
+        counts = {kind: int(call().calls) for kind, call in calls.items()}
+        seconds = {kind: values / counts[kind] for kind, values in alternate(calls, rounds).items()}
+        ratios = seconds["soft"] / seconds["plain"]
+        rows.append({
+            "model": name, "parameters": model.num_params, "vocab_size": model.vocab_size, "k": k, "calls": counts,
+            **{kind: quartiles(values) for kind, values in seconds.items()},
             "ratio": float(np.median(ratios)),
             "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
         })  # fmt: skip
-    return found
+    return rows
 
 
 def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
-    """Decoding a Dream's answer in blocks with every kind of cache and soft-masking: a row a cache, "calls", "positions"
+    """Decode a Dream's answer in blocks with every kind of cache and soft-masking: a row a cache, "calls", "positions"
     computed, "seconds" of a token (quartiles), "speed" against no cache."""
     model, params = dream(sizes)
-    tokens, keys = rows(sizes, model, sizes.prompt), jax.random.split(root_key(1), 1)
+    tokens, keys = prompted(sizes.length, model, sizes.prompt), jax.random.split(root_key(1), 1)
+    sampler = partial(
+        BlockSampler, model, SoftMask("topk", 1), prompt_length=sizes.prompt, block_length=sizes.block_length,
+        alg="maskgit_plus", tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
+    )  # fmt: skip
     calls = {
-        cache: lambda part=BlockSampler(
-            model, SoftMask("topk", 1), prompt_length=sizes.prompt, block_length=sizes.block_length, cache=cache,
-            alg="maskgit_plus", tokens_per_step=tokens_per_step, suppress_mask=True, history=False,
-        ): run(part, params, keys, tokens, None)
-        for cache in ("none", "prefix", "dual")
-    }  # fmt: skip
-    made = {cache: call() for cache, call in calls.items()}
-    seconds = alternate(calls, rounds)
-    each = {cache: np.divide(spread.seconds, int(made[cache].filled[0])) for cache, spread in seconds.items()}
+        cache: partial(run, sampler(cache=cache), params, keys, tokens, None) for cache in ("none", "prefix", "dual")
+    }
+    results = {cache: call() for cache, call in calls.items()}
+    filled = {cache: int(result.filled[0]) for cache, result in results.items()}
+    seconds = {cache: values / filled[cache] for cache, values in alternate(calls, rounds).items()}
     return [
-        {"cache": cache, "calls": int(out.calls), "positions": float(out.positions[0]), "filled": int(out.filled[0]),
-         "seconds": quartiles(each[cache]), "speed": float(np.median(each["none"]) / np.median(each[cache]))}
-        for cache, out in made.items()
+        {"cache": cache, "calls": int(result.calls), "positions": float(result.positions[0]), "filled": filled[cache],
+         "seconds": quartiles(seconds[cache]), "speed": float(np.median(seconds["none"]) / np.median(seconds[cache]))}
+        for cache, result in results.items()
     ]  # fmt: skip
 
 
-def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.ndarray]:
+def host_loop(sampler: DreamSampler, params: dict) -> Callable[[np.ndarray], np.ndarray]:
     """The sampler's loop in Python: the step's network and vocabulary are one compiled call, the rest is NumPy."""
-    model, mask, shares = part.denoiser, part.denoiser.mask_token_id, commit.unmask_shares(part.steps, part.eps)
+    model, mask, soft_mask = sampler.denoiser, sampler.denoiser.mask_token_id, sampler.soft_mask
 
     @jax.jit
     def predict(params, tokens, feedback, scale):
-        x = two_pass.soft_embed(model, part.soft_mask, params, tokens, feedback, scale)
+        x = two_pass.soft_embed(model, soft_mask, params, tokens, feedback, scale)
         hidden = model.trunk(params["backbone"], x)[0]
-        head = model.head(params["backbone"])
-        return dream_draw.predict(hidden, head, tokens == mask, part.filters, k=part.soft_mask.reads,
-                                  suppress_mask=part.suppress_mask)
+        return dream_draw.predict(hidden, model.head(params["backbone"]), tokens == mask, sampler.filters,
+                                  k=soft_mask.reads, suppress_mask=sampler.suppress_mask)  # fmt: skip
 
     def loop(tokens: np.ndarray) -> np.ndarray:
         tokens = np.array(tokens)
-        feedback, scale = two_pass.empty_feedback(model, part.soft_mask, params["backbone"], tokens), 0.0
-        for share in shares:
+        feedback, scale = two_pass.empty_feedback(model, soft_mask, params["backbone"], tokens), 0.0
+        for share in commit.unmask_shares(sampler.steps, sampler.eps):
             masked = tokens == mask
             if not masked.any():
                 break
@@ -170,79 +164,69 @@ def host_loop(part: DreamSampler, params: dict) -> Callable[[np.ndarray], np.nda
 
 def loop_gain(sizes: Sizes, steps: int, rounds: int) -> dict:
     """Seconds of a step of a small Dream's sampler, "compiled" and from Python ("host"), and their "ratio"."""
-    model, params = dream(sizes, dream_width=sizes.small, dream_layers=2, dream_heads=4, dream_kv_heads=2,
-                          dream_mlp=2 * sizes.small, dream_vocabulary=1024, length=min(sizes.length, 64))
-    small = dataclasses.replace(sizes, length=min(sizes.length, 64))
-    part = DreamSampler(model, SoftMask("topk", 1), steps, alg="entropy", suppress_mask=True, history=False)
-    tokens = rows(small, model, 8)
-    host = host_loop(part, params)
-    compiled = run(part, params, None, tokens, None)
-    assert (host(np.asarray(tokens)) == np.asarray(compiled.tokens)).all(), "the two loops disagree"
-    seconds = alternate(
-        {"compiled": lambda: run(part, params, None, tokens, None), "host": lambda: host(np.asarray(tokens))}, rounds
-    )
-    each = {kind: np.divide(spread.seconds, int(compiled.calls)) for kind, spread in seconds.items()}
-    return {"calls": int(compiled.calls), **{kind: quartiles(x) for kind, x in each.items()},
-            "ratio": float(np.median(each["host"]) / np.median(each["compiled"]))}  # fmt: skip
+    model, params = dream(dataclasses.replace(
+        sizes, dream_width=sizes.small, dream_layers=2, dream_heads=4, dream_kv_heads=2, dream_mlp=2 * sizes.small,
+        dream_vocabulary=1024,
+    ))  # fmt: skip
+    sampler = DreamSampler(model, SoftMask("topk", 1), steps, alg="entropy", suppress_mask=True, history=False)
+    tokens = prompted(min(sizes.length, 64), model, 8)
+    host, compiled = host_loop(sampler, params), partial(run, sampler, params, None, tokens, None)
+    result = compiled()
+    assert (host(tokens) == np.asarray(result.tokens)).all(), "the two loops disagree"
+    seconds = alternate({"compiled": compiled, "host": partial(host, tokens)}, rounds)
+    seconds = {kind: values / int(result.calls) for kind, values in seconds.items()}
+    return {"calls": int(result.calls), **{kind: quartiles(values) for kind, values in seconds.items()},
+            "ratio": float(np.median(seconds["host"]) / np.median(seconds["compiled"]))}  # fmt: skip
 
 
 @settled()
-def measure(sizes: Sizes, *, steps: int, tokens_per_step: int, rounds: int) -> dict:
-    """Everything, as JSON values."""
-    return {
-        "device": device_name(), "jax": jax.__version__, "sizes": dataclasses.asdict(sizes), "rounds": rounds,
-        "soft_masking": soft_masking_cost(sizes, steps, rounds), "caches": cache_gain(sizes, tokens_per_step, max(2, rounds // 2)),
+def measure(sizes: Sizes, steps: int, tokens_per_step: int, rounds: int) -> dict:
+    """Figures as JSON values."""
+    return machine() | {
+        "sizes": dataclasses.asdict(sizes),
+        "rounds": rounds,
+        "soft_masking": soft_masking_cost(sizes, steps, rounds),
+        "caches": cache_gain(sizes, tokens_per_step, max(2, rounds // 2)),
         "loop": loop_gain(sizes, 32, 4 * rounds),
-    }  # fmt: skip
+    }
 
 
-def markdown(found: dict) -> str:
-    """What `measure` returns as three tables for a README."""
-    sizes = Sizes(**found["sizes"])
+def markdown(figures: dict) -> str:
+    """The result of `measure` as three tables for a README."""
+    sizes, loop = Sizes(**figures["sizes"]), figures["loop"]
     soft = [
-        (f"{row['model']}, {row['parameters'] / 1e6:.0f}M", f"{row['vocab_size']:,}", str(row["k"]), spread_text(row["plain"]),
-         spread_text(row["soft"]), f"{row['ratio'] - 1:+.1%} ({row['ratio_quartiles'][0] - 1:+.1%} to "
-         f"{row['ratio_quartiles'][1] - 1:+.1%})")
-        for row in found["soft_masking"]
+        (f"{row['model']}, {row['parameters'] / 1e6:.0f}M", f"{row['vocab_size']:,}", str(row["k"]),
+         spread_text(row["plain"]), spread_text(row["soft"]),
+         "{:+.1%} ({:+.1%} to {:+.1%})".format(*(ratio - 1 for ratio in (row["ratio"], *row["ratio_quartiles"]))))
+        for row in figures["soft_masking"]
     ]  # fmt: skip
     caches = [
-        (row["cache"], f"{row['calls']:,}", f"{row['positions']:,.0f}", spread_text(row["seconds"]), f"{row['speed']:.2f}")
-        for row in found["caches"]
-    ]
-    loop = found["loop"]
-    return "\n".join([
-        f"Device: {found['device']}; jax {found['jax']}; {sizes.compute_dtype}, one row of {sizes.length} positions. "
-        "Medians, quartiles in brackets.",
-        "",
+        (row["cache"], f"{row['calls']:,}", f"{row['positions']:,.0f}", spread_text(row["seconds"]),
+         f"{row['speed']:.2f}")
+        for row in figures["caches"]
+    ]  # fmt: skip
+    loops = [
+        ("compiled", spread_text(loop["compiled"])), ("in Python, its step compiled", spread_text(loop["host"])),
+    ]  # fmt: skip
+    return "\n\n".join([
+        f"Device: {figures['device']}; jax {figures['jax']}; {sizes.compute_dtype}, one row of {sizes.length} "
+        "positions. Medians, quartiles in brackets.",
         table(("model", "V", "k", "plain, s/step", "soft-masked, s/step", "soft-masking costs"), soft),
-        "",
         f"Decoding {sizes.length - sizes.prompt} tokens of the Dream in blocks of {sizes.block_length}, soft-masked:",
-        "",
         table(("cache", "calls", "positions", "s/token", "times as fast"), caches),
-        "",
-        table(("loop of a small Dream", "s/step"), [
-            ("compiled", spread_text(loop["compiled"])), ("in Python, its step compiled", spread_text(loop["host"])),
-        ]),
+        table(("loop of a small Dream", "s/step"), loops),
     ])  # fmt: skip
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = benchmark_parser("generate", __doc__, Sizes)
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each program")
-    parser.add_argument("--steps", type=int, default=6, help="of the samplers with and without soft-masking")
-    parser.add_argument("--tokens_per_step", type=int, default=8, help="of decoding in blocks")
-    flags = parser.parse_args(argv)
-    if min(flags.rounds, flags.steps, flags.tokens_per_step) < 1:
-        parser.error("--rounds, --steps and --tokens_per_step must be positive")
-    return flags
 
 
 @command()
 def main(argv: list[str]) -> None:
-    flags = parse(argv)
-    sizes = prepare(flags, Sizes)
-    found = measure(sizes, steps=flags.steps, tokens_per_step=flags.tokens_per_step, rounds=flags.rounds)
-    publish(markdown(found), found, flags.json)
+    parser = benchmark_parser("generate", __doc__, Sizes)
+    parser.add_argument("--rounds", type=positive, default=5, help="timed calls of each program")
+    parser.add_argument("--steps", type=positive, default=6, help="of the samplers with and without soft-masking")
+    parser.add_argument("--tokens_per_step", type=positive, default=8, help="of decoding in blocks")
+    flags = parser.parse_args(argv)
+    figures = measure(prepare(flags, Sizes), flags.steps, flags.tokens_per_step, flags.rounds)
+    publish(markdown(figures), figures, flags.json)
 
 
 if __name__ == "__main__":

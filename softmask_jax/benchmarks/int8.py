@@ -9,7 +9,7 @@ either base. Minutes on 2 CPU cores; a folder that has the trained models alread
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ from softmask_jax.data.chat.buckets import bucket_validation_batches
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
 from softmask_jax.distributed import sharding
-from softmask_jax.io.files import check_writable, write_atomically
+from softmask_jax.io.files import write_atomically
 from softmask_jax.models import dream_denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.training import loop, tasks
@@ -42,14 +42,14 @@ KEY = 7
 
 
 def config(folder: Path, base: str, chats: str, steps: int, **model) -> config_schema.Config:
-    """Of a run on `base` that learns the conversations `chats`."""
-    adapted = model.get("adapter", "none") != "none"
+    """Config of a run on `base` that learns the conversations `chats`."""
+    adapted, warmup = "adapter" in model, max(1, steps // 20)
     return config_schema.from_dict({
         "model": {"kind": "dream", "base": str(folder / base), "compute_dtype": "float32", **model},
         "soft_mask": {"variant": "topk" if adapted else "none", "k": 1, "p_sm": 0.5},
         "data": {"source": "chat", "tokenizer": "base", "paths": f"jsonl:{folder / chats}", "buckets": "128",
                  "validation_fraction": 0.1, "cache_dir": str(folder / "cache")},
-        "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": max(1, steps // 20), "ema_decay": 0.0},
+        "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": warmup, "ema_decay": 0.0},
         "train": {"steps": steps, "global_batch_size": 16, "micro_batches": 1, "log_every": 50},
         "checkpoint": {"every": steps, "keep_best": 0},
         "eval": {"every": 0, "batch_size": 16},
@@ -57,37 +57,28 @@ def config(folder: Path, base: str, chats: str, steps: int, **model) -> config_s
     })  # fmt: skip
 
 
-def conversations(path: Path, sign: int) -> None:
-    """Sums or differences of two numbers, in rows short enough for 128 tokens."""
-    def chats():
-        for a, b in np.random.default_rng(sign + 1).integers(1, 100, (CONVERSATIONS, 2)).tolist():
-            asked, roles = f"{a} {'+' if sign > 0 else '-'} {b}", ("system", "user", "assistant")
-            said = ".", f"{asked}?", f"{asked} = {a + sign * b}."
-            yield {"messages": [{"role": role, "content": text} for role, text in zip(roles, said)]}
-
-    write_atomically(path, "".join(json.dumps(chat) + "\n" for chat in chats()))
+def conversations(sign: int) -> Iterator[str]:
+    """Sums or differences of two numbers as lines of JSON, short enough for 128 tokens."""
+    for a, b in np.random.default_rng(sign + 1).integers(1, 100, (CONVERSATIONS, 2)).tolist():
+        question = f"{a} {'+' if sign > 0 else '-'} {b}"
+        turns = {"system": ".", "user": f"{question}?", "assistant": f"{question} = {a + sign * b}."}
+        yield json.dumps({"messages": [{"role": role, "content": text} for role, text in turns.items()]}) + "\n"
 
 
 def grow(folder: Path, steps: int) -> None:
-    """Makes `folder`/float and `folder`/int8, the trained model and its quantised twin. RuntimeError if one fails."""
-    def converted_to(name: str, *arguments: str) -> None:
-        if not (folder / name).exists() and convert([f"--dst={folder / name}", *arguments]):
+    """Make `folder`/float and `folder`/int8, the trained model and its quantised twin. RuntimeError if one fails."""
+
+    def converted_to(name: str, source: str, *arguments: str) -> None:
+        if not (folder / name).exists() and convert([f"--dst={folder / name}", f"--src={folder / source}", *arguments]):
             raise RuntimeError(f"Conversion to {folder / name} failed.")
 
     tiny_dream.make(folder, sizes=SIZES)
-    conversations(folder / "sums.jsonl", 1)
-    conversations(folder / "differences.jsonl", -1)
-    converted_to("start", f"--src={folder / 'hf'}")
+    for name, sign in (("sums", 1), ("differences", -1)):
+        write_atomically(folder / f"{name}.jsonl", "".join(conversations(sign)))
+    converted_to("start", "hf")
     loop.train(config(folder, "start", "sums.jsonl", steps), str(folder / "grown"))
-    converted_to("float", f"--src={folder / 'grown'}", "--to=orbax")
-    converted_to("int8", f"--src={folder / 'float'}", "--int8")
-
-
-def adapt(folder: Path, base: str, steps: int) -> Path:
-    """The run of an adapter on a base."""
-    settings = config(folder, base, "differences.jsonl", steps, base_dtype=base, adapter="dora")
-    loop.train(settings, str(folder / f"adapted_{base}"))
-    return folder / f"adapted_{base}"
+    converted_to("float", "grown", "--to=orbax")
+    converted_to("int8", "float", "--int8")
 
 
 def held_out(folder: Path, chats: str) -> list[dict]:
@@ -98,14 +89,14 @@ def held_out(folder: Path, chats: str) -> list[dict]:
 
 def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0) -> Nats:
     """The recipe's validation loss of every conversation."""
-    spec = DreamLoss.from_config(config_schema.Config(soft_mask=SoftMask(k=1)))
+    objective = DreamLoss.from_config(config_schema.Config(soft_mask=SoftMask(k=1)))
     count = sum(int(batch["valid"].sum()) for batch in batches)
 
     @jax.jit
     def rows(params, batch):
         key = root_key(KEY)
-        noisy = spec.validation_batch(batch, key, count, mask_token_id=denoiser.mask_token_id)
-        losses = two_pass.row_scores(denoiser, spec.soft_mask, params, noisy).loss
+        noisy = objective.validation_batch(batch, key, count, mask_token_id=denoiser.mask_token_id)
+        losses = two_pass.row_scores(denoiser, objective.soft_mask, params, noisy).loss
         return jnp.where(example_coins(key, batch["index"], p_sm), losses["two_pass"], losses["one_pass"])
 
     return Nats(np.concatenate([np.asarray(rows(params, batch), np.float64)[batch["valid"]] for batch in batches]), 1)
@@ -124,35 +115,36 @@ def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndar
         z = jnp.matmul(hidden.astype(jnp.float32), head.weight.T.astype(jnp.float32), precision="highest")
         return z[..., : head.vocab_size], noisy.masked
 
-    found = [run(params, batch) for batch in batches[:8]]
-    return np.concatenate([np.asarray(z)[np.asarray(masked)] for z, masked in found])
+    return np.concatenate([np.asarray(z)[np.asarray(masked)] for z, masked in (run(params, b) for b in batches[:8])])
 
 
 @settled()
 def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
     """{"bases": a row for each of WAYS, "adapted": a row for each base}; changes are against float, in float32."""
     grow(folder, steps)
-    batches, rows, first = held_out(folder, "sums.jsonl"), [], None
+    batches, bases, exact = held_out(folder, "sums.jsonl"), [], None
     for base, products in WAYS:
         hf_config = converted.read_ours(folder / base)["hf_config"]
         own = Model(kind="dream", base=str(folder / base), compute_dtype=products, base_dtype=base)
         denoiser, params = dream_denoiser.build(own, SoftMask(k=1), hf_config), softmask_jax.load(folder / base).params
-        found = losses(denoiser, params, batches), masked_logits(denoiser, params, batches)
-        first = first or found
-        rows.append(compared(found[0], first[0]) | {
-            "base": base, "products": products, "logits": float(np.abs(found[1] - first[1]).max() / np.abs(first[1]).max()),
-            "logits_rms": float(np.sqrt(np.square(found[1] - first[1]).mean() / np.square(first[1]).mean())),
-            "agree": float((found[1].argmax(-1) == first[1].argmax(-1)).mean()),
+        scores, z = losses(denoiser, params, batches), masked_logits(denoiser, params, batches)
+        exact = exact or (scores, z)
+        exact_scores, exact_z = exact
+        bases.append(compared(scores, exact_scores) | {
+            "base": base, "products": products, "logits": float(np.abs(z - exact_z).max() / np.abs(exact_z).max()),
+            "logits_rms": float(np.sqrt(np.square(z - exact_z).mean() / np.square(exact_z).mean())),
+            "agree": float((z.argmax(-1) == exact_z.argmax(-1)).mean()),
         })  # fmt: skip
-    batches, adapted, first = held_out(folder, "differences.jsonl"), [], None
+    batches, adapted, exact = held_out(folder, "differences.jsonl"), [], None
     for base in ("float", "int8"):
-        model = softmask_jax.load(adapt(folder, base, adapter_steps))
-        before = softmask_jax.load(folder / base)
-        found = losses(model.denoiser, model.params, batches, 0.5)
-        first = first or found
+        settings = config(folder, base, "differences.jsonl", adapter_steps, base_dtype=base, adapter="dora")
+        loop.train(settings, str(folder / f"adapted_{base}"))
+        after, before = (softmask_jax.load(folder / name) for name in (f"adapted_{base}", base))
+        scores = losses(after.denoiser, after.params, batches, 0.5)
+        exact = exact or scores
         start = losses(before.denoiser, before.params, batches).mean
-        adapted.append(compared(found, first) | {"base": base, "before": start})
-    return {"bases": rows, "adapted": adapted}
+        adapted.append(compared(scores, exact) | {"base": base, "before": start})
+    return {"bases": bases, "adapted": adapted}
 
 
 def compared(scores: Nats, other: Nats) -> dict:
@@ -161,19 +153,20 @@ def compared(scores: Nats, other: Nats) -> dict:
     return {"loss": scores.mean, "change": scores.mean - other.mean, "low": low, "high": high}
 
 
-def markdown(found: dict) -> str:
-    def change(row: Mapping) -> str:
-        return f"{row['change']:+.5f}{bracketed(row['low'], row['high'], '+.5f')}"
+def markdown(figures: dict) -> str:
+    def losses(row: Mapping) -> tuple[str, str]:
+        return f"{row['loss']:.5f}", f"{row['change']:+.5f}{bracketed(row['low'], row['high'], '+.5f')}"
 
     bases = [
-        (r["base"], r["products"], f"{r['loss']:.5f}", change(r), f"{r['logits']:.2%}", f"{r['logits_rms']:.2%}",
-         f"{r['agree']:.2%}") for r in found["bases"]
-    ]  # fmt: skip
-    adapted = [(r["base"], f"{r['before']:.5f}", f"{r['loss']:.5f}", change(r)) for r in found["adapted"]]
-    header = "kernels", "products", "validation loss, nats", "change [95 %]", "logits, largest", "logits, rms", "same likeliest token"
+        (row["base"], row["products"], *losses(row), *(f"{row[key]:.2%}" for key in ("logits", "logits_rms", "agree")))
+        for row in figures["bases"]
+    ]
+    adapted = [(row["base"], f"{row['before']:.5f}", *losses(row)) for row in figures["adapted"]]
+    columns = "validation loss, nats", "change [95 %]"
     return "\n\n".join([
-        table(header, bases), "An adapter on either, differences instead of sums:",
-        table(("kernels", "before", "validation loss, nats", "change [95 %]"), adapted),
+        table(("kernels", "products", *columns, "logits, largest", "logits, rms", "same likeliest token"), bases),
+        "An adapter on either, differences instead of sums:",
+        table(("kernels", "before", *columns), adapted),
     ])  # fmt: skip
 
 
@@ -184,9 +177,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=600, help="of training the model")
     parser.add_argument("--adapter_steps", type=int, default=150, help="of training an adapter on either base")
     flags = parser.parse_args(argv)
-    check_writable(flags.json)
-    found = measure(Path(os.path.expanduser(flags.folder)).absolute(), flags.steps, flags.adapter_steps)
-    publish(markdown(found), found, flags.json)
+    figures = measure(Path(os.path.expanduser(flags.folder)).absolute(), flags.steps, flags.adapter_steps)
+    publish(markdown(figures), figures, flags.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Alternating timings and their quartiles, the device that they were taken on, and the flags of every benchmark."""
+"""What benchmarks share: timing in turn, quartiles, the machine's name, flags, output."""
 import argparse
 import dataclasses
 import os
@@ -12,39 +12,25 @@ from softmask_jax.config.command_line import command_parser
 from softmask_jax.io.files import check_writable, write_json
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Seconds of one call, in the order measured."""
+def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds [rounds] of each call, timed in turn, A B A B ...: other load on the machine meets all of them alike.
 
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
-
-    def to_dict(self) -> dict[str, float]:
-        ends = {"min": min(self.seconds), "max": max(self.seconds), "calls": len(self.seconds)}
-        return quartiles(self.seconds) | ends
-
-
-def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, Spread]:
-    """Time the calls in turn, A B A B ...: what else the machine does meets all of them alike.
-
-    Each is called once before the clock starts; a call ends when its result is there.
+    Each is called once before the clock starts; a call ends when its result is ready.
     """
-    for call in calls.values():
+
+    def timed(call: Callable) -> float:
+        start = time.perf_counter()
         jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Spread(tuple(values)) for name, values in seconds.items()}
+        return time.perf_counter() - start
+
+    for call in calls.values():
+        timed(call)
+    turns = [[timed(call) for call in calls.values()] for _ in range(rounds)]
+    return dict(zip(calls, np.transpose(turns)))
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = (float(x) for x in np.quantile(values, (0.25, 0.5, 0.75)))
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
@@ -53,15 +39,30 @@ def spread_text(spread: Mapping[str, float], form: str = ".3g") -> str:
     return f"{spread['median']:{form}} ({spread['lower_quartile']:{form}} to {spread['upper_quartile']:{form}})"
 
 
-def device_name() -> str:
-    device = jax.devices()[0]
-    return f"{len(os.sched_getaffinity(0))} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
+def machine() -> dict[str, str]:
+    """Device and JAX version."""
+    device, cores = jax.devices()[0], len(os.sched_getaffinity(0))
+    name = f"{cores} CPU cores" if device.platform == "cpu" else f"one {device.device_kind}"
+    return {"device": name, "jax": jax.__version__}
+
+
+def positive(text: str) -> int:
+    """Type of flags: an integer above 0."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, not {value}")
+    return value
+
+
+def writable(path: str) -> str:
+    """Type of --json: refused before anything is measured."""
+    check_writable(path)
+    return path
 
 
 def benchmark_parser(name: str, description: str, sizes: type | None = None) -> argparse.ArgumentParser:
     """Parser with --json and, for benchmarks with `sizes` (a dataclass), --device and a flag for each of its fields."""
     parser = command_parser(f"benchmarks.{name}", description)
-    parser.add_argument("--json", default="", help="write the figures here too; replaces the file")
+    parser.add_argument("--json", type=writable, default="", help="write the figures here too; replaces the file")
     if sizes:
         parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
         group = parser.add_argument_group("sizes", " ".join(sizes.__doc__.split()))
@@ -71,15 +72,14 @@ def benchmark_parser(name: str, description: str, sizes: type | None = None) -> 
 
 
 def prepare(flags: argparse.Namespace, sizes: type):
-    """Choose --device, check that --json can be written, and return the sizes that the flags give."""
+    """Choose --device; return the sizes from the flags."""
     if flags.device:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
-    check_writable(flags.json)
     return sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(sizes)})
 
 
 def publish(text: str, figures: Mapping, json_path: str) -> None:
-    """Print the tables; write the figures where --json says."""
+    """Print the tables; write the figures to --json."""
     print(text)
     if json_path:
         write_json(json_path, figures)

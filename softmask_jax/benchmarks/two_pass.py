@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config
-from softmask_jax.benchmarks.timing import alternate, benchmark_parser, device_name, prepare, publish, spread_text
+from softmask_jax.benchmarks.timing import (
+    alternate, benchmark_parser, machine, positive, prepare, publish, quartiles, spread_text,
+)  # fmt: skip
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion.vocab import head as vocab_head
@@ -50,18 +52,25 @@ class Sizes:
     head_width: int = 128
 
 
-def random_training(settings: config.Config, vocab_size: int):
-    """Training on one device and random tokens: (jitted step, state, batch)."""
+def random_step(settings: config.Config, vocab_size: int, *coin: jax.Array) -> tuple[Callable, int]:
+    """One compiled train step on one device and random tokens, as a call with `coin`; its temporary memory in bytes."""
     mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-    model = denoiser.build(
-        settings.model, settings.soft_mask, vocab_size=vocab_size, mask_token_id=vocab_size - 1, mesh=mesh
-    )
+    sizes = dict(vocab_size=vocab_size, mask_token_id=vocab_size - 1)
+    model = denoiser.build(settings.model, settings.soft_mask, mesh=mesh, **sizes)
     tx = optimizer.make(settings.optimizer, settings.updates)
     rows, length = settings.train.global_batch_size, settings.data.seq_len
     tokens = np.random.default_rng(0).integers(0, vocab_size - 1, (rows, length), np.int32)
     batch = sharding.global_batch({"tokens": tokens, "rows": np.arange(rows, dtype=np.int32)}, mesh)
-    step = jax.jit(train_step.make(settings, model, tx).train_step, donate_argnums=0)
-    return step, train_state.initialise(model, tx, mesh, seed=0), batch
+    state, key = train_state.initialise(model, tx, mesh, seed=0), root_key(0)
+    train = jax.jit(train_step.make(settings, model, tx).train_step, donate_argnums=0)
+    step = train.lower(state, batch, key, *coin).compile()
+
+    def call(*coin):
+        nonlocal state
+        state, metrics = step(state, batch, key, *coin)
+        return state, metrics
+
+    return call, step.memory_analysis().temp_size_in_bytes
 
 
 def compiled_steps(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
@@ -71,42 +80,37 @@ def compiled_steps(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
                    compute_dtype=sizes.compute_dtype, remat=remat),
         soft_mask=dict(init_scale=0.5), train=dict(global_batch_size=sizes.batch), data=dict(seq_len=sizes.seq_len),
     ))  # fmt: skip
-    key, coins = root_key(0), {"single": jnp.zeros(1, bool), "two_pass": jnp.ones(1, bool)}
-    step, state, batch = random_training(settings, sizes.vocab_size)
-    step = step.lower(state, batch, key, coins["single"]).compile()
+    single, two_pass = jnp.zeros(1, bool), jnp.ones(1, bool)
+    call, temporary_bytes = random_step(settings, sizes.vocab_size, single)
+    return {"single": partial(call, single), "two_pass": partial(call, two_pass)}, temporary_bytes
 
-    def call(coin):
-        nonlocal state
-        state, metrics = step(state, batch, key, coin)
-        return state, metrics
 
-    calls = {name: partial(call, coin) for name, coin in coins.items()}
-    return calls, step.memory_analysis().temp_size_in_bytes
+def spread(seconds: np.ndarray) -> dict[str, float]:
+    """Quartiles, extremes and number of calls."""
+    return quartiles(seconds) | {"min": float(min(seconds)), "max": float(max(seconds)), "calls": len(seconds)}
 
 
 def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
     """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), all in turn.
 
     Returns:
-      For each name "remat", "single" and "two_pass" (quartiles of seconds), "ratio" of the medians, "ratio_quartiles"
+      For each name "remat", "single" and "two_pass" (`spread` of seconds), "ratio" of the medians, "ratio_quartiles"
       over neighbouring pairs, "limit", and "temporary_bytes" of the program.
     """
     programs = {name: compiled_steps(sizes, name) for name in remat}
-    seconds = alternate(
-        {(name, kind): call for name, (calls, _) in programs.items() for kind, call in calls.items()}, steps
-    )
-    rows = []
-    for name, (_, temporary) in programs.items():
-        single, two_pass = seconds[name, "single"], seconds[name, "two_pass"]
-        pairs = np.divide(two_pass.seconds, single.seconds)
+    calls = {(name, kind): call for name, (pair, _) in programs.items() for kind, call in pair.items()}
+    seconds, rows = alternate(calls, steps), []
+    for name, (_, temporary_bytes) in programs.items():
+        pairs = seconds[name, "two_pass"] / seconds[name, "single"]
+        single, two_pass = (spread(seconds[name, kind]) for kind in ("single", "two_pass"))
         rows.append({
             "remat": name,
-            "single": single.to_dict(),
-            "two_pass": two_pass.to_dict(),
-            "ratio": two_pass.median / single.median,
+            "single": single,
+            "two_pass": two_pass,
+            "ratio": two_pass["median"] / single["median"],
             "ratio_quartiles": np.quantile(pairs, (0.25, 0.75)).tolist(),
             "limit": float(LIMITS[name]),
-            "temporary_bytes": temporary,
+            "temporary_bytes": temporary_bytes,
         })  # fmt: skip
     return rows
 
@@ -130,8 +134,8 @@ def dense_sweep(hidden, head):
 
 
 def chunked_sweep(hidden, head):
-    found = vocab_head.sweep(hidden, head, k=SCORED)
-    return found.token_ids, found.top_logits, found.neg_entropy
+    feedback = vocab_head.sweep(hidden, head, k=SCORED)
+    return feedback.token_ids, feedback.top_logits, feedback.neg_entropy
 
 
 def dense_cross_entropy(hidden, head, targets):
@@ -151,32 +155,22 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
     random = np.random.default_rng(0)
     hidden = jnp.asarray(random.standard_normal((rows, length, width), np.float32), sizes.compute_dtype)
     weight = jnp.asarray(random.standard_normal((padded, width), np.float32) / width**0.5)
-    bias = jnp.zeros(padded, jnp.float32)
     targets = jnp.asarray(random.integers(0, vocab_size - 1, (rows, length)), jnp.int32)
-
-    def head(weight, bias):
-        return vocab_head.Head(weight, bias, vocab_size, vocab_size - 1, True)
-
-    def scored(sweep):
-        return lambda hidden, weight, bias: sweep(hidden, head(weight, bias))
+    head = vocab_head.Head(weight, jnp.zeros(padded, jnp.float32), vocab_size, vocab_size - 1, True)
 
     def graded(cross_entropy):
-        def loss(hidden, weight, bias):
-            return cross_entropy(hidden, head(weight, bias), targets).mean()
-
-        return jax.value_and_grad(loss, (0, 1, 2))
+        return jax.value_and_grad(lambda hidden, head: cross_entropy(hidden, head, targets).mean(), (0, 1))
 
     operations = {
-        f"sweep, k = {SCORED}": (scored(dense_sweep), scored(chunked_sweep)),
-        "cross-entropy, forward and backward": (graded(dense_cross_entropy), graded(vocab_head.cross_entropy)),
-    }
-    found = []
+        f"sweep, k = {SCORED}": {"dense": dense_sweep, "chunked": chunked_sweep},
+        "cross-entropy, forward and backward": {
+            "dense": graded(dense_cross_entropy), "chunked": graded(vocab_head.cross_entropy),
+        },
+    }  # fmt: skip
+    figures = []
     for operation, functions in operations.items():
-        programs = {
-            name: jax.jit(function).lower(hidden, weight, bias).compile()
-            for name, function in zip(("dense", "chunked"), functions)
-        }
-        seconds = alternate({name: lambda p=p: p(hidden, weight, bias) for name, p in programs.items()}, calls)
+        programs = {name: jax.jit(function).lower(hidden, head).compile() for name, function in functions.items()}
+        seconds = alternate({name: partial(program, hidden, head) for name, program in programs.items()}, calls)
         row = {"operation": operation, "vocab_size": vocab_size, "logits_bytes": rows * length * padded * 4}
         for name, program in programs.items():
             memory = program.memory_analysis()
@@ -184,83 +178,72 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
                 "temporary_bytes": memory.temp_size_in_bytes,
                 "argument_bytes": memory.argument_size_in_bytes,
                 "output_bytes": memory.output_size_in_bytes,
-                "seconds": seconds[name].to_dict(),
+                "seconds": spread(seconds[name]),
             }
-        found.append(row)
-    return found
+        figures.append(row)
+    return figures
 
 
 @settled()
-def measure(sizes: Sizes, *, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
-    """Everything, as JSON values: "device", "jax", "sizes", "steps" (see `time_steps`), "vocabulary" (see
-    `compare_vocabulary`)."""
-    return {
-        "device": device_name(),
-        "jax": jax.__version__,
+def measure(sizes: Sizes, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
+    """Figures as JSON values: `machine`, "sizes", "steps" (`time_steps`), "vocabulary" (`compare_vocabulary`)."""
+    return machine() | {
         "sizes": dataclasses.asdict(sizes),
         "steps": time_steps(sizes, remat, steps),
         "vocabulary": [row for v in vocab_sizes for row in compare_vocabulary(sizes, v, calls)],
     }
 
 
-def markdown(found: dict) -> str:
-    """What `measure` returns as two tables for a README."""
-    sizes = Sizes(**found["sizes"])
-
+def markdown(figures: dict) -> str:
+    """The result of `measure` as two tables for a README."""
+    sizes = Sizes(**figures["sizes"])
     steps = [
         (row["remat"], spread_text(row["single"]), spread_text(row["two_pass"]),
          "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_quartiles"]),
          f"{LIMITS[row['remat']]} = {row['limit']:.3f}", mebibytes(row["temporary_bytes"]))
-        for row in found["steps"]
+        for row in figures["steps"]
     ]  # fmt: skip
     vocabulary = [
         (row["operation"], f"{row['vocab_size']:,}", mebibytes(row["logits_bytes"]),
          *(mebibytes(row[name]["temporary_bytes"]) for name in ("dense", "chunked")),
          *(spread_text(row[name]["seconds"]) for name in ("dense", "chunked")))
-        for row in found["vocabulary"]
+        for row in figures["vocabulary"]
     ]  # fmt: skip
-    calls = found["steps"][0]["single"]["calls"] if steps else 0
+    calls = figures["steps"][0]["single"]["calls"] if steps else 0
     columns = "operation", "V", "B L V logits, MiB", "dense, MiB", "chunked, MiB", "dense, s", "chunked, s"
-    return "\n".join([
-        f"Device: {found['device']}; jax {found['jax']}. Medians, quartiles in brackets.",
-        "",
+    return "\n\n".join([
+        f"Device: {figures['device']}; jax {figures['jax']}. Medians, quartiles in brackets.",
         f"Train step: D {sizes.hidden_size}, {sizes.num_blocks} blocks, V {sizes.vocab_size:,}, batch {sizes.batch} x "
         f"{sizes.seq_len} tokens, {sizes.compute_dtype}; {calls} steps of each kind, alternating.",
-        "",
         table(("remat", "one pass, s", "two passes, s", "ratio", "limit, in forwards", "temporary memory, MiB"), steps),
-        "",
         f"Vocabulary: hidden states {sizes.head_batch} x {sizes.head_seq_len} x {sizes.head_width}, "
         f"{sizes.compute_dtype}; temporary memory is what the compiled program needs beside arguments and results.",
-        "",
         table(columns, vocabulary),
     ])  # fmt: skip
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = benchmark_parser("two_pass", __doc__, Sizes)
-    parser.add_argument("--steps", type=int, default=12, help="timed train steps of each kind")
-    parser.add_argument("--calls", type=int, default=5, help="timed calls of each vocabulary operation")
-    parser.add_argument("--remat", default="none,full", help=f"policies, of {', '.join(LIMITS)}")
-    parser.add_argument("--vocab_sizes", default="50258,152064", help="for the vocabulary's operations")
-    flags = parser.parse_args(argv)
-    flags.remat = [name for name in flags.remat.split(",") if name]
-    if unknown := sorted(set(flags.remat) - set(LIMITS)):
-        parser.error(f"--remat: {', '.join(unknown)} is not among {', '.join(LIMITS)}")
-    try:
-        flags.vocab_sizes = [int(v) for v in flags.vocab_sizes.split(",") if v]
-    except ValueError:
-        parser.error(f"--vocab_sizes must be integers with commas between, not {flags.vocab_sizes!r}")
-    if min(flags.steps, flags.calls, *flags.vocab_sizes) < 1:
-        parser.error("--steps, --calls and --vocab_sizes must be positive")
-    return flags
+def policy(name: str) -> str:
+    if name not in LIMITS:
+        raise argparse.ArgumentTypeError(f"{name} is not among {', '.join(LIMITS)}")
+    return name
+
+
+def listed(value: Callable[[str], object]) -> Callable[[str], list]:
+    """Type of flags: values with commas between."""
+    return lambda text: [value(part) for part in text.split(",") if part]
 
 
 @command()
 def main(argv: list[str]) -> None:
-    flags = parse(argv)
-    sizes = prepare(flags, Sizes)
-    found = measure(sizes, remat=flags.remat, vocab_sizes=flags.vocab_sizes, steps=flags.steps, calls=flags.calls)
-    publish(markdown(found), found, flags.json)
+    parser = benchmark_parser("two_pass", __doc__, Sizes)
+    parser.add_argument("--steps", type=positive, default=12, help="timed train steps of each kind")
+    parser.add_argument("--calls", type=positive, default=5, help="timed calls of each vocabulary operation")
+    parser.add_argument("--remat", type=listed(policy), default="none,full", help=f"policies, of {', '.join(LIMITS)}")
+    parser.add_argument("--vocab_sizes", type=listed(positive), default="50258,152064",
+                        help="for the vocabulary's operations")  # fmt: skip
+    flags = parser.parse_args(argv)
+    figures = measure(prepare(flags, Sizes), flags.remat, flags.vocab_sizes, flags.steps, flags.calls)
+    publish(markdown(figures), figures, flags.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training process as its supervisor sees it: started, watched by its heartbeats, ended."""
+"""A training process under its supervisor: started, watched by its heartbeats, ended."""
 import contextlib
 import ctypes
 import os
@@ -15,13 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Watched:
-    """One process at a time.
-
-    Args:
-      command: what to run.
-      stall: seconds that a step may take.
-      stall_else: seconds that all else may take: the start with its compilation, validation, samples, saving.
-    """
+    """One process at a time. Seconds that a step may take: `stall`; all else (compilation, saving): `stall_else`."""
 
     def __init__(self, command: Sequence[str], *, stall: float, stall_else: float):
         self.command, self.stall, self.stall_else = list(command), stall, stall_else
@@ -35,17 +29,15 @@ class Watched:
         self._started, self._killed = time.monotonic(), False
         self._process = subprocess.Popen(
             self.command, env=os.environ | {heartbeat.VARIABLE: str(self._path)},
-            # A group of its own: the supervisor passes on what a terminal's Ctrl-C means, and ends all of it.
-            start_new_session=True, preexec_fn=self._die_with_parent,
+            # A group of its own: the supervisor passes Ctrl-C on, and ends the whole group.
+            start_new_session=True,
+            # Otherwise a process whose supervisor was killed goes on, and gets in the way of its successor.
+            preexec_fn=lambda: self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         )  # fmt: skip
-
-    def _die_with_parent(self) -> None:
-        # Otherwise a process whose supervisor was killed goes on, and gets in the way of the one that comes next.
-        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     @property
     def step(self) -> int:
-        """The last step that it has told of; -1 before the first."""
+        """The step of the last beat; -1 before the first."""
         beat = heartbeat.read(self._path)
         return -1 if beat is None else beat.step
 
@@ -54,14 +46,15 @@ class Watched:
         return None if self._process is None else self._process.poll()
 
     def stalled(self) -> str:
-        """Why it counts as stalled, in words; "" while it does not."""
+        """Why the process counts as stalled; "" while it does not."""
         beat = heartbeat.read(self._path)
         doing, seconds = ("starting", time.monotonic() - self._started) if beat is None else (beat.doing, beat.seconds)
-        limit = self.stall if doing == heartbeat.STEPPING else self.stall_else
-        if seconds < limit:
+        stepping = doing == heartbeat.STEPPING
+        if seconds < (self.stall if stepping else self.stall_else):
             return ""
-        what = "no new step" if doing == heartbeat.STEPPING else f"{doing}, without an end,"
-        return f"stalled: {what} for {seconds:.0f} s {self.where()}{' (the process is stopped)' if self.stopped() else ''}"
+        what = "no new step" if stepping else f"{doing}, without an end,"
+        stopped = " (the process is stopped)" if self.stopped() else ""
+        return f"stalled: {what} for {seconds:.0f} s {self.where()}{stopped}"
 
     def stopped(self) -> bool:
         """Whether a signal has stopped it (SIGSTOP, a debugger)."""
@@ -74,14 +67,14 @@ class Watched:
         return f"after step {self.step}" if self.step >= 0 else "before its first step"
 
     def terminate(self) -> bool:
-        """Ask it to save and end; whether there was one to ask."""
-        runs = self._process is not None and self.ended() is None
-        if runs:
+        """Ask the process to save and end; whether one was running."""
+        running = self._process is not None and self.ended() is None
+        if running:
             self._process.send_signal(signal.SIGTERM)
-        return runs
+        return running
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
+        """End the process and its children at once."""
         if self._process is not None and not self._killed:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

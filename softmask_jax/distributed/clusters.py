@@ -1,14 +1,13 @@
-"""What a cluster's environment says of the hosts of a run: SLURM, TPU pods and VMs, Kubernetes; as JAX reads it too."""
+"""Hosts of a run from a cluster's environment, as JAX reads it too: SLURM, TPU pods and VMs, Kubernetes."""
 import glob
 import importlib.util
 import os
 import re
 import socket
-import urllib.error
 import urllib.request
 from pathlib import Path
 
-# Of this pod, as Kubernetes mounts it.
+# Kubernetes mounts it in every pod.
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -23,14 +22,17 @@ def whole(*names: str) -> int | None:
 
 
 def kind() -> str:
-    """The kind of cluster whose part this process is, "" for none."""
-    env = os.environ
+    """The kind of cluster that this process is a part of, "" for none."""
     if (whole("SLURM_STEP_NUM_TASKS") or 1) > 1:
         return "SLURM"
-    several = len(_tpu_workers()) > 1 or (whole("MEGASCALE_NUM_SLICES") or 1) > 1
-    if several or (_has_tpu() and _metadata_lists_several()):
+    if len(_tpu_workers()) > 1 or (whole("MEGASCALE_NUM_SLICES") or 1) > 1:
         return "TPU pod"
-    in_a_job = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    # By the metadata server several workers, or several slices.
+    if _has_tpu() and (
+        "," in _metadata("worker-network-endpoints") or _tpu_variable("MEGASCALE_NUM_SLICES") not in ("", "0", "1")
+    ):
+        return "TPU pod"
+    in_a_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
     return "Kubernetes" if in_a_job and importlib.util.find_spec("kubernetes") else ""
 
 
@@ -40,26 +42,21 @@ def _has_tpu() -> bool:
     return "tpu" in platforms and bool(chips) and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
-def _metadata_lists_several() -> bool:
-    """Whether Google's metadata server says that this VM is one of several workers, or of several slices."""
-    return "," in _metadata("worker-network-endpoints") or _tpu_variable("MEGASCALE_NUM_SLICES") not in ("", "0", "1")
-
-
 def _metadata(key: str) -> str:
+    """An attribute of this VM by Google's metadata server, "" elsewhere."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+    # Not by a proxy: the server is this machine's own.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        # Not by a proxy: the server is this machine's own.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=3) as reply:
+        with opener.open(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=3) as reply:
             return reply.read().decode(errors="replace")
-    except (OSError, urllib.error.URLError):  # not a VM of Google's
+    except OSError:
         return ""
 
 
 def _slurm() -> tuple:
-    """(first host, port, processes, process, local devices) of a SLURM step, as JAX has them."""
+    """(first host, port, processes, process, local devices) of a SLURM step."""
     nodes, env = os.environ["SLURM_STEP_NODELIST"], os.environ
     # node001 | node001,node7 | node[001-004],other7 | node[001,007-015]
     first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
@@ -67,18 +64,17 @@ def _slurm() -> tuple:
         raise ValueError(f"SLURM_STEP_NODELIST='{nodes}' names no host")
     # One of the 4,096 highest ports, the same on all hosts of a job and seldom that of another job.
     port = 61440 + int(env["SLURM_JOB_ID"]) % 4096
-    numbers = (int(env[name]) for name in ("SLURM_NTASKS", "SLURM_PROCID"))
-    # A TPU is its host's as a whole.
+    # A TPU belongs to its host as a whole.
     local = None if _has_tpu() else (int(env["SLURM_LOCALID"]),)
-    return "".join(filter(None, first.groups())), port, *numbers, local
+    return first[1] + (first[2] or ""), port, int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"]), local
 
 
 def _tpu_pod() -> tuple:
-    """As `_slurm`, from what GKE or the metadata server says of workers and slices."""
+    """As `_slurm`, by GKE's variables or the metadata server."""
     if workers := _tpu_workers():
         index = int(os.environ["TPU_WORKER_ID"])
     else:
-        # Of the form host, or name:id:host.
+        # host, or name:id:host
         workers = [worker.split(":")[-1] for worker in _metadata("worker-network-endpoints").split(",")]
         index = int(_metadata("agent-worker-number"))
     slices = int(_tpu_variable("MEGASCALE_NUM_SLICES") or 1)
@@ -88,7 +84,7 @@ def _tpu_pod() -> tuple:
 
 
 def _tpu_workers() -> list[str]:
-    """Hosts of this slice as GKE says, [] elsewhere."""
+    """Hosts of this slice by GKE's variables, [] elsewhere."""
     env = os.environ
     if path := env.get("TPU_PROCESS_ADDRESSES_PATH"):
         return Path(path).read_text("utf-8").strip().split(",")
@@ -104,7 +100,7 @@ def _tpu_variable(name: str) -> str:
 
 
 def _kubernetes() -> tuple:
-    """As `_slurm`, of an indexed Job or JobSet, whose pods are named after it and their index."""
+    """As `_slurm`, for an indexed Job or JobSet, whose pods are named after it and their index."""
     import kubernetes
 
     kubernetes.config.load_incluster_config()

@@ -1,7 +1,7 @@
-"""What a training process tells the supervisor beside it: the step it has reached, and what it is at.
+"""Heartbeat file: current step and phase of a training process, read by the supervisor beside it.
 
-A supervisor names a file in SOFTMASK_JAX_HEARTBEAT; without one nothing is written. Times are of CLOCK_MONOTONIC, which
-all processes of one host share.
+A supervisor names the file in SOFTMASK_JAX_HEARTBEAT; without it nothing is written. Times are of CLOCK_MONOTONIC,
+which all processes of one host share.
 """
 import os
 import time
@@ -13,15 +13,13 @@ _WIDTH = 64
 
 
 class Beat(NamedTuple):
-    """step: updates done, -1 before the first of this process; doing: a word; seconds: how long ago it was written."""
-
-    step: int
-    doing: str
-    seconds: float
+    step: int  # updates done, -1 before the first of this process
+    doing: str  # phase, one word
+    seconds: float  # since it was written
 
 
 class Heartbeat:
-    """Writes beats; one system call each, so that it may be asked at every step."""
+    """Writes beats, one system call each."""
 
     def __init__(self):
         path = os.environ.get(VARIABLE)

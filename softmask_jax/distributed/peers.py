@@ -1,8 +1,7 @@
-"""What the supervisors of a run's hosts tell each other, through one small file each in the folder that they share.
+"""Messages between the supervisors of a run's hosts: one small file each in the folder that they share.
 
-`<workdir>/hosts/<i>.json` is written whole by host i when something changes and, as a sign of life, now and then. Others
-judge by their own clock when it last changed, so clocks need not agree. Files of an earlier job lie still, and count for
-nothing until they change.
+Host i writes `<workdir>/hosts/<i>.json` whole, when something changes and now and then as a sign of life. Others judge
+by their own clock when it last changed, so clocks need not agree. Files of an earlier job never change: ignored.
 """
 import contextlib
 import dataclasses
@@ -21,39 +20,28 @@ ENDS = (DONE, OVER)
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """What one supervisor says.
-
-    Attributes:
-      host: its name; life: of this supervisor process, unlike that of any other.
-      attempt: the attempt to train that it is at, or waits for; a higher one than ours means: leave ours.
-      state: waiting for the others to begin the attempt | running it | done (exit status 0) | over (no restart).
-      step: that its process has reached, -1 before the first.
-      why: what ended the attempt before, or everything, on this host; "" where it followed another one.
-      weight: how sure it is that the cause lies here.
-      code: the exit status where it is over.
-    """
+    """Message of one supervisor."""
 
     process: int
     processes: int
     host: str
-    life: str
-    attempt: int = 0
-    state: str = WAITING
-    step: int = -1
-    why: str = ""
-    weight: int = 0
-    code: int = 0
+    life: str  # unlike that of any other supervisor process
+    attempt: int = 0  # to train; a higher one than ours means: leave ours
+    state: str = WAITING  # for the others to begin | RUNNING | DONE (exit status 0) | OVER (no restart)
+    step: int = -1  # of its process
+    why: str = ""  # what ended the attempt before, or everything, on this host; "" where it followed another one
+    weight: int = 0  # how sure it is that the cause lies here
+    code: int = 0  # exit status where it is over
 
 
 @dataclasses.dataclass
 class Peer:
-    """Another host as seen from here; `sign` is None where it never wrote, `alive` False until it writes anew; `anew`
-    where a new supervisor took the place of one that was alive."""
+    """Another host as seen from here."""
 
     process: int
-    sign: Sign | None = None
-    alive: bool = False
-    anew: bool = False
+    sign: Sign | None = None  # None before its first
+    alive: bool = False  # from its first new message on
+    anew: bool = False  # a new supervisor took the place of one that was alive
     changed: float = dataclasses.field(default_factory=time.monotonic)
     text: str | None = None
 
@@ -67,18 +55,16 @@ class Peer:
 
 
 class Peers:
-    """The exchange of one supervisor with the others.
+    """The exchange of one supervisor with the others in `workdir`/hosts; a run of one process writes nothing.
 
-    Args:
-      workdir: of the run; `hosts/` in it is made. A run of one process leaves it alone.
-      every: seconds between signs of life.
+    every: seconds between signs of life.
     """
 
     def __init__(self, workdir: str | os.PathLike, process: int, processes: int, *, every: float):
         self.folder, self.every, self.shared = Path(workdir) / "hosts", every, processes > 1
         self.others = [Peer(i) for i in range(processes) if i != process]
         self.mine = Sign(process, processes, socket.gethostname(), uuid.uuid4().hex[:12])
-        self.written, self.count, self.said = -float("inf"), 0, None
+        self._written, self._count, self._news = -float("inf"), 0, None
         if self.shared:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, f"{process}.json")  # of a supervisor killed while it wrote
@@ -90,34 +76,36 @@ class Peers:
             self.say(attempt=max((sign.attempt for sign in before if sign), default=-1) + 1)
 
     def say(self, **changes) -> None:
-        """Change what this host says; written at once where it matters to others, and otherwise as a sign of life."""
+        """Change this host's message; written at once where it matters to others, and otherwise as a sign of life."""
         self.mine = dataclasses.replace(self.mine, **changes)
         news = dataclasses.replace(self.mine, step=0)
-        if not self.shared or (news == self.said and time.monotonic() - self.written < self.every):
+        if not self.shared or (news == self._news and time.monotonic() - self._written < self.every):
             return
-        self.count += 1
-        content = json.dumps(dataclasses.asdict(self.mine) | {"count": self.count})
+        self._count += 1
+        content = json.dumps(dataclasses.asdict(self.mine) | {"count": self._count})
         # A network file system that has a bad moment: the next try comes soon, and silence is noticed by the others.
         with contextlib.suppress(OSError):
             write_atomically(self.folder / f"{self.mine.process}.json", content + "\n")
-            self.said, self.written = news, time.monotonic()
+            self._news, self._written = news, time.monotonic()
 
     def look(self) -> None:
-        """Read what the others say."""
+        """Read the others' messages."""
         for peer in self.others:
             text = self._read(peer.process)
             sign = _parse(text)
             if sign is not None and text != peer.text:
                 # The first text read is perhaps an earlier job's; only a change shows life.
                 peer.anew |= peer.alive and sign.life != peer.sign.life
-                peer.alive = True
-                peer.sign, peer.text, peer.changed = sign, text, time.monotonic()
+                peer.alive, peer.sign, peer.text, peer.changed = True, sign, text, time.monotonic()
+
+    def newest(self) -> int:
+        """The highest attempt of the others; -1 where none is alive."""
+        return max((peer.sign.attempt for peer in self.others if peer.alive), default=-1)
 
     def _read(self, process: int) -> str | None:
-        try:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
             return (self.folder / f"{process}.json").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None
+        return None
 
 
 def _parse(text: str | None) -> Sign | None:

@@ -20,18 +20,19 @@ from typing import NamedTuple
 from softmask_jax.io.files import write_json
 
 MEETING = Path("hosts") / "meeting.json"
-_PATIENCE = 5.0  # seconds for one line of a host that is there
-_SHARE_SECONDS = 40.0  # what a network file system may keep of a folder that it has looked into before
+_PATIENCE = 5.0  # seconds for one line of a connected host
+_SHARE_SECONDS = 40.0  # how long a network file system may show an old listing of a folder
 _LINE = 1 << 20
 
 
 class Host(NamedTuple):
-    """process: index of this host among `processes`; host: its name; prints: what must be the same on all hosts."""
-
     process: int
     processes: int
-    host: str
-    prints: dict[str, str]
+    host: str  # name
+    prints: dict[str, str]  # what must be the same on all hosts
+
+    def __str__(self):
+        return f"{self.process} ({self.host})"
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -43,15 +44,12 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike) -> None:
-    """Return when all hosts are there and fit together.
+    """Return when all hosts have come to `address` (host:port, free on the first) and fit together.
 
-    Args:
-      address: host:port of the first host; free on it.
-      seconds: how long the others may take to come.
-      folder: of the run, which all hosts must share.
+    seconds: limit for the others to come. folder: of the run, which all hosts must share.
 
     Raises:
-      RuntimeError: one line, the same on all hosts that are there: who did not come, or what differs and where.
+      RuntimeError: one line, the same on all hosts that came: which one is missing, or what differs and where.
       OSError: the folder cannot be written.
     """
     if me.process == 0:
@@ -63,19 +61,20 @@ def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike)
         raise RuntimeError(error)
 
 
-def differences(prints: Mapping[int, Mapping[str, str]], names: Mapping[int, str], most: int = 4) -> str:
-    """What differs between hosts, in words: "" or the key, the odd value with its hosts, and what the most have."""
-    found = []
-    for key in sorted({key for entry in prints.values() for key in entry}):
-        values = {process: entry.get(key, "absent") for process, entry in sorted(prints.items())}
-        (usual, _), *others = collections.Counter(values.values()).most_common()
-        for value, _ in others:
-            hosts = ", ".join(f"{process} ({names[process]})" for process in values if values[process] == value)
-            found.append(f"{key} is {_short(value)} on host {hosts}, {_short(usual)} on host {_having(values, usual)}")
-    if not found:
-        return ""
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return f"The hosts do not run the same: {'; '.join(found[:most])}{more}."
+def differences(hosts: Mapping[int, Host], most: int = 4) -> str:
+    """Up to `most` differences: the key, the odd value with its hosts, the commonest value; "" for none."""
+    lines = []
+    for key in sorted({key for host in hosts.values() for key in host.prints}):
+        owners = collections.defaultdict(list)
+        for _, host in sorted(hosts.items()):
+            owners[host.prints.get(key, "absent")].append(host)
+        (usual, (first, *more)), *others = sorted(owners.items(), key=lambda item: -len(item[1]))
+        having = f"{first.process} and {len(more)} more" if more else first.process
+        for value, odd in others:
+            names = ", ".join(map(str, odd))
+            lines.append(f"{key} is {_short(value)} on host {names}, {_short(usual)} on host {having}")
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return f"The hosts do not run the same: {'; '.join(lines[:most])}{more}." if lines else ""
 
 
 class _Leader:
@@ -84,15 +83,13 @@ class _Leader:
     def __init__(self, address: str, me: Host, seconds: float):
         self.me, self.address, self.seconds = me, address, seconds
         self.deadline = time.monotonic() + seconds
+        self.hosts = {0: me}
         self.lines: dict[int, _Line] = {}
         self.refused: list[_Line] = []
-        self.hellos: dict[int, dict] = {0: me._asdict()}
         port = split_address(address)[1]
+        options = dict(family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else {}
         try:
-            if socket.has_dualstack_ipv6():
-                self.server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-            else:
-                self.server = socket.create_server(("", port))
+            self.server = socket.create_server(("", port), **options)
         except OSError as error:
             raise RuntimeError(
                 f"Port {port} of this host, the coordinator's, cannot be used ({error.strerror}): another run? Give "
@@ -104,20 +101,19 @@ class _Leader:
             with contextlib.suppress(OSError, ValueError):
                 # They close first: what closes first keeps the port for a while, and JAX needs it here.
                 line.receive(_PATIENCE)
-            line.close()
+            line.connection.close()
         self.server.close()
 
     def call(self, folder: Path) -> str:
-        error = self._gather() or self._compare() or self._share(folder)
+        error = self._gather() or differences(self.hosts) or self._share(folder)
         for line in (*self.lines.values(), *self.refused):
             with contextlib.suppress(OSError):
                 line.send({"error": error})
         return error
 
     def _gather(self) -> str:
-        while len(self.hellos) < self.me.processes:
-            left = self.deadline - time.monotonic()
-            if left <= 0:
+        while len(self.hosts) < self.me.processes:
+            if (left := self.deadline - time.monotonic()) <= 0:
                 return self._missing()
             self.server.settimeout(left)
             try:
@@ -126,34 +122,35 @@ class _Leader:
                 continue
             try:
                 hello = line.receive(_PATIENCE)
-                process, processes, host = hello["process"], hello["processes"], hello["host"]
+                host = Host(*(hello[field] for field in Host._fields))
             except (OSError, ValueError, KeyError):  # not one of ours: a port scanner, a health check
-                line.close()
+                line.connection.close()
                 continue
-            before = self.lines.get(process)
-            if process == 0 or (before is not None and before.is_open()):
-                self.refused.append(line)
-                other = self.hellos[process]["host"]
-                return f"Two processes, on {other} and {host}, say that they are host {process}."
-            self.lines[process], self.hellos[process] = line, hello  # one that left may come again
-            if processes != self.me.processes or not 0 <= process < processes:
-                return (
-                    f"Host {process} ({host}) was told that there are {processes} processes, host 0 ({self.me.host}) "
-                    f"that there are {self.me.processes}."
-                )
+            if error := self._admit(host, line):
+                return error
         return ""
 
+    def _admit(self, host: Host, line: "_Line") -> str:
+        before = self.lines.get(host.process)
+        if host.process == 0 or (before is not None and before.is_open()):
+            self.refused.append(line)
+            other = self.hosts[host.process].host
+            return f"Two processes, on {other} and {host.host}, say that they are host {host.process}."
+        self.lines[host.process], self.hosts[host.process] = line, host  # one that left may come again
+        if host.processes == self.me.processes and 0 <= host.process < host.processes:
+            return ""
+        return (
+            f"Host {host} was told that there are {host.processes} processes, host {self.me} that there are "
+            f"{self.me.processes}."
+        )
+
     def _missing(self) -> str:
-        missing = ", ".join(str(i) for i in range(self.me.processes) if i not in self.hellos)
-        there = ", ".join(f"{process} ({hello['host']})" for process, hello in sorted(self.hellos.items()))
+        missing = ", ".join(str(i) for i in range(self.me.processes) if i not in self.hosts)
+        there = ", ".join(str(host) for _, host in sorted(self.hosts.items()))
         return (
             f"Of {self.me.processes} hosts {missing} did not come to {self.address} within {self.seconds:g} s; there: "
             f"{there}. Does the same command run on every host, and may they reach that address?"
         )
-
-    def _compare(self) -> str:
-        names = {process: hello["host"] for process, hello in self.hellos.items()}
-        return differences({process: hello["prints"] for process, hello in self.hellos.items()}, names)
 
     def _share(self, folder: Path) -> str:
         token, blind = uuid.uuid4().hex, []
@@ -161,20 +158,19 @@ class _Leader:
             (folder / MEETING).parent.mkdir(parents=True, exist_ok=True)
             write_json(folder / MEETING, {"token": token})
         except OSError as error:
-            return f"Host 0 ({self.me.host}): {error}"
+            return f"Host {self.me}: {error}"
         for line in self.lines.values():
             with contextlib.suppress(OSError):
                 line.send({"token": token})
         for process, line in self.lines.items():
-            name = f"{process} ({self.hellos[process]['host']})"
+            host = self.hosts[process]
             try:
                 if not line.receive(_SHARE_SECONDS + _PATIENCE)["seen"]:
-                    blind.append(name)
+                    blind.append(str(host))
             except (OSError, ValueError, KeyError):
-                return f"Host {name} left during the start."
-        if blind:
-            return f"Host {', '.join(blind)} does not see what host 0 wrote in {folder}: hosts must share --workdir."
-        return ""
+                return f"Host {host} left during the start."
+        text = f"Host {', '.join(blind)} does not see what host 0 wrote in {folder}: hosts must share --workdir."
+        return text if blind else ""
 
 
 def _follow(address: str, me: Host, seconds: float, folder: Path) -> str:
@@ -200,7 +196,7 @@ def _follow(address: str, me: Host, seconds: float, folder: Path) -> str:
             reason = "what listens there is no run that starts"
             time.sleep(min(0.3, left))
         finally:
-            line.close()
+            line.connection.close()
     return (
         f"Host {me.process}: no answer from host 0 at {address} within {seconds:g} s ({reason}). Does the same command "
         "run there, and is the address right?"
@@ -213,8 +209,7 @@ def _sees(folder: Path, token: str) -> bool:
         with contextlib.suppress(OSError, ValueError, KeyError):
             if json.loads((folder / MEETING).read_text("utf-8"))["token"] == token:
                 return True
-        # A folder that is not there at all is not shared; one without the new file may be a network file system's late
-        # news.
+        # A missing folder is not shared; one without the new file may be an old listing of a network file system.
         if time.monotonic() > deadline or not (folder / MEETING).parent.is_dir():
             return False
         time.sleep(0.2)
@@ -231,7 +226,7 @@ class _Line:
         self.connection.sendall(json.dumps(value).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict:
-        """Raises OSError where the other side is silent or gone, ValueError where it speaks otherwise."""
+        """Raises OSError if the other side is silent or gone, ValueError for anything but a JSON object."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self.rest:
             self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -255,15 +250,6 @@ class _Line:
             return True
         except OSError:
             return False
-
-    def close(self) -> None:
-        self.connection.close()
-
-
-def _having(values: Mapping[int, str], usual: str) -> str:
-    have = [process for process, value in values.items() if value == usual]
-    return str(have[0]) if len(have) == 1 else f"{have[0]} and {len(have) - 1} more"
-
 
 def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:57]}..."

@@ -1,7 +1,7 @@
-"""The mesh and the one place where logical axes meet mesh axes.
+"""The mesh, and the rules that map logical axes to mesh axes.
 
-A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor. The
-axis sequence cuts no parameter: it cuts the positions of activations, for inputs too long for one device.
+A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor.
+The axis sequence cuts no parameter: it cuts the positions of activations, for inputs too long for one device.
 The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
 """
 import collections
@@ -33,23 +33,19 @@ RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, *, sequence: int = 1) -> Mesh:
-    """Mesh of all devices with the axes of `AXES`; one size may be -1.
-
-    Raises:
-      ValueError: the sizes don't multiply to the number of devices.
-    """
+    """Mesh of all devices with the axes of `AXES`; one size may be -1. ValueError for sizes that don't fit."""
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, sequence, tensor]
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"config.mesh ({named}): sizes are positive, and at most one is -1 (all devices left).")
-    given = math.prod(size for size in sizes if size != -1)
-    if len(devices) % given or (-1 not in sizes and given != len(devices)):
+    fixed = math.prod(size for size in sizes if size != -1)
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
         raise ValueError(
             f"config.mesh ({named}) does not fit {len(devices)} device(s): the sizes must multiply to {len(devices)}; "
             "set one of them to -1 to take what is left."
         )
-    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -62,44 +58,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """Into how many pieces a batch is cut."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
-def row_shards(mesh: Mesh | None) -> int:
-    """`batch_shards`, 1 for a single device."""
-    return 1 if mesh is None else batch_shards(mesh)
+def batch_shards(mesh: Mesh | None) -> int:
+    """Number of pieces into which a batch is cut; None is a single device."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def rows_over(mesh: Mesh):
-    """x [B L D] -> x with rows over the batch axes, positions over the sequence axis (where L divides) and D whole: for
-    activations inside a compiled function."""
+    """Layout of activations x [B L D]: rows over the batch axes, positions over the sequence axis if it divides L."""
 
-    def laid_out(x):
-        places = "sequence" if x.shape[1] % mesh.shape["sequence"] == 0 else None
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, places)))
+    def constrain(x):
+        positions = "sequence" if x.shape[1] % mesh.shape["sequence"] == 0 else None
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, positions)))
 
-    return laid_out
-
-
-def vocab_over_tensor(mesh: Mesh):
-    """table [Vpad D] -> the same with V over the tensor axis and D whole."""
-    layout = NamedSharding(mesh, PartitionSpec("tensor", None))
-    return lambda table: jax.lax.with_sharding_constraint(table, layout)
+    return constrain
 
 
-def vocab_over_fsdp(mesh: Mesh):
-    """table [Vpad D] -> the same with V over the fsdp axis and D whole."""
-    layout = NamedSharding(mesh, PartitionSpec("fsdp", None))
+def vocab_over(mesh: Mesh, axis: str):
+    """Layout of a table [Vpad D]: V over a mesh axis, D whole."""
+    layout = NamedSharding(mesh, PartitionSpec(axis, None))
     return lambda table: jax.lax.with_sharding_constraint(table, layout)
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
-    """Raises ValueError if a batch of `size` rows cannot be cut evenly over the devices, or the mesh over the hosts."""
-    shards = batch_shards(mesh)
+    """Raise ValueError if a batch of `size` rows cannot be cut evenly over the devices, or the mesh over the hosts."""
     check_hosts(mesh)
-    if size % shards:
+    if size % (shards := batch_shards(mesh)):
         raise ValueError(
             f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
             f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}."
@@ -107,49 +90,43 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
 
 
 def check_hosts(mesh: Mesh) -> None:
-    """Raises ValueError unless every host has an equal share of a batch's rows to itself.
+    """Raise ValueError unless every host has an equal share of a batch's rows to itself.
 
     Each host reads other rows. Where two of them held copies of the same shard, the copies would differ unnoticed.
     """
     owners = [{device.process_index for device in shard} for shard in mesh.devices.reshape(batch_shards(mesh), -1)]
     shares = collections.Counter(host for hosts in owners for host in hosts)
     if max(map(len, owners)) > 1 or len(set(shares.values())) > 1:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         raise ValueError(
-            f"config.mesh ({', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}) does not fit "
-            f"{len(shares)} hosts: data x fsdp must give each host the same number of rows, and the sequence and tensor "
-            "axes must stay within one host; choose sizes whose product divides the number of devices of one host."
+            f"config.mesh ({sizes}) does not fit {len(shares)} hosts: data x fsdp must give each host the same number "
+            "of rows, and the sequence and tensor axes must stay within one host; choose sizes whose product divides "
+            "the number of devices of one host."
         )
 
 
 def param_shardings(mesh: Mesh, axes, shapes):
-    """A NamedSharding for every parameter.
+    """A NamedSharding for every parameter: `axes` are tuples of logical names, `shapes` a tree of the same keys.
 
-    Args:
-      axes: nested dict of tuples of logical axis names.
-      shapes: nested dict of the same keys with `.shape`.
-
-    Raises:
-      ValueError: a logical axis without a rule, or a dimension that its mesh axis does not divide; both named.
+    Raises ValueError for a logical axis without a rule, or a dimension that its mesh axis does not divide; both named.
     """
 
-    def one(path, names, leaf):
+    def layout(path, names, leaf):
         where = "/".join(str(entry.key) for entry in path)
         if len(names) != len(leaf.shape):
             raise ValueError(f"{where}: {len(names)} logical axes {names} for shape {leaf.shape}.")
-        spec = []
-        for name, size in zip(names, leaf.shape):
-            if name not in RULES:
-                raise ValueError(f"{where}: the logical axis '{name}' has no rule in sharding.RULES; add one.")
-            axis = RULES[name]
+        if unknown := [name for name in names if name not in RULES]:
+            raise ValueError(f"{where}: the logical axis '{unknown[0]}' has no rule in sharding.RULES; add one.")
+        axes = [RULES[name] for name in names]
+        for name, axis, size in zip(names, axes, leaf.shape):
             if axis is not None and size % mesh.shape[axis]:
                 raise ValueError(
                     f"{where}: dimension '{name}' of size {size} cannot be cut into {mesh.shape[axis]} equal parts; "
                     f"choose a config.mesh.{axis} that divides it."
                 )
-            spec.append(axis)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree_util.tree_map_with_path(layout, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -69,7 +69,7 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     else:
         step, params = manifest.get("step") or 0, _of_converted(path, manifest["kind"], trained)
     params["backbone"] = frozen | params["backbone"]
-    return Model(config, params=params, step=step, row_shards=sharding.row_shards(mesh), **fields)
+    return Model(config, params=params, step=step, row_shards=sharding.batch_shards(mesh), **fields)
 
 
 def _config(path: Path, manifest: Mapping | None, base: str) -> Config:

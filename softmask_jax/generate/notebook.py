@@ -101,12 +101,10 @@ def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:
     charts, state = [], f"Step {log.step:,}" + (f" of {log.planned:,}" if log.planned else "")
     for name, title, label in (("loss", "Training loss", "nats"), ("lambda_mean", "Mean \u03bb", "\u03bb")):
         if len(log.column("train", name)[0]):
-            each = curves.trained(log, name, "each row", faint=True, colour=0)
-            mean = curves.trained_smoothed(log, name, "running mean", colour=0)
-            charts.append(line_chart(title, [each, mean], y_label=label))
+            charts.append(line_chart(title, curves.trained_both(log, name), y_label=label))
     scored = {
         "Validation perplexity": [curves.perplexity(log, key, name) for key, name in curves.ESTIMATES.items()],
-        "Validation loss": [curves.validation_loss(log, "by the recipe")],
+        "Validation loss": [curves.validated(log, "loss", "by the recipe")],
     }
     for title, series in scored.items():
         if any(len(one.x) for one in series):

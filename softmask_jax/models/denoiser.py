@@ -137,7 +137,7 @@ def layouts(mesh) -> Layouts:
         return Layouts(None, _same, _same)
     # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
     vocabulary = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
-    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over_tensor(mesh))
+    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over(mesh, "tensor"))
 
 
 def _same(x):

@@ -53,7 +53,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         # Gathered whole a table takes 1 GiB of every chip, and there would be four of them: each chip keeps its rows of
         # the vocabulary instead, and sees the hidden states of all rows of the batch.
         vocabulary = VocabSharding(mesh, ("data",), "fsdp", "sequence")
-        layout = Layouts(vocabulary, layout.rows_over, sharding.vocab_over_fsdp(mesh))
+        layout = Layouts(vocabulary, layout.rows_over, sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
     kernels = None if mesh is None else Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")

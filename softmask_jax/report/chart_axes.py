@@ -34,7 +34,7 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About so many round values between two, a step of 1, 2 or 5 times a power of ten apart."""
+    """About `count` round values, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -52,21 +52,21 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_name(value: float, step: float, largest: float = 0.0) -> str:
-    """The shortest name exact to a fraction of `step`, in the unit of the `largest` value: 20k, 1.5M, 2e13, 0.05, 5e-4."""
+    """The shortest name exact to a fraction of `step`, in the unit of the `largest` value: 20k, 1.5M, 2e13, 5e-4."""
     size = max(abs(value), largest)
     if value and (size >= 1e9 or size < 1e-3 or size / 20 < step < 1e-3):
         digits = max(2, math.ceil(math.log10(size / step)))
         return re.sub(r"\.?0*e\+?(-?)0*", r"e\1", f"{value:.{digits}e}")
-    for least, factor, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if size >= least and value:
-            return f"{value / factor:.4g}{unit}"
     if not value:
         return "0"
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0}f}"
+    for least, factor, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least:
+            return f"{value / factor:.4g}{unit}"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """The two, or where they are one value (to what a float can tell apart) a little around it."""
+    """Both values, or a margin around them where a float cannot tell them apart."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
     size = max(abs(low) * 0.05, 1e-3 if abs(low) < 1e-3 else 0.0)
@@ -74,6 +74,6 @@ def widened(low: float, high: float) -> tuple[float, float]:
 
 
 def with_margin(low: float, high: float, below: bool = True) -> tuple[float, float]:
-    wide_low, wide_high = widened(low, high)
-    room = 0.05 * (wide_high - wide_low)
-    return wide_low - (room if below else 0.0), wide_high + room
+    low, high = widened(low, high)
+    margin = 0.05 * (high - low)
+    return low - margin * below, high + margin

@@ -7,7 +7,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,36 +19,33 @@ LEFT, RIGHT, TOP, BOTTOM = 57, 385, 10, 202
 # Up to here every estimate of a series shows its own interval; above, intervals are a band.
 MOST_WHISKERS = 12
 COLOURS = 6
+NOTHING = '<p class="none">no finite value</p>'
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: x [N] ascending, y [N], low and high [N] (an interval around y) or None; non-finite values are gaps.
-
-    Attributes:
-      faint: pale, behind the others.
-      colour: number in the palette; by default the position of the series in the chart.
-    """
+    """One curve: x [N] ascending, y [N], low and high [N] (an interval of y) or None; non-finite values are gaps."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    faint: bool = False
-    colour: int | None = None
+    faint: bool = False  # pale, behind the others
+    colour: int | None = None  # number in the palette; None: position of the series in the chart
 
-    def thinned(self, most: int = MOST_POINTS) -> "Series":
-        """At most `most` points: each bucket's least and greatest y, or its means where there are intervals."""
-        x, y = (np.asarray(values, np.float64) for values in (self.x, self.y))
-        if len(x) <= most:
+    def thinned(self) -> "Series":
+        """At most MOST_POINTS: each bucket's least and greatest y, or its means where there are intervals."""
+        if len(self.x) <= MOST_POINTS:
             return self
+        names = ("x", "y") if self.low is None else ("x", "y", "low", "high")
+        columns = {name: np.asarray(getattr(self, name), np.float64) for name in names}
         if self.low is None:
-            extremes = np.unique(np.concatenate([_extremes(y, part) for part in _buckets(len(x), most // 2)]))
-            return dataclasses.replace(self, x=x[extremes], y=y[extremes])
-        buckets = _buckets(len(x), most)
-        columns = {name: np.asarray(getattr(self, name), np.float64) for name in ("x", "y", "low", "high")}
-        means = {name: np.array([np.mean(values[part]) for part in buckets]) for name, values in columns.items()}
+            buckets = _buckets(len(self.x), MOST_POINTS // 2)
+            kept = np.unique(np.concatenate([_extremes(columns["y"], bucket) for bucket in buckets]))
+            return dataclasses.replace(self, **{name: values[kept] for name, values in columns.items()})
+        buckets = _buckets(len(self.x), MOST_POINTS)
+        means = {name: np.array([values[bucket].mean() for bucket in buckets]) for name, values in columns.items()}
         return dataclasses.replace(self, **means)
 
 
@@ -68,30 +65,27 @@ def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "", log: bool = False
 ) -> str:
-    """A `<figure>`; titles must differ within a page. `log`: show the logarithmic y axis first, where both are offered."""
+    """A `<figure>`; titles must differ within a page. log: show the logarithmic y axis first, where it is offered."""
     series = [one.thinned() for one in series if len(one.x)]
     x = _finite(one.x for one in series)
-    values = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
-    if not (len(x) and len(values)):
-        return _figure(title, '<p class="none">no finite value</p>', note=note)
+    y = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
+    if not (len(x) and len(y)):
+        return _figure(title, NOTHING, note=note)
     first = 0.0 if 0 < x.min() < 0.2 * x.max() else x.min()  # a run starts at 0, its rows a little later
     horizontal = Axis(*widened(first, x.max()), LEFT, RIGHT)
-    linear = Axis(*with_margin(values.min(), values.max()), BOTTOM, TOP)
-    offers_log = values.min() > 0 and values.max() / values.min() > 2
-    drawn = [("linear", linear)]
+    verticals = {"linear": Axis(*with_margin(y.min(), y.max()), BOTTOM, TOP)}
+    offers_log = y.min() > 0 and y.max() / y.min() > 2
     if offers_log:
-        factor = (values.max() / values.min()) ** 0.04
-        drawn.append(("log", Axis(values.min() / factor, values.max() * factor, BOTTOM, TOP, log=True)))
+        margin = (y.max() / y.min()) ** 0.04
+        verticals["log"] = Axis(y.min() / margin, y.max() * margin, BOTTOM, TOP, log=True)
     described = _describe(series, x_label, y_label)
     svgs = [
-        _svg(f"{title} ({kind})" if offers_log else title, described, kind, [
-            *_grid(horizontal, vertical), *_curves(series, horizontal, vertical), *_axis_names(x_label, y_label)
-        ], horizontal)
-        for kind, vertical in drawn
+        _svg(f"{title} ({kind})" if offers_log else title, described, kind, _curves(series, horizontal, vertical),
+             (x_label, y_label), vertical, horizontal)
+        for kind, vertical in verticals.items()
     ]  # fmt: skip
-    return _figure(
-        title, *svgs, note=note, legend=_legend(series), toggle=offers_log, log=log, data=_data(series, x_label)
-    )
+    data = _data(series, x_label)
+    return _figure(title, *svgs, note=note, legend=_legend(series), toggle=offers_log, log=log, data=data)
 
 
 def optional_chart(title: str, series: Sequence[Series], **options) -> str:
@@ -99,41 +93,35 @@ def optional_chart(title: str, series: Sequence[Series], **options) -> str:
     return line_chart(title, series, **options) if any(len(one.x) for one in series) else ""
 
 
-def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, x_label: str = "", y_label: str = "",
-              note: str = "") -> str:  # fmt: skip
-    """A `<figure>` with a bar for every name, such as a histogram's bins."""
-    heights = np.asarray(values, np.float64)
-    finite = heights[np.isfinite(heights)]
+def bar_chart(title: str, bars: Mapping[str, float], *, x_label: str = "", y_label: str = "") -> str:
+    """A `<figure>` with a bar of this height for every name, such as a histogram's bins."""
+    finite = _finite([list(bars.values())])
     if not len(finite):
-        return _figure(title, '<p class="none">no finite value</p>', note=note)
+        return _figure(title, NOTHING)
     vertical = Axis(*with_margin(min(0.0, finite.min()), max(0.0, finite.max()) or 1.0, below=False), BOTTOM, TOP)
-    step, zero, parts = (RIGHT - LEFT) / len(heights), float(vertical(0.0)), []
-    for i, (name, height) in enumerate(zip(names, heights, strict=True)):
+    step, zero, parts = (RIGHT - LEFT) / len(bars), vertical(0.0), []
+    for i, (name, height) in enumerate(bars.items()):
         middle = LEFT + (i + 0.5) * step
         if np.isfinite(height):
-            top = float(vertical(height))
+            top = vertical(height)
             parts.append(
                 f'<rect class="bar c0" x="{middle - 0.4 * step:.1f}" width="{0.8 * step:.1f}" y="{min(top, zero):.1f}" '
                 f'height="{abs(zero - top):.1f}"><title>{html.escape(name)}: {number(height)}</title></rect>'
             )
-        if i % -(-len(heights) // 10) == 0:
+        if i % -(-len(bars) // 10) == 0:
             parts.append(f'<text class="tick x" x="{middle:.1f}" y="{BOTTOM + 14}">{html.escape(name)}</text>')
-    described = "; ".join(f"{name}: {number(height)}" for name, height in zip(names, heights))
-    grid = _grid(None, vertical)
-    return _figure(title, _svg(title, described, "linear", [*grid, *parts, *_axis_names(x_label, y_label)]), note=note)
+    described = "; ".join(f"{name}: {number(height)}" for name, height in bars.items())
+    return _figure(title, _svg(title, described, "linear", parts, (x_label, y_label), vertical))
 
 
 def _buckets(count: int, buckets: int) -> list[slice]:
     edges = np.linspace(0, count, buckets + 1).astype(int)
-    return [slice(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+    return [slice(a, b) for a, b in zip(edges, edges[1:])]
 
 
-def _extremes(y: np.ndarray, part: slice) -> list[int]:
-    inside = y[part]
-    finite = np.flatnonzero(np.isfinite(inside))
-    if not len(finite):
-        return [part.start]
-    return [part.start + int(finite[pick(inside[finite])]) for pick in (np.argmin, np.argmax)]
+def _extremes(y: np.ndarray, bucket: slice) -> list[int]:
+    finite = bucket.start + np.flatnonzero(np.isfinite(y[bucket]))
+    return [finite[y[finite].argmin()], finite[y[finite].argmax()]] if len(finite) else [bucket.start]
 
 
 def _finite(parts) -> np.ndarray:
@@ -144,41 +132,31 @@ def _finite(parts) -> np.ndarray:
 def _grid(horizontal: Axis | None, vertical: Axis) -> list[str]:
     parts, marks = [], (log_ticks if vertical.log else ticks)(vertical.low, vertical.high)
     gaps = np.diff(marks) if len(marks) > 1 else [vertical.high - vertical.low]
-    for i, value in enumerate(marks):
-        y, step = float(vertical(value)), gaps[max(i - 1, 0)] if vertical.log else gaps[0]
+    for i, (value, y) in enumerate(zip(marks, vertical(marks))):
+        step = gaps[max(i - 1, 0)] if vertical.log else gaps[0]
         name = tick_name(value, step, value if vertical.log else max(map(abs, marks)))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick y" x="{LEFT - 5}" y="{y + 4:.1f}">{name}</text>')
     for value in ticks(horizontal.low, horizontal.high) if horizontal else ():
-        x = float(horizontal(value))
-        name = tick_name(value, (horizontal.high - horizontal.low) / 5, horizontal.high)
+        x, name = horizontal(value), tick_name(value, (horizontal.high - horizontal.low) / 5, horizontal.high)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BOTTOM}"/>')
         parts.append(f'<text class="tick x" x="{x:.1f}" y="{BOTTOM + 14}">{name}</text>')
     return [*parts, f'<path class="frame" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
 
 
-def _axis_names(x_label: str, y_label: str) -> list[str]:
-    middle, rotated = (TOP + BOTTOM) / 2, f'transform="rotate(-90 11 {(TOP + BOTTOM) / 2:.0f})"'
-    return [
-        f'<text class="name" x="{(LEFT + RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{html.escape(x_label)}</text>',
-        f'<text class="name" x="11" y="{middle:.0f}" {rotated}>{html.escape(y_label)}</text>',
-    ]
-
-
 def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[str]:
     parts = []
     for i, one in sorted(enumerate(series), key=lambda pair: not pair[1].faint):
-        x, y = horizontal(one.x), vertical(one.y)
-        look = _look(one, i)
-        bands = (y, y) if one.low is None else (vertical(one.low), vertical(one.high))
-        for part in _stretches(np.isfinite(x) & np.isfinite(y)):
-            low, high = bands[0][part], bands[1][part]
-            known = one.low is not None and bool(np.isfinite(low).all() and np.isfinite(high).all())
-            if known and len(x) > MOST_WHISKERS:
+        x, y, look = horizontal(one.x), vertical(one.y), _look(one, i)
+        lows, highs = (y, y) if one.low is None else (vertical(one.low), vertical(one.high))
+        few = len(x) <= MOST_WHISKERS
+        for part in np.ma.clump_unmasked(np.ma.masked_invalid(x + y)):
+            low, high = lows[part], highs[part]
+            known = one.low is not None and np.isfinite([low, high]).all()
+            if known and not few:
                 around = np.concatenate([x[part], x[part][::-1]]), np.concatenate([low, high[::-1]])
                 parts.append(f'<path class="band {look}" d="{_path(*around)}Z"/>')
             parts.append(f'<path class="line {look}" d="{_path(x[part], y[part])}"/>')
-            few = len(x) <= MOST_WHISKERS
             if few and known:
                 aside = 3.0 * (i - (len(series) - 1) / 2)  # so that one series' whiskers don't hide another's
                 bars = "".join(f"M{a + aside:.1f} {b:.1f}V{c:.1f}" for a, b, c in zip(x[part], low, high))
@@ -195,23 +173,23 @@ def _look(one: Series, position: int) -> str:
     return f"c{colour % COLOURS} d{colour // COLOURS % 3}{' faint' if one.faint else ''}"
 
 
-def _stretches(mask: np.ndarray) -> list[slice]:
-    """Stretches of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
-    return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
-
-
 def _path(x: np.ndarray, y: np.ndarray) -> str:
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y))
 
 
-def _svg(title: str, described: str, kind: str, parts: Sequence[str], horizontal: Axis | None = None) -> str:
-    name = f"chart-{_slug(title)}"
-    domain = f' data-x="{LEFT} {RIGHT} {float(horizontal.low)} {float(horizontal.high)}"' if horizontal else ""
+def _svg(title: str, described: str, kind: str, parts: Sequence[str], labels: tuple[str, str], vertical: Axis,
+         horizontal: Axis | None = None) -> str:  # fmt: skip
+    """The drawing on its grid; labels: names of the x and the y axis."""
+    name, middle = f"chart-{_slug(title)}", f"{(TOP + BOTTOM) / 2:.0f}"
+    x_label, y_label = map(html.escape, labels)
+    domain = f' data-x="{LEFT} {RIGHT} {horizontal.low} {horizontal.high}"' if horizontal else ""
     return (
         f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name} {name}-text"{domain}>'
         f'<title id="{name}">{html.escape(title)}</title><desc id="{name}-text">{html.escape(described)}</desc>'
-        f'{"".join(parts)}<line class="rule" y1="{TOP}" y2="{BOTTOM}"/></svg>'
+        f'{"".join([*_grid(horizontal, vertical), *parts])}'
+        f'<text class="name" x="{(LEFT + RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{x_label}</text>'
+        f'<text class="name" x="11" y="{middle}" transform="rotate(-90 11 {middle})">{y_label}</text>'
+        f'<line class="rule" y1="{TOP}" y2="{BOTTOM}"/></svg>'
     )
 
 

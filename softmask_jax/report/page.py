@@ -5,13 +5,15 @@ import hashlib
 import html
 import importlib.metadata
 import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
 
-def asset(name: str) -> str:
-    """Text of a file in this folder."""
-    return Path(__file__).with_name(name).read_text("utf-8")
+def asset(name: str, **fields) -> str:
+    """Text of a file in this folder, its `$name` fields filled in if there are any."""
+    content = Path(__file__).with_name(name).read_text("utf-8")
+    return string.Template(content).substitute(fields) if fields else content
 
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; lighter on dark ground.
@@ -36,25 +38,16 @@ def document(title: str, *body: str, style: str = "", script: str = "") -> str:
     """
     scripts = [source for source in (SCRIPT, script) if source]
     hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
-    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    )
     try:
         version = importlib.metadata.version("softmask_jax")
     except importlib.metadata.PackageNotFoundError:
         version = "(not installed)"
-    written = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return "".join([
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        f"<title>{text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n",
-        *body,
-        f"<footer><p>Written by softmask_jax {text(version)}, {written}.</p></footer>\n",
-        *(f"<script>{one}</script>\n" for one in scripts),
-        "</body>\n</html>\n",
-    ])  # fmt: skip
+    return asset(
+        "page.html", title=text(title), body="".join(body), style=STYLE + style, version=text(version),
+        allowed=" ".join(f"'sha256-{one}'" for one in hashes),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        scripts="".join(f"<script>{one}</script>\n" for one in scripts),
+    )  # fmt: skip
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -67,11 +60,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def cards(entries: Sequence[tuple[str, str, str]]) -> str:
     """Headline numbers: (title, value, explanation) each."""
-    items = (
-        f'<li><span>{text(title)}</span><span class="value">{text(value)}</span><span class="pale">{text(more)}</span></li>'
-        for title, value, more in entries
-    )
-    return f'<ul class="cards">{"".join(items)}</ul>\n'
+    item = '<li><span>{}</span><span class="value">{}</span><span class="pale">{}</span></li>'
+    return f'<ul class="cards">{"".join(item.format(*map(text, entry)) for entry in entries)}</ul>\n'
 
 
 def section(title: str, *content: str) -> str:

@@ -10,11 +10,18 @@ from softmask_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pattern:
-    """tokens: [n] int32, masks where text is to be written, no padding. answer: index of its first token; 0 for a row
-    that is a pattern itself."""
+    """One row without padding."""
 
-    tokens: np.ndarray
-    answer: int
+    tokens: np.ndarray  # [n] int32, masks where text is to be written
+    answer: int  # index of the answer's first token; 0 for a row that is a pattern itself
+
+
+def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    """[n] int32. Raises ValueError for an id that the model does not have."""
+    unknown = [id_ for id_ in ids if not 0 <= id_ < vocab_size]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no token's id; ids are 0..{vocab_size - 1}.")
+    return np.array(ids, np.int32)
 
 
 def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
@@ -23,9 +30,7 @@ def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
     Raises ValueError for a text of several tokens, or an id that the model does not have.
     """
     if text.lstrip("-").isdigit() and text.isascii():
-        if not 0 <= int(text) < vocab_size:
-            raise ValueError(f"{text} is no token's id; ids are 0..{vocab_size - 1}.")
-        return int(text)
+        return int(checked_ids([int(text)], vocab_size)[0])
     text = text.removeprefix("text:")
     if tokenizer is None:
         raise ValueError(f"{text!r} is no id, and this model has no tokenizer; give the token's id.")
@@ -39,22 +44,16 @@ def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Rows to patterns, for one model: its tokenizer, mask and chat template.
+    """`encoder(row) -> Pattern`. Raises ValueError, with the row's name, for one that is too long or has no mask."""
 
-    Attributes:
-      limit: most positions of a row. max_new_tokens: default of prompts; None fills up to the limit.
-      chat: render prompts as a user's message, after the `system` message if any. bos: begin texts with BOS.
-    """
-
-    model: object
-    limit: int
-    max_new_tokens: int | None = None
-    chat: bool = False
+    model: object  # its tokenizer, mask and chat template are used
+    limit: int  # most positions of a row
+    max_new_tokens: int | None = None  # default of prompts; None fills up to the limit
+    chat: bool = False  # render prompts as a user's message, after the `system` message if any
     system: str = ""
-    bos: bool = False
+    bos: bool = False  # begin texts with BOS
 
     def __call__(self, row: Row) -> Pattern:
-        """The pattern of a row. ValueError with the row's name for one that is too long or has no mask."""
         try:
             return self._encode(row)
         except ValueError as error:
@@ -70,14 +69,13 @@ class Encoder:
                 raise ValueError(f"its {len(tokens):,} tokens are more than the {self.limit:,} that a row may have.")
         else:
             tokens = self._continued(row)
-        masked = tokens == mask
-        if not masked.any():
+        masked = np.flatnonzero(tokens == mask)
+        if not len(masked):
             raise ValueError(f"nothing is masked: no token is the mask ({mask}), so there is nothing to fill.")
-        answer = 0 if row.is_pattern else int(np.flatnonzero(masked)[0])
-        tokens = self._with_forced(tokens, np.flatnonzero(masked), row.forced)
-        if not (tokens == mask).any():
+        tokens = self._with_forced(tokens, masked, row.forced)
+        if mask not in tokens:
             raise ValueError("every token of the answer is forced, so there is nothing to fill.")
-        return Pattern(tokens, answer)
+        return Pattern(tokens, 0 if row.is_pattern else int(masked[0]))
 
     def _continued(self, row: Row) -> np.ndarray:
         prompt = self._prompt(row)
@@ -91,12 +89,12 @@ class Encoder:
         return np.concatenate([prompt, np.full(count, self.model.mask_token_id, np.int32)])
 
     def _prompt(self, row: Row) -> np.ndarray:
-        messages = row.value if row.kind == "messages" else None
-        if row.kind == "prompt" and self.chat:
-            messages = [{"role": "user", "content": row.value}]
-            messages = [{"role": "system", "content": self.system}] * bool(self.system) + messages
-        if messages is None:
+        if row.kind == "prompt" and not self.chat:
             return self._text(row.value, first=True)
+        messages = row.value
+        if row.kind == "prompt":
+            messages = [{"role": "system", "content": self.system}] * bool(self.system)
+            messages.append({"role": "user", "content": row.value})
         if self.model.template is None:
             raise ValueError("this model has no chat template; give a prompt, without --chat.")
         return self._without_mask(self.model.encode_chat(messages))
@@ -118,16 +116,12 @@ class Encoder:
         return np.concatenate([np.array([tokenizer.bos_id] * (first and self.bos), np.int32), self._without_mask(ids)])
 
     def _without_mask(self, ids: np.ndarray) -> np.ndarray:
-        if (ids == self.model.mask_token_id).any():
+        if self.model.mask_token_id in ids:
             raise ValueError("the text holds the mask's own token; give parts, with a number of masks.")
         return np.asarray(ids, np.int32)
 
     def _ids(self, ids: Sequence[int]) -> np.ndarray:
-        size = self.model.denoiser.vocab_size
-        unknown = next((id_ for id_ in ids if not 0 <= id_ < size), None)
-        if unknown is not None:
-            raise ValueError(f"{unknown} is no token's id; ids are 0..{size - 1}.")
-        return np.array(ids, np.int32)
+        return checked_ids(ids, self.model.denoiser.vocab_size)
 
     def _with_forced(self, tokens: np.ndarray, answer: np.ndarray, forced) -> np.ndarray:
         """The tokens with `forced` ones at their offsets in the `answer` (indices of its positions)."""

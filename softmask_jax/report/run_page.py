@@ -1,6 +1,7 @@
 """Self-contained HTML report of one training run: figures, curves, samples, settings; it needs no network."""
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from softmask_jax.config import Config, flatten
@@ -18,13 +19,10 @@ MOST_SAMPLES, MOST_CHARACTERS = 16, 8000
 def write(folder: str | Path, out: str | Path | None = None, summary: dict | None = None) -> Path:
     """Write the page of the run in `folder`, by default into it, and return its path.
 
-    Args:
-      summary: the content of summary.json, where it is not written yet.
-
-    Raises:
-      FileNotFoundError: the folder holds no run. OSError: the page cannot be written.
+    summary: the content of summary.json, where it is not written yet. Raises FileNotFoundError if the folder holds no
+    run, OSError if the page cannot be written.
     """
-    path = Path(os.path.expanduser(out)) if out else Path(os.path.expanduser(folder)) / FILE
+    path = Path(os.path.expanduser(out or Path(folder, FILE)))
     write_atomically(path, build(read(folder, summary)), elsewhere="give another --out")
     return path
 
@@ -35,15 +33,14 @@ def write_at_end(folder: Path, summary: dict) -> None:
         write(folder, summary=summary)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(
-            f"Warning: no {FILE} was written ({reason}); python -m softmask_jax.report {folder} tries again.",
-            flush=True,
-        )
+        again = f"python -m softmask_jax.report {folder} tries again."
+        print(f"Warning: no {FILE} was written ({reason}); {again}", flush=True)
 
 
 def build(run: RunLog) -> str:
     """The page as HTML."""
-    state = _state(run)
+    of = f" of {run.planned:,}" if run.planned else ""
+    state = f"Finished: {run.step:,} steps" if run.finished else f"Not finished: step {run.step:,}{of}"
     return page.document(
         f"{run.name}: {state}",
         f"<header><h1>{page.text(run.name)}</h1>\n<p class=\"pale\">{page.text(_described(run))}</p>\n"
@@ -55,15 +52,9 @@ def build(run: RunLog) -> str:
         page.section("Speed and step size", page.figures(*_speed_and_step_size(run))),
         page.section("Samples", _samples(run)),
         page.section("Settings", _settings(run)),
-        page.section("Data", _data(run)),
-        page.section("Versions and device", _versions(run)),
+        page.section("Data", _facts((run.summary or {}).get("data"), "value")),
+        page.section("Versions and device", _facts(run.versions, "version")),
     )
-
-
-def _state(run: RunLog) -> str:
-    if run.finished:
-        return f"Finished: {run.step:,} steps"
-    return f"Not finished: step {run.step:,}" + (f" of {run.planned:,}" if run.planned else "")
 
 
 def _described(run: RunLog) -> str:
@@ -72,13 +63,14 @@ def _described(run: RunLog) -> str:
         return "softmask_jax run"
     setting, variant = run.setting, str(run.setting("soft_mask.variant"))
     masks = {"none": "binary masks", "topk": f"soft masks, top {setting('soft_mask.k')}"}
-    parts = ["softmask_jax run", masks.get(variant, f"soft masks, {variant}")]
     if setting("data.source") == "chat":
         adapter = "all of it trained" if setting("model.adapter") == "none" else f"{setting('model.adapter')} adapter"
-        return ", ".join([*parts, f"{setting('model.kind')} from {setting('model.base')}", adapter, f"chats of {setting('data.paths')}"])
-    blocks, width, length = (setting(key) for key in ("model.num_blocks", "model.hidden_size", "data.seq_len"))
-    parts.append(f"{setting('model.kind')} of {blocks} blocks, {width} wide")
-    return ", ".join([*parts, f"{setting('data.source')} as {setting('data.tokenizer')}, {length} tokens a window"])
+        network, texts = f"from {setting('model.base')}, {adapter}", f"chats of {setting('data.paths')}"
+    else:
+        network = f"of {setting('model.num_blocks')} blocks, {setting('model.hidden_size')} wide"
+        texts = f"{setting('data.source')} as {setting('data.tokenizer')}, {setting('data.seq_len')} tokens a window"
+    masks = masks.get(variant, f"soft masks, {variant}")
+    return f"softmask_jax run, {masks}, {setting('model.kind')} {network}, {texts}"
 
 
 def _missing(run: RunLog) -> list[str]:
@@ -91,8 +83,8 @@ def _missing(run: RunLog) -> list[str]:
 
 
 def _scores(run: RunLog) -> tuple[dict, str]:
-    """The newest validation scores and a name for them; ({}, "") where there are none."""
-    if run.summary and isinstance(run.summary.get("validation"), dict) and run.finished:
+    """The newest validation scores and a name for them; ({}, "") if there are none."""
+    if run.finished and isinstance(run.summary.get("validation"), dict):
         return run.summary["validation"], "final validation"
     rows = [run.last[kind] for kind in ("final", "validation") if kind in run.last]
     if not rows:
@@ -101,29 +93,28 @@ def _scores(run: RunLog) -> tuple[dict, str]:
     return row, f"{'final validation' if row['kind'] == 'final' else 'validation'} at step {row['step']:,}"
 
 
-def _interval(low: str, high: str) -> str:
-    return "no interval" if "nan" in low + high else f"95 % interval {low} to {high}"
-
-
 def _headline(run: RunLog) -> list[tuple[str, str, str]]:
     """Cards (title, value, explanation) of the newest scores, the cost and the speed."""
     entries, source = _scores(run)
     scores = {name: value for name, entry in entries.items() if (value := number_of(entry)) is not None}
+
+    def estimate(key: str, low_key: str, high_key: str, show: Callable[[float], str]) -> tuple[str, str]:
+        value, low, high = (show(scores.get(name, math.nan)) for name in (key, low_key, high_key))
+        return value, "no interval" if "nan" in low + high else f"95 % interval {low} to {high}"
+
     cards = []
-    for estimate, name in curves.ESTIMATES.items():
-        if f"{estimate}/nelbo" in scores:
-            nats, low, high = (scores.get(f"{estimate}/nelbo{end}", math.nan) for end in ("", "_low", "_high"))
-            interval = _interval(number(_exp(low)), number(_exp(high)))
-            cards.append((f"Perplexity, {name}", number(_exp(nats)), f"{interval}; {nats:.4f} nats per token ({source})"))
-    for key, name in (("", "by the recipe"), ("one_pass/", "one pass"), ("two_pass/", "two passes")):
-        if f"{key}loss" in scores:
-            loss, low, high = (f"{scores.get(f'{key}loss{end}', math.nan):.4f}" for end in ("", "_low", "_high"))
-            cards.append((f"Validation loss, {name}", loss, f"{_interval(low, high)} ({source})"))
+    for key, name in curves.ESTIMATES.items():
+        if (nelbo := f"{key}/nelbo") in scores:
+            value, interval = estimate(nelbo, f"{nelbo}_low", f"{nelbo}_high", lambda nats: number(_exp(nats)))
+            cards.append((f"Perplexity, {name}", value, f"{interval}; {scores[nelbo]:.4f} nats per token ({source})"))
+    for prefix, name in (("", "by the recipe"), *((f"{key}/", name) for key, name in curves.ESTIMATES.items())):
+        if (loss := f"{prefix}loss") in scores:
+            value, interval = estimate(loss, f"{loss}_low", f"{loss}_high", "{:.4f}".format)
+            cards.append((f"Validation loss, {name}", value, f"{interval} ({source})"))
     if "gain/nelbo" in scores:
-        gain, low, high = (f"{scores.get(f'gain/{key}', math.nan):+.4f}" for key in ("nelbo", "low", "high"))
-        cards.append(("Gain of the second pass", gain, f"nats per token, {_interval(low, high)}, on the same masks"))
-    tokens = run.tokens(run.step)
-    if tokens is not None:
+        gain, interval = estimate("gain/nelbo", "gain/low", "gain/high", "{:+.4f}".format)
+        cards.append(("Gain of the second pass", gain, f"nats per token, {interval}, on the same masks"))
+    if (tokens := run.tokens(run.step)) is not None:
         flops = run.flops([run.step])
         more = f"{run.step:,} steps" + (f", {flops[0]:.3g} training FLOPs" if flops is not None else "")
         cards.append(("Training tokens", f"{float(tokens):,.0f}", more))
@@ -140,16 +131,15 @@ def _exp(nats: float) -> float:
 def _learning(run: RunLog) -> list[str]:
     bound = "" if run.setting("data.source") == "chat" else " (NELBO)"
     scored = [curves.perplexity(run, key, name, colour=i) for i, (key, name) in enumerate(curves.ESTIMATES.items())]
-    bins, values = curves.cross_entropy_by_t(run)
     nats, by_t = "nats per token", ""
-    if bins:
+    if bins := curves.cross_entropy_by_t(run):
         title = f"Cross-entropy by t, training, step {run.last['train']['step']:,}"
-        by_t = bar_chart(title, [name.split("-")[0] for name in bins], values, x_label="t, from", y_label=nats)
+        by_t = bar_chart(title, bins, x_label="t, from", y_label=nats)
     return [
         optional_chart(f"Training loss{bound}", curves.trained_both(run, "loss"), y_label=nats),
         optional_chart("Validation perplexity", scored, y_label="perplexity per token",
                        note="With 95 % intervals over the windows.", log=True),
-        optional_chart("Validation loss", [curves.validation_loss(run, "by the recipe")],
+        optional_chart("Validation loss", [curves.validated(run, "loss", "by the recipe")],
                        y_label="weighted nats per token", note="With 95 % intervals over the examples."),
         by_t,
     ]  # fmt: skip
@@ -162,16 +152,16 @@ def _soft_masking(run: RunLog) -> list[str]:
     ]
     for name, title in curves.scalars(run).items():
         charts.append(line_chart(title, [curves.trained(run, f"soft_mask/{name}", name)], y_label=name))
-    bins, shares, step = curves.lambda_histogram(run)
-    if bins:
-        title = f"Histogram of lambda, step {step:,}"
-        charts.append(bar_chart(title, bins, shares, x_label="lambda, from", y_label="share of fed-back masks"))
+    if bins := curves.lambda_histogram(run):
+        title, share = f"Histogram of lambda, step {run.histogram['step']:,}", "share of fed-back masks"
+        charts.append(bar_chart(title, bins, x_label="lambda, from", y_label=share))
     return charts
 
 
 def _speed_and_step_size(run: RunLog) -> list[str]:
     rates = {"learning_rate": "network", "sm_learning_rate": "soft-masking scalars"}
-    tokens, share = curves.trained(run, "tokens_per_second", "tokens/s"), curves.trained(run, "model_flops_share", "share")
+    tokens = curves.trained(run, "tokens_per_second", "tokens/s")
+    share = curves.trained(run, "model_flops_share", "share")
     return [
         optional_chart("Learning rate", [curves.trained(run, *one) for one in rates.items()], y_label="learning rate"),
         optional_chart("Gradient norm, before clipping", curves.trained_both(run, "grad_norm"), y_label="norm"),
@@ -184,12 +174,10 @@ def _samples(run: RunLog) -> str:
     rows = [(row["step"], row.get("texts")) for row in run.samples]
     if not rows and run.summary:
         rows = [(run.summary["step"], run.summary.get("samples"))]
-    rows = [(step, texts) for step, texts in rows if isinstance(texts, list) and texts]
-    if not rows:
-        return ""
-    blocks = [f"<h3>Step {step:,}</h3>\n{_texts(texts)}" for step, texts in reversed(rows)]
-    earlier = "".join(blocks[1:])
-    return blocks[0] + (f"<details><summary>Earlier samples</summary>\n{earlier}</details>\n" if earlier else "")
+    rows = [(step, texts) for step, texts in reversed(rows) if isinstance(texts, list) and texts]
+    newest, *earlier = [f"<h3>Step {step:,}</h3>\n{_texts(texts)}" for step, texts in rows] or [""]
+    more = f"<details><summary>Earlier samples</summary>\n{''.join(earlier)}</details>\n" if earlier else ""
+    return newest + more
 
 
 def _texts(texts: list) -> str:
@@ -204,13 +192,14 @@ def _texts(texts: list) -> str:
 def _settings(run: RunLog) -> str:
     if not run.config:
         return ""
-    ours, defaults = flatten(run.config), flatten(Config().to_dict())
-    rest = [(name, _shown(value)) for name, value in ours.items() if name in defaults and value == defaults[name]]
-    same = {name for name, _ in rest}
-    changed = [
-        (name, _shown(value), _shown(defaults[name]) if name in defaults else "(not in this version)")
-        for name, value in ours.items() if name not in same
-    ]  # fmt: skip
+    defaults, changed, rest = flatten(Config().to_dict()), [], []
+    for name, value in flatten(run.config).items():
+        if name not in defaults:
+            changed.append((name, _shown(value), "(not in this version)"))
+        elif value == defaults[name]:
+            rest.append((name, _shown(value)))
+        else:
+            changed.append((name, _shown(value), _shown(defaults[name])))
     head = "<p>All as the schema has it.</p>\n"
     if changed:
         table = page.table(("key", "value", "default"), changed)
@@ -219,17 +208,12 @@ def _settings(run: RunLog) -> str:
     return f"{head}<details>{summary}\n{page.table(('key', 'value'), rest)}</details>\n"
 
 
-def _data(run: RunLog) -> str:
-    info = run.summary.get("data") if run.summary else None
-    return page.table(("what", "value"), _facts(info)) if isinstance(info, dict) and info else ""
-
-
-def _versions(run: RunLog) -> str:
-    return page.table(("what", "version"), _facts(run.versions)) if run.versions else ""
-
-
-def _facts(values: dict) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), _shown(value)) for name, value in flatten(values).items()]
+def _facts(values, header: str) -> str:
+    """Table of a dict; "" for anything else."""
+    if not isinstance(values, dict) or not values:
+        return ""
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in flatten(values).items()]
+    return page.table(("what", header), rows)
 
 
 def _shown(value) -> str:

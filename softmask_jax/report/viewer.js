@@ -24,11 +24,11 @@ const open = number => {
     frames.push(next);
   }
   row = { frames, masks, called };
-  cells = start.map((_, place) => {
+  cells = start.map((_, position) => {
     const node = made("span");
     node.setAttribute("role", "option");
-    node.tabIndex = place ? -1 : 0;
-    node.dataset.position = place;
+    node.tabIndex = position ? -1 : 0;
+    node.dataset.position = position;
     return { node, look: null, word: null, tint: null };
   });
   text.replaceChildren(...cells.map(cell => cell.node));
@@ -37,35 +37,35 @@ const open = number => {
 };
 
 // What a mask carries in a frame; null where it is plain because nothing was predicted yet, or there is no step after.
-const carried = (at, place) => {
+const carried = (at, position) => {
   const masks = row.masks[at] ?? [], now = row.frames[at];
-  if (now[place] !== MASK || !masks.length) return null;
+  if (now[position] !== MASK || !masks.length) return null;
   let from = 0;
-  for (let other = 0; other < place; other++) if (now[other] === MASK) from += stride;
+  for (let other = 0; other < position; other++) if (now[other] === MASK) from += stride;
   const candidates = [];
   for (let i = from + 2; i < from + stride; i += 2) candidates.push({ id: masks[i], pi: masks[i + 1] / 1000 });
   return { weight: masks[from] * unit, entropy: masks[from + 1] < 0 ? null : masks[from + 1] / 1000, candidates };
 };
 
 const paint = () => {
-  const now = row.frames[frame], before = row.frames[Math.max(frame - 1, 0)], given = row.frames[0];
+  const now = row.frames[frame], before = row.frames[Math.max(frame - 1, 0)], initial = row.frames[0];
   const masks = row.masks[frame] ?? [], filled = find("inside").checked && masks.length;
   const count = { masks: 0, committed: 0, masked: 0, changed: 0 };
   let from = 0;
-  for (let place = 0; place < now.length; place++) {
-    const id = now[place], cell = cells[place];
+  for (let position = 0; position < now.length; position++) {
+    const id = now[position], cell = cells[position];
     let look, word, tint = 0;
     if (id === MASK) {
       count.masks++;
       if (masks.length) tint = Math.round(masks[from] / parts * 100);
       word = filled && masks[from + 2] !== MASK ? inside[masks[from + 2]] : GLYPH;
-      look = "p m" + (tint > 84 ? " strongest" : tint > 60 ? " strong" : "") + (before[place] === MASK ? "" : " back");
-      count.masked += before[place] !== MASK;
+      look = "p m" + (tint > 84 ? " strongest" : tint > 60 ? " strong" : "") + (before[position] === MASK ? "" : " back");
+      count.masked += before[position] !== MASK;
       from += stride;
     } else {
-      const fresh = before[place] === MASK, other = !fresh && before[place] !== id;
+      const fresh = before[position] === MASK, other = !fresh && before[position] !== id;
       word = pieces[id][1];
-      look = ("p " + KINDS[pieces[id][2]] + (given[place] === id ? " given" : "") + (fresh ? " new" : other ? " changed" : ""));
+      look = ("p " + KINDS[pieces[id][2]] + (initial[position] === id ? " given" : "") + (fresh ? " new" : other ? " changed" : ""));
       count.committed += fresh;
       count.changed += other;
     }
@@ -76,18 +76,18 @@ const paint = () => {
   return count;
 };
 
-const state = place => {
-  const id = row.frames[frame][place];
-  if (row.frames[0][place] === id && id !== MASK) return "given";
+const state = position => {
+  const id = row.frames[frame][position];
+  if (row.frames[0][position] === id && id !== MASK) return "given";
   let since = frame;
-  while (since && row.frames[since - 1][place] === id) since--;
+  while (since && row.frames[since - 1][position] === id) since--;
   if (!since) return "mask";
-  const before = row.frames[since - 1][place], verb = id === MASK ? "re-masked" : before === MASK ? "committed" : "changed";
+  const before = row.frames[since - 1][position], verb = id === MASK ? "re-masked" : before === MASK ? "committed" : "changed";
   return (id === MASK ? "mask, " : "") + verb + (since === frame ? " in this step" : " in step " + since);
 };
 
-const shares = found => {
-  const { weight, entropy, candidates } = found, whole = made("div", "", "whole"), rows = [];
+const shares = ({ weight, entropy, candidates }) => {
+  const whole = made("div", "", "whole"), rows = [];
   const part = (value, look) => { const one = made("span", "", look); one.style.flexGrow = value; whole.append(one); };
   const line = (name, pi, value, look) => {
     const first = made("td", name), bar = made("span", "", "bar " + look);
@@ -103,32 +103,32 @@ const shares = found => {
   line(GLYPH + " mask, 1 \u2212 \u03bb", 0, 1 - weight, "");
   const head = made("tr", ["candidate", "\u03c0", "\u03bb\u03c0"].map(name => made("th", name)));
   const amount = "\u03bb = " + (weight ? weight.toFixed(digits) : "0: a plain mask; the prediction is not fed back");
-  const said = [made("p", amount), whole, made("table", [made("thead", head), made("tbody", rows)])];
-  if (entropy !== null) said.push(made("p", "Entropy of this prediction: " + entropy.toFixed(3) + " nats", "pale"));
-  else said.push(made("p", "A token stood here before: its mask remembers it.", "pale"));
-  return said;
+  const content = [made("p", amount), whole, made("table", [made("thead", head), made("tbody", rows)])];
+  if (entropy !== null) content.push(made("p", "Entropy of this prediction: " + entropy.toFixed(3) + " nats", "pale"));
+  else content.push(made("p", "A token stood here before: its mask remembers it.", "pale"));
+  return content;
 };
 
 const inform = () => {
-  const place = hovered ?? chosen;
-  if (place === null) return panel.replaceChildren(hint);
-  const id = row.frames[frame][place], now = carried(frame, place), title = made("h2", "Position " + place);
-  const said = [title, made("p", id === MASK ? state(place) : [made("b", named(id)), ", " + state(place)])];
-  if (id !== MASK) said[1].append(made("span", " (id " + pieces[id][0] + ")", "pale"));
-  if (now) said.push(...shares(now));
-  else if (id === MASK) said.push(made("p", frame ? "Still a mask at the end." : "A plain mask: nothing has been predicted yet.", "pale"));
+  const position = hovered ?? chosen;
+  if (position === null) return panel.replaceChildren(hint);
+  const id = row.frames[frame][position], now = carried(frame, position), title = made("h2", "Position " + position);
+  const content = [title, made("p", id === MASK ? state(position) : [made("b", named(id)), ", " + state(position)])];
+  if (id !== MASK) content[1].append(made("span", " (id " + pieces[id][0] + ")", "pale"));
+  if (now) content.push(...shares(now));
+  else if (id === MASK) content.push(made("p", frame ? "Still a mask at the end." : "A plain mask: nothing has been predicted yet.", "pale"));
   let since = frame;
-  while (since && row.frames[since][place] === id) since--;
-  const then = id !== MASK && carried(since, place);
-  if (then) said.push(made("p", "What the mask carried into step " + (since + 1) + ":", "pale"), ...shares(then));
+  while (since && row.frames[since][position] === id) since--;
+  const then = id !== MASK && carried(since, position);
+  if (then) content.push(made("p", "What the mask carried into step " + (since + 1) + ":", "pale"), ...shares(then));
   if (chosen !== null) {
     const close = made("button", "\u00d7");
     close.setAttribute("aria-label", "Close");
     close.addEventListener("click", () => choose(null));
-    said.unshift(close);
+    content.unshift(close);
     cells[chosen].node.setAttribute("aria-label", "position " + chosen + ", " + state(chosen) + ", " + cells[chosen].word);
   }
-  panel.replaceChildren(...said);
+  panel.replaceChildren(...content);
 };
 
 const seek = to => {
@@ -172,26 +172,26 @@ const play = on => {
 };
 const jump = to => { play(false); seek(to); };
 
-const choose = (place, focus) => {
+const choose = (position, focus) => {
   const left = cells[chosen ?? 0].node;
   left.removeAttribute("aria-selected");
   left.removeAttribute("aria-label");
   left.tabIndex = -1;
-  chosen = place;
-  const { node } = cells[place ?? 0];
+  chosen = position;
+  const { node } = cells[position ?? 0];
   node.tabIndex = 0;
-  if (place !== null) node.setAttribute("aria-selected", "true");
+  if (position !== null) node.setAttribute("aria-selected", "true");
   if (focus) node.focus();
   inform();
 };
-const placeOf = event => {
+const positionOf = event => {
   const node = event.target.closest("[data-position]");
   return node ? Number(node.dataset.position) : null;
 };
-text.addEventListener("pointerover", event => { if (event.pointerType !== "touch") { hovered = placeOf(event); inform(); } });
+text.addEventListener("pointerover", event => { if (event.pointerType !== "touch") { hovered = positionOf(event); inform(); } });
 text.addEventListener("pointerleave", () => { hovered = null; inform(); });
-text.addEventListener("focusin", event => { if (placeOf(event) !== chosen) choose(placeOf(event)); });
-text.addEventListener("click", event => { if (placeOf(event) !== null) choose(placeOf(event), true); });
+text.addEventListener("focusin", event => { if (positionOf(event) !== chosen) choose(positionOf(event)); });
+text.addEventListener("click", event => { if (positionOf(event) !== null) choose(positionOf(event), true); });
 
 find("play").addEventListener("click", () => play(!timer));
 find("back").addEventListener("click", () => jump(frame - 1));
@@ -211,8 +211,8 @@ document.addEventListener("keydown", event => {
   if (key === " " && on("button, summary, [type=checkbox]")) return;
   const moves = { " ": () => play(!timer), ArrowLeft: () => jump(frame - 1), ArrowRight: () => jump(frame + 1),
     Home: () => jump(0), End: () => jump(steps), Escape: () => choose(null) };
-  const walk = { ArrowUp: -1, ArrowDown: 1 }[key], place = text.contains(target) ? placeOf(event) : null;
-  if (walk && place !== null) choose(Math.min(cells.length - 1, Math.max(0, place + walk)), true);
+  const walk = { ArrowUp: -1, ArrowDown: 1 }[key], position = text.contains(target) ? positionOf(event) : null;
+  if (walk && position !== null) choose(Math.min(cells.length - 1, Math.max(0, position + walk)), true);
   else if (moves[key]) moves[key]();
   else return;
   event.preventDefault();

@@ -9,7 +9,7 @@ from softmask_jax.data.tokenizers.ranks import ALPHABET
 
 ORDINARY, SPECIAL, BYTES = range(3)
 SHOWN = {"\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5\t"}
-# Controls, formatting such as the marks that turn writing round, halves of surrogate pairs, what has no glyph.
+# Controls, formatting such as marks of direction, surrogates, characters without a glyph.
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 BYTE_OF = {letter: byte for byte, letter in enumerate(ALPHABET)}
 
@@ -40,7 +40,7 @@ class Pieces:
         return (visible(text), ORDINARY) if text else (f"#{token}", SPECIAL)
 
     def _bytes(self, token: int) -> bytes | None:
-        """The token's bytes by its tokenizer: byte-level BPE, byte fallback (`<0xE2>`), plain bytes; None if unknown."""
+        """The token's bytes: of byte-level BPE, byte fallback (`<0xE2>`) or plain bytes; None if unknown."""
         if isinstance(self._tokenizer, ByteTokenizer):
             return bytes([token])
         spelling = self._spellings.get(token, "")

@@ -29,11 +29,11 @@ class NonFinite(RuntimeError):
 
 
 @settled()
-def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.Place | None = None) -> dict:
+def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.Member | None = None) -> dict:
     """Train, or continue, the run in `workdir`.
 
     Args:
-      place: of this process among several; None is what the environment says.
+      member: this process among several; None: from the environment.
 
     Returns:
       The summary, as in summary.json; {"finished": False, "step": n} where SIGTERM or Ctrl-C ended it.
@@ -44,7 +44,7 @@ def train(config: Config, workdir: str, *, profile: bool = False, place: hosts.P
       NonFinite: names the step and the last good checkpoint.
       KeyboardInterrupt: SIGTERM or Ctrl-C before the first step or after the last, when everything is saved.
     """
-    hosts.start(place or hosts.detect(), config.to_dict(), workdir)
+    hosts.start(member or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
         config = begun(config, folder.read_config())
         folder.check_config(config.to_dict())

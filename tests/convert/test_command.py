@@ -206,7 +206,9 @@ def test_without_a_network_the_hub_says_what_to_do(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("to", ["orbax", "hf"])
 def test_a_kill_at_any_moment_leaves_nothing_and_the_same_command_finishes(tmp_path, to):
     src = tmp_path / "src"
-    write_dream(src, hidden_size=512, num_layers=8, vocab_size=8000, shard_bytes=20_000_000)
+    sizes = {"hidden_size": 512, "intermediate_size": 2706, "num_hidden_layers": 8, "vocab_size": 8000}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "mask_token_id": 7999}
+    write_dream(src, shard_bytes=20_000_000, **sizes, **heads)
     command = [sys.executable, "-m", "softmask_jax.convert", f"--src={src}", f"--dst={tmp_path / 'dst'}", f"--to={to}"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     rng, killed = random.Random(0), 0

@@ -12,7 +12,7 @@ import pytest
 
 import softmask_jax
 from softmask_jax.distributed import clusters, hosts
-from softmask_jax.distributed.hosts import Place
+from softmask_jax.distributed.hosts import Member
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JOB_COMPLETION_INDEX",
@@ -50,12 +50,12 @@ def environment(monkeypatch):
 )
 def test_without_a_sign_of_other_hosts_or_when_told_so_a_process_is_alone(environment, values):
     environment(values)
-    assert hosts.detect() == Place()
+    assert hosts.detect() == Member()
 
 
 def test_a_slurm_step_of_several_tasks_is_read_as_jax_reads_it(environment):
     environment({"SLURM_STEP_NUM_TASKS": "4", **SLURM})
-    assert hosts.detect(join_seconds=7) == Place("SLURM", "node007:61441", 4, 2, (1,), join_seconds=7)
+    assert hosts.detect(join_seconds=7) == Member("SLURM", "node007:61441", 4, 2, (1,), join_seconds=7)
 
 
 def test_a_slurm_step_leaves_the_choice_of_devices_to_the_user(environment):
@@ -65,13 +65,13 @@ def test_a_slurm_step_leaves_the_choice_of_devices_to_the_user(environment):
 
 def test_a_tpu_pod_of_gke_is_read_from_its_environment(environment):
     environment({"TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1"})
-    assert hosts.detect() == Place("TPU pod", "job-0.svc:8482", 2, 1)
+    assert hosts.detect() == Member("TPU pod", "job-0.svc:8482", 2, 1)
 
 
 def test_addresses_of_a_tpu_pod_may_be_in_a_file(environment, tmp_path):
     (tmp_path / "addresses").write_text("job-0.svc:8471,job-1.svc:8471\n")
     environment({"TPU_PROCESS_ADDRESSES_PATH": str(tmp_path / "addresses"), "TPU_WORKER_ID": "1"})
-    assert hosts.detect() == Place("TPU pod", "job-0.svc:8482", 2, 1)
+    assert hosts.detect() == Member("TPU pod", "job-0.svc:8482", 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def kubernetes(environment, monkeypatch, tmp_path):
 
 def test_an_indexed_job_of_kubernetes_says_how_many_pods_it_has(kubernetes):
     kubernetes.subdomain = "pods"
-    assert hosts.detect() == Place("Kubernetes", "train-x-0.pods:55527", 4, 2)
+    assert hosts.detect() == Member("Kubernetes", "train-x-0.pods:55527", 4, 2)
 
 
 def test_a_job_of_kubernetes_whose_pods_cannot_reach_each_other_is_refused(kubernetes):
@@ -120,7 +120,7 @@ def test_slices_of_gke_are_counted_together(environment):
             "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "first.svc:8080",
         }
     )  # fmt: skip
-    assert hosts.detect() == Place("TPU pod", "first.svc:8482", 4, 3)
+    assert hosts.detect() == Member("TPU pod", "first.svc:8482", 4, 3)
 
 
 @pytest.fixture
@@ -148,13 +148,13 @@ def metadata(monkeypatch):
 
 def test_a_tpu_pod_of_several_vms_is_asked_of_the_metadata_server(environment, metadata):
     metadata |= {"worker-network-endpoints": "x:y:10.0.0.7,x:y:10.0.0.8", "agent-worker-number": "1"}
-    assert hosts.detect() == Place("TPU pod", "10.0.0.7:8482", 2, 1)
+    assert hosts.detect() == Member("TPU pod", "10.0.0.7:8482", 2, 1)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"worker-network-endpoints": "x:y:10.0.0.7", "tpu-env": "ZONE: 'a'\n"}])
 def test_a_tpu_of_one_vm_and_one_without_such_a_server_are_alone(environment, metadata, attributes):
     metadata |= attributes
-    assert hosts.detect() == Place()
+    assert hosts.detect() == Member()
 
 
 def test_slices_of_one_vm_each_are_several_hosts(environment, metadata):
@@ -164,13 +164,13 @@ def test_slices_of_one_vm_each_are_several_hosts(environment, metadata):
 
 def test_plain_addresses_come_from_the_environment_and_flags_win(environment):
     environment(ADDRESSES)
-    assert hosts.detect() == Place("addresses", "a:81", 2, 1)
+    assert hosts.detect() == Member("addresses", "a:81", 2, 1)
     parser = argparse.ArgumentParser()
     hosts.add_flags(parser)
     words = "--coordinator=[::1]:82 --processes=4 --process=3 --join_seconds=9 --heartbeat_seconds=8".split()
-    expected = Place("addresses", "[::1]:82", 4, 3, join_seconds=9, heartbeat_seconds=8)
+    expected = Member("addresses", "[::1]:82", 4, 3, join_seconds=9, heartbeat_seconds=8)
     assert hosts.from_flags(parser.parse_args(words)) == expected
-    assert hosts.from_flags(parser.parse_args(["--processes=1"])) == Place()
+    assert hosts.from_flags(parser.parse_args(["--processes=1"])) == Member()
 
 
 def test_the_index_of_a_job_of_kubernetes_is_the_process(environment):

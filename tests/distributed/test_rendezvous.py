@@ -50,13 +50,14 @@ def test_all_learn_which_host_differs_and_in_what(tmp_path):
 
 
 def test_of_two_hosts_that_differ_the_second_is_named():
-    said = differences({0: SAME, 1: SAME | {"config.train.steps": "9"}}, {0: "a", 1: "b"})
-    assert said == "The hosts do not run the same: config.train.steps is 9 on host 1 (b), 8 on host 0."
+    said = differences({0: host(0), 1: host(1, prints=SAME | {"config.train.steps": "9"})})
+    assert said == "The hosts do not run the same: config.train.steps is 9 on host 1 (node1), 8 on host 0."
 
 
 def test_many_differences_are_counted():
     first, second = ({str(i): f"{i}{j}" for i in range(9)} for j in (0, 1))
-    assert differences({0: first, 1: second}, {0: "a", 1: "b"}).endswith("3 is 31 on host 1 (b), 30 on host 0; and 5 more.")
+    said = differences({0: host(0, prints=first), 1: host(1, prints=second)})
+    assert said.endswith("3 is 31 on host 1 (node1), 30 on host 0; and 5 more.")
 
 
 def test_counts_of_processes_that_differ_are_named(tmp_path):

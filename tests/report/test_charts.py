@@ -141,11 +141,11 @@ def test_a_running_mean_ignores_what_is_not_finite():
 
 
 def test_bars_are_as_high_as_their_values_and_say_them():
-    figure = bar_chart("Bars", ["a", "b", "c"], [1.0, 2.0, math.nan])
+    figure = bar_chart("Bars", {"a": 1.0, "b": 2.0, "c": math.nan})
     heights = [float(bar.get("height")) for bar in parsed(figure).findall(".//rect")]
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.2) and len(heights) == 2
     assert parsed(figure).find(".//rect/title").text == "a: 1.000"
-    assert "no finite value" in bar_chart("Bars", ["a"], [math.nan])
+    assert "no finite value" in bar_chart("Bars", {"a": math.nan})
 
 
 def test_more_series_than_colours_differ_by_their_dashes():

@@ -84,8 +84,8 @@ def test_the_curves_are_means_over_the_masks_of_a_step_and_counts_of_what_it_did
     made = generated()
     row = viewer.row_of(made, 1, mask_token_id=MASK)
     before, after = row.tokens[2], row.tokens[3]
-    assert row.mean_entropy()[2] == pytest.approx(-made.trace.neg_entropy[2, 1, before == MASK].mean())
-    assert row.mean_lambda()[2] == pytest.approx(made.trace.weight[2, 1, before == MASK].mean())
+    assert row.mean(row.entropy)[2] == pytest.approx(-made.trace.neg_entropy[2, 1, before == MASK].mean())
+    assert row.mean(row.weight)[2] == pytest.approx(made.trace.weight[2, 1, before == MASK].mean())
     counts = row.counts()
     assert counts["committed"][2] == ((before == MASK) & (after != MASK)).sum()
     assert counts["re-masked"].tolist() == [0, 0, 1, 0, 0, 0] and counts["changed"].tolist() == [0, 0, 0, 1, 0, 0]

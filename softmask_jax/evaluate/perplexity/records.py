@@ -59,7 +59,7 @@ def recorded(work: Work, name: str, settings: Mapping, batches: Iterable[Piece],
     Raises:
       ValueError: a number that is not finite. Stopped: after a signal.
     """
-    shards = sharding.row_shards(work.mesh)
+    shards = sharding.batch_shards(work.mesh)
     size = math.ceil(min(work.settings.perplexity.batch_size, len(numbers)) / shards) * shards
 
     def measured(piece: Piece) -> list[dict]:
