@@ -146,7 +146,7 @@ def host_loop(sampler: DreamSampler, params: dict) -> Callable[[np.ndarray], np.
 
     def loop(tokens: np.ndarray) -> np.ndarray:
         tokens = np.array(tokens)
-        feedback, scale = two_pass.empty_feedback(model, soft_mask, params["backbone"], tokens), 0.0
+        feedback, scale = two_pass.empty_feedback(model, soft_mask, params, tokens), 0.0
         for share in commit.unmask_shares(sampler.steps, sampler.eps):
             masked = tokens == mask
             if not masked.any():

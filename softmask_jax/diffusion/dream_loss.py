@@ -3,18 +3,17 @@
 The prompt is never corrupted. The denoiser's trunk returns hidden states that are shifted already
 (`models.nn.dream.shift`), and its head does not suppress the mask, which may be among the k tokens that are fed back.
 
-Noise comes from the root key, the epoch and the example's number, not from the step: in one epoch an example is
-corrupted the same way in every batch, bucket and mesh. B batch, L length.
+Noise depends on the root key, the epoch and the example's number, not on the step: in one epoch an example is corrupted
+the same way in every batch, bucket and mesh. B batch, L length.
 """
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from softmask_jax.diffusion import noise
 from softmask_jax.diffusion.noise import Stream
-from softmask_jax.diffusion.objective import Noisy
+from softmask_jax.diffusion.objective import Batch, Noisy, Objective
 from softmask_jax.diffusion.soft_masking import SoftMask
 
 WEIGHTINGS = ("time", "context_adaptive")
@@ -22,8 +21,8 @@ T_PER = ("row", "batch")
 
 
 @dataclasses.dataclass(frozen=True)
-class DreamLoss:
-    """See `objective.Objective`; the defaults are the recipe.
+class DreamLoss(Objective):
+    """Dream's loss; the defaults are the recipe.
 
     Attributes:
       soft_mask: of pass 2. noise_eps: a token is masked with probability (1 - noise_eps) t + noise_eps.
@@ -46,58 +45,51 @@ class DreamLoss:
 
     def __post_init__(self):
         if not (0 < self.t_min <= self.t_max <= 1 and 0 <= self.noise_eps < 1 and 0 < self.cart_p <= 1):
-            raise ValueError(
-                f"objective: wanted 0 < t_min <= t_max <= 1, 0 <= noise_eps < 1 and 0 < cart_p <= 1, got {self.t_min}, "
-                f"{self.t_max}, {self.noise_eps} and {self.cart_p}"
-            )
+            raise ValueError("objective: wanted 0 < t_min <= t_max <= 1, 0 <= noise_eps < 1 and 0 < cart_p <= 1, got "
+                             f"{self.t_min}, {self.t_max}, {self.noise_eps} and {self.cart_p}")
         for name, known in (("t_per", T_PER), ("weighting", WEIGHTINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} is unknown; choose {' or '.join(known)}")
 
-    @classmethod
-    def from_config(cls, config) -> "DreamLoss":
-        names = [field.name for field in dataclasses.fields(cls)][1:]
-        return cls(SoftMask.from_config(config.soft_mask), **{name: getattr(config.objective, name) for name in names})
-
-    def epoch(self, batch: Mapping[str, jax.Array]):
+    def epoch(self, batch: Batch):
         return batch["epoch"] if self.fresh_noise else 0
 
-    def corrupt(self, batch: Mapping[str, jax.Array], root_key: jax.Array, step, *, mask_token_id: int) -> Noisy:
-        """A batch as `data.chat.buckets` makes it; see `draw`. Its noise depends on the epoch, not on the step."""
+    def corrupt(self, batch: Batch, root_key: jax.Array, step, *, mask_token_id: int) -> Noisy:
+        """See `draw`; the noise depends on the batch's epoch, not on the step."""
         return self.draw(batch, root_key, mask_token_id=mask_token_id, epoch=self.epoch(batch))
 
-    def coins(self, batch: Mapping[str, jax.Array], root_key: jax.Array, step, *, p_sm: float, micro_batches: int) -> jax.Array:
-        """[B] bool: every example has a coin of its own, however rows are grouped."""
+    def coins(self, batch: Batch, root_key: jax.Array, step, *, p_sm: float, micro_batches: int) -> jax.Array:
+        """[B] bool: every example has its own coin, however rows are grouped."""
         return example_coins(root_key, batch["index"], p_sm, self.epoch(batch))
 
-    def draw(self, batch: Mapping[str, jax.Array], root_key: jax.Array, *, mask_token_id: int, t=None, epoch=0) -> Noisy:
-        """Draw t and x_t, at least one mask to a row, and weigh the masked tokens.
+    def draw(self, batch: Batch, root_key: jax.Array, *, mask_token_id: int, t=None, epoch=0) -> Noisy:
+        """Draw t and x_t, at least one mask a row, and weigh the masked tokens.
 
         Args:
-          batch: as `data.buckets` makes it: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
+          batch: as `data.chat.buckets` makes it: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
           t: [B]; None draws it.
           epoch: see `example_keys`.
         """
         tokens, index = batch["tokens"], batch["index"]
+        t_keys, mask_keys = (example_keys(root_key, stream, index, epoch) for stream in (Stream.T, Stream.MASK))
         if t is None:
-            uniforms = jax.vmap(jax.random.uniform)(example_keys(root_key, Stream.T, index, epoch))
-            t = self.t_min + (self.t_max - self.t_min) * uniforms
+            t = self.t_min + (self.t_max - self.t_min) * jax.vmap(jax.random.uniform)(t_keys)
         if self.t_per == "batch":
             t = jnp.broadcast_to(t[:1], t.shape)
-        place = jnp.arange(tokens.shape[1])
+        position = jnp.arange(tokens.shape[1])
         last = batch["lengths"] if self.supervise_pads else batch["real_lengths"]
-        maskable = (place >= batch["prompt_lengths"][:, None]) & (place < last[:, None])
+        maskable = (position >= batch["prompt_lengths"][:, None]) & (position < last[:, None])
         # A key for each position: the draws do not depend on the length of the bucket.
-        at_place = jax.vmap(lambda key: jax.vmap(lambda p: jax.random.uniform(jax.random.fold_in(key, p)))(place))
-        u = jnp.where(maskable, at_place(example_keys(root_key, Stream.MASK, index, epoch)), jnp.inf)
-        # Where no token falls below the probability the lowest draw is masked: any of them alike.
-        first = place == jnp.argmin(u, axis=1)[:, None]
-        masked = maskable & ((u < ((1 - self.noise_eps) * t + self.noise_eps)[:, None]) | first)
+        u = noise.keyed_noise(jax.random.uniform, mask_keys, jnp.broadcast_to(position, tokens.shape))
+        u = jnp.where(maskable, u, jnp.inf)
+        # Where no token falls below the probability, the one with the lowest draw is masked.
+        lowest = position == jnp.argmin(u, axis=1)[:, None]
+        masked = maskable & ((u < ((1 - self.noise_eps) * t + self.noise_eps)[:, None]) | lowest)
         xt = jnp.where(masked, jnp.asarray(mask_token_id, tokens.dtype), tokens)
         if self.weighting == "time":
             weights = jnp.broadcast_to(1 / t[:, None], tokens.shape)
         else:
-            weights = context_weights((place < batch["lengths"][:, None]) & ~masked, self.cart_p)
+            weights = context_weights((position < batch["lengths"][:, None]) & ~masked, self.cart_p)
         weights = jnp.where(masked, weights, 0.0) / jnp.maximum(masked.sum(-1, keepdims=True), 1)
         return Noisy(tokens, xt, masked, t, weights, batch["segment_ids"])
 
@@ -105,8 +97,8 @@ class DreamLoss:
         """t [B] float32 of validation examples `index` [B] of `count`: evenly spaced from t_min to t_max."""
         return jnp.linspace(self.t_min, self.t_max, count, dtype=jnp.float32)[index]
 
-    def validation_batch(self, batch: Mapping[str, jax.Array], root_key: jax.Array, count: int, *, mask_token_id: int) -> Noisy:
-        """Validation examples with fixed t and masks, whatever the batch; t is spread over all `count` examples."""
+    def validation_batch(self, batch: Batch, root_key: jax.Array, count: int, *, mask_token_id: int) -> Noisy:
+        """Validation examples with fixed t and masks in any batch; t is spread over all `count` examples."""
         return self.draw(batch, root_key, mask_token_id=mask_token_id, t=self.validation_t(batch["index"], count))
 
 
@@ -127,13 +119,10 @@ def example_coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -
 def context_weights(known: jax.Array, p: float) -> jax.Array:
     """Dream's context-adaptive weights (CART, arXiv 2508.15487, section 3; `context_adaptive_reweight` of its code).
 
-    known: [B L] bool, tokens that stand there unmasked. Each adds half a geometric distribution of its distance:
-    w_i = sum over known j != i of p (1 - p)^(|i - j| - 1) / 2. Near 1 amid known tokens, near 0 far from any.
-
-    Returns:
-      [B L] float32.
+    Every known (unmasked) token, known [B L] bool, adds half a geometric distribution of its distance:
+    w_i = sum over known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32. Near 1 amid known tokens, near 0 far away.
     """
-    place = jnp.arange(known.shape[1])
-    distance = jnp.abs(place[:, None] - place)
+    position = jnp.arange(known.shape[1])
+    distance = jnp.abs(position[:, None] - position)
     share = jnp.where(distance > 0, 0.5 * p * (1.0 - p) ** jnp.maximum(distance - 1, 0), 0.0)
     return jnp.einsum("bj,ji->bi", known.astype(jnp.float32), share, precision="highest")

@@ -1,19 +1,19 @@
 """Mixtures of a few embedding rows per position, along a line and along the unit sphere, never gathered as [B L k D].
 
-Everything on the sphere happens in coefficients: the rows' inner products say all there is to know about angles between
-their combinations, so a spherical mean and a slerp come out as weights [B L n] for the same weighted sum of rows.
+On the sphere everything happens in coefficients: the inner products of the rows determine the angles between their
+combinations, so that a spherical mean and a slerp are weights [B L n] of the same weighted sum of rows.
 """
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 _KARCHER_STEPS = 8
-_NO_DIRECTION = 1e-20  # squared length from which a row counts as having a direction
-# a path to the opposite point is not unique, and its weights grow without bound on the way there; beyond 162 degrees
-# they stop growing
+_NO_DIRECTION = 1e-20  # a row of at most this squared length has no direction
+# The path to the opposite point is not unique, its weights grow without bound: beyond 162 degrees they stop growing.
 _LEAST_COSINE = -0.95
-_SINC_TERMS = 11  # enough for float32 up to an angle of pi
+_SERIES_TERMS = 11  # enough for float32 up to an angle of pi
 
 
 def rows(embedding: jax.Array, ids: jax.Array) -> jax.Array:
@@ -25,7 +25,7 @@ def rows(embedding: jax.Array, ids: jax.Array) -> jax.Array:
 def weighted_rows(weights: jax.Array, ids: jax.Array, embedding: jax.Array) -> jax.Array:
     """sum_j weights[..., j] * embedding[ids[..., j]]: [..., n] and [V D] to [..., D], one row at a time.
 
-    Its own backward pass scatters row after row into one buffer: neither [..., n, D] nor n copies of [V D] are built.
+    The backward pass scatters row after row into one buffer: neither [..., n, D] nor n copies of [V D] are built.
     Where the first weight is 1 the result is the first row bit for bit (0 * x + y can lose y's sign of zero).
     """
     first = rows(embedding, ids[..., 0])
@@ -33,10 +33,6 @@ def weighted_rows(weights: jax.Array, ids: jax.Array, embedding: jax.Array) -> j
     for j in range(1, ids.shape[-1]):
         total += weights[..., j, None] * rows(embedding, ids[..., j])
     return jnp.where(weights[..., :1] == 1, first, total)
-
-
-def _weighted_rows_forward(weights, ids, embedding):
-    return weighted_rows(weights, ids, embedding), (weights, ids, embedding)
 
 
 def _weighted_rows_backward(saved, g):
@@ -49,7 +45,7 @@ def _weighted_rows_backward(saved, g):
     return jnp.stack(d_weights, axis=-1).astype(weights.dtype), None, d_embedding.astype(embedding.dtype)
 
 
-weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
+weighted_rows.defvjp(lambda *args: (weighted_rows(*args), args), _weighted_rows_backward)
 
 
 @jax.custom_vjp
@@ -64,10 +60,6 @@ def gram(ids: jax.Array, embedding: jax.Array) -> jax.Array:
     return jnp.stack([jnp.stack([upper[min(i, j), max(i, j)] for j in range(n)], axis=-1) for i in range(n)], axis=-2)
 
 
-def _gram_forward(ids, embedding):
-    return gram(ids, embedding), (ids, embedding)
-
-
 def _gram_backward(saved, g):
     ids, embedding = saved
     both = g + jnp.swapaxes(g, -1, -2)
@@ -77,16 +69,19 @@ def _gram_backward(saved, g):
     return None, d_embedding.astype(embedding.dtype)
 
 
-gram.defvjp(_gram_forward, _gram_backward)
+gram.defvjp(lambda *args: (gram(*args), args), _gram_backward)
 
 
 def slerp_weights(products: jax.Array, shares: jax.Array, amount: jax.Array) -> jax.Array:
-    """Weights [..., n] of the rows in: go from row 0 by `amount` of the way along the great circle to the others' mean.
+    """Weights [..., n] of rows: from row 0 go `amount` of the way along the great circle to the mean of the others.
 
-    products: [..., n, n], the rows' inner products; shares: [..., n-1], weights of rows 1.. in their mean, which is the
-    weighted Karcher mean of the normalised rows; amount: [...] in [0, 1]. The result has row 0's length. Rows of length
-    0 take no part in the mean. Where no point is defined (no mean, or half-way to the opposite point) row 0 stays;
-    amount 0 gives exactly row 0. Gradients are finite everywhere.
+    The result has row 0's length. Rows of length 0 take no part in the mean. Where no point is defined (no mean, or
+    half-way to the opposite point) row 0 stays; amount 0 gives exactly row 0. Gradients are finite everywhere.
+
+    Args:
+      products: [..., n, n] inner products of the rows.
+      shares: [..., n-1] weights of rows 1.. in their mean, the weighted Karcher mean of the normalised rows.
+      amount: [...] in [0, 1].
     """
     squared = jnp.diagonal(products, axis1=-2, axis2=-1)
     directed = squared > _NO_DIRECTION
@@ -100,7 +95,7 @@ def slerp_weights(products: jax.Array, shares: jax.Array, amount: jax.Array) -> 
 
     cosine = jnp.sum(cosines[..., 0, 1:] * mean, axis=-1)
     angle2 = _squared_angle(cosine)
-    # sin(x angle) / sin(angle), as smooth functions of the squared angle
+    # sin(x angle) / sin(angle), as smooth functions of the squared angle.
     stay = (1 - amount) * _sinc((1 - amount) ** 2 * angle2) / _sinc(angle2)
     go = amount * _sinc(amount**2 * angle2) / _sinc(angle2)
     length2 = stay**2 + go**2 + 2 * stay * go * cosine
@@ -117,7 +112,7 @@ def _karcher_mean(cosines, shares):
     """Coefficients [..., k] of the weighted Karcher mean of unit vectors with these cosines [..., k, k]."""
 
     def apply(coefficients):
-        # a product and a sum, not a dot: on a TPU small dots would be rounded to bfloat16
+        # A product and a sum, not a dot: on a TPU small dots would be rounded to bfloat16.
         return jnp.sum(cosines * coefficients[..., None, :], axis=-1)
 
     def normalised(coefficients):
@@ -128,11 +123,11 @@ def _karcher_mean(cosines, shares):
 
     def step(mean, _):
         cosine = apply(mean)
-        # an opposite point pulls nowhere: without the fade, equal and opposite coefficients would pile up
+        # An opposite point pulls nowhere: without the fade, equal and opposite coefficients would pile up.
         fade = jnp.clip((1 + cosine) / (1 + _LEAST_COSINE), 0.0, 1.0)
         pull = fade * shares / _sinc(_squared_angle(cosine))
         tangent = pull - jnp.sum(pull * cosine, axis=-1, keepdims=True) * mean
-        # sin and cos want the squared length below pi^2, and rounding can leave it below 0
+        # The series needs a squared length in [0, pi^2]; rounding can leave it below 0.
         length2 = jnp.clip(jnp.sum(tangent * apply(tangent), axis=-1, keepdims=True), 0.0, math.pi**2)
         return normalised(_cos(length2) * mean + _sinc(length2) * tangent), None
 
@@ -143,24 +138,16 @@ def _squared_angle(cosine):
     """arccos(cosine)^2, whose slope stays finite at cosine 1, where arccos's own does not."""
     cosine = jnp.clip(cosine, _LEAST_COSINE, 1.0)
     y = 1 - cosine
-    near = y < 0.01
-    return jnp.where(
-        near, y * (2 + y * (1 / 3 + y * (4 / 45 + y / 35))), jnp.arccos(jnp.where(near, 0.0, cosine)) ** 2
-    )
+    near, series = y < 0.01, y * (2 + y * (1 / 3 + y * (4 / 45 + y / 35)))
+    return jnp.where(near, series, jnp.arccos(jnp.where(near, 0.0, cosine)) ** 2)
 
 
-def _sinc(squared):
-    """sin(x) / x from x squared, for x in [0, pi]."""
-    return _alternating_series(squared, 1)
-
-
-def _cos(squared):
-    """cos(x) from x squared, for x in [0, pi]."""
-    return _alternating_series(squared, 0)
-
-
-def _alternating_series(squared, odd):
+def _series(squared, *, odd):
+    """sin(x) / x (odd = 1) or cos(x) (odd = 0) from x squared, for x in [0, pi]."""
     total = 0.0
-    for n in reversed(range(_SINC_TERMS + 1)):
+    for n in reversed(range(_SERIES_TERMS + 1)):
         total = total * -squared + 1 / math.factorial(2 * n + odd)
     return total
+
+
+_sinc, _cos = functools.partial(_series, odd=1), functools.partial(_series, odd=0)

@@ -2,11 +2,12 @@
 
 Source: MDLM (arXiv 2406.07524). A token is replaced by the mask token with probability 1 - alpha_t, independently.
 
-Every draw comes from fold_in(root, stream, step, global row): it depends on nothing else, so a row gets the same noise
-whatever the number of devices, the split into micro-batches, or a resume in between.
+Every draw depends on fold_in(root, stream, step, global row) alone: a row gets the same noise on any number of devices,
+in any split into micro-batches and after a resume.
 """
 import dataclasses
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,34 @@ class Stream(enum.IntEnum):
 
 
 def stream_key(root_key: jax.Array, stream: Stream, step: jax.Array | int) -> jax.Array:
-    """The key of one stream at one step (an int or a traced integer). ValueError for a root of another implementation."""
+    """The key of one stream at one step (int or traced). ValueError for a root key of another implementation."""
     return jax.random.fold_in(jax.random.fold_in(checked_key(root_key), int(stream)), step)
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
     """One key per row: rows [B] int32, positions in the global batch, to keys [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+
+
+def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, positions: jax.Array, *,
+                stream: int | None = None) -> jax.Array:
+    """law(key) at every position, a function of (row key, stream, position) alone, on any batch, length and devices.
+
+    Args:
+      law: one key -> [...], `jax.random.uniform` for example.
+      keys: [B] one key a row. positions: [B L], or [B] for one a row.
+      stream: separates several uses of the same keys; None: the use that has no stream of its own.
+
+    Returns:
+      [B L ...] or [B ...].
+    """
+    if stream is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+
+    def at(key, position):
+        return law(jax.random.fold_in(key, position))
+
+    return jax.vmap(at if positions.ndim == 1 else jax.vmap(at, (None, 0)))(keys, positions)
 
 
 def coin(key: jax.Array, p: jax.Array | float) -> jax.Array:
@@ -56,22 +78,17 @@ class LogLinear:
         """Probability that a token is still itself at time t."""
         return 1 - (1 - self.eps) * t
 
-    def dalpha(self, t: jax.Array) -> jax.Array:
-        """d alpha / dt, of t's shape."""
-        return jnp.full_like(t, -(1 - self.eps))
-
     def loss_weight(self, t: jax.Array) -> jax.Array:
-        """-dalpha / (1 - alpha), the NELBO's weight: exactly 1 / t here, without the cancellation in 1 - alpha."""
+        """-alpha' / (1 - alpha), the NELBO's weight: exactly 1 / t here, without the cancellation in 1 - alpha."""
         return 1 / t
 
 
-def stratified_t(
-    keys: jax.Array, rows: jax.Array, n: int, t_eps: float = 1e-3, *, stratified: bool = True
-) -> jax.Array:
+def stratified_t(keys: jax.Array, rows: jax.Array, n: int, t_eps: float = 1e-3, *,
+                 stratified: bool = True) -> jax.Array:
     """Times [B] float32 in [t_eps, 1]: row i of the global batch of n draws from the i-th of n equal strata.
 
-    keys: [B] row keys; rows: [B] int32, rows' positions in the global batch. The rows of a batch thus cover [0, 1)
-    evenly, which lowers the loss's variance. stratified=False draws every t from the whole range.
+    Covering [0, 1) evenly lowers the variance of the loss. stratified=False draws every t from the whole range.
+    keys: [B] row keys; rows: [B] int32, positions in the global batch.
     """
     uniforms = jax.vmap(jax.random.uniform)(keys)
     if stratified:
@@ -86,7 +103,7 @@ def corrupt(tokens: jax.Array, alpha_t: jax.Array, keys: jax.Array, mask_token_i
 
 
 def corrupt_with(tokens: jax.Array, alpha_t: jax.Array, uniforms: jax.Array, mask_token_id: int) -> jax.Array:
-    """x_t [B L] from given uniforms [B L] in [0, 1): masked where they fall below 1 - alpha_t [B]."""
+    """x_t [B L] from uniforms [B L] in [0, 1): masked where they fall below 1 - alpha_t [B]."""
     return jnp.where(uniforms < 1 - alpha_t[:, None], jnp.asarray(mask_token_id, tokens.dtype), tokens)
 
 
@@ -94,5 +111,5 @@ def sampling_times(steps: int, eps: float = 1e-5) -> np.ndarray:
     """The samplers' time grid, from 1 down to eps in `steps` equal steps: [steps + 1] float32."""
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step, got {steps}")
-    # on the host, rounded once from float64: the same to the last bit whatever the device
+    # On the host, rounded once from float64: the same to the last bit on every device.
     return np.linspace(1.0, eps, steps + 1).astype(np.float32)

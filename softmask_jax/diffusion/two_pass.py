@@ -1,7 +1,8 @@
 """The two passes of soft-masking (arXiv 2510.17206, Algorithm 1), for objectives and samplers alike.
 
 Pass 1 reads plain masks; its prediction is the feedback, cut from the gradient. Pass 2 reads the masks blended with it.
-A denoiser is three functions of parameters (`models.denoiser.Denoiser`). B rows, L positions, D width, k candidates.
+A denoiser is three functions of parameters (`models.denoiser.Denoiser`); params is {"backbone", "soft_mask"}.
+B rows, L positions, D width, k candidates.
 """
 import dataclasses
 import functools
@@ -39,18 +40,21 @@ def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array) 
     return jax.lax.stop_gradient(feedback)
 
 
-def empty_feedback(denoiser, soft_mask: SoftMask, backbone: dict, tokens: jax.Array) -> Feedback:
-    """Zeros of the feedback's shapes, for steps without pass 1; lambda is multiplied by 0 there."""
-    shape, hidden = tokens.shape, None
-    if soft_mask.variant == "full":
-        like = jax.eval_shape(lambda b: denoiser.trunk(b, denoiser.embed(b, tokens))[0], backbone)
-        hidden = jnp.zeros(like.shape, like.dtype)
-    candidates = (*shape, soft_mask.k)
-    return Feedback(jnp.zeros(candidates, jnp.int32), jnp.zeros(candidates), jnp.zeros(shape), hidden)
+def empty_feedback(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, k: int | None = None) -> Feedback:
+    """Zeros of the feedback's shapes with k or soft_mask.k candidates, for steps without pass 1, where lambda is 0."""
+    candidates = (*tokens.shape, soft_mask.k if k is None else k)
+    hidden = empty_hidden(denoiser, params, tokens) if soft_mask.variant == "full" else None
+    return Feedback(jnp.zeros(candidates, jnp.int32), jnp.zeros(candidates), jnp.zeros(tokens.shape), hidden)
+
+
+def empty_hidden(denoiser, params: dict, tokens: jax.Array) -> jax.Array:
+    """Zeros of the last hidden states' shape and dtype."""
+    like = jax.eval_shape(lambda b: denoiser.trunk(b, denoiser.embed(b, tokens))[0], params["backbone"])
+    return jnp.zeros(like.shape, like.dtype)
 
 
 def soft_embed(denoiser, soft_mask: SoftMask, params: dict, tokens, feedback: Feedback | None, scale=1.0) -> jax.Array:
-    """Input embeddings [B L D]: plain without feedback, else soft-masked, lambda times `scale` (a scalar or [B])."""
+    """Input embeddings [B L D]: plain without feedback, else soft-masked, lambda times `scale` (see `blend`)."""
     backbone = params["backbone"]
     if feedback is None or not soft_mask.on:
         return denoiser.embed(backbone, tokens)
@@ -60,7 +64,8 @@ def soft_embed(denoiser, soft_mask: SoftMask, params: dict, tokens, feedback: Fe
     )  # fmt: skip
 
 
-def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, *, dropout_keys=None) -> Feedback | None:
+def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, *,
+                dropout_keys=None) -> Feedback | None:
     """The feedback of pass 1, run only where `coin` (a scalar) is True; None without soft-masking."""
     if not soft_mask.on:
         return None
@@ -68,23 +73,24 @@ def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy,
     return jax.lax.cond(
         coin,
         lambda: pass_1(denoiser, soft_mask, params, noisy.xt, dropout_keys=dropout_keys),
-        lambda: empty_feedback(denoiser, soft_mask, params["backbone"], noisy.xt),
+        lambda: empty_feedback(denoiser, soft_mask, params, noisy.xt),
     )
 
 
 def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedback, scale=1.0, *, dropout_keys=None):
-    """Pass 2: -log p(x_0) at masked positions, 0 elsewhere.
+    """Pass 2: -log p(x_0) at masked positions, 0 elsewhere: [B L] float32, nats, unweighted.
 
     Args:
       feedback: of pass 1, or None for a single pass.
       scale: of lambda, a scalar or [B]; 0 where a row has a single pass all the same.
-
-    Returns:
-      [B L] float32, nats, unweighted.
     """
     denoiser = within(denoiser, noisy.segment_ids)
     x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback, scale)
     hidden, _ = denoiser.trunk(params["backbone"], x, dropout_keys=dropout_keys)
+    return _masked_nll(denoiser, params, noisy, hidden)
+
+
+def _masked_nll(denoiser, params: dict, noisy: Noisy, hidden: jax.Array) -> jax.Array:
     # A frozen head needs no gradient [Vpad D].
     train_head = "head" not in denoiser.frozen
     nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.x0, train_head=train_head)
@@ -92,17 +98,11 @@ def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedbac
 
 
 class RowScores(NamedTuple):
-    """Scores of rows on one draw of masks; by pass: "one_pass" and, with soft-masking, "two_pass".
+    """Scores of rows on one draw of masks; by pass: "one_pass" and, with soft-masking, "two_pass"."""
 
-    Attributes:
-      masked: [B] int32 masked tokens.
-      cross_entropy: by pass, [B] float32 unweighted sums over masked tokens, nats.
-      loss: by pass, [B] float32 sums of weights * cross-entropy.
-    """
-
-    masked: jax.Array
-    cross_entropy: dict[str, jax.Array]
-    loss: dict[str, jax.Array]
+    masked: jax.Array  # [B] int32 masked tokens
+    cross_entropy: dict[str, jax.Array]  # by pass, [B] float32 unweighted sums over masked tokens, nats
+    loss: dict[str, jax.Array]  # by pass, [B] float32 sums of weights * cross-entropy
 
 
 def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> RowScores:
@@ -110,17 +110,13 @@ def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> Row
 
     Both cost two passes together, since the first is pass 1 of the second.
     """
-    denoiser = within(denoiser, noisy.segment_ids)
-    backbone, head = params["backbone"], denoiser.head(params["backbone"])
+    denoiser, backbone = within(denoiser, noisy.segment_ids), params["backbone"]
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.xt))
     by_pass = {"one_pass": hidden}
     if soft_mask.on:
         x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback_of(denoiser, soft_mask, params, hidden))
         by_pass["two_pass"], _ = denoiser.trunk(backbone, x)
-    nll = {
-        name: jnp.where(noisy.masked, vocab_head.cross_entropy(hidden, head, noisy.x0), 0.0)
-        for name, hidden in by_pass.items()
-    }
+    nll = {name: _masked_nll(denoiser, params, noisy, hidden) for name, hidden in by_pass.items()}
     return RowScores(
         noisy.masked.sum(-1, dtype=jnp.int32),
         {name: values.sum(-1) for name, values in nll.items()},

@@ -1,9 +1,9 @@
 """Decoding block by block, left to right, with a key/value cache (Fast-dLLM, arXiv 2505.22618); one compiled loop.
 
 A full call at a block's start computes all positions, keeps their keys and values and commits the block's first token.
-The steps after it compute a slice only: the block (`dual`), or everything from its start on (`prefix`), and see the
-rest as it was at the full call. Soft-masking (arXiv 2510.17206), which the reference has not, runs through all of it: a
-mask carries its last prediction, within its block and before.
+The steps after it compute only a slice, the block (`dual`) or everything from its start on (`prefix`), and see the rest
+as it was at the full call. Unlike the reference it is soft-masked (arXiv 2510.17206): a mask carries its last
+prediction, within its block and before.
 """
 import dataclasses
 from collections.abc import Callable
@@ -27,30 +27,25 @@ FULL_CALLS = ("first", "rule")
 class BlockSampler(DreamSampler):
     """`DreamSampler` within blocks; recorded draws are [most_calls(L) B L ...].
 
-    Attributes:
-      alg: `confidence_threshold` commits every token of the block whose probability reaches `threshold`,
-        `confidence_factor` as many as `commit.Factor` allows, at least one; the others `tokens_per_step` a call, surest
-        first, or without it a share on a time grid of the block's own, of steps // blocks steps. Not `origin`.
-      stop_at_end: a row is also finished where its block is done and only masks behind an end token are left; they are
-        not counted as filled, and cost nothing.
-      prompt_length: where the first block begins; masks before it stay.
-      block_length: the last block may be shorter.
-      cache: a name from `CACHES`; `none` computes every position at every call.
-      full_call: whether the call at a block's start commits only the block's `first` token, as the reference, or by the
-        same `rule` as the other steps, which needs fewer calls.
-      compat: as the reference where it is in error: time grids rank by entropy whatever `alg` says, and the first
-        position of a slice is predicted from its own hidden state instead of the one before it.
+    Time grids are the block's own, of steps // blocks steps. With stop_at_end a row is also finished where its block is
+    done and only masks behind an end token are left; they become the end token at once, in the history too, are not
+    counted as filled, and cost nothing.
     """
 
     steps: int = 512
     alg: str = "confidence_threshold"
-    prompt_length: int = 0
-    block_length: int = 32
-    cache: str = "dual"
+    prompt_length: int = 0  # where the first block begins; masks before it stay
+    block_length: int = 32  # the last block may be shorter
+    cache: str = "dual"  # a name from `CACHES`; `none` computes every position at every call
+    # the call at a block's start commits only the block's `first` token, as the reference, or by the same `rule` as the
+    # other steps, which needs fewer calls
     full_call: str = "first"
+    # repeat two errors of the reference: time grids rank by entropy whatever `alg` says, and the first position of a
+    # slice is predicted from its own hidden state instead of the one before it
     compat: bool = False
 
     algorithms: ClassVar = ("confidence_threshold", "confidence_factor", "maskgit_plus", "topk_margin", "entropy")
+    by_blocks = True
 
     def __post_init__(self):
         for name, names in (("cache", CACHES), ("full_call", FULL_CALLS)):
@@ -60,8 +55,6 @@ class BlockSampler(DreamSampler):
             raise ValueError(f"A block has at least 1 position, block_length cannot be {self.block_length}.")
         if self.prompt_length < 0:
             raise ValueError(f"prompt_length, where the first block begins, cannot be {self.prompt_length}.")
-        if self.steps < 1:
-            raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
         super().__post_init__()
 
     @property
@@ -72,7 +65,9 @@ class BlockSampler(DreamSampler):
     def rule(self, blocks: int) -> Callable:
         if self.grid and self.steps < blocks:
             raise ValueError(f"{self.steps} steps are too few for {blocks} blocks: every block takes at least one.")
-        return commit.Threshold(self.threshold) if self.alg == "confidence_threshold" else super().rule(blocks)
+        if self.alg == "confidence_threshold":
+            return partial(commit.threshold, threshold=self.threshold)
+        return super().rule(blocks)
 
     def blocks(self, length: int) -> int:
         return -(-(length - self.prompt_length) // self.block_length)
@@ -82,21 +77,20 @@ class BlockSampler(DreamSampler):
         return self.steps // self.blocks(length) if self.grid else self.block_length + (self.full_call == "first")
 
     def decode(self, decoding: Decoding, carry: Carry) -> Carry:
-        """All blocks, from the left to the right."""
-        def cond_fn(state):
+        """All blocks, from left to right."""
+        def to_fill(state):
             begin, carry = state
-            return decoding.to_fill(carry, begin, decoding.length).any()
+            return decoding.to_fill(carry, begin, decoding.length)
 
         def body_fn(state):
-            begin, carry = state
             # Blocks where no row has a mask are passed over.
-            first = jnp.argmax(decoding.to_fill(carry, begin, decoding.length).any(0)).astype(jnp.int32)
+            first, carry = jnp.argmax(to_fill(state).any(0)).astype(jnp.int32), state[1]
             begin = first - (first - self.prompt_length) % self.block_length
             carry, end = self.decode_block(decoding, carry, begin), begin + self.block_length
             # What this block could not fill is left behind.
-            return end, decoding.finish_rows(carry._replace(stuck=jnp.zeros_like(carry.stuck)), end)
+            return end, decoding.finish_rows(carry._replace(stuck=jnp.zeros_like(carry.stuck)), end, fill=True)
 
-        return lax.while_loop(cond_fn, body_fn, (jnp.int32(self.prompt_length), carry))[1]
+        return lax.while_loop(lambda state: to_fill(state).any(), body_fn, (jnp.int32(self.prompt_length), carry))[1]
 
     def decode_block(self, decoding: Decoding, carry: Carry, begin: Int) -> Carry:
         """A full call, then steps until every row has filled or left the block."""
@@ -110,13 +104,14 @@ class BlockSampler(DreamSampler):
 
 
 class Slices(NamedTuple):
-    """The network calls of a block that begins at `begin`, after the full one with these hidden states and cache."""
+    """The network calls of the block from `begin` on, after the full one with these hidden states and cache."""
 
     decoding: Decoding
     begin: Int
     hidden: FloatBLD
     cache: Cache
 
+    @property
     def sizes(self) -> list[int]:
         sampler, region = self.decoding.sampler, self.decoding.length - self.decoding.sampler.prompt_length
         if sampler.cache == "prefix":
@@ -124,18 +119,18 @@ class Slices(NamedTuple):
         return [min(sampler.block_length, region)]
 
     def __call__(self, carry: Carry) -> Output:
-        sampler, length, sizes = self.decoding.sampler, self.decoding.length, jnp.asarray(self.sizes())
-        prefix = sampler.cache == "prefix"
-        which = jnp.sum(sizes < length - self.begin) if prefix else jnp.int32(0)
-        hidden = lax.switch(which, [partial(self.slice, size) for size in self.sizes()], carry)
-        end = length if prefix else self.begin + sampler.block_length
+        sampler, length, sizes = self.decoding.sampler, self.decoding.length, jnp.asarray(self.sizes)
+        which, end = jnp.int32(0), self.begin + sampler.block_length
+        if sampler.cache == "prefix":
+            which, end = jnp.sum(sizes < length - self.begin), length
+        hidden = lax.switch(which, [partial(self.slice, size) for size in self.sizes], carry)
         return Output(hidden, jnp.arange(length) < end, sizes[which])
 
     def slice(self, size: int, carry: Carry) -> FloatBLD:
         """Hidden states [B L D], 0 outside the slice of `size` positions."""
-        sampler, length, sizes = self.decoding.sampler, self.decoding.length, self.sizes()
+        sampler, length, sizes = self.decoding.sampler, self.decoding.length, self.sizes
         start = jnp.minimum(self.begin, length - size)
-        # Where every slice begins exactly at its block, none of its positions needs the cached keys.
+        # Where every slice begins at its block, none of its positions needs the cached keys.
         exact = len(sizes) == 1 and (length - sampler.prompt_length) % sizes[0] == 0
         before = None if sampler.compat else lax.dynamic_index_in_dim(self.hidden, self.begin, 1, keepdims=False)
         segment_ids = self.decoding.canvas.layout.get("segment_ids")
@@ -145,7 +140,7 @@ class Slices(NamedTuple):
 
 
 def slice_sizes(region: int, block_length: int) -> list[int]:
-    """The lengths of slices that are compiled with a cache of the prefix, shortest first: all blocks, half of them, ...
+    """Compiled slice lengths with a cache of the prefix, shortest first: all blocks, half of them, ...
 
     One for each block would be exact, but the program would grow with them; these compute at most twice as much.
     """

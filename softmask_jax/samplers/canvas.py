@@ -7,6 +7,7 @@ import numpy as np
 
 Int: TypeAlias = jax.Array  # []
 IntB: TypeAlias = jax.Array  # [B]
+FloatB: TypeAlias = jax.Array  # [B]
 BoolB: TypeAlias = jax.Array  # [B]
 KeysB: TypeAlias = jax.Array  # [B] typed keys, one a row
 IntBL: TypeAlias = jax.Array  # [B L]
@@ -19,11 +20,12 @@ FloatTBLV: TypeAlias = jax.Array  # [T B L V], T steps
 class Canvas(NamedTuple):
     """Tokens to be filled in."""
 
-    tokens: IntBL  # given tokens, and masks
+    tokens: IntBL  # known tokens, and masks
     fillable: BoolBL  # the masks that may be filled
     at_start: IntB  # how many there are in a row
     positions: IntBL  # counted from a row's first token
     layout: dict  # the trunk's arguments for padding; empty without an attention mask
+    mask_token_id: int
 
     @classmethod
     def of(cls, tokens: IntBL, attention_mask: IntBL | None, mask_token_id: int, begin: int = 0) -> "Canvas":
@@ -40,7 +42,11 @@ class Canvas(NamedTuple):
         positions = jnp.where(attended, jnp.cumsum(attended, -1) - 1, 1)
         layout = {} if attention_mask is None else {"positions": positions, "segment_ids": attended.astype(jnp.int32)}
         fillable = (tokens == mask_token_id) & attended & (jnp.arange(tokens.shape[1]) >= begin)
-        return cls(tokens, fillable, fillable.sum(-1), positions, layout)
+        return cls(tokens, fillable, fillable.sum(-1), positions, layout, mask_token_id)
+
+    def masks(self, tokens: IntBL) -> BoolBL:
+        """Where `tokens` still holds a mask that may be filled."""
+        return (tokens == self.mask_token_id) & self.fillable
 
 
 def check_masks(tokens: IntBL, attention_mask: IntBL | None, mask_token_id: int) -> None:
@@ -50,3 +56,16 @@ def check_masks(tokens: IntBL, attention_mask: IntBL | None, mask_token_id: int)
     attended = True if attention_mask is None else np.asarray(attention_mask) != 0
     if not ((np.asarray(tokens) == mask_token_id) & attended).any():
         raise ValueError(f"Nothing to generate: no token is the mask ({mask_token_id}).")
+
+
+def check_keys(keys: KeysB | None, tokens: IntBL) -> None:
+    """ValueError unless there is a key for each row."""
+    if keys is None or keys.shape != tokens.shape[:1]:
+        raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not "
+                         f"{getattr(keys, 'shape', None)}.")
+
+
+def check_steps(steps: int | None) -> None:
+    """ValueError for a number of steps below 1; None is no limit."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"A sampler needs at least 1 step, not {steps}.")

@@ -8,30 +8,24 @@ import numpy as np
 
 from softmask_jax.diffusion.vocab.chunks import Head
 
-# Its exponential is 0 in any float, and a product with 0 is finite, unlike that of -inf.
+# exp(-1e9) is 0 in any float, and unlike -inf it can be multiplied by 0.
 IMPOSSIBLE = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """Limits on the tokens that are drawn; ValueError for numbers out of range.
+    """Limits on the tokens that are drawn; ValueError out of range."""
 
-    Attributes:
-      forbidden: ids that are never drawn.
-      end_token_ids: tokens that end a text (end of text, padding).
-      end_penalty: nats off their logits, against answers that are empty or cut short by a flood of them.
-    """
-
-    forbidden: tuple[int, ...] = ()
-    end_token_ids: tuple[int, ...] = ()
-    end_penalty: float = 0.0
+    forbidden: tuple[int, ...] = ()  # ids that are never drawn
+    end_token_ids: tuple[int, ...] = ()  # tokens that end a text (end of text, padding)
+    end_penalty: float = 0.0  # nats off their logits, against answers that are empty or cut short by a flood of them
 
     def __post_init__(self):
         if not math.isfinite(self.end_penalty):
             raise ValueError(f"end_penalty must be finite, not {self.end_penalty}; forbid the token instead.")
 
     def bias(self, head: Head) -> jax.Array | None:
-        """[Vpad] float32, None without constraints. ValueError for ids that do not exist, or if none is left."""
+        """[Vpad] float32, None without constraints. ValueError for ids that do not exist, or if no token is left."""
         outside = sorted(i for i in {*self.forbidden, *self.end_token_ids} if not 0 <= i < head.vocab_size)
         if outside:
             raise ValueError(f"Token {outside[0]} does not exist: there are {head.vocab_size}.")

@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from softmask_jax.diffusion import two_pass
+from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.soft_masking import Feedback
-from softmask_jax.diffusion.vocab.draw import Draw, gumbel, keyed_noise
+from softmask_jax.diffusion.vocab.draw import Draw, gumbel
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.models.nn.cache import Window
-from softmask_jax.samplers import commit, dream_draw, feedback as feeding
-from softmask_jax.samplers.canvas import BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB
-from softmask_jax.samplers.result import Generated, Trace, held, recorded
+from softmask_jax.samplers import commit, dream_draw
+from softmask_jax.samplers.canvas import (
+    BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys,
+)
+from softmask_jax.samplers.result import Generated, fill_history, record_step
+from softmask_jax.samplers.trace import Trace, empty_trace, record_trace
 
 # Streams of keyed noise beside the tokens' own: for committing by a coin, and for ordering the positions.
 COIN, ORDER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
@@ -35,8 +40,8 @@ class Draws(NamedTuple):
                 raise ValueError(f"draws.{name} must have the shape {expected}, not {numbers.shape}.")
             if numbers is None and needed[name] and keys is None:
                 raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {expected}.")
-        if keys is not None and keys.shape != tokens.shape[:1]:
-            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not {keys.shape}.")
+        if keys is not None:
+            check_keys(keys, tokens)
 
 
 class Carry(NamedTuple):
@@ -57,19 +62,19 @@ class Carry(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Positions begin..end-1 that are decoded together; at_start: [B] masks before the first step."""
+    """Positions begin..end-1 that are decoded together."""
 
     begin: Int | int
     end: Int | int
-    at_start: IntB
+    at_start: IntB  # masks before the first step
 
 
 class Output(NamedTuple):
-    """Hidden states of one network call, valid where `computed` [L]; size: positions that the call took."""
+    """Hidden states of one network call."""
 
     hidden: FloatBLD
-    computed: jax.Array
-    size: Int | int
+    computed: jax.Array  # [L] bool, where they are valid
+    size: Int | int  # positions that the call took
 
 
 class Decoding(NamedTuple):
@@ -95,27 +100,26 @@ class Decoding(NamedTuple):
         rows, no_row, zero = len(tokens), jnp.zeros(len(tokens), bool), jnp.zeros(len(tokens), jnp.int32)
         empty = None
         if sampler.soft_mask.on or sampler.trace:
-            empty = feeding.empty_feedback(sampler.denoiser, sampler.soft_mask, self.params, tokens, sampler.reads)
+            k = max(sampler.reads, 1)
+            empty = two_pass.empty_feedback(sampler.denoiser, sampler.soft_mask, self.params, tokens, k)
         return Carry(
             step=jnp.int32(0), tokens=tokens, feedback=empty, known=jnp.zeros(tokens.shape, bool), finished=no_row,
             stuck=no_row, calls=zero, positions=jnp.zeros(rows, jnp.float32), filled=zero, finite=~no_row,
             history=jnp.zeros((steps, *tokens.shape), jnp.int32) if sampler.history else None,
-            trace=feeding.empty_trace(steps, tokens, sampler.reads) if sampler.trace else None,
+            trace=empty_trace(steps, tokens, sampler.reads) if sampler.trace else None,
         )  # fmt: skip
 
     def result(self, carry: Carry) -> Generated:
-        history = held(carry.history, carry.step, carry.tokens)
-        return Generated(carry.tokens, history, carry.step, carry.step, carry.calls, carry.positions, carry.filled,
+        tokens = self.finish_rows(carry, 0, fill=True).tokens
+        history = fill_history(carry.history, carry.step, carry.tokens)
+        return Generated(tokens, history, carry.step, carry.step, carry.calls, carry.positions, carry.filled,
                          carry.finite, carry.trace)
-
-    def masked(self, tokens: IntBL) -> BoolBL:
-        return (tokens == self.sampler.denoiser.mask_token_id) & self.canvas.fillable
 
     def to_fill(self, carry: Carry, begin: Int | int, end: Int | int) -> BoolBL:
         """Masks at positions begin..end-1 of rows that still work on them."""
         position = jnp.arange(self.length)
         inside = (position >= begin) & (position < end)
-        return self.masked(carry.tokens) & inside & ~(carry.finished | carry.stuck)[:, None]
+        return self.canvas.masks(carry.tokens) & inside & ~(carry.finished | carry.stuck)[:, None]
 
     def block(self, carry: Carry, begin: Int | int, end: Int | int) -> Block:
         return Block(begin, end, self.to_fill(carry, begin, end).sum(-1))
@@ -143,65 +147,61 @@ class Decoding(NamedTuple):
             return x if size is None else lax.dynamic_slice_in_dim(x, cache.start, size, 1)
 
         tokens, feedback, scale = jax.tree.map(cut, (carry.tokens, carry.feedback, self.scale(carry)))
-        x = feeding.soft_embed(sampler.denoiser, sampler.soft_mask, self.params, tokens, feedback, scale)
+        x = two_pass.soft_embed(sampler.denoiser, sampler.soft_mask, self.params, tokens, feedback, scale)
         return sampler.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.canvas.layout))
 
     def scale(self, carry: Carry) -> FloatBL:
         """The schedule's factor on lambda, 0 where nothing was predicted yet."""
-        masks = self.masked(carry.tokens).sum(-1)
+        masks = self.canvas.masks(carry.tokens).sum(-1)
         return jnp.where(carry.known, self.sampler.soft_mask.scale(masks, self.canvas.at_start)[:, None], 0.0)
 
     def sample_step(self, carry: Carry, index: Int, block: Block, output: Output) -> Carry:
         """Predict masks of a block and commit some; index: of the step in its block."""
         sampler, masks = self.sampler, self.to_fill(carry, block.begin, block.end)
-        active, candidates, only_first = masks.any(-1), masks, None
+        active, candidates, only_first = masks.any(-1), masks, False
         if sampler.full_call == "first" and not (sampler.grid and self.max_steps == 1):
             only_first = index == 0
             candidates = masks & (~only_first | (jnp.cumsum(masks, -1) == 1))
         reach = output.computed & (jnp.arange(self.length) >= block.begin)
         predicted = candidates
         if sampler.soft_mask.on:
-            predicted = candidates | (self.masked(carry.tokens) & reach & active[:, None])
-        new = self.predict(carry, output.hidden, predicted)
+            predicted = candidates | (self.canvas.masks(carry.tokens) & reach & active[:, None])
+        recorded = self.recorded("gumbel", carry)
+        draw = Draw(self.row_keys(carry) if recorded is None else None, recorded, bias=self.bias)
+        new = dream_draw.predict(output.hidden, self.head, predicted, sampler.filters, k=sampler.reads, draw=draw,
+                                 positions=self.canvas.positions, suppress_mask=sampler.suppress_mask)
         if not sampler.grid:
             # A mask that is drawn changes nothing: but on a grid, which counts it, it must not take a token's place.
-            candidates &= new.drawn != sampler.denoiser.mask_token_id
+            candidates &= new.drawn != self.canvas.mask_token_id
         chosen = self.choose(carry, index, block, candidates, new.confidence, masks.sum(-1), only_first)
         tokens = jnp.where(chosen, new.drawn, carry.tokens)
         filled, stuck = (tokens != carry.tokens).sum(-1), carry.stuck
         if not sampler.grid:
-            stuck |= active & (filled == 0) & (True if only_first is None else ~only_first)
-        trace = feeding.traced(carry.trace, sampler.soft_mask, sampler.denoiser, self.params, carry.step, carry.tokens,
-                               carry.feedback, jnp.where(reach, self.scale(carry), 0.0), new.neg_entropy, predicted)
-        return self.finish_rows(Carry(
+            stuck |= active & (filled == 0) & jnp.logical_not(only_first)
+        carry = Carry(
             step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, new, output.hidden, predicted),
             known=carry.known | predicted, finished=carry.finished, stuck=stuck, calls=carry.calls + active,
             positions=carry.positions + jnp.where(active, output.size, 0), filled=carry.filled + filled,
-            finite=carry.finite & new.finite.all(-1), history=recorded(carry.history, carry.step, tokens), trace=trace,
-        ), block.begin)  # fmt: skip
-
-    def predict(self, carry: Carry, hidden: FloatBLD, where: BoolBL) -> dream_draw.Predicted:
-        sampler, noise = self.sampler, self.recorded("gumbel", carry)
-        draw = Draw(self.row_keys(carry) if noise is None else None, noise, bias=self.bias)
-        return dream_draw.predict(hidden, self.head, where, sampler.filters, k=sampler.reads, draw=draw,
-                                  positions=self.canvas.positions, suppress_mask=sampler.suppress_mask)
+            finite=carry.finite & new.finite.all(-1), history=record_step(carry.history, carry.step, tokens),
+            trace=record_trace(carry, sampler, self.params, carry.step, jnp.where(reach, self.scale(carry), 0.0),
+                               new.neg_entropy, predicted),
+        )  # fmt: skip
+        if not sampler.by_blocks:
+            return self.finish_rows(carry, 0, fill=False)
+        # A row that is stuck in a block waits for none of the block's masks.
+        return self.finish_rows(carry, jnp.where(stuck, block.end, block.begin), fill=True)
 
     def choose(self, carry: Carry, index: Int, block: Block, candidates: BoolBL, confidence: FloatBL, masks: IntB,
-               only_first: BoolB | None) -> BoolBL:
+               only_first: Int | bool) -> BoolBL:
         """Which candidates a step commits; masks: how many masks are left."""
         if self.sampler.alg == "origin":
-            coins = self.recorded("coins", carry)
-            coins = self.keyed(jax.random.uniform, COIN, carry) if coins is None else coins
-            return candidates & (coins < self.rule.share(index))
+            share = commit.unmask_share(index, self.max_steps, self.sampler.eps)
+            return candidates & (self.noise("coins", jax.random.uniform, COIN, carry) < share)
         sorted_first = -jnp.sort(-commit.known(candidates, confidence), -1)
-        count = self.rule(sorted_first, masks, block.at_start, block.at_start - masks, index)
-        if only_first is not None:
-            count = jnp.where(only_first, 1, count)
+        count = jnp.where(only_first, 1, self.rule(sorted_first, masks, block.at_start, index))
         if self.sampler.alg_temp:
             # The largest of log-weight + Gumbel noise, in order, are draws without replacement.
-            noise = self.recorded("order", carry)
-            noise = self.keyed(gumbel, ORDER, carry) if noise is None else noise
-            confidence = confidence / self.sampler.alg_temp + noise
+            confidence = confidence / self.sampler.alg_temp + self.noise("order", gumbel, ORDER, carry)
         return commit.surest(candidates, confidence, count)
 
     def row_keys(self, carry: Carry) -> KeysB | None:
@@ -212,24 +212,36 @@ class Decoding(NamedTuple):
         numbers = getattr(self.draws, name)
         return None if numbers is None else numbers[carry.calls, jnp.arange(len(carry.calls))]
 
-    def keyed(self, law: Callable, stream: np.uint32, carry: Carry) -> FloatBL:
+    def noise(self, name: str, law: Callable, stream: np.uint32, carry: Carry) -> FloatBL:
+        """One number a position: recorded, or keyed."""
+        recorded = self.recorded(name, carry)
+        if recorded is not None:
+            return recorded
         return keyed_noise(law, self.row_keys(carry), self.canvas.positions, stream=stream)
 
     def feed_back(self, old: Feedback | None, new: dream_draw.Predicted, hidden: FloatBLD, where: BoolBL):
-        """The feedback with the new predictions in it."""
-        new = feeding.of_prediction(self.sampler.soft_mask, old, new, hidden)
-        return jax.tree.map(lambda a, b: jnp.where(where if a.ndim == 2 else where[..., None], a, b), new, old)
+        """The feedback with the new predictions in it; None where nothing is fed back."""
+        if old is None:
+            return None
+        feedback = old if new.token_ids is None else Feedback(new.token_ids, new.top_logits, new.neg_entropy)
+        if self.sampler.soft_mask.variant == "full":
+            feedback = feedback._replace(hidden=hidden)
+        return feedback.where(where, old)
 
-    def finish_rows(self, carry: Carry, begin: Int | int) -> Carry:
-        """With stop_at_end: rows without a mask from `begin` to an end token are finished, masks behind become it."""
+    def finish_rows(self, carry: Carry, begin: Int | IntB, *, fill: bool) -> Carry:
+        """With stop_at_end, finish rows without a mask from `begin` to their first end token.
+
+        fill: the masks behind become that token, in the history too.
+        """
         if not self.sampler.stop_at_end:
             return carry
-        masked, position = self.masked(carry.tokens), jnp.arange(self.length)
+        masked, position = self.canvas.masks(carry.tokens), jnp.arange(self.length)
         ends = self.canvas.fillable & jnp.isin(carry.tokens, jnp.asarray(self.sampler.constraints.end_token_ids))
         end = jnp.argmax(ends, -1)[:, None]
-        behind = position > end
-        waiting = (masked & (position >= begin) & ~behind).any(-1)
-        finished = carry.finished | (ends.any(-1) & ~waiting)
-        end_token = jnp.take_along_axis(carry.tokens, end, 1)
-        tokens = jnp.where(finished[:, None] & behind & masked, end_token, carry.tokens)
-        return carry._replace(tokens=tokens, finished=finished, history=recorded(carry.history, carry.step - 1, tokens))
+        waiting = masked & (position >= jnp.expand_dims(begin, -1)) & (position < end)
+        carry = carry._replace(finished=carry.finished | (ends.any(-1) & ~waiting.any(-1)))
+        if not fill:
+            return carry
+        behind, end_token = masked & (position > end), jnp.take_along_axis(carry.tokens, end, 1)
+        tokens = jnp.where(carry.finished[:, None] & behind, end_token, carry.tokens)
+        return carry._replace(tokens=tokens, history=record_step(carry.history, carry.step - 1, tokens))

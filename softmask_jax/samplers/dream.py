@@ -2,20 +2,22 @@
 
 From t = 1 down the grid every step predicts all masks and commits some: each by a coin (`origin`) or the most confident
 ones. With soft-masking (arXiv 2510.17206) the first step reads plain masks, every later one the prediction before it.
-`confidence_threshold` and `confidence_factor` commit whatever is sure enough (Fast-dLLM, arXiv 2505.22618).
-The denoiser's hidden states are those of the position itself: Dream's shift by one belongs into its `trunk`.
+`confidence_threshold` and `confidence_factor` commit all that is sure enough (Fast-dLLM, arXiv 2505.22618).
+The denoiser's hidden states predict their own position: Dream's shift by one belongs into its `trunk`.
 """
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from softmask_jax.diffusion.soft_masking import SoftMask
-from softmask_jax.samplers import commit, dream_draw, feedback
-from softmask_jax.samplers.canvas import Canvas, IntBL, KeysB
+from softmask_jax.samplers import commit, dream_draw
+from softmask_jax.samplers.canvas import Canvas, IntBL, KeysB, check_steps
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.decoding import Carry, Decoding, Draws
 from softmask_jax.samplers.result import Generated
+from softmask_jax.samplers.trace import candidates
 
 # The confidence that an algorithm ranks predictions by; all but `origin` unmask the surest first.
 ALGORITHMS = {
@@ -31,59 +33,57 @@ class DreamSampler:
 
     A prediction may be the mask unless suppress_mask is set, as in the reference. On a time grid it counts as committed
     and may stay to the end; elsewhere the step passes it over, and a row with nothing else is done.
-
-    Attributes:
-      denoiser: a `models.Denoiser`.
-      soft_mask: settings of the feedback.
-      steps: of the time grid; `confidence_threshold` spreads its tokens over as many at least, or with None over none.
-      alg: a name from `ALGORITHMS`.
-      temperature, top_p: see `dream_draw.Filters`.
-      top_k: see `dream_draw.Filters`; 50 is the default of the reference's library, None is no filter.
-      alg_temp: above 0, positions are drawn without replacement from softmax(confidence / alg_temp); not for `origin`.
-      eps: where the time grid ends.
-      threshold: of `confidence_threshold`.
-      factor: of `confidence_factor`.
-      tokens_per_step: commit as many a step instead of the grid's share.
-      suppress_mask: never predict the mask.
-      stop_at_end: finish a row once an end token stands before its first mask; its other masks become that token.
-      constraints: tokens that are not drawn, and tokens that end a text.
-      history, trace: keep every step.
     """
 
-    denoiser: object
-    soft_mask: SoftMask = SoftMask()
+    denoiser: object  # a `models.Denoiser`
+    soft_mask: SoftMask = SoftMask()  # settings of the feedback
+    # of the time grid; `confidence_threshold` spreads its tokens over as many at least, or with None over none
     steps: int | None = 512
-    alg: str = "origin"
-    temperature: float = 0.0
+    alg: str = "origin"  # a name from `ALGORITHMS`
+    temperature: float = 0.0  # this and the next two: see `dream_draw.Filters`
     top_p: float | None = None
-    top_k: int | None = 50
+    top_k: int | None = 50  # the default of the reference's library
+    # above 0, positions are drawn without replacement from softmax(confidence / alg_temp); not for `origin`
     alg_temp: float | None = None
-    eps: float = 1e-3
-    threshold: float = 0.9
-    factor: float = 1.0
-    tokens_per_step: int | None = None
-    suppress_mask: bool = False
+    eps: float = 1e-3  # where the time grid ends
+    threshold: float = 0.9  # of `confidence_threshold`, see `commit`
+    factor: float = 1.0  # of `confidence_factor`
+    tokens_per_step: int | None = None  # commit as many a step, surest first, instead of the grid's share
+    suppress_mask: bool = False  # never predict the mask
+    # finish a row once an end token stands before its first mask; in the result, not in the history, its other masks
+    # become that token
     stop_at_end: bool = False
-    constraints: Constraints = Constraints()
-    history: bool = True
-    trace: bool = False
+    constraints: Constraints = Constraints()  # tokens that are not drawn, and tokens that end a text
+    history: bool = True  # keep the tokens of every step
+    trace: bool = False  # keep the `Trace` of every step
 
     algorithms: ClassVar = tuple(ALGORITHMS)
-    # One block of everything, without a step that commits only its first token.
+    # One block of all positions, without a step that commits only its first token.
+    by_blocks = False
     prompt_length = 0
     full_call = "rule"
 
     def __post_init__(self):
         if self.alg not in self.algorithms:
             raise ValueError(f"alg is '{self.alg}'; choose one of {', '.join(self.algorithms)}.")
+        check_steps(self.steps)
+        if self.grid and self.steps is None:
+            raise ValueError(f"alg '{self.alg}' needs a number of steps.")
         if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
             raise ValueError(f"alg_temp must be finite and 0 or above, or None, not {self.alg_temp}.")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps, where the time grid ends, must be in (0, 1), not {self.eps}.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a probability in [0, 1], not {self.threshold}.")
+        if not self.factor > 0:
+            raise ValueError(f"factor must be above 0, not {self.factor}.")
+        if self.tokens_per_step is not None and self.alg in ("origin", "confidence_threshold", "confidence_factor"):
+            raise ValueError(f"alg '{self.alg}' decides how many tokens a step commits; leave tokens_per_step out.")
+        if self.tokens_per_step is not None and self.tokens_per_step < 1:
+            raise ValueError(f"A step must commit at least 1 token, not {self.tokens_per_step}.")
         if self.stop_at_end and not self.constraints.end_token_ids:
             raise ValueError("stop_at_end needs to know which tokens end a text: constraints.end_token_ids.")
-        if self.tokens_per_step is not None and self.alg in ("origin", "confidence_threshold", "confidence_factor"):
-            raise ValueError(f"alg '{self.alg}' decides itself how many tokens a step commits; "
-                             "leave tokens_per_step out.")
-        _ = self.filters, self.rule(1)
+        _ = self.filters
 
     @property
     def grid(self) -> bool:
@@ -97,19 +97,17 @@ class DreamSampler:
     @property
     def reads(self) -> int:
         """How many candidates of a prediction are kept."""
-        return feedback.shown(self.soft_mask) if self.trace else self.soft_mask.reads
+        return candidates(self.soft_mask, self.trace)
 
     def rule(self, blocks: int) -> Callable:
-        """How many tokens a step of one of `blocks` blocks commits, see `commit`."""
+        """How many tokens a step commits with `blocks` blocks, see `commit`."""
         if self.alg == "confidence_threshold":
-            return commit.Threshold(self.threshold, self.steps)
+            return partial(commit.threshold, threshold=self.threshold, steps=self.steps)
         if self.alg == "confidence_factor":
-            return commit.Factor(self.factor)
+            return partial(commit.factor, factor=self.factor)
         if self.tokens_per_step is not None:
-            return commit.Number(self.tokens_per_step)
-        if self.steps is None:
-            raise ValueError(f"alg '{self.alg}' needs a number of steps.")
-        return commit.Shares(self.steps // blocks, self.eps)
+            return partial(commit.number, number=self.tokens_per_step)
+        return partial(commit.shares, steps=self.steps // blocks, eps=self.eps)
 
     def blocks(self, length: int) -> int:
         """How many blocks a sequence of `length` positions has."""
@@ -133,17 +131,17 @@ class DreamSampler:
             token), so a row's text depends neither on the rows beside it nor on its padding.
           tokens: ids, the mask where text is wanted.
           attention_mask: 1 for tokens and 0 for padding, which is neither seen nor filled.
-          draws: recorded random numbers, used instead of `keys` where there are some.
+          draws: recorded random numbers, used instead of `keys`.
         """
         canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id, self.prompt_length)
-        rule, length, draws = self.rule(self.blocks(tokens.shape[1])), tokens.shape[1], draws or Draws()
-        origin = self.alg == "origin"
+        length, draws, origin = tokens.shape[1], draws or Draws(), self.alg == "origin"
+        rule, most_calls = self.rule(self.blocks(length)), self.most_calls(length)
         needed = {"coins": origin, "gumbel": self.temperature > 0, "order": self.alg_temp and not origin}
-        draws.check(keys, self.most_calls(length), tokens, self.denoiser.vocab_size, needed)
+        draws.check(keys, most_calls, tokens, self.denoiser.vocab_size, needed)
         head = self.denoiser.head(params["backbone"])
-        decoding = Decoding(self, canvas, params, keys, draws, rule, self.max_steps(length), head,
-                            self.constraints.bias(head))
-        return decoding.result(self.decode(decoding, decoding.start(self.most_calls(length))))
+        bias = self.constraints.bias(head)
+        decoding = Decoding(self, canvas, params, keys, draws, rule, self.max_steps(length), head, bias)
+        return decoding.result(self.decode(decoding, decoding.start(most_calls)))
 
     def decode(self, decoding: Decoding, carry: Carry) -> Carry:
         return decoding.fill(carry, decoding.block(carry, 0, decoding.length), decoding.full_call)

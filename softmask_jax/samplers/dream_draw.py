@@ -1,8 +1,8 @@
 """Predictions of Dream's samplers: filters, draw, confidence and feedback in one pass over the vocabulary.
 
 Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; the token, its
-probability, margin and entropy are all of that distribution. The filters need every column of a position together, so
-blocks of positions are dense in V, and only masked positions are visited.
+probability, margin and entropy are all of that distribution. The filters need all columns of a position at once, so
+blocks of positions are dense in V, and only masked positions are visited. P positions of a block.
 """
 import dataclasses
 import math
@@ -24,20 +24,13 @@ BLOCK = 2 ** 24
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """How a token is drawn, all static; ValueError for values out of range.
+    """How a token is drawn, all static; None: no filter. ValueError for values out of range."""
 
-    Attributes:
-      temperature: 0 takes the arg-max.
-      top_p: keep tokens while the mass before them is at most top_p, so the one that crosses it stays (unlike MDLM's
-        nucleus); None: no filter.
-      top_k: then the k largest, with all that equal the k-th; None: no filter.
-      confidence: a name from `CONFIDENCES`, of the filtered distribution.
-    """
-
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0 takes the arg-max
+    # keep tokens while the mass before them is at most top_p, so the one that crosses it stays (unlike MDLM's nucleus)
     top_p: float | None = None
-    top_k: int | None = None
-    confidence: str = "none"
+    top_k: int | None = None  # then the k largest, with all that equal the k-th
+    confidence: str = "none"  # a name from `CONFIDENCES`, of the filtered distribution
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -106,9 +99,9 @@ def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, project
             noise = draw.noise(plan, plan.share(index), positions, projection.dtype)
         return plan.unshare(_predict_block(filters, k, absent_id, logits, bias, noise), block)
 
-    out = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
-    out = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), out)
-    return out._replace(finite=out.finite | ~where)
+    predicted = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
+    predicted = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), predicted)
+    return predicted._replace(finite=predicted.finite | ~where)
 
 
 def _predict_block(filters: Filters, k: int, absent_id: int, z: jax.Array, bias: jax.Array | None,
@@ -146,8 +139,8 @@ def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
 def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
     """[P V] columns of y in the nucleus, lower ids first between equals; exact without sorting.
 
-    A column belongs to it while the mass before it is at most top_p. Its smallest value is searched bit by bit: floats
-    are ordered as integers are, so 31 halvings leave one float32 value.
+    A column belongs to it while the mass before it is at most top_p. The nucleus's smallest value is searched bit by
+    bit: floats are ordered as integers are, so 31 halvings leave one float32 value.
     """
     y = y - y.max(-1, keepdims=True)
     p = jax.nn.softmax(y, -1)

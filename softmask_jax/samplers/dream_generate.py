@@ -15,10 +15,7 @@ from softmask_jax.samplers.result import Generated
 
 
 def soft_mask_from(config: Mapping) -> tuple[SoftMask, dict | None]:
-    """The entries of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`).
-
-    See `transparency.read`, also for what it raises.
-    """
+    """Entries of `transparency_config.json` -> (settings, raw scalars for `params["soft_mask"]`); see `read`."""
     settings, raw = transparency.read(config)
     return SoftMask(**settings), raw
 
@@ -26,14 +23,12 @@ def soft_mask_from(config: Mapping) -> tuple[SoftMask, dict | None]:
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of any lengths -> (tokens, attention mask), both [B P] int32, padded on the left.
 
-    P is rounded up to a `multiple`, so that prompts of many lengths share few compiled programs. ValueError for an
-    empty prompt.
+    P is rounded up to a `multiple`: prompts of many lengths share few compiled programs. ValueError for an empty prompt.
     """
     prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
-    empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
     if not prompts:
         raise ValueError("There are no prompts.")
-    if empty:
+    if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"Prompt {empty[0]} is empty: give it at least one token.")
     length = -(-max(map(len, prompts)) // multiple) * multiple
     tokens = np.full((len(prompts), length), pad_token_id, np.int32)
@@ -52,7 +47,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
 
     Args:
       prompts: token lists of any lengths, or an array [B P] with an attention_mask [B P] if it is padded on the left.
-      key: one key for all rows (each gets its own, by its index), or [B] keys; None if nothing is drawn.
+      key: one key, from which every row gets its own by its index, or [B] keys; None if nothing is drawn.
       soft_mask: settings for the scalars in `params["soft_mask"]`, or the keys of `transparency_config.json`.
       max_length: the most positions that the model can take, padding aside.
       options: fields of `DreamSampler`.
@@ -82,9 +77,9 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
         soft_mask, scalars = soft_mask_from(soft_mask)
         params = params if scalars is None else {**params, "soft_mask": scalars}
     sampler = DreamSampler(denoiser, soft_mask or SoftMask(), **options)
-    rows = len(tokens)
     keys = None if key is None else checked_key(key)
-    keys = noise.row_keys(keys, jnp.arange(rows)) if keys is not None and keys.ndim == 0 else keys
+    if keys is not None and keys.ndim == 0:
+        keys = noise.row_keys(keys, jnp.arange(len(tokens)))
     new = ((0, 0), (0, max_new_tokens))
     tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
     # Without padding the model needs no mask, and attention is cheaper.

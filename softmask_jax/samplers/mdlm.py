@@ -1,8 +1,8 @@
 """MDLM's sampler and ReMDM's, with soft-masking, one compiled loop (arXiv 2406.07524, section 4; arXiv 2503.00307).
 
 From t = 1 down the grid, each mask takes a token drawn from the prediction or stays; `transitions` say how likely each
-is, and whether a token may be masked again. A step's prediction is fed back into the next one's masks; a token that was
-just masked again is remembered as a prediction that was certain of it.
+is, and whether a token may be masked again. A step's prediction is fed back into the next one's masks; for a token that
+was just masked again it is certain of that token.
 """
 import dataclasses
 from typing import NamedTuple
@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softmask_jax.diffusion import noise as diffusion
+from softmask_jax.diffusion import noise as diffusion, two_pass
 from softmask_jax.diffusion.soft_masking import Feedback, SoftMask, one_hot_feedback
 from softmask_jax.diffusion.vocab import head as vocab_head
-from softmask_jax.diffusion.vocab.draw import gumbel as gumbel_law, keyed_noise
-from softmask_jax.samplers import feedback as feeding, transitions
-from softmask_jax.samplers.canvas import BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB
+from softmask_jax.diffusion.vocab.draw import gumbel as gumbel_law
+from softmask_jax.samplers import transitions
+from softmask_jax.samplers.canvas import (
+    BoolB, BoolBL, Canvas, FloatB, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys, check_steps,
+)
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.result import Generated, Trace, recorded
+from softmask_jax.samplers.result import Generated, record_step
+from softmask_jax.samplers.trace import Trace, candidates, empty_trace, record_trace
 
 REUSE = ("exact", "compat", "never")
 # Streams of keyed noise beside the draws' own: the mask's Gumbel noise, and that of tokens that may be masked again.
@@ -31,8 +34,8 @@ class _Carry(NamedTuple):
     tokens: IntBL  # x_t
     hidden: FloatBLD  # of the last network call
     feedback: Feedback  # of the prediction before
-    known: BoolB  # rows whose prediction from `hidden` is that of their tokens
-    scale: jax.Array  # the factor on lambda that `hidden` was computed with
+    known: BoolB  # rows whose `hidden` is that of their tokens
+    scale: FloatB  # the factor on lambda that `hidden` was computed with
     confidence: FloatBL  # the probability that a token was drawn with
     calls: IntB  # its row_calls
     finite: BoolB
@@ -44,38 +47,27 @@ class _Carry(NamedTuple):
 class MDLMSampler:
     """`sampler(params, keys [B], tokens [B L], attention_mask=None, gumbel=None) -> Generated`; pure, jit it with the
     sampler closed over. ValueError for options that make no sense.
-
-    Attributes:
-      denoiser: a `models.Denoiser`.
-      soft_mask: settings of the feedback; its schedule follows the share of a row's masks that are left.
-      steps: of the time grid, before a last arg-max pass.
-      transition: how a step moves tokens, see `transitions`.
-      temperature, nucleus_p: of the draws; the feedback stays unfiltered.
-      eps: where the time grid ends.
-      reuse: when the last prediction is used again and a network call saved: "exact": where a row's input is the same,
-        or nothing in it is masked; "compat", as the PyTorch reference: whenever no token of the whole batch changed,
-        even if soft-masking would have changed the input, and never otherwise; "never".
-      constraints: tokens that are not drawn.
-      history, trace: keep every step, the last pass included.
     """
 
-    denoiser: object
-    soft_mask: SoftMask = SoftMask()
-    steps: int = 128
-    transition: object = transitions.Mdlm()
-    temperature: float = 1.0
+    denoiser: object  # a `models.Denoiser`
+    soft_mask: SoftMask = SoftMask()  # settings of the feedback; its schedule follows the share of a row's masks left
+    steps: int = 128  # of the time grid, before a last arg-max pass
+    transition: object = transitions.Mdlm()  # how a step moves tokens
+    temperature: float = 1.0  # this and the next one: of the draws; the feedback stays unfiltered
     nucleus_p: float = 1.0
-    eps: float = 1e-5
+    eps: float = 1e-5  # where the time grid ends
+    # when the last prediction is used again instead of a network call: "exact": where a row's input is the same, or
+    # holds no mask; "compat", as the PyTorch reference: only when no token of the batch changed, even if soft-masking
+    # would have changed the input; "never"
     reuse: str = "exact"
-    constraints: Constraints = Constraints()
-    history: bool = False
-    trace: bool = False
+    constraints: Constraints = Constraints()  # tokens that are not drawn
+    history: bool = False  # keep the tokens of every step, the last pass included
+    trace: bool = False  # keep the `Trace` of every step
 
     def __post_init__(self):
         if self.reuse not in REUSE:
             raise ValueError(f"reuse is '{self.reuse}'; choose one of {', '.join(REUSE)}.")
-        if self.steps < 1:
-            raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
+        check_steps(self.steps)
         if not (0 < self.nucleus_p <= 1 and 0 < self.eps < 1):
             raise ValueError(f"nucleus_p ({self.nucleus_p}) must be in (0, 1] and eps ({self.eps}) in (0, 1).")
         if not 0 < self.temperature < np.inf:
@@ -84,7 +76,7 @@ class MDLMSampler:
     @property
     def reads(self) -> int:
         """How many candidates of a prediction are kept."""
-        return max(self.soft_mask.reads, feeding.shown(self.soft_mask) if self.trace else 1)
+        return max(candidates(self.soft_mask, self.trace), 1)
 
     def most_calls(self, length: int) -> int:
         """The most network calls there can be: the length of the history and the trace."""
@@ -95,19 +87,14 @@ class MDLMSampler:
         """Fill the masks of `tokens`; other tokens stay.
 
         Args:
-          params: {"backbone", "soft_mask"}; the raw scalars are read only with soft-masking.
+          params, tokens, attention_mask: as `DreamSampler.__call__`.
           keys: one a row: a row's text depends neither on the rows beside it nor on its padding.
-          tokens: ids, the mask where text is wanted.
-          attention_mask: 1 for tokens and 0 for padding, which is neither seen nor filled; positions count from the
-            first token.
           gumbel: recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
         """
         shape = (self.steps, *tokens.shape, self.denoiser.vocab_size)
         if gumbel is not None and gumbel.shape != shape:
             raise ValueError(f"Recorded noise must have the shape [steps B L V] = {shape}, not {gumbel.shape}.")
-        if keys is None or keys.shape != tokens.shape[:1]:
-            raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not "
-                             f"{getattr(keys, 'shape', None)}.")
+        check_keys(keys, tokens)
         canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id)
         head = self.denoiser.head(params["backbone"])
         # A network that may predict the mask (Dream's) must not: here only the schedule leaves masks.
@@ -118,7 +105,7 @@ class MDLMSampler:
         def sample_step(carry: _Carry, inputs):
             index, rates, noise = inputs
             carry, called = self._call_network(params, canvas, carry, index)
-            masked = self._masked(canvas, carry)
+            masked = canvas.masks(carry.tokens)
             row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             draw = vocab_head.Draw(row_keys if noise is None else None, noise, self.nucleus_p, self.temperature, bias)
             sweep = vocab_head.sweep(carry.hidden, head, k=self.reads, draw=draw, where=masked,
@@ -129,73 +116,69 @@ class MDLMSampler:
             return carry._replace(
                 tokens=tokens, feedback=self._feed_back(carry, sweep, masked), known=known[self.reuse],
                 confidence=confidence, finite=carry.finite & _finite(sweep, masked),
-                history=recorded(carry.history, index, tokens),
-                trace=self._traced(params, carry, index, called, sweep, masked),
+                history=record_step(carry.history, index, tokens),
+                trace=record_trace(carry, self, params, index, carry.scale, sweep.neg_entropy, masked, called),
             ), called  # fmt: skip
 
         end, called = jax.lax.scan(sample_step, self._start(params, canvas), (jnp.arange(self.steps), rates, gumbel))
         end, last_called = self._call_network(params, canvas, end, self.steps, last=True)
-        masked = self._masked(canvas, end)
+        masked = canvas.masks(end.tokens)
         plain = allowed = vocab_head.sweep(end.hidden, head, k=1, where=masked)
         if bias is not None:
             biased = dataclasses.replace(head, bias=bias if head.bias is None else head.bias + bias)
             allowed = vocab_head.sweep(end.hidden, biased, k=1, where=masked)
         tokens = jnp.where(masked, allowed.token_ids[..., 0], end.tokens)
         return Generated(
-            tokens, recorded(end.history, self.steps, tokens), steps=jnp.asarray(self.steps + 1),
+            tokens, record_step(end.history, self.steps, tokens), steps=jnp.asarray(self.steps + 1),
             calls=called.sum(dtype=jnp.int32) + last_called.astype(jnp.int32), row_calls=end.calls,
             positions=end.calls.astype(jnp.float32) * tokens.shape[1],
-            filled=(canvas.fillable & (tokens != self.denoiser.mask_token_id)).sum(-1),
-            finite=end.finite & _finite(plain, masked),
-            trace=self._traced(params, end, self.steps, last_called, plain, masked),
+            filled=(canvas.fillable & ~canvas.masks(tokens)).sum(-1), finite=end.finite & _finite(plain, masked),
+            trace=record_trace(end, self, params, self.steps, end.scale, plain.neg_entropy, masked, last_called),
         )  # fmt: skip
-
-    def _masked(self, canvas: Canvas, carry: _Carry) -> BoolBL:
-        return canvas.fillable & (carry.tokens == self.denoiser.mask_token_id)
 
     def _start(self, params: dict, canvas: Canvas) -> _Carry:
         tokens, rows, steps = canvas.tokens, canvas.tokens.shape[:1], self.steps + 1
-        hidden = jax.eval_shape(lambda b: self.denoiser.trunk(b, self.denoiser.embed(b, tokens))[0], params["backbone"])
-        empty = feeding.empty_feedback(self.denoiser, self.soft_mask, params, tokens, self.reads)
+        empty = two_pass.empty_feedback(self.denoiser, self.soft_mask, params, tokens, self.reads)
         if self.soft_mask.variant == "full":
             empty = empty._replace(certain=jnp.full(tokens.shape, -1, jnp.int32))
         return _Carry(
-            tokens, jnp.zeros(hidden.shape, hidden.dtype), empty, known=jnp.zeros(rows, bool), scale=jnp.zeros(rows),
-            confidence=jnp.zeros(tokens.shape), calls=jnp.zeros(rows, jnp.int32), finite=jnp.ones(rows, bool),
-            history=jnp.zeros((steps, *tokens.shape), jnp.int32) if self.history else None,
-            trace=feeding.empty_trace(steps, tokens, self.reads) if self.trace else None,
+            tokens, two_pass.empty_hidden(self.denoiser, params, tokens), empty, known=jnp.zeros(rows, bool),
+            scale=jnp.zeros(rows), confidence=jnp.zeros(tokens.shape), calls=jnp.zeros(rows, jnp.int32),
+            finite=jnp.ones(rows, bool), history=jnp.zeros((steps, *tokens.shape), jnp.int32) if self.history else None,
+            trace=empty_trace(steps, tokens, self.reads) if self.trace else None,
         )  # fmt: skip
 
     def _call_network(self, params: dict, canvas: Canvas, carry: _Carry, index: Int | int, *,
                       last: bool = False) -> tuple[_Carry, jax.Array]:
         """The carry with `hidden` for its tokens, and whether the network was called for it."""
-        masks = self._masked(canvas, carry).sum(-1)
+        masks = canvas.masks(carry.tokens).sum(-1)
         scale = jnp.where(index > 0, self.soft_mask.scale(masks, canvas.at_start), 0.0)
         needed = ~carry.known
         if self.reuse == "exact":
-            # Feedback that lambda = 0 shuts out changes no input.
-            same = jnp.asarray(True) if not self.soft_mask.on else (scale == 0) & (carry.scale == 0)
+            # Feedback with lambda = 0 changes no input.
+            same = (scale == 0) & (carry.scale == 0) if self.soft_mask.on else jnp.asarray(True)
             needed = (masks > 0) & ~(carry.known & same)
         elif last:
             needed = jnp.ones_like(needed)
 
         def network():
-            x = feeding.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, carry.feedback, scale)
+            x = two_pass.soft_embed(self.denoiser, self.soft_mask, params, carry.tokens, carry.feedback, scale)
             hidden = self.denoiser.trunk(params["backbone"], x, **canvas.layout)[0]
             return jnp.where(needed[:, None, None], hidden, carry.hidden)
 
-        hidden = jax.lax.cond(needed.any(), network, lambda: carry.hidden)
-        after = carry._replace(hidden=hidden, calls=carry.calls + needed.astype(jnp.int32), scale=scale)
-        return after, needed.any()
+        called = needed.any()
+        hidden = jax.lax.cond(called, network, lambda: carry.hidden)
+        return carry._replace(hidden=hidden, calls=carry.calls + needed.astype(jnp.int32), scale=scale), called
 
     def _move(self, canvas: Canvas, carry: _Carry, rates: transitions.Rates, sweep: vocab_head.Sweep, masked: BoolBL,
               row_keys: KeysB, noise: jax.Array | None) -> tuple[IntBL, FloatBL]:
         """(x_s, the confidence that its tokens were drawn with)."""
-        free, mask_token_id = canvas.fillable & ~masked, self.denoiser.mask_token_id
+        free, mask_token_id = canvas.fillable & ~masked, canvas.mask_token_id
         if self.transition.by_confidence:
             rates = transitions.less_sure_first(rates, carry.confidence, free)
         if noise is None:
-            of_mask, of_token = (keyed_noise(gumbel_law, row_keys, canvas.positions, stream=s) for s in (MASK, TOKEN))
+            of_mask, of_token = (diffusion.keyed_noise(gumbel_law, row_keys, canvas.positions, stream=stream)
+                                 for stream in (MASK, TOKEN))
         else:
             of_mask = noise[..., mask_token_id]
             of_token = jnp.take_along_axis(noise, carry.tokens[..., None], -1)[..., 0]
@@ -206,18 +189,11 @@ class MDLMSampler:
 
     def _feed_back(self, carry: _Carry, sweep: vocab_head.Sweep, masked: BoolBL) -> Feedback:
         """The prediction at masks, one-hot at known tokens."""
-        certain = one_hot_feedback(carry.tokens, carry.feedback.token_ids.shape[-1])
         predicted = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy)
-        feedback = jax.tree.map(
-            lambda new, old: jnp.where(masked if new.ndim == 2 else masked[..., None], new, old), predicted, certain)
+        feedback = predicted.where(masked, one_hot_feedback(carry.tokens, self.reads))
         if self.soft_mask.variant == "full":
             return feedback._replace(hidden=carry.hidden, certain=jnp.where(masked, -1, carry.tokens))
         return feedback
-
-    def _traced(self, params: dict, carry: _Carry, index: Int | int, called: jax.Array, sweep: vocab_head.Sweep,
-                masked: BoolBL) -> Trace | None:
-        return feeding.traced(carry.trace, self.soft_mask, self.denoiser, params, index, carry.tokens, carry.feedback,
-                              carry.scale, sweep.neg_entropy, masked, called=called)
 
 
 def _finite(sweep: vocab_head.Sweep, masked: BoolBL) -> BoolB:

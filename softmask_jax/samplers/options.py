@@ -10,7 +10,7 @@ from softmask_jax.config.jax_settings import checked_key, settled
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers import dream, transitions
 from softmask_jax.samplers.blocks import BlockSampler
-from softmask_jax.samplers.canvas import check_masks
+from softmask_jax.samplers.canvas import check_masks, check_steps
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.dream import DreamSampler
 from softmask_jax.samplers.mdlm import MDLMSampler
@@ -18,13 +18,8 @@ from softmask_jax.samplers.result import Generated
 
 # MDLM's grid is independent of the length; 128 steps are the fewest that ReMDM's and the soft-masking paper report.
 MDLM_STEPS = 128
-TRANSITIONS = {
-    "mdlm": transitions.Mdlm,
-    "remdm_cap": transitions.RemdmCap,
-    "remdm_rescale": transitions.RemdmRescale,
-    "remdm_conf": transitions.RemdmConf,
-    "remdm_loop": transitions.RemdmLoop,
-}
+TRANSITIONS = {"mdlm": transitions.Mdlm, "remdm_cap": transitions.RemdmCap, "remdm_rescale": transitions.RemdmRescale,
+               "remdm_conf": transitions.RemdmConf, "remdm_loop": transitions.RemdmLoop}  # fmt: skip
 ALGORITHMS = (*TRANSITIONS, *dream.ALGORITHMS)
 # Options that only some algorithms have: their family, and the algorithms.
 FAMILIES = {
@@ -41,7 +36,7 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which sampler, and how it samples; None is the sampler's own default. ValueError for options that clash.
+    """Which sampler, and how it samples; None is the sampler's default. ValueError for options that clash.
 
     Options without a comment: see `MDLMSampler`, the `transitions`, `DreamSampler`, `BlockSampler`.
     """
@@ -73,12 +68,11 @@ class Options:
     compat: bool = False  # as the reference: see `MDLMSampler.reuse` and `BlockSampler.compat`
 
     def __post_init__(self):
-        # A list, as notebooks write it, could not be compiled for.
+        # Notebooks write a list, which has no hash: nothing could be compiled for it.
         object.__setattr__(self, "forbidden", tuple(self.forbidden))
         if self.alg and self.alg not in ALGORITHMS:
             raise ValueError(f"alg is '{self.alg}'; choose one of {', '.join(ALGORITHMS)}.")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"A sampler needs at least 1 step, not {self.steps}.")
+        check_steps(self.steps)
         if self.soft_mask is not None and self.soft_mask != "none" and not isinstance(self.soft_mask, SoftMask):
             raise ValueError(f"soft_mask must be 'none' or SoftMask(variant, k, schedule), not {self.soft_mask!r}.")
         if self.block_length is None and (self.cache or self.full_call):
@@ -92,7 +86,7 @@ class Options:
         """The sampler over a denoiser.
 
         Args:
-          soft_mask, end_token_ids, alg: the model's own settings, the tokens that end its texts, its default algorithm.
+          soft_mask, end_token_ids, alg: the model's settings, the tokens that end its texts, its default algorithm.
           new_tokens: positions that may be filled, for the default number of steps. prompt_length: where blocks begin.
         """
         alg = self.alg or alg
@@ -119,7 +113,7 @@ class Options:
                 raise ValueError("'origin' cannot decode in blocks; choose another alg, or leave block_length out.")
             return make(BlockSampler, **common, steps=self.steps or new_tokens, prompt_length=prompt_length)
         if self.compat:
-            raise ValueError(f"There is nothing that '{alg}' without blocks does otherwise; leave compat out.")
+            raise ValueError(f"compat changes nothing for '{alg}' without blocks; leave it out.")
         ungridded = alg.startswith("confidence_") or self.tokens_per_step is not None
         return make(DreamSampler, **common, steps=self.steps if ungridded else self.steps or new_tokens)
 

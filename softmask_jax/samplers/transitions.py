@@ -1,8 +1,8 @@
 """How a step of MDLM's samplers moves tokens: MDLM (arXiv 2406.07524) and ReMDM's re-masking (arXiv 2503.00307).
 
-From time t to s < t every token is re-masked with probability sigma, and every mask takes a token drawn from the
-prediction with weight `take` or stays one with weight `stay`; alpha = 1 - t. All three are numbers of the step alone,
-so a transition is a frozen dataclass that tabulates them: transition(times [T], dt) -> `Rates`.
+From time t to s < t a token is re-masked with probability sigma; a mask takes a token drawn from the prediction with
+weight `take` or stays with weight `stay`; alpha = 1 - t. All three depend on the step alone: a transition is a frozen
+dataclass that tabulates them, transition(times [T], dt) -> `Rates`.
 """
 import dataclasses
 from typing import NamedTuple
@@ -13,11 +13,11 @@ import numpy as np
 
 
 class Rates(NamedTuple):
-    """remask: sigma, in [0, 1]; take, stay: weights of a mask's two ways, which need not sum to 1. All [T] float32."""
+    """All [T] float32; the last two need not sum to 1."""
 
-    remask: np.ndarray
-    take: np.ndarray
-    stay: np.ndarray
+    remask: np.ndarray  # sigma, in [0, 1]
+    take: np.ndarray  # weight of a mask that becomes a token
+    stay: np.ndarray  # weight of a mask that stays one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Mdlm:
 
 
 class _Remasking:
-    """sigma by the step's largest possible one; the masks' rates keep the marginals those of MDLM."""
+    """sigma from `limit`, the largest possible one of the step; the masks' rates keep the marginals those of MDLM."""
 
     by_confidence = False
     eta = 0.0
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta, a probability of re-masking, must be in [0, 1], not {self.eta}.")
 
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
         t, s = _grid(times, dt)
         alpha_t, alpha_s = 1 - t, 1 - s
+        # At alpha_t = 0 there is no token to be re-masked.
         with np.errstate(divide="ignore"):
-            # At alpha_t = 0 no token stands anywhere that could be re-masked.
-            limit = np.where(alpha_t > 0, (1 - alpha_s) / alpha_t, np.inf)
-        sigma = self._sigma(limit, alpha_t, alpha_s)
+            sigma = self._sigma((1 - alpha_s) / alpha_t, alpha_t, alpha_s)
         return _rates(sigma, *_kept_marginals(0 if self.by_confidence else sigma, alpha_t, alpha_s))
 
     def _sigma(self, limit: np.ndarray, alpha_t: np.ndarray, alpha_s: np.ndarray) -> np.ndarray:
@@ -89,27 +89,24 @@ class ForwardBackward(_Remasking):
     """sigma = (alpha_s - alpha_t) / alpha_t: as much noise as the step took away (DFM's corrector)."""
 
     def _sigma(self, limit, alpha_t, alpha_s):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(alpha_t > 0, (alpha_s - alpha_t) / alpha_t, 1.0)
+        return np.where(alpha_t > 0, (alpha_s - alpha_t) / alpha_t, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class RemdmLoop:
+class RemdmLoop(_Remasking):
     """MDLM down to alpha_on for t > t_on, then re-masking at alpha_on with sigma = eta; MDLM again from t_off on."""
 
     eta: float = 0.02
     t_on: float = 0.55
     t_off: float = 0.05
     alpha_on: float = 0.9
-    by_confidence = False
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        super().__post_init__()
         if not 0 < self.t_off < self.t_on < 1:
             raise ValueError(f"The loop needs 0 < t_off < t_on < 1, not t_off = {self.t_off} and t_on = {self.t_on}.")
         if not 0 < self.alpha_on < 1:
-            raise ValueError(f"alpha_on, the share of tokens that stand while looping, must be in (0, 1), not "
-                             f"{self.alpha_on}.")
+            raise ValueError(f"alpha_on, the share of tokens in the loop, must be in (0, 1), not {self.alpha_on}.")
         if self.eta * self.alpha_on > 1 - self.alpha_on:
             raise ValueError(f"eta = {self.eta} re-masks more than a loop at alpha_on = {self.alpha_on} can fill: at "
                              f"most {(1 - self.alpha_on) / self.alpha_on:.3g}.")
@@ -117,15 +114,12 @@ class RemdmLoop:
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
         t, s = _grid(times, dt)
         early, late = t > self.t_on, t <= self.t_off
-
-        def masked(at: np.ndarray) -> np.ndarray:
-            """1 - alpha at a time, by the phase of t."""
-            before = 1 - (1 - at) * self.alpha_on / (1 - self.t_on)
-            return np.where(early, before, at * (1 - self.alpha_on) / self.t_off)
-
+        # 1 - alpha at t and at s, by the phase of t.
+        masked_t, masked_s = (np.where(early, 1 - (1 - time) * self.alpha_on / (1 - self.t_on),
+                                       time * (1 - self.alpha_on) / self.t_off) for time in (t, s))
         sigma = np.where(early | late, 0.0, self.eta)
         take, stay = _kept_marginals(self.eta, self.alpha_on, self.alpha_on)
-        return _rates(sigma, np.where(sigma > 0, take, masked(t) - masked(s)), np.where(sigma > 0, stay, masked(s)))
+        return _rates(sigma, np.where(sigma > 0, take, masked_t - masked_s), np.where(sigma > 0, stay, masked_s))
 
 
 def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, drawn: jax.Array, score: jax.Array,
@@ -134,8 +128,7 @@ def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, dr
 
     Args:
       rates: of this step, scalars or [B L].
-      masked: masks of x_t that may be filled.
-      free: tokens of x_t that may be re-masked.
+      masked, free: masks of x_t that may be filled, and tokens that may be re-masked.
       drawn, score: tokens from the prediction p, and their log p + Gumbel noise.
       mask_noise, own_noise: Gumbel noise of the mask, and of the token of x_t.
     """
@@ -164,8 +157,3 @@ def _kept_marginals(sigma, alpha_t, alpha_s) -> tuple[np.ndarray, np.ndarray]:
 def _rates(*rates: np.ndarray) -> Rates:
     # Rounding may take a weight that is 0 just below it.
     return Rates(*(np.maximum(rate, 0).astype(np.float32) for rate in rates))
-
-
-def _check_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta, a probability of re-masking, must be in [0, 1], not {eta}.")

@@ -9,9 +9,10 @@ import pytest
 
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.diffusion.embedding_mixtures import slerp_weights
-from softmask_jax.diffusion.soft_masking import Feedback, Scalars, blend, feedback_from_logits
+from softmask_jax.diffusion.soft_masking import Feedback, Scalars, SoftMask, blend
 from softmask_jax.diffusion.vocab.head import Head
 from tests.golden import load, meta
+from tests.helpers.dense_feedback import feedback_from_logits
 
 MASK = 63
 GOLDEN = load("soft_mask.npz")
@@ -89,31 +90,36 @@ def test_blend_and_gradients_match_the_reference_in_every_recorded_case(setting)
             assert d_raw["raw_temperature"] == 0
 
 
-@pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5"])
-def test_lambda_and_sparse_weights_match_the_reference_in_every_recorded_case(setting):
-    k = int(setting[-1])
+def dense_weights(tokens, feedback, raw, mask=MASK, vocab_size=64):
+    """The weight of every row of the table in the blended embeddings: [B L V]."""
+    return blend(tokens, feedback, raw, jnp.eye(vocab_size), mask_token_id=mask)
 
+
+def recorded_weights(ids, weights, vocab_size=64):
+    """Recorded sparse weights [B L k+1] of the rows `ids` as [B L V]."""
+    return (jax.nn.one_hot(ids, vocab_size) * jnp.asarray(weights)[..., None]).sum(-2)
+
+
+@pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5"])
+def test_lambda_and_the_weights_of_rows_match_the_reference_in_every_recorded_case(setting):
     @jax.jit
     def evaluate(raw, logits):
-        feedback = feedback_of(logits, k)
-        lam = soft_masking.mix_weight(feedback.neg_entropy, soft_masking.effective(raw))
-        ids, weights = soft_masking.topk_weights(TOKENS, feedback, raw, mask_token_id=MASK)
-        dense = jnp.zeros_like(logits)
-        for j in range(k + 1):
-            dense += weights[..., j, None] * jax.nn.one_hot(ids[..., j], 64)
-        return feedback.neg_entropy, lam, ids, weights, dense
+        feedback = feedback_of(logits, int(setting[-1]))
+        lam = soft_masking.masked_weight(TOKENS, feedback.neg_entropy, raw, mask_token_id=MASK)
+        return feedback.neg_entropy, lam, dense_weights(TOKENS, feedback, raw)
 
     masked = GOLDEN["input_ids"] == MASK
     for case in cases(setting):
         family, logits, params = case.split("/")[:3]
-        neg_entropy, lam, ids, weights, dense = evaluate(RAW[params], GOLDEN[f"logits/{logits}"])
+        neg_entropy, lam, weights = evaluate(RAW[params], GOLDEN[f"logits/{logits}"])
         np.testing.assert_allclose(neg_entropy, GOLDEN[f"{case}/neg_entropy"], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(np.where(masked, lam, 0), GOLDEN[f"{case}/lambda"], rtol=2e-4, atol=0)
+        np.testing.assert_allclose(lam, GOLDEN[f"{case}/lambda"], rtol=2e-4, atol=0)
         if family == "lang":
-            np.testing.assert_array_equal(np.asarray(ids)[masked], GOLDEN[f"{case}/indices"][masked])
-            np.testing.assert_allclose(weights[masked], GOLDEN[f"{case}/probs"][masked], rtol=2e-4, atol=1e-12)
+            # A lambda that 1 - lambda rounds away leaves exactly the mask's row.
+            want = recorded_weights(GOLDEN[f"{case}/indices"], GOLDEN[f"{case}/probs"])
+            np.testing.assert_allclose(weights[masked], want[masked], rtol=2e-4, atol=2**-25)
         else:
-            np.testing.assert_allclose(dense, GOLDEN[f"{case}/p_out"], rtol=2e-4, atol=1e-12)
+            np.testing.assert_allclose(weights, GOLDEN[f"{case}/p_out"], rtol=2e-4, atol=2**-25)
 
 
 def test_bfloat16_reference_is_matched_to_its_own_precision():
@@ -128,20 +134,17 @@ def test_bfloat16_reference_is_matched_to_its_own_precision():
 
 
 def test_ties_among_the_top_k_give_the_reference_weights():
-    feedback = feedback_of(jnp.asarray(GOLDEN["lang_ties/logits"]), 3)
-    # recorded with one of the parameter sets; equal logits share lambda whichever tokens are taken
-    _, weights = soft_masking.topk_weights(TOKENS, feedback, RAW["learnA"], mask_token_id=MASK)
+    # Equal logits share lambda whichever tokens are taken.
+    weights = dense_weights(TOKENS, feedback_of(jnp.asarray(GOLDEN["lang_ties/logits"]), 3), RAW["learnA"])
     masked = GOLDEN["input_ids"] == MASK
-    np.testing.assert_allclose(weights[masked], GOLDEN["lang_ties/probs"][masked], rtol=2e-4)
+    np.testing.assert_allclose(np.sort(weights[masked])[:, -4:], np.sort(GOLDEN["lang_ties/probs"][masked]), rtol=2e-4)
 
 
 def test_rows_without_masks_are_left_alone():
     tokens = jnp.asarray(GOLDEN["lang_nomask/input_ids"], jnp.int32)
-    ids, weights = soft_masking.topk_weights(
-        tokens, feedback_of(jnp.asarray(GOLDEN["logits/normal3"]), 3), RAW["learnA"], mask_token_id=MASK
-    )
-    np.testing.assert_array_equal(ids[..., 0], GOLDEN["lang_nomask/indices"][..., 0])
-    np.testing.assert_array_equal(weights, GOLDEN["lang_nomask/probs"])
+    weights = dense_weights(tokens, feedback_of(jnp.asarray(GOLDEN["logits/normal3"]), 3), RAW["learnA"])
+    want = recorded_weights(GOLDEN["lang_nomask/indices"], GOLDEN["lang_nomask/probs"])
+    np.testing.assert_array_equal(weights, want)
 
 
 @pytest.mark.parametrize("setting", ["topk1", "topk3", "topk5", "temp"])
@@ -149,7 +152,7 @@ def test_decoding_schedules_match_the_reference(setting):
     variant, k = ("full", 3) if setting == "temp" else ("topk", int(setting[-1]))
     for schedule, length in META["infer"]["max_gen_length"].items():
         # the reference's ratio is one number for the whole batch
-        scale = soft_masking.schedule_scale(schedule, META["infer"]["num_mask"] / length)
+        scale = SoftMask(schedule=schedule).scale(META["infer"]["num_mask"], length)
         (_, x), _ = run(INFER_RAW, EMBEDDING, GOLDEN["logits/normal3"], scale, variant=variant, k=k)
         near(x, GOLDEN[f"infer/{setting}/{schedule}/p_out"] @ GOLDEN["embedding"], 1e-5)
 
@@ -158,15 +161,13 @@ def test_the_denoiser_s_recorded_feedback_is_matched():
     golden, mask = load("mdlm_dit/forward.npz"), 97
     raw = soft_masking.init_scalars(0.9, -2.5, 1.5, 0.8)
     feedback = feedback_from_logits(jnp.asarray(golden["log_probs_pass1"]), k=3)
-    ids, weights = soft_masking.topk_weights(
-        jnp.asarray(golden["xt"], jnp.int32), feedback, raw, mask_token_id=mask
-    )
-    masked = golden["xt"] == mask
-    np.testing.assert_array_equal(ids[masked], golden["sm_indices"][masked])
-    np.testing.assert_allclose(weights[masked], golden["sm_probs"][masked], atol=1e-6)
+    tokens, masked = jnp.asarray(golden["xt"], jnp.int32), golden["xt"] == mask
+    np.testing.assert_array_equal(feedback.token_ids[masked], golden["sm_indices"][masked][:, 1:])
+    want = recorded_weights(golden["sm_indices"], golden["sm_probs"], 98)
+    np.testing.assert_allclose(dense_weights(tokens, feedback, raw, mask, 98)[masked], want[masked], atol=1e-6)
     np.testing.assert_allclose(feedback.neg_entropy, golden["sm_neg_entropy"], atol=2e-5)
-    lam = soft_masking.mix_weight(feedback.neg_entropy, soft_masking.effective(raw))
-    np.testing.assert_allclose(np.where(masked, lam, 0), golden["sm_lambda"], rtol=2e-5)
+    lam = soft_masking.masked_weight(tokens, feedback.neg_entropy, raw, mask_token_id=mask)
+    np.testing.assert_allclose(lam, golden["sm_lambda"], rtol=2e-5)
 
 
 def test_raw_and_effective_scalars_match_the_reference():
@@ -315,28 +316,18 @@ def test_one_hot_feedback_remembers_its_token_with_certainty():
         np.testing.assert_array_equal(x, EMBEDDING[tokens])
 
 
-def test_feedback_leaves_out_a_suppressed_token():
-    logits = jnp.asarray([[[1.0, 9.0, 3.0, 2.0]]])
-    feedback = feedback_from_logits(logits, k=3, suppress=1)
-    assert feedback.token_ids.tolist() == [[[2, 3, 0]]]
-    kept = feedback_from_logits(logits[..., jnp.asarray([0, 2, 3])], k=3)
-    np.testing.assert_allclose(feedback.neg_entropy, kept.neg_entropy, rtol=1e-6)
-    with pytest.raises(ValueError, match="k = 4"):
-        feedback_from_logits(logits, k=4, suppress=1)
-
-
-def test_schedules_follow_the_share_of_masks_left():
-    ratio = jnp.asarray([1.0, 0.5001, 0.5, 0.25, 0.0])
-    np.testing.assert_array_equal(soft_masking.schedule_scale("none", ratio), jnp.ones(5))
-    np.testing.assert_array_equal(soft_masking.schedule_scale("linear", ratio), ratio)
-    np.testing.assert_array_equal(soft_masking.schedule_scale("stepwise", ratio), jnp.asarray([1.0, 1, 0, 0, 0]))
-    with pytest.raises(ValueError, match="'cosine'.*none, linear, stepwise"):
-        soft_masking.schedule_scale("cosine", ratio)
+@pytest.mark.parametrize("schedule, expected", [
+    ("none", [1, 1, 1, 1, 1]), ("linear", [1, 0.5001, 0.5, 0.25, 0]), ("stepwise", [1, 1, 0, 0, 0])])  # fmt: skip
+def test_schedules_follow_the_share_of_masks_left(schedule, expected):
+    scale = SoftMask(schedule=schedule).scale(jnp.asarray([10000, 5001, 5000, 2500, 0]), jnp.full(5, 10000))
+    np.testing.assert_allclose(scale, expected, rtol=1e-7)
 
 
 def test_bad_requests_are_answered_by_name():
     feedback = feedback_from_logits(jnp.asarray(GOLDEN["logits/normal3"]), k=3)
     ask = functools.partial(blend, mask_token_id=MASK)
+    with pytest.raises(ValueError, match="'cosine'.*none, linear, stepwise"):
+        SoftMask(schedule="cosine")
     with pytest.raises(ValueError, match="variant 'topp'.*topk, full, slerp, none"):
         ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="topp")
     with pytest.raises(ValueError, match="needs feedback.hidden and head"):

@@ -12,6 +12,7 @@ from softmask_jax.samplers import Constraints, Draws, DreamSampler, SoftMask, di
 from softmask_jax.samplers.commit import surest, unmask_shares
 from softmask_jax.samplers.dream import ALGORITHMS
 from tests.golden import load, meta
+from tests.helpers.dense_feedback import feedback_from_logits
 from tests.helpers.dream_denoiser import PAD, logits, model, params, recorded
 from tests.helpers.dream_model import MASK, VOCAB
 from tests.samplers.test_dream_draw import softmax, sorted_filter
@@ -120,7 +121,7 @@ def test_rows_with_unequal_masks_are_each_decoded_as_if_alone():
 def test_soft_inputs_match_the_recorded_ones():
     z, _, settings = recorded("dream_generate/sm_topk3_entropy_s16_leftpad.npz")
     spec, scalars = soft_mask_from(settings)
-    feedback = soft_masking.feedback_from_logits(jnp.asarray(z["logits_step0"]), k=3)
+    feedback = feedback_from_logits(jnp.asarray(z["logits_step0"]), k=3)
     weights = {**params(), "soft_mask": scalars}
     x = two_pass.soft_embed(model(), spec, weights, jnp.asarray(z["history"][0]), feedback)
     np.testing.assert_allclose(x, z["inputs_embeds_step1"], atol=2e-6)

@@ -1,8 +1,8 @@
 """The output layer over a large vocabulary: the columns that exist, their chunks and their devices.
 
-An array of B x L x V logits is the largest buffer of a language model by far, so none is ever made. `walk` visits the
+B x L x V logits would be the largest buffer of a language model by far, so they are never made. `walk` visits the
 columns in windows of equal width; the last window is shifted back to fit and skips columns seen before. Over a mesh
-every device walks the columns [vocab_start, vocab_end) of its shard for its own rows, inside one `jax.shard_map`.
+every device walks the columns of its shard for its own rows, inside one `jax.shard_map`.
 """
 import dataclasses
 import math
@@ -35,25 +35,15 @@ class VocabSharding:
          meta_fields=["vocab_size", "mask_token_id", "suppress_mask", "sharding", "chunk"])
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The output layer: logits = hidden @ weight.T + bias.
+    """The output layer: logits = hidden @ weight.T + bias."""
 
-    Attributes:
-      weight: [Vpad D].
-      bias: [Vpad], or None.
-      vocab_size: columns from here on are padding; they do not exist for any function.
-      mask_token_id: the mask's column.
-      suppress_mask: the mask's column does not exist either.
-      sharding: None on a single device.
-      chunk: width of a window, rounded up to 128; None: all at once up to `SMALL_VOCABULARY`, else an eighth.
-    """
-
-    weight: jax.Array
-    bias: jax.Array | None
-    vocab_size: int
-    mask_token_id: int
-    suppress_mask: bool
-    sharding: VocabSharding | None = None
-    chunk: int | None = None
+    weight: jax.Array  # [Vpad D]
+    bias: jax.Array | None  # [Vpad]
+    vocab_size: int  # columns from here on are padding; they do not exist for any function
+    mask_token_id: int  # the mask's column
+    suppress_mask: bool  # the mask's column does not exist either
+    sharding: VocabSharding | None = None  # None on a single device
+    chunk: int | None = None  # width of a window, rounded up to 128; None: see `Plan.width`
 
 
 class Projection(NamedTuple):
@@ -135,7 +125,7 @@ class Plan:
         return (ids >= 0) & (ids < self.vocab_size) & (ids != self.absent_id)
 
     def width(self, local: int) -> int:
-        """Columns of one window over `local` ones."""
+        """Columns of one window over `local` ones: all up to `SMALL_VOCABULARY`, else about an eighth."""
         if self.dense:
             return local
         if self.chunk is not None:

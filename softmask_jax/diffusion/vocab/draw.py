@@ -2,11 +2,10 @@
 
 The Gumbel-max trick draws argmax_v(log p_v + g_v). Within a block of columns the maximum is itself a Gumbel variable,
 shifted by the log of the block's mass, and independent of where it is attained (max-stability). So one Gumbel number
-for every block of 128 columns chooses the block, and 128 more choose within it: the same law of (token, score) at
-V / 128 + 128 random numbers a position instead of V. Recorded noise [B L V] is replayed literally instead.
+for every block of 128 columns chooses the block, and 128 more choose within it: the same law of (token, score) from
+V / 128 + 128 random numbers a position instead of V. Recorded noise [B L V] is replayed literally. P positions.
 """
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.vocab.chunks import Chunk, Plan, Projection, Specs, at_positions
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax
 
@@ -22,27 +22,6 @@ NUCLEUS_BLOCK = 2 ** 24
 
 # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
 gumbel = partial(jax.random.gumbel, mode="high")
-
-
-def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, positions: jax.Array, *,
-                stream: int | None = None) -> jax.Array:
-    """law(key) at every position: a function of (row key, stream, position) alone, whatever the batch, L and devices.
-
-    Args:
-      law: one key -> [...], `jax.random.uniform` for example.
-      keys: [B] one key a row. positions: [B L], or [B] for one a row.
-      stream: separates noise of several uses of the same keys; None: the use that has no stream of its own.
-
-    Returns:
-      [B L ...] or [B ...].
-    """
-    if stream is not None:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
-
-    def at(key, position):
-        return law(jax.random.fold_in(key, position))
-
-    return jax.vmap(at if positions.ndim == 1 else jax.vmap(at, (None, 0)))(keys, positions)
 
 
 class Noise(NamedTuple):
@@ -67,22 +46,15 @@ class Noise(NamedTuple):
          meta_fields=["nucleus_p"])
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How to draw: from `keys` or from recorded `gumbel`, exactly one of them.
+    """How to draw: from `keys` or from recorded `gumbel`, exactly one of them."""
 
-    Attributes:
-      keys: [B] typed JAX keys, one a row.
-      gumbel: [B L V] recorded noise.
-      nucleus_p: static; below 1, keep the most probable tokens while their cumulative probability is at most nucleus_p
-        (the first always) and renormalise.
-      temperature: divides the logits on top of the sweep's own.
-      bias: [Vpad], added to the logits that are drawn from, and to no others.
-    """
-
-    keys: jax.Array | None = None
-    gumbel: jax.Array | None = None
+    keys: jax.Array | None = None  # [B] typed JAX keys, one a row
+    gumbel: jax.Array | None = None  # [B L V] recorded noise
+    # static; below 1, keep the most probable tokens while their cumulative probability is at most nucleus_p (the first
+    # always) and renormalise
     nucleus_p: float = 1.0
-    temperature: jax.Array | float = 1.0
-    bias: jax.Array | None = None
+    temperature: jax.Array | float = 1.0  # divides the logits on top of the sweep's own
+    bias: jax.Array | None = None  # [Vpad], added to the logits that are drawn from, and to no others
 
     def prepare(self, plan: Plan, projection: Projection) -> "Draw":
         """With noise over all Vpad columns and a temperature of the logits' dtype; ValueError if it does not fit."""
@@ -115,18 +87,18 @@ class Draw:
             return Noise(self.gumbel.reshape(positions.size, -1)[index], None)
         law = partial(gumbel, shape=(LANES - (-plan.size // LANES),), dtype=dtype)
         noise = keyed_noise(law, self.keys[index // positions.shape[1]], positions.reshape(-1)[index])
-        # Columns that were added to make shards of whole blocks do not exist and need no noise.
+        # Columns added to make shards of whole blocks do not exist and need no noise.
         blocks = -(-plan.size // (LANES * plan.shards)) * plan.shards
         across = noise[:, LANES:]
         return Noise(jnp.pad(across, ((0, 0), (0, blocks - across.shape[1]))), noise[:, :LANES])
 
 
 class Drawn(NamedTuple):
-    """token_ids [P]; score [P]: log p + Gumbel noise; log_p [P], nats. All under what they were drawn from."""
+    """Drawn tokens, under the distribution that they were drawn from."""
 
-    token_ids: jax.Array
-    score: jax.Array
-    log_p: jax.Array
+    token_ids: jax.Array  # [P]
+    score: jax.Array  # [P] log p + Gumbel noise
+    log_p: jax.Array  # [P] nats
 
 
 class GumbelMax(NamedTuple):

@@ -1,9 +1,9 @@
-"""Everything that touches the vocabulary: top-k, entropy, cross-entropy, mixtures and draws, never B x L x V.
+"""Top-k, entropy, cross-entropy, mixtures and draws over a large vocabulary, without B x L x V logits.
 
-Formulas: "Soft-Masked Diffusion Language Models" (arXiv 2510.17206), equations for lambda and the feedback mixture;
-MDLM (arXiv 2406.07524) for the likelihood. Logits are hidden @ weight.T + bias with operands in the hidden states'
-dtype, accumulated in float32; everything after is float32 (float64 for float64 hidden states). Columns that do not
-exist (padding, the suppressed mask) are left out of every sum. Small vocabularies take one dense window.
+Formulas: "Soft-Masked Diffusion Language Models" (arXiv 2510.17206) for lambda and the feedback mixture, MDLM (arXiv
+2406.07524) for the likelihood. Matrix products take operands in the hidden states' dtype; from there on everything is
+float32 (float64 for float64 hidden states). Columns that do not exist (padding, the suppressed mask) are left out of
+every sum. Small vocabularies take one dense window.
 
 With a `VocabSharding` every device works on its own rows and columns, with the same noise. Over the devices that share
 the vocabulary a sweep takes 2 all-reduces (of the maximum and of the sums) and 2 all-gathers (of the top k), a draw 1
@@ -31,25 +31,15 @@ MIN_BLOCK = 256
 
 
 class Sweep(NamedTuple):
-    """Results of one pass over the vocabulary, all [B L ...].
+    """Results of one pass over the vocabulary; the last three are None without a draw."""
 
-    Attributes:
-      token_ids: [B L k] of the largest logits, the lower id first between equals.
-      top_logits: [B L k] the logits, unscaled, largest first.
-      neg_entropy: sum_v p_v log p_v of softmax(z / temperature), nats.
-      logsumexp: of z / temperature, nats.
-      drawn: the drawn token; None without a draw, as the next two.
-      drawn_score: its log p + Gumbel noise.
-      drawn_log_p: its log p under what it was drawn from.
-    """
-
-    token_ids: jax.Array
-    top_logits: jax.Array
-    neg_entropy: jax.Array
-    logsumexp: jax.Array
-    drawn: jax.Array | None = None
-    drawn_score: jax.Array | None = None
-    drawn_log_p: jax.Array | None = None
+    token_ids: jax.Array  # [B L k] of the largest logits, the lower id first between equals
+    top_logits: jax.Array  # [B L k] the logits, unscaled, largest first
+    neg_entropy: jax.Array  # [B L] sum_v p_v log p_v of softmax(z / temperature), nats
+    logsumexp: jax.Array  # [B L] of z / temperature, nats
+    drawn: jax.Array | None = None  # [B L] the drawn token
+    drawn_score: jax.Array | None = None  # [B L] its log p + Gumbel noise
+    drawn_log_p: jax.Array | None = None  # [B L] its log p under the distribution that it was drawn from
 
 
 def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0, draw: Draw | None = None,

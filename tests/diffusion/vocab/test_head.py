@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2, kstest
 
 from softmask_jax.diffusion.vocab import head as vocab_head
-from softmask_jax.diffusion.vocab.draw import keyed_noise
+from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
 from softmask_jax.diffusion.vocab.online_softmax import top_k
 
