@@ -1,28 +1,27 @@
-"""What all commands have in common: standard streams, errors as one line, overrides such as --config.section.key=value."""
+"""Shared by all commands: standard streams, one-line errors, overrides such as --config.section.key=value."""
 import argparse
-import ast
 import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from softmask_jax.config import streams
 
-# Whatever the user, the files or the machine can be at fault for; anything else is a fault of this package.
+# Faults of the user, the files or the machine; anything else is a bug of this package.
 ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 
 
 def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_memory: str = "", result: bool = True):
-    """Decorate `main(words) -> exit status` as a command, called with words or, without any, with those of the process.
+    """Decorate `main(words) -> exit status` as a command; its words are those of the process by default.
 
-    An error is one line on standard error and exit status 1, Ctrl-C is status 130. See `streams.secure` for the streams.
+    An error is one line on standard error and exit status 1, Ctrl-C is status 130.
 
     Args:
-      interrupted: what to print at Ctrl-C.
+      interrupted: message at Ctrl-C.
       debug: whether the command has --debug, which shows tracebacks.
-      out_of_memory: what to do when the device's memory is too small.
-      result: whether it is an error if standard output cannot be written; a reader that has gone never is.
+      out_of_memory: advice for a device whose memory is too small.
+      result: whether unwritable standard output is an error; a closed pipe never is.
     """
 
     def decorate(body: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
@@ -46,7 +45,7 @@ def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_me
                     first = f"The memory of the device is too small ({first:.100}); {out_of_memory}"
                 if debug and more:
                     first += " (--debug shows the rest)"
-                # Lists of this package are ValueErrors; further lines of others are of use to their developers alone.
+                # This package's ValueErrors may be lists; further lines of other errors help developers only.
                 say(f"Error: {whole if isinstance(error, ValueError) and not debug else first}")
                 return 1
             except KeyboardInterrupt:
@@ -67,22 +66,19 @@ def command_parser(module: str, description: str, **options) -> argparse.Argumen
 
 
 def _decode_as_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where the locale has another encoding and the mode is off.
-
-    Prompts on the command line would be undecodable, and so would files' names, which Orbax refuses at the first save.
-    """
+    """Restart this process in UTF-8 mode under another locale: prompts and file names would be undecodable."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def say(text: str) -> None:
-    """A line on standard error, at once: standard output has results and nothing else."""
+    """Print on standard error: standard output is for results only."""
     print(text, file=sys.stderr, flush=True)
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(the other words, overrides as `section.key=value`) of a command line; an override may be one word or two."""
+    """Other words, and overrides as `section.key=value`, of a command line; an override is one word or two."""
     words, others, overrides = list(words), [], []
     while words:
         word = words.pop(0)
@@ -93,26 +89,3 @@ def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
             word = f"{word}={words.pop(0)}"
         overrides.append(word.removeprefix("--config."))
     return others, overrides
-
-
-def apply(values: dict, overrides: Iterable[str], path: str, texts: Container[str] = ()) -> None:
-    """Write `section.key=value` into nested `values`, those of the file `path`. Raises ValueError for another form.
-
-    texts: keys whose values are text, though they may look like numbers.
-    """
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        section, dot, key = name.partition(".")
-        if not (equals and dot):
-            raise ValueError(f"'--config.{override}' is not of the form --config.section.key=value.")
-        if not isinstance(values.setdefault(section, {}), dict):
-            raise ValueError(f"config.{section} in '{path}' is not a section.")
-        value = _literal(text)
-        values[section][key] = text if name in texts and not isinstance(value, str) else value
-
-
-def _literal(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)

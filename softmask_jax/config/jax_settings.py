@@ -1,4 +1,4 @@
-"""Settings of JAX and XLA that decide numbers: held at one value, refused, or recorded; and keys of one implementation."""
+"""Settings of JAX and XLA that decide numbers: held at one value, refused, or recorded; random keys."""
 import contextlib
 import os
 from collections.abc import Iterator
@@ -43,10 +43,7 @@ _INDIFFERENT = ("dump", "cache", "profile", "host_platform_device_count")
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
-    """Hold what decides numbers, in this thread; to be used as a decorator of what a user calls.
-
-    Raises ValueError for settings that cannot be held.
-    """
+    """Hold `HELD` in this thread; decorates public entry points. ValueError for settings that cannot be held."""
     for name, value in NEEDED.items():
         if (now := _flag(name, value)) != value:
             raise ValueError(f"{name.upper()} is '{now}'; only '{value}' works here.")
@@ -61,18 +58,18 @@ def settled() -> Iterator[None]:
 
 
 def chosen() -> str:
-    """What of `RECORDED` and `VARIABLES` differs from the default, as "name=value ..."; "" for nothing."""
+    """Settings of `RECORDED` and `VARIABLES` that differ from the default, as "name=value; ..."."""
     values = {name: _flag(name, default) for name, default in RECORDED.items()}
-    found = [f"{name}={value}" for name, value in values.items() if value != RECORDED[name]]
+    changed = [f"{name}={value}" for name, value in values.items() if value != RECORDED[name]]
     for name in VARIABLES:
         flags = [flag for flag in os.environ.get(name, "").split() if not any(part in flag for part in _INDIFFERENT)]
-        found += [f"{name}={' '.join(sorted(flags))}"] * bool(flags)
-    return "; ".join(found)
+        changed += [f"{name}={' '.join(sorted(flags))}"] if flags else []
+    return "; ".join(changed)
 
 
 def _flag(name: str, default):
     """A flag of `jax.config` in this thread, `default` where this JAX has no such flag."""
-    # Some flags are values of the process only, and no attributes.
+    # Some flags are per process only, and no attributes.
     return getattr(jax.config, name, jax.config.values.get(name, default))
 
 
@@ -82,10 +79,7 @@ def root_key(seed: int) -> jax.Array:
 
 
 def checked_key(key: jax.Array) -> jax.Array:
-    """Typed keys of `KEY_IMPL` [...] from such, or from raw ones [... 2] of jax.random.PRNGKey.
-
-    Raises ValueError for keys of another implementation, and for what is no key.
-    """
+    """Typed keys of `KEY_IMPL` [...], from such or from raw ones [... 2]. ValueError for anything else."""
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if (impl := str(jax.random.key_impl(key))) == KEY_IMPL:

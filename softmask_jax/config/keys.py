@@ -1,4 +1,4 @@
-"""Keys of a config: one dataclass field a key, which holds its default, its meaning and the values that it may have."""
+"""Keys of a config: dataclass fields with default, meaning and allowed values."""
 import dataclasses
 import shutil
 import textwrap
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Values that a number may have. text: the rule in words, "must be ..."."""
+    """Allowed values of a number. text: the rule in words, "must be ..."."""
 
     text: str
     holds: Callable[[float], bool]
@@ -25,31 +25,29 @@ def key(default, meaning: str, values: Bound | Collection[str] | None = None):
     """A field of a section.
 
     Args:
-      meaning: for `--help`, with the unit where there is one; the choices are added.
-      values: bound of a number, or the choices of a text; None is any value of the field's type.
+      meaning: for `--help`, with the unit; the choices are added.
+      values: bound of a number, or choices of a text; None is any value of the field's type.
     """
-    choices = [] if values is None or isinstance(values, Bound) else [choice or "''" for choice in values]
-    meaning += f": {' | '.join(choices)}" if choices else ""
+    if values and not isinstance(values, Bound):
+        meaning += f": {' | '.join(choice or repr('') for choice in values)}"
     return dataclasses.field(default=default, metadata={"help": meaning, "values": values})
 
 
 def check(name: str, value, values: Bound | Collection[str] | None) -> None:
     """Raise ValueError, in one line, for a value that the key `name` cannot have."""
-    if values is None:
-        return
-    if not isinstance(values, Bound) and value not in values:
+    if isinstance(values, Bound):
+        if not values.holds(value):
+            raise ValueError(f"config.{name} must be {values.text}, not {value}.")
+    elif values is not None and value not in values:
         raise ValueError(f"config.{name} is '{value}'; choose one of {', '.join(values)}.")
-    if isinstance(values, Bound) and not values.holds(value):
-        raise ValueError(f"config.{name} must be {values.text}, not {value}.")
 
 
 def table(schema: type, width: int | None = None) -> str:
-    """Every key of a dataclass of sections with its default and meaning, in three columns, `width` characters wide."""
-    sections = {section.name: dataclasses.fields(section.default) for section in dataclasses.fields(schema)}
+    """Three columns of at most `width` characters: keys of a dataclass of sections, defaults, meanings."""
     rows = [
-        (f"{section}.{field.name}", str(field.default) or "''", field.metadata["help"])
-        for section, fields in sections.items()
-        for field in fields
+        (f"{section.name}.{field.name}", str(field.default) or "''", field.metadata["help"])
+        for section in dataclasses.fields(schema)
+        for field in dataclasses.fields(section.default)
     ]
     name_width, default_width = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
     width = max(width or shutil.get_terminal_size().columns, 80) - name_width - default_width - 2

@@ -1,10 +1,9 @@
-"""Kinds of models that a config may name, and what its rules need to know of each."""
+"""Kinds of models, and their properties that the rules of a config need."""
 from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """from_base: sizes and weights come from a converted model, `model.base`. chat: trained on conversations, else on
-    running text."""
+    """from_base: sizes and weights are those of `model.base`. chat: trained on conversations, else on running text."""
 
     from_base: bool = False
     chat: bool = False

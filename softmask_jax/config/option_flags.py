@@ -1,4 +1,4 @@
-"""Flags on the command line for the fields of a frozen dataclass: a new field is a new flag."""
+"""Command-line flags for the fields of a frozen dataclass: a new field is a new flag."""
 import argparse
 import dataclasses
 import types
@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 
 
 def add(parser, fields_of: type, *, helps: Mapping[str, str], readers: Mapping[str, Callable] = {}) -> None:
-    """Give a parser (or a group of it) a flag for each field, absent from what is parsed unless it is given.
+    """Add a flag for each field; without it on the command line, the parsed flags lack the field.
 
     Args:
-      helps: a text for each field; one without is known by its name. Fields whose text is "" get no flag.
-      readers: what makes a value of a flag's text where the field's type does not tell.
+      parser: or a group of it.
+      helps: texts by field; the default is the field's name, and a field whose text is "" gets no flag.
+      readers: converters of a flag's text, by field, in place of the type's.
     """
     hints = typing.get_type_hints(fields_of)
     for field in dataclasses.fields(fields_of):
@@ -19,25 +20,25 @@ def add(parser, fields_of: type, *, helps: Mapping[str, str], readers: Mapping[s
         if not about:
             continue
         optional, kind = _kind(hints[field.name])
-        reader = readers.get(field.name) or _READERS[kind]
+        reader, metavar = _READERS.get(kind), "TRUE|FALSE" if kind is bool else kind.__name__.upper()
+        if field.name in readers:
+            reader, metavar = readers[field.name], "TRUE|FALSE" if kind is bool else "VALUE"
+        elif optional:
+            reader = _or_none(reader)
         default = "" if field.default in (None, dataclasses.MISSING) else f" (default: {field.default})"
-        extra = {"nargs": "?", "const": True} if kind is bool else {}
-        reader = _or_none(reader) if optional and field.name not in readers else reader
-        metavar = "TRUE|FALSE" if kind is bool else "VALUE" if field.name in readers else kind.__name__.upper()
         parser.add_argument(
             f"--{field.name}", type=reader, default=argparse.SUPPRESS, metavar=metavar,
-            help=(about + default).replace("%", "%%"), **extra,
+            help=(about + default).replace("%", "%%"), **({"nargs": "?", "const": True} if kind is bool else {}),
         )  # fmt: skip
 
 
-def given(flags: argparse.Namespace, fields_of: type) -> dict:
-    """The fields that were given on the command line."""
-    names = [field.name for field in dataclasses.fields(fields_of)]
-    return {name: getattr(flags, name) for name in names if hasattr(flags, name)}
+def present(flags: argparse.Namespace, fields_of: type) -> dict:
+    """Fields whose flags are on the command line."""
+    return {field.name: getattr(flags, field.name) for field in dataclasses.fields(fields_of) if field.name in flags}
 
 
 def _kind(hint) -> tuple[bool, type]:
-    """(whether None is a value, the first type that the hint names)."""
+    """(whether None is a value, the first type of the hint)."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kinds = [member for member in members if member is not type(None)]
     return len(kinds) < len(members), typing.get_origin(kinds[0]) or kinds[0]

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a command: closed ones, ones without a reader, full devices, narrow encodings."""
+"""Standard streams that never end a command: closed, without a reader, on a full device, in a narrow encoding."""
 import codecs
 import contextlib
 import io
@@ -26,10 +26,10 @@ class Tolerant(io.FileIO):
 
 
 def secure() -> None:
-    """Make the standard streams of this process tolerant; those that something else has replaced stay as they are.
+    """Make the standard streams of this process tolerant; streams that something else has replaced stay.
 
-    A closed descriptor becomes the null device, before a file that is opened gets its number, and with it whatever
-    libraries log. Characters that an encoding lacks are escaped as in JSON.
+    A closed descriptor becomes the null device: a file opened later would get its number and whatever libraries log.
+    Characters that an encoding lacks are escaped as in JSON.
     """
     for descriptor in range(3):
         try:
@@ -62,7 +62,7 @@ def _escaped(error: UnicodeEncodeError) -> tuple[str | bytes, int]:
 
 
 def lost() -> OSError | None:
-    """Why some of this process's standard output was dropped; None if nothing was, or if its reader wanted no more."""
+    """Error by which standard output was dropped; None if nothing was, or if its reader has closed the pipe."""
     sys.stdout.flush()
     error = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "lost", None)
     return None if isinstance(error, BrokenPipeError) else error

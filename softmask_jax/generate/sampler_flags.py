@@ -1,9 +1,10 @@
-"""The command line of `softmask_jax.generate.__main__`."""
+"""Command line of `softmask_jax.generate`."""
 import argparse
 import os
 from collections.abc import Sequence
 
 from softmask_jax.config import option_flags
+from softmask_jax.config.command_line import command_parser
 from softmask_jax.samplers import Options, SoftMask
 
 # Flags that decide the answers, beside the checkpoint, the prompts and the sampler's options.
@@ -11,7 +12,7 @@ DECISIVE = (
     "weights", "base", "chat", "system", "max_new_tokens", "length", "bos", "num_samples", "seed", "forbid", "stop",
 )  # fmt: skip
 
-# A text for each of the sampler's options; one without goes by its name.
+# Help of the sampler's options; the default is the name.
 HELPS = {
     "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise "
     "schedule, remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for "
@@ -64,11 +65,8 @@ _positive.__name__ = "integer"
 
 
 def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """The flags; options of the sampler are there only where they were given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.generate", description=description, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    """The flags; of the sampler's options only those on the command line."""
+    parser = command_parser("generate", description, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run's folder, or a converted model's")
     add("--weights", default="ema", choices=("ema", "raw"), help="which weights of a run")
@@ -108,9 +106,10 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
 
 
 def options(flags: argparse.Namespace) -> Options:
-    """The sampler's options, as far as the command line says. ValueError for such as make no sense."""
-    found = Options(**option_flags.given(flags, Options))
-    counts = found.tokens_per_step is not None or found.alg == "confidence_factor"
-    if found.steps is not None and (counts or (found.alg == "confidence_threshold" and found.block_length is not None)):
+    """The sampler's options on the command line. ValueError for contradictions."""
+    chosen = Options(**option_flags.present(flags, Options))
+    counts = chosen.tokens_per_step is not None or chosen.alg == "confidence_factor"
+    counts = counts or (chosen.alg == "confidence_threshold" and chosen.block_length is not None)
+    if chosen.steps is not None and counts:
         raise ValueError("How many steps there are follows from how many tokens each fills; leave --steps out.")
-    return found
+    return chosen

@@ -27,7 +27,7 @@ HELPS = {"steps": "how many", "hidden": ""}
 def parse(*words):
     parser = argparse.ArgumentParser(allow_abbrev=False)
     option_flags.add(parser, Options, helps=HELPS, readers={"blend": lambda text: {"by": text}})
-    return option_flags.given(parser.parse_args(words), Options)
+    return option_flags.present(parser.parse_args(words), Options)
 
 
 def test_only_what_is_given_is_there():

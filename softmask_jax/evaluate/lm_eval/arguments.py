@@ -95,7 +95,7 @@ def read(values: Mapping[str, object]) -> Arguments:
         if name not in known:
             raise ValueError(f"--model_args has no {name[:40]!r}; {nearest(name, known)}.")
     flags = parser().parse_args([f"--{name}={_text(value)}" for name, value in values.items()])
-    model = Model(**option_flags.given(flags, Model))
+    model = Model(**option_flags.present(flags, Model))
     if not model.checkpoint:
         raise ValueError("--model_args needs checkpoint=FOLDER, a run's or a converted model's.")
     for name in ("batch_size", "max_new_tokens", "max_length", "mc_num"):
@@ -111,7 +111,7 @@ def read(values: Mapping[str, object]) -> Arguments:
     options = sampler_flags.options(flags)
     if share is not None:
         options = dataclasses.replace(options, steps=None)
-    mesh = option_flags.given(flags, Mesh)
+    mesh = option_flags.present(flags, Mesh)
     return Arguments(model, options, share, Mesh(**mesh) if mesh else None)
 
 
