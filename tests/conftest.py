@@ -39,6 +39,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def quick(request):
+    """Quick compiles everywhere, but where programs themselves are looked at."""
+    if request.path.parent.name == "compile":
+        yield
+        return
+    from tests.helpers.quick import quick_compiles
+
+    with quick_compiles():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def few_memory_maps():
     """Programs that a module compiled are forgotten after it, once they are many; shared ones are compiled again."""
     yield

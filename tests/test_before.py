@@ -99,7 +99,7 @@ def train(run: str, workdir: str = "") -> None:
 def working_in(folder: Path):
     """The folder is the working directory, as configs have relative paths; one device, and quick compiles kept there."""
     cache, devices = jax.config.values["jax_compilation_cache_dir"], jax.devices
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch, tiny_run.quick_compiles():
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *backend: devices(*backend)[:1])
         compilation_cache.reset_cache()
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))

@@ -16,7 +16,6 @@ from softmask_jax.convert import tiny_dream
 from softmask_jax.evaluate.settings import Settings
 from softmask_jax.models import families
 from tests.helpers.commands import command_module
-from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "launch", "softmask_jax")
@@ -134,7 +133,7 @@ def walked(tmp_path_factory):
     for name in ("configs", "launch", ".assets"):
         (folder / name).symlink_to(ROOT / name)
     said = {}
-    with pytest.MonkeyPatch.context() as patch, quick_compiles():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert tiny_dream.main(["--out=runs/tiny_dream"]) == 0
         run("softmask_jax.main", ["--config=configs/mdlm_owt.py:smoke", "--workdir=models/mdlm"])

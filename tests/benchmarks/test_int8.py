@@ -1,29 +1,22 @@
 """The benchmark of int8 kernels in a few steps: what it reports, not how good it is."""
 import json
 
-import jax
 import pytest
 
 from softmask_jax.benchmarks import int8
-from tests.helpers.tiny_run import QUICK_COMPILES
 
 pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
-    for name, value in QUICK_COMPILES.items():
-        jax.config.update(name, value)
     folder = tmp_path_factory.mktemp("int8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int8, "CONVERSATIONS", 160)
         patch.setattr(int8, "SIZES", int8.SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2})
         arguments = [f"--folder={folder}", "--steps=3", "--adapter_steps=2", f"--json={folder / 'out.json'}"]
         assert int8.main(arguments) == 0
-    yield json.loads((folder / "out.json").read_text())
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return json.loads((folder / "out.json").read_text())
 
 
 def test_float_and_int8_are_compared_on_the_same_masks(found):

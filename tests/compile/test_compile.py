@@ -47,15 +47,28 @@ def test_the_compilers_word_that_memory_is_short_becomes_figures(message, needed
     assert out_of_memory("INVALID_ARGUMENT: something else (3G)") is None
 
 
-def run(*arguments: str, compiler: bool = True, cache: Path | None = None) -> subprocess.CompletedProcess:
+def run(*arguments: str, cache: Path, compiler: bool = True) -> subprocess.CompletedProcess:
+    """The command as a process of its own."""
     # As quiet as it is for a user.
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_LOG_LEVEL")}
     if not compiler:  # nor where an earlier test of this process has found it
         environment = {name: value for name, value in environment.items() if name != "PYTHONPATH" and "TPU" not in name}
-    if cache is not None:
-        environment["SOFTMASK_JAX_CACHE"] = str(cache)
+    environment["SOFTMASK_JAX_CACHE"] = str(cache)
     command = [sys.executable, "-m", "softmask_jax.compile", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """What the command prints in this process, where the compiler is loaded once; its cache is `tmp_path`."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("SOFTMASK_JAX_CACHE", str(tmp_path))
+
+    def printed(*arguments: str) -> str:
+        assert __main__.main([*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -64,12 +77,9 @@ def run(*arguments: str, compiler: bool = True, cache: Path | None = None) -> su
     ([*SMALL, "--topology=v5e:2x2", "--config.train.stepz=3"], "nearest is 'steps'"),
     ([*SMALL, "--sweep", "--kinds=v5e", "--chips=5"], "a slice of 5 chips is none of 1, 4"),
 ])
-def test_a_wrong_command_is_one_line(arguments, said, capsys):
-    before = os.environ.get("JAX_PLATFORMS")
-    try:
-        assert __main__.main(arguments) == 1
-    finally:
-        os.environ["JAX_PLATFORMS"] = before or "cpu"
+def test_a_wrong_command_is_one_line(arguments, said, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert __main__.main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Error: ") and said in line
 
@@ -89,33 +99,31 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:1x1"])
-def test_a_small_model_fits_a_slice_and_one_chip(topology, tmp_path):
-    done = run(*SMALL, f"--topology={topology}", f"--json={tmp_path / 'found.json'}", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "fits, " in done.stdout and "parameters" in done.stdout and "No array of size B L V." in done.stdout
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:1x1"])
+def test_a_small_model_fits_a_slice_and_one_chip(topology, printed, tmp_path):
+    said = printed(*SMALL, f"--topology={topology}", f"--json={tmp_path / 'found.json'}")
+    assert "fits, " in said and "parameters" in said and "No array of size B L V." in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["fits"] and found["flops"] > found["model_flops"] > 0 and found["hbm"] > 0
     assert bool(found["wire"]) == (topology == "v5e:2x2") and found["roofline"]["best_s"] > 0
     # What was compiled is not compiled again.
     assert len(list((tmp_path / "compiled").iterdir())) == 1
-    again = run(*SMALL, f"--topology={topology}", "--json=-", cache=tmp_path)
-    assert json.loads(again.stdout) == found and len(list((tmp_path / "compiled").iterdir())) == 1
+    assert json.loads(printed(*SMALL, f"--topology={topology}", "--json=-")) == found
+    assert len(list((tmp_path / "compiled").iterdir())) == 1
 
 
 @pytest.mark.full
-def test_more_chips_than_rows_get_a_row_each(tmp_path):
-    done = run(*SMALL, "--topology=v5e:4x4", cache=tmp_path)
+def test_more_chips_than_rows_get_a_row_each_as_a_process_says(tmp_path):
+    done = run(*SMALL, "--topology=v6e:4x4", cache=tmp_path)
     assert done.returncode == 0 and "16 rows of 32 tokens in 1 micro-batches, mesh data=16" in done.stdout
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("sampler", [["--generate"], ["--generate=entropy"],
                                      ["--generate=confidence_threshold", "--block_length=8"]])
-def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, tmp_path):
-    done = run(*SMALL, "--topology=v5e:2x2", *sampler, "--rows=8", "--length=32", "--steps=8", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Sampler" in done.stdout and "No array of size B L V." in done.stdout
+def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, printed):
+    said = printed(*SMALL, "--topology=v5e:2x2", *sampler, "--rows=8", "--length=32", "--steps=8")
+    assert "Sampler" in said and "No array of size B L V." in said
 
 
 def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():

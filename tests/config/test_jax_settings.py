@@ -27,12 +27,6 @@ OTHER = {
 SEEDS = (0, 1, 2**31 + 5, 2**32 - 1, -1, 2**40 + 7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_run.quick_compiles():
-        yield
-
-
 @contextlib.contextmanager
 def elsewhere(settings=OTHER, offset: int = 5):
     """A process that has set all this."""
@@ -144,5 +138,4 @@ def test_a_run_is_the_same_to_the_last_bit_in_a_process_with_other_settings(tmp_
 
 
 def test_a_flag_that_is_no_attribute_of_jax_config_is_recorded_too():
-    with tiny_run.quick_compiles():
-        assert "jax_disable_most_optimizations=True" in jax_settings.chosen()
+    assert "jax_disable_most_optimizations=True" in jax_settings.chosen()  # of all tests

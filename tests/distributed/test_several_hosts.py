@@ -149,7 +149,7 @@ def test_four_hosts_train_as_one_does_and_two_of_them_go_on_with_the_same_exampl
 def test_killed_and_stopped_processes_are_named_and_the_end_has_the_bits_of_an_undisturbed_run(home):
     finish(start(home / "long.py", home / "undisturbed", 2))
     workdir = home / "disturbed"
-    words = ("--stall=20", "--stall_else=200", "--back_off=0.2", "--silence=30", "--heartbeat_seconds=100")
+    words = ("--stall=10", "--stall_else=200", "--back_off=0.2", "--silence=30", "--heartbeat_seconds=100")
     supervisors = start(home / "long.py", workdir, 2, *words, module="supervise")
     until_step(workdir, 120, supervisors)
     os.kill(child(supervisors[1]), signal.SIGKILL)

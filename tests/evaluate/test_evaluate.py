@@ -132,7 +132,7 @@ def test_an_evaluation_of_the_stdlib_model_killed_at_random_moments_ends_with_th
     command = [sys.executable, "-m", "softmask_jax.evaluate", f"--checkpoint={tmp_path / 'stdlib'}", "--budgets=1; 1/2", *toy,
                "--tasks=perplexity; generative; humaneval", f"--config.generative.scorer={tmp_path / 'gpt2'}", "--allow_code"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-                                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+                                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
     def start(out: str) -> subprocess.Popen:
         return subprocess.Popen([*command, f"--out={tmp_path / out}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
@@ -143,7 +143,7 @@ def test_an_evaluation_of_the_stdlib_model_killed_at_random_moments_ends_with_th
     assert whole.returncode == 0, said
     kills, chance = 0, random.Random(0)
     # At some moment behind so many lines of what it says, whatever the machine's speed.
-    for lines in (1, 2, 4, 5, 6, 7):
+    for lines in (1, 4, 6):
         child = start("killed")
         for _ in range(lines):
             child.stdout.readline()
@@ -153,5 +153,5 @@ def test_an_evaluation_of_the_stdlib_model_killed_at_random_moments_ends_with_th
         kills += child.returncode == -signal.SIGKILL
     last = start("killed")
     said = last.communicate(timeout=500)[0]
-    assert last.returncode == 0 and kills > 2, said
+    assert last.returncode == 0 and kills > 1, said
     assert numbers(results(tmp_path, "killed")) == numbers(results(tmp_path, "whole"))

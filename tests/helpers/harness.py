@@ -14,7 +14,7 @@ from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data import ByteTokenizer
 from softmask_jax.models import denoiser
-from tests.helpers.tiny_run import QUICK_COMPILES, settings
+from tests.helpers.tiny_run import settings
 
 LOADED: dict = {}
 
@@ -46,21 +46,16 @@ def dream(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def by_name():
-    """`load` gives the models of `LOADED`, compiled in a hurry; the harness knows no task but those it is shown."""
+    """`load` gives the models of `LOADED`; the harness knows no task but those it is shown."""
     import lm_eval.tasks
 
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
     load = softmask_jax.load
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmask_jax, "load", lambda path, **how: LOADED.get(path) or load(path, **how))
         patch.setattr(lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False))
-        for name, value in QUICK_COMPILES.items():
-            jax.config.update(name, value)
         # Its handler keeps the standard error of the first test that ran it.
         patch.setenv("LMEVAL_LOG_LEVEL", "CRITICAL")
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def lm(checkpoint, **given):

@@ -1,5 +1,4 @@
 """A run small enough for tests: a few text files as bytes, a DiT of one narrow block; and how to read what it left."""
-import contextlib
 import functools
 import json
 import struct
@@ -129,37 +128,17 @@ class Home:
         return self.folder / name, summary
 
 
-QUICK_COMPILES = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_disable_most_optimizations": True}
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """Where little is computed, and much compiled."""
-    before = {name: jax.config.values[name] for name in QUICK_COMPILES}
-    try:
-        for name, value in QUICK_COMPILES.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Runs of equal settings share what they compile: their parts are made once and kept, JAX's cache does the rest."""
     home, kept = Home(tmp_path_factory.mktemp("runs")), []
-    make = running_text.train_step.make
-    before = {name: jax.config.values[name] for name in (*QUICK_COMPILES, "jax_compilation_cache_dir")}
+    make, folder = running_text.train_step.make, jax.config.jax_compilation_cache_dir
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((families.denoiser, "build"), (loop.optimizer, "make"), (running_text, "Perplexity")):
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
         patch.setattr(running_text.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
         patch.setattr(loop, "peak_flops", lambda device: 1e11)
-        for name, value in QUICK_COMPILES.items():
-            jax.config.update(name, value)
         yield home
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()

@@ -136,7 +136,7 @@ def test_a_kill_at_every_named_point_of_a_save_leaves_the_last_whole_checkpoint(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(3, 8))])
 def test_a_kill_at_a_random_moment_leaves_the_last_whole_checkpoint(seed, tmp_path, caplog):
     child = start_child(tmp_path, "any")
     assert child.stdout.readline().strip() == "1", child.stderr.read()

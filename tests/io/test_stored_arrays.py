@@ -18,7 +18,7 @@ from softmask_jax.io import stored_arrays, tree_files
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.files import check_folder
 from tests.helpers.checkpoint_states import ABSTRACT, STATES, assert_same, trees
-from tests.helpers.tiny_run import quick_compiles, settings, write_config, write_texts
+from tests.helpers.tiny_run import settings, write_config, write_texts
 
 NAMES = (
     "proj [v2]/a%20b#c?d*", "[ab]", "**/x", "!{a,b}::~c", "~", "-x=1;@|&$HOME", "new\nline\t", "é漢 ", "file:", "%zz",
@@ -139,8 +139,7 @@ def test_every_command_works_in_a_folder_of_any_name(tmp_path, monkeypatch, caps
     values = settings(home, model__mlp_ratio=4)
     config = write_config(home / "config:1.py", values)
     monkeypatch.chdir(home)
-    with quick_compiles():
-        _every_command(home, config, capsys)
+    _every_command(home, config, capsys)
 
 
 def _every_command(home, config, capsys):

@@ -16,7 +16,6 @@ from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.evaluate.__main__ import main as evaluate
 from softmask_jax.models import denoiser, families
 from softmask_jax.models.keys import Entry, Keys
-from tests.helpers import tiny_run
 
 KEYS = (
     Entry("table", "embed.weight", "vocabulary", ("V", "D")),
@@ -61,7 +60,7 @@ TOY = families.Family(
 def run(tmp_path_factory):
     """A folder with the family's run, trained by config, and its converted model."""
     folder = tmp_path_factory.mktemp("toy")
-    with pytest.MonkeyPatch.context() as patch, tiny_run.quick_compiles():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "FAMILIES", dict(families.FAMILIES))
         families.register("toy", TOY)
         arguments = ["--config=configs/stdlib.py:smoke", "--config.model.kind=toy", f"--workdir={folder / 'run'}"]

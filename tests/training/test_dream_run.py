@@ -1,11 +1,5 @@
 """Dream from end to end at toy size: make, convert, fine-tune, resume, give back, convert again, generate."""
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -13,65 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import softmask_jax
-from softmask_jax import config
-from softmask_jax.convert import tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.diffusion.dream_loss import example_coins
-from softmask_jax.distributed import sharding
-from softmask_jax.io import tree_files
-from softmask_jax.io.checkpoint import Checkpoints
-from softmask_jax.training import loop
-from tests.helpers.tiny_run import QUICK_COMPILES
-
-
-
-class Workshop:
-    """A folder with a tiny Dream, converted, and its runs."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        tiny_dream.make(folder, conversations=60)
-        assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}", "--verify"]) == 0
-
-    def overrides(self) -> list[str]:
-        return [
-            f"model.base={self.folder / 'model'}", f"data.paths=jsonl:{self.folder / 'chats.jsonl'}",
-            f"data.cache_dir={self.folder / 'cache'}", f"train.compilation_cache={self.folder / 'compiled'}",
-            "train.global_batch_size=2", "train.micro_batches=2",
-        ]  # fmt: skip
-
-    def settings(self, *overrides: str, recipe: str = "dream7b"):
-        return config.load(f"configs/{recipe}.py:smoke", [*self.overrides(), *overrides])
-
-    def run(self, name: str, *overrides: str, stop_at: int | None = None, recipe: str = "dream7b"):
-        """The run's folder and its summary."""
-        at, mesh = loop.StopSignal.at, sharding.make_mesh(devices=jax.devices()[:1])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "peak_flops", lambda device: 1e11)
-            patch.setattr(loop.sharding, "make_mesh", lambda **_: mesh)
-            patch.setattr(loop.StopSignal, "at", lambda stop, step: step == stop_at or at(stop, step))
-            summary = loop.train(self.settings(*overrides, recipe=recipe), str(self.folder / name))
-        return self.folder / name, summary
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    before = {name: jax.config.values[name] for name in (*QUICK_COMPILES, "jax_compilation_cache_dir")}
-    for name, value in QUICK_COMPILES.items():
-        jax.config.update(name, value)
-    yield Workshop(tmp_path_factory.mktemp("dream"))
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module")
-def tuned(workshop):
-    return workshop.run("tuned")
-
-
-def arrays(folder, step, items=("params",)):
-    trees = tree_files.read_trees(folder / "checkpoints" / str(step), items)
-    return {"/".join(path): np.asarray(leaf) for path, leaf in tree_files.flat(trees).items()}
+from tests.helpers.dream_workshop import arrays, arrays_of_model, tuned, workshop  # noqa: F401 (fixtures)
 
 
 def test_a_run_validates_samples_saves_and_reports(tuned):
@@ -134,42 +72,6 @@ def test_a_run_stopped_in_its_second_epoch_continues_to_the_same_bits_with_the_c
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("moments", [1, pytest.param(4, marks=pytest.mark.soak)])
-def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop, moments):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-    def command(name):
-        overrides = [f"--config.{override}" for override in workshop.overrides()]
-        return [
-            sys.executable, "-m", "softmask_jax.main", "--config=configs/dream7b.py:smoke",
-            f"--workdir={workshop.folder / name}", *overrides, "--config.checkpoint.every=1", "--config.eval.every=2",
-        ]  # fmt: skip
-
-    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command(f"unkilled{moments}"), check=True, **quiet)
-    started = time.monotonic()
-    shutil.rmtree(workshop.folder / f"unkilled{moments}")
-    subprocess.run(command(f"unkilled{moments}"), check=True, **quiet)
-    seconds, killed, random = time.monotonic() - started, 0, np.random.default_rng()
-    while killed < moments:
-        process = subprocess.Popen(command(f"killed{moments}"), **quiet)
-        try:
-            assert process.wait(random.uniform(0.3, 0.9) * seconds) == 0
-            shutil.rmtree(workshop.folder / f"killed{moments}")  # it was faster: again from the start
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-    subprocess.run(command(f"killed{moments}"), check=True, **quiet)
-    names = f"killed{moments}", f"unkilled{moments}"
-    ours, theirs = (arrays(workshop.folder / name, 6, ("params", "ema", "optimizer")) for name in names)
-    assert ours.keys() == theirs.keys() and all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
-    said = [json.loads((workshop.folder / name / "summary.json").read_text()) for name in names]
-    assert said[0]["validation"] == said[1]["validation"]
-
-
-@pytest.mark.full
 def test_how_rows_are_grouped_into_micro_batches_changes_nothing_but_rounding(workshop, tuned):
     _, summary = workshop.run("together", "train.micro_batches=1", "sample.count=0", "sample.every=0")
     np.testing.assert_allclose(summary["validation"]["loss"], tuned[1]["validation"]["loss"], rtol=1e-3)
@@ -191,11 +93,6 @@ def test_the_adapter_goes_back_to_peft_and_returns_bit_for_bit(workshop, tuned):
     back = arrays_of_model(again)
     for name, value in saved.items():
         np.testing.assert_array_equal(back[f"params/{name.removeprefix('ema/')}"], value)
-
-
-def arrays_of_model(folder):
-    trees = tree_files.read_trees(folder, ("params",))
-    return {"/".join(path): np.asarray(leaf) for path, leaf in tree_files.flat(trees).items()}
 
 
 def test_a_run_its_adapter_and_the_merged_model_give_the_same_logits(workshop, tuned):
@@ -231,60 +128,6 @@ def test_logits_are_those_of_the_model_and_shifted_ones_stand_a_place_later(work
     plain, moved = np.asarray(model.logits(tokens)), np.asarray(model.logits(tokens, shifted=True))
     np.testing.assert_allclose(moved[:, 1:], plain[:, :-1], rtol=2e-2, atol=2e-2)
     np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=2e-2, atol=2e-2)
-
-
-WHOLE = ("model.adapter=none", "sample.count=0", "sample.every=0", "eval.every=0", "checkpoint.every=2")
-
-
-@pytest.fixture(scope="module")
-def whole(workshop):
-    """A run in which all of a bfloat16 base was trained."""
-    return workshop.run("whole", *WHOLE, "train.steps=4")[0]
-
-
-@pytest.mark.full
-def test_full_fine_tuning_of_a_bfloat16_base_moves_every_kernel_in_float32(workshop, whole):
-    base, now = arrays_of_model(workshop.folder / "model"), arrays(whole, 4, ("params", "ema", "optimizer"))
-    backbone = [name for name in base if "/backbone/" in name]
-    assert set(backbone) <= now.keys() and {base[name].dtype.name for name in backbone} == {"bfloat16"}
-    assert {value.dtype.name for value in now.values()} == {"float32", "int32"}
-    for name in backbone:
-        moved = np.abs(now[name] - base[name].astype(np.float32))
-        assert moved.max() < 4e-5  # four updates at a rate of 1e-5
-        assert "kernel" not in name or np.mean(moved > 0) > 0.99
-
-
-@pytest.mark.full
-def test_a_run_that_trained_in_bfloat16_goes_on_in_float32_and_is_loaded_and_converted(workshop, whole, caplog):
-    old = shutil.copytree(whole, workshop.folder / "old")
-    (old / "summary.json").unlink()
-    shutil.rmtree(old / "checkpoints" / "4")
-    trees = tree_files.read_trees(old / "checkpoints" / "2", tree_files.TREES)
-    cursor = tree_files.read_json(old / "checkpoints" / "2", verified=True)["cursor"]
-    shutil.rmtree(old / "checkpoints" / "2")
-    narrow = lambda x: x.astype("bfloat16") if x.dtype == "float32" and x.ndim else x  # noqa: E731
-    with Checkpoints(old / "checkpoints") as checkpoints:
-        checkpoints.save(2, jax.tree.map(narrow, trees), cursor)
-    assert convert([f"--src={old}", f"--dst={workshop.folder / 'old-hf'}", "--to=hf", "--verify"]) == 0
-    np.testing.assert_array_equal(*(softmask_jax.load(run, step=2).logits([[1, 2, 3]]) for run in (old, whole)))
-    with caplog.at_level("INFO", "softmask_jax"):
-        _, summary = workshop.run("old", *WHOLE, "train.steps=4")
-    assert summary["step"] == 4 and "from bfloat16 as float32" in caplog.text
-    now = arrays(old, 4, ("params", "ema", "optimizer"))
-    assert {value.dtype.name for value in now.values()} == {"float32", "int32"}
-
-
-@pytest.mark.full
-def test_a_whole_model_is_exported_and_used_in_the_dtype_of_its_config(workshop, whole):
-    again = workshop.folder / "whole-again"
-    assert convert([f"--src={whole}", f"--dst={workshop.folder / 'whole-hf'}", "--to=hf", "--verify"]) == 0
-    tensors = load_file(workshop.folder / "whole-hf" / "model.safetensors")
-    assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
-    assert json.loads((workshop.folder / "whole-hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    saved = arrays(whole, 4, ("ema",))["ema/layers/up/kernel"]
-    np.testing.assert_array_equal(tensors["model.layers.1.mlp.up_proj.weight"].T, saved[1].astype("bfloat16"))
-    assert convert([f"--src={workshop.folder / 'whole-hf'}", f"--dst={again}", "--verify"]) == 0
-    np.testing.assert_array_equal(softmask_jax.load(whole).logits([[1, 2, 3]]), softmask_jax.load(again).logits([[1, 2, 3]]))
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,9 @@ from softmask_jax.diffusion.soft_masking import init_scalars
 from softmask_jax.models import dream_denoiser
 from softmask_jax.training import optimizer, train_state
 from softmask_jax.training.train_step import TrainStep
-from tests.helpers import dream_model, golden_model, tiny_run
+from tests.helpers import dream_model, golden_model
 
 KEY, EXAMPLES = jax.random.key(1231), 400
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    with tiny_run.quick_compiles():
-        yield
 
 
 @functools.cache

@@ -16,16 +16,10 @@ from softmask_jax.distributed import sharding
 from softmask_jax.models import denoiser
 from softmask_jax.training import optimizer, train_state, train_step
 from tests.golden import load
-from tests.helpers import golden_model, tiny_run, torch_weights
+from tests.helpers import golden_model, torch_weights
 
 OPTIMIZER = config.Optimizer(warmup_steps=2, ema_decay=0.9999)
 UNCLIPPED = 1e9  # Adam hides a factor of the gradient, and so does clipping: norms are 7 to 11 here
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    with tiny_run.quick_compiles():
-        yield
 
 
 @functools.cache

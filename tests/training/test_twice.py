@@ -9,7 +9,6 @@ from softmask_jax.convert import outputs, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from tests.helpers import crafted_run, tiny_run
 from tests.helpers.commands import command_module
-from tests.helpers.tiny_run import quick_compiles
 
 ROOT = Path(__file__).parent.parent.parent
 PLAN = "--config={root}/configs/stdlib.py:smoke --vocab_size=258"
@@ -64,9 +63,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(runs):
-    with quick_compiles():
-        assert call("main", "--config={runs}/tiny.py --workdir={runs}/run", runs) == 0
-        yield runs
+    assert call("main", "--config={runs}/tiny.py --workdir={runs}/run", runs) == 0
+    return runs
 
 
 def call(command: str, words: str, runs: Path, out: Path = Path()) -> int:

@@ -10,7 +10,7 @@ from softmask_jax.io import run_log
 from softmask_jax.models import denoiser
 from softmask_jax.training import update_flops
 from softmask_jax.training.loop import train
-from tests.helpers.tiny_run import quick_compiles, settings, write_texts
+from tests.helpers.tiny_run import settings, write_texts
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -51,14 +51,13 @@ def test_a_budget_is_settled_with_the_network_once(tmp_path):
 def test_a_run_counts_with_its_own_network_records_the_number_and_keeps_to_it(tmp_path):
     write_texts(tmp_path / "texts")
     folder, wanted = tmp_path / "run", asked(tmp_path, 40)
-    with quick_compiles():
-        done = train(wanted, str(folder))
-        stored = json.loads((folder / "config.json").read_text())
-        # With 3 forward passes an update, or 4, it would be 30 or 32.
-        assert done["step"] == stored["train"]["updates"] == 31
-        assert train(wanted, str(folder))["step"] == 31
-        # A run of before the number was recorded has its 30, here and in what is said of it.
-        del stored["train"]["updates"]
-        (folder / "config.json").write_text(json.dumps(stored))
-        assert run_log.read(folder).planned == 30
-        assert train(asked(tmp_path, 42), str(folder))["step"] == 32
+    done = train(wanted, str(folder))
+    stored = json.loads((folder / "config.json").read_text())
+    # With 3 forward passes an update, or 4, it would be 30 or 32.
+    assert done["step"] == stored["train"]["updates"] == 31
+    assert train(wanted, str(folder))["step"] == 31
+    # A run of before the number was recorded has its 30, here and in what is said of it.
+    del stored["train"]["updates"]
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert run_log.read(folder).planned == 30
+    assert train(asked(tmp_path, 42), str(folder))["step"] == 32

@@ -16,17 +16,11 @@ from softmask_jax.evaluate.code.task import CodeTask
 from softmask_jax.models import denoiser
 from softmask_jax.samplers import Options
 from tests.helpers.sandbox_works import work
-from tests.helpers.tiny_run import quick_compiles, settings
+from tests.helpers.tiny_run import settings
 
 pytestmark = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox here: {sandbox.available()}")
 # Prompts are longer than this, so there is one shape; and a program cannot but be wrong.
 SMOKE = {"prompt_tokens": 64, "max_new_tokens": 16, "steps": 4, "batch_size": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_compiles():
-        yield
 
 
 @pytest.fixture(scope="module")

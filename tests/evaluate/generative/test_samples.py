@@ -14,14 +14,12 @@ from softmask_jax.samplers import Options
 from tests.helpers import generated
 from tests.helpers.fake_model import FakeModel
 from tests.helpers.generated import work
-from tests.helpers.tiny_run import quick_compiles
 
 
 
 @pytest.fixture(scope="module")
 def model():
-    with quick_compiles():
-        yield generated.home()[1]["soft"]
+    return generated.home()[1]["soft"]
 
 
 def made(folder, model, **given):

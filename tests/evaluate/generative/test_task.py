@@ -19,7 +19,6 @@ from softmask_jax.models.nn import gpt2
 from softmask_jax.samplers import Options
 from tests.helpers import generated, tiny_gpt2
 from tests.helpers.generated import SEED, settings, work
-from tests.helpers.tiny_run import quick_compiles
 
 pytest.importorskip("mauve")
 END = 256 + len(tiny_gpt2.MERGES)
@@ -27,8 +26,7 @@ END = 256 + len(tiny_gpt2.MERGES)
 
 @pytest.fixture(scope="module")
 def folder():
-    with quick_compiles():
-        yield generated.home()[0]
+    return generated.home()[0]
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,10 @@ from softmask_jax.diffusion import soft_masking
 from softmask_jax.evaluate.lm_eval.likelihood import Likelihood, Span, key_of, masks
 from softmask_jax.models import denoiser
 from softmask_jax.samplers import SoftMask
-from tests.helpers.tiny_run import quick_compiles, settings
+from tests.helpers.tiny_run import settings
 
 MASK = ByteTokenizer.mask_token_id
 CONTEXT = [256, 10, 20]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_compiles():
-        yield
 
 
 @pytest.fixture(scope="module")

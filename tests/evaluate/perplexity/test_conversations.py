@@ -18,7 +18,6 @@ from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.files import write_json
 from softmask_jax.training.tasks.conversations import Conversations
 from tests.helpers import validated
-from tests.helpers.tiny_run import quick_compiles
 from tests.helpers.validated import columns, work
 
 STEP = 6
@@ -29,8 +28,7 @@ def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("conversations")
     tiny_dream.make(at, conversations=120, sizes={"torch_dtype": "float32"})
     assert convert([f"--src={at / 'hf'}", f"--dst={at / 'model'}"]) == 0
-    with quick_compiles():
-        yield at
+    return at
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from softmask_jax.evaluate.task import Stopped
 from tests.diffusion.test_nelbo import CASES, golden_model, noisy_batch, recorded
 from tests.evaluate.test_compare import write_run
 from tests.helpers import tiny_run, validated
-from tests.helpers.tiny_run import quick_compiles
 from tests.helpers.validated import columns, predicting, work
 
 T_EPS = NOISE_EPS = 1e-3
@@ -30,8 +29,7 @@ def folder(tmp_path_factory):
     tiny_run.write_texts(at / "texts")
     write_run(at / "soft", at, 6, seed=1)
     write_run(at / "binary", at, 6, seed=0, soft_mask__variant="none")
-    with quick_compiles():
-        yield at
+    return at
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, evenly_spaced,
 from tests.evaluate.test_compare import write_run
 from tests.golden import FOLDER
 from tests.helpers import tiny_run
-from tests.helpers.tiny_run import quick_compiles
 from tests.helpers.validated import columns, work
 
 EOS = 256
@@ -28,8 +27,7 @@ def folder(tmp_path_factory):
     write_run(at / "run", at, 6, seed=1)
     write_run(at / "other", at / "else", 6, seed=2)
     assert convert([f"--src={FOLDER / 'mdlm_dit/mdlm.ckpt'}", f"--dst={at / 'converted'}"]) == 0
-    with quick_compiles():
-        yield at
+    return at
 
 
 @pytest.fixture(scope="module")

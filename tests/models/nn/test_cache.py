@@ -10,7 +10,7 @@ from softmask_jax.config.sections import Model, SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
 from softmask_jax.models.nn import dit, dora, dream
-from softmask_jax.models.nn.cache import Cache, Window, attention_for_slices
+from softmask_jax.models.nn.cache import Cache, Window
 from softmask_jax.models.nn.dit import DiTConfig
 from softmask_jax.models.nn.dream import DreamConfig
 from tests.helpers.dream_model import adapter_config
@@ -251,11 +251,6 @@ def test_on_a_mesh_a_slice_gives_the_same_and_the_cache_is_cut_by_rows(sizes):
 
 
 # Bad input
-
-
-def test_splash_attention_becomes_what_slices_can_have():
-    assert attention_for_slices("splash", jnp.dtype("bfloat16"), 128) == "xla"
-    assert attention_for_slices("xla", jnp.dtype("float32"), 8) == "xla"
 
 
 def window(**changes) -> Window:

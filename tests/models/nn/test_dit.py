@@ -13,6 +13,7 @@ from softmask_jax.models.nn.dit import DiTConfig
 from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load
 from tests.helpers import torch_weights
+from tests.helpers.trees import assert_trees_close
 
 TINY = DiTConfig(vocab_size=98, hidden_size=64, num_blocks=2, num_heads=2, cond_dim=16, mlp_ratio=4, rope_base=1e4, dropout=0.1)
 
@@ -55,12 +56,6 @@ def fresh_params(config):
 
 def logits(params, hidden):
     return (hidden @ params["head"]["weight"].T + params["head"]["bias"])[..., : TINY.vocab_size]
-
-
-def assert_trees_close(ours, theirs, relative):
-    """Equal within a fraction of each array's largest entry."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=relative * max(float(abs(b).max()), 1e-6))
 
 
 def keys_of_rows(rows, seed=0):
@@ -259,55 +254,3 @@ def test_layers_and_branches_drop_differently():
     out = residual(config, fresh, jnp.zeros((2, 16, 64)), dropout_keys=keys_of_rows(2))
     share = {value: float((out == value).mean()) for value in (0.0, 2.0, 8.0, 10.0)}
     assert all(abs(fraction - 0.25) < 0.05 for fraction in share.values()), share
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"vocab_size": 0}, "vocab_size must be at least 1"),
-        ({"num_blocks": 0}, "num_blocks must be at least 1"),
-        ({"num_heads": 3}, "divisible by 2"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"rope_base": 0.0}, "rope_base must be above 1"),
-        ({"compute_dtype": "float16"}, "choose one of float32, bfloat16"),
-        ({"remat": "all"}, "choose one of none, attention, dots, full"),
-        ({"attention": "flash"}, "choose one of auto, xla, cudnn"),
-        ({"attention": "cudnn"}, "bfloat16 only"),
-    ],
-)
-def test_a_config_that_cannot_be_built_is_an_error(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        ({"cache": ()}, "cache is None, True"),
-        ({"sigma": jnp.zeros((2, 1))}, "one noise level per row"),
-        ({"positions": jnp.arange(7)}, "positions must have shape"),
-        ({"segment_ids": jnp.zeros((8,), jnp.int32)}, "segment_ids must have shape"),
-        ({"dropout_keys": jax.random.key(0)}, "typed keys"),
-        ({"dropout_keys": jnp.zeros((2, 2), jnp.uint32)}, "typed keys"),
-    ],
-)
-def test_a_wrong_input_to_the_trunk_is_an_error(params, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        dit.trunk(TINY)(params, jnp.zeros((2, 8, 64)), **inputs)
-
-
-def test_embeddings_of_another_width_are_an_error(params):
-    with pytest.raises(ValueError, match=r"embeddings \[B, L, 64\]"):
-        dit.trunk(TINY)(params, jnp.zeros((2, 8, 32)))
-
-
-def test_a_token_beyond_the_table_is_nan_and_no_other_token(params):
-    x = dit.embed(params, jnp.array([[5, 128]]))
-    assert np.isfinite(x[0, 0]).all() and np.isnan(x[0, 1]).all()
-
-
-def test_the_trunk_of_a_config_is_one_object():
-    assert dit.trunk(TINY) is dit.trunk(replace(TINY))

@@ -16,6 +16,7 @@ from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load, meta
 from tests.helpers import dream_model
 from tests.helpers.dream_model import ADAPTER, MASK, VOCAB, adapter_config, logits
+from tests.helpers.trees import assert_trees_close
 
 TINY = dream_model.config()
 EVERYWHERE = r"^(q|k|v|o|gate|up|down)$"
@@ -50,13 +51,6 @@ def gradients(config, adapter_config, base, adapter, x, **inputs):
         return jnp.sum(out.astype(jnp.float32) * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
 
     return jax.grad(loss)(adapter)
-
-
-def assert_trees_close(ours, theirs, relative):
-    """Equal within a fraction of each array's largest entry."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=relative * max(float(abs(b).max()), 1e-6))
 
 
 def some_adapter(base, config, seed=0):
@@ -292,38 +286,3 @@ def test_products_drop_differently_and_only_with_keys_and_a_rate(base, adapter, 
     assert float(abs(hidden(TINY, dropping, params, x, dropout_keys=keys) - without).max()) > 1e-3
     key = jax.random.key(0)
     assert len({str(jax.random.key_data(dora.fold_name(key, name))) for name in ("q", "k", "v", "o")}) == 4
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"kind": "ia3"}, "choose one of dora, lora"),
-        ({"rank": 0}, "rank must be at least 1"),
-        ({"alpha": 0}, "alpha must be above 0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"targets": "("}, "no regular expression"),
-    ],
-)
-def test_a_config_that_cannot_be_built_is_an_error(change, message):
-    with pytest.raises(ValueError, match=message):
-        adapter_config(**change)
-
-
-def test_targets_that_match_nothing_are_an_error_that_names_the_choices(base):
-    with pytest.raises(ValueError, match="'q_proj' matches none of down, gate, k, o, q, up, v"):
-        dora.init(base, adapter_config(targets="q_proj"), jax.random.key(0))
-
-
-def test_an_adapter_of_another_config_is_an_error(base, adapter):
-    x = jnp.zeros((1, 4, 64))
-    with pytest.raises(ValueError, match="A dora adapter on q, v has"):
-        dora.merge(base, adapter, replace(ADAPTER, targets="^(q|v)$"))
-    with pytest.raises(ValueError, match="A lora adapter on k, o, q, v has"):
-        dream.trunk(TINY, adapter=replace(ADAPTER, kind="lora"))({**base, "adapter": adapter}, x)
-    with pytest.raises(ValueError, match="put one into params"):
-        dream.trunk(TINY, adapter=ADAPTER)(base, x)
-    with pytest.raises(ValueError, match="the trunk was made without"):
-        dream.trunk(TINY)({**base, "adapter": adapter}, x)

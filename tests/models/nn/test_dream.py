@@ -13,6 +13,7 @@ from softmask_jax.models.nn.scan import REMAT
 from tests.golden import FOLDER, load
 from tests.helpers import dream_model
 from tests.helpers.dream_model import VOCAB, logits
+from tests.helpers.trees import assert_trees_close
 
 TINY = dream_model.config()
 
@@ -41,12 +42,6 @@ def gradients(config, params, x):
         return jnp.sum(out.astype(jnp.float32) * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
-
-
-def assert_trees_close(ours, theirs, relative):
-    """Equal within a fraction of each array's largest entry."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=relative * max(float(abs(b).max()), 1e-6))
 
 
 def distance(a, b):
@@ -282,55 +277,3 @@ def test_heads_of_a_group_share_keys_and_values(kv_heads):
     repeated = [jnp.repeat(x, 4 // kv_heads, axis=2) for x in (k, v)]
     for ids in (None, segment_ids):
         np.testing.assert_allclose(layers.attend(q, k, v, ids), layers.attend(q, *repeated, ids), atol=1e-6)
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"num_layers": 0}, "num_layers must be at least 1"),
-        ({"num_heads": 3}, "divisible by 2"),
-        ({"num_kv_heads": 3}, "divisible by num_kv_heads 3"),
-        ({"rope_base": 0.0}, "rope_base must be above 1"),
-        ({"norm_eps": 0.0}, "norm_eps must be above 0"),
-        ({"param_dtype": "float16"}, "param_dtype 'float16'; choose one of float32, bfloat16"),
-        ({"compute_dtype": "int8"}, "choose one of float32, bfloat16"),
-        ({"remat": "all"}, "choose one of none, attention, dots, full"),
-        ({"attention": "flash"}, "choose one of auto, xla, cudnn"),
-        ({"attention": "cudnn"}, "bfloat16 only"),
-    ],
-)
-def test_a_config_that_cannot_be_built_is_an_error(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        ({"cache": ()}, "cache is None, True"),
-        ({"sigma": jnp.zeros(2)}, "not conditioned on the noise level"),
-        ({"positions": jnp.arange(7)}, "positions must have shape"),
-        ({"segment_ids": jnp.zeros((8,), jnp.int32)}, "segment_ids must have shape"),
-        ({"dropout_keys": jax.random.key(0)}, "typed keys"),
-    ],
-)
-def test_a_wrong_input_to_the_trunk_is_an_error(params, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        dream.trunk(TINY)(params, jnp.zeros((2, 8, 64)), **inputs)
-
-
-def test_embeddings_of_another_width_are_an_error(params):
-    with pytest.raises(ValueError, match=r"embeddings \[B, L, 64\]"):
-        dream.trunk(TINY)(params, jnp.zeros((2, 8, 32)))
-
-
-def test_a_token_beyond_the_table_is_nan_and_no_other_token(params):
-    x = dream.embed(params, jnp.array([[5, 256]]))
-    assert np.isfinite(x[0, 0]).all() and np.isnan(x[0, 1]).all()
-
-
-def test_the_trunk_of_a_config_is_one_object():
-    assert dream.trunk(TINY) is dream.trunk(replace(TINY))

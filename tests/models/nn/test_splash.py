@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from softmask_jax.distributed import sharding
 from softmask_jax.models.nn import dora, dream, layers, splash
+from softmask_jax.models.nn.cache import attention_for_slices
 from softmask_jax.models.nn.dream import DreamConfig
 from softmask_jax.models.nn.splash import Layout
 from tests.helpers.dream_model import adapter_config
@@ -62,6 +63,11 @@ def test_the_kernel_is_taken_on_a_tpu_where_it_fits(monkeypatch):
         assert splash.choose("auto", dtype, head_width, length, None) == "xla"
         with pytest.raises(ValueError, match="multiples of 128"):
             splash.choose("splash", dtype, head_width, length, None)
+
+
+def test_splash_attention_becomes_what_slices_can_have():
+    assert attention_for_slices("splash", jnp.dtype("bfloat16"), 128) == "xla"
+    assert attention_for_slices("xla", jnp.dtype("float32"), 8) == "xla"
 
 
 def test_key_value_heads_that_the_mesh_does_not_divide_are_an_error():
