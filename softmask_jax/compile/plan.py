@@ -119,10 +119,8 @@ def measured(path: str) -> tuple[tuple[Ends, Ends], str]:
     log = run_log.read(path)
     config = schema.from_dict(log.config)
     if config.data.source == "chat":
-        raise ValueError(
-            f"{path} was trained on conversations of any length, so its log does not say what a step took; give "
-            "--seconds and --two_pass_seconds."
-        )
+        reason = "was trained on conversations of any length, so its log does not say what a step took"
+        raise ValueError(f"{path} {reason}; give --seconds and --two_pass_seconds.")
     from scipy.stats import theilslopes
 
     tokens = config.train.global_batch_size * config.data.seq_len
@@ -131,10 +129,8 @@ def measured(path: str) -> tuple[tuple[Ends, Ends], str]:
     _, at, also = np.intersect1d(timed, counted_at, return_indices=True)
     seconds, share = tokens / speed[at], shares[also]
     if len(share) < LEAST_ROWS or np.ptp(share) == 0:
-        raise ValueError(
-            f"{path} has {len(share)} timed rows whose shares of two-pass steps differ too little to tell both apart; "
-            "let it run longer, or give --seconds and --two_pass_seconds."
-        )
+        reason = f"{len(share)} timed rows whose shares of two-pass steps differ too little to tell both apart"
+        raise ValueError(f"{path} has {reason}; let it run longer, or give --seconds and --two_pass_seconds.")
     # Medians: pauses of a busy machine would pull a least-squares line.
     line = theilslopes(seconds, share, method="joint")
     plain, both = float(line.intercept), float(line.intercept + line.slope)

@@ -84,10 +84,8 @@ class Topology:
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **shape).devices
         except Exception as error:  # libtpu raises errors of many classes
-            raise RuntimeError(
-                f"The TPU compiler does not take {self.name} ({one_line(error):.200}); it needs libtpu: "
-                "pip install 'softmask_jax[aot]'"
-            ) from error
+            reason = f"The TPU compiler does not take {self.name} ({one_line(error):.200})"
+            raise RuntimeError(f"{reason}; it needs libtpu: pip install 'softmask_jax[aot]'") from error
 
 
 def slice_of(kind: str, chips: int) -> Topology:

@@ -51,10 +51,8 @@ def read_config(config: Mapping) -> Adapter:
     check_values(config, FILE, BUILT)
     initial = config.get("init_lora_weights")
     if (initial.lower() if isinstance(initial, str) else initial) not in INITIAL:
-        raise ValueError(
-            f"{FILE}: init_lora_weights is {initial!r:.40}, which changes the base, too; save the adapter again for "
-            "the base as it was (save_pretrained with path_initial_model_for_weight_conversion)."
-        )
+        remedy = "save it for the base as it was (save_pretrained with path_initial_model_for_weight_conversion)"
+        raise ValueError(f"{FILE}: init_lora_weights is {initial!r:.40}, which changes the base, too; {remedy}.")
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise ValueError(f"{FILE}: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0.")
@@ -84,10 +82,9 @@ def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     adapted = set().union(*layers.values())
     for number in range(max(layers, default=-1) + 1):
         if lacking := adapted - layers.get(number, set()):
-            raise ValueError(
-                f"{FILE}: target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} "
-                "away; only an adapter with the same modules in every layer is built."
-            )
+            names = ", ".join(sorted(lacking))
+            message = f"target_modules and exclude_modules leave {names} of layer {number} away"
+            raise ValueError(f"{FILE}: {message}; only the same modules in every layer are built.")
     return {**config, "target_modules": [name for name in dream.TARGETS if name in adapted] or targets}
 
 

@@ -59,10 +59,8 @@ def read(path: Path) -> Converted:
     if holds_tokenizer(path / "tokenizer"):
         tokenizer = open_tokenizer(path / "tokenizer")
         if (tokenizer.vocab_size, tokenizer.mask_token_id) != (size, mask):
-            raise ValueError(
-                f"{path / 'tokenizer'} has {tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the "
-                f"model has {size} and {mask}. Convert again with the model's own --tokenizer."
-            )
+            sizes = f"{tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the model has {size} and {mask}"
+            raise ValueError(f"{path / 'tokenizer'} has {sizes}. Convert again with the model's own --tokenizer.")
     return Converted(config_schema.of_run(about["config"]), tokenizer, about.get("step", 0))
 
 
@@ -94,10 +92,8 @@ def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
     """ValueError unless the converted Dream in `path` is what config.model.base_dtype expects."""
     if (actual := base_dtype(about)) != expected:
         command = f"python -m softmask_jax.convert with{'out' * (expected == 'float')} --int8"
-        raise ValueError(
-            f"{path} is {actual}, config.model.base_dtype {expected}: give --config.model.base_dtype={actual}, or "
-            f"another --config.model.base ({command} makes one)."
-        )
+        remedy = f"give --config.model.base_dtype={actual}, or another --config.model.base ({command} makes one)"
+        raise ValueError(f"{path} is {actual}, config.model.base_dtype {expected}: {remedy}.")
 
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
@@ -106,9 +102,7 @@ def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
     config, own, _ = read(path)
     ours, theirs = ((one.vocab_size, one.mask_token_id) for one in (own, tokenizer))
     if ours != theirs if isinstance(own, Ids) else own.fingerprint() != tokenizer.fingerprint():
-        raise ValueError(
-            f"config.init.checkpoint: the weights in {path} are for another tokenizer ({ours[0]} tokens, mask "
-            f"{ours[1]}; config.data.tokenizer has {theirs[0]} and {theirs[1]})."
-        )
+        sizes = f"{ours[0]} tokens, mask {ours[1]}; config.data.tokenizer has {theirs[0]} and {theirs[1]}"
+        raise ValueError(f"config.init.checkpoint: the weights in {path} are for another tokenizer ({sizes}).")
     params = read_params(path, abstract)
     return params if config.soft_mask.variant != "none" else {"backbone": params["backbone"]}

@@ -101,7 +101,5 @@ class Checkpoint:
         specs = self._files.specs
         pairs = zip(self._files.pieces(HEAD), self._files.pieces("wte.weight"), strict=True)
         if specs[HEAD] != specs["wte.weight"] or any(head.tobytes() != table.tobytes() for head, table in pairs):
-            raise ValueError(
-                f"{self.folder}: {HEAD} is not wte.weight, though config.json ties them; set tie_word_embeddings to "
-                "false there, or give the model's own files."
-            )
+            remedy = "set tie_word_embeddings to false there, or give the model's own files"
+            raise ValueError(f"{self.folder}: {HEAD} is not wte.weight, though config.json ties them; {remedy}.")

@@ -136,10 +136,8 @@ def merge(base: Model, adapter: Model) -> Model:
         kinds = f"{adapter.kind}, {base.kind}"
         raise ValueError(f"--merge needs an adapter as --src and a Dream model as --base; these are {kinds}.")
     if base.about.get("base_dtype") == "int8":
-        raise ValueError(
-            "--base is int8, too coarse to merge into: give the model that it was converted from (--int8 quantises the "
-            "result again)."
-        )
+        remedy = "give the model that it was converted from (--int8 quantises the result again)"
+        raise ValueError(f"--base is int8, too coarse to merge into: {remedy}.")
     if base.num_blocks != adapter.num_blocks:
         depths = f"{adapter.num_blocks} layers, the base {base.num_blocks}"
         raise ValueError(f"The adapter has {depths}; give the base it was trained on.")

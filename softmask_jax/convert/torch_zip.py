@@ -53,10 +53,8 @@ class TorchZip:
         try:
             self.zip = zipfile.ZipFile(path)
         except (*DAMAGED, ValueError, NotImplementedError) as error:
-            raise ValueError(
-                f"{path} is no whole zip file as torch.save writes them ({error}); copy it again, or save it again "
-                "with PyTorch 1.6 or later."
-            ) from None
+            remedy = "copy it again, or save it again with PyTorch 1.6 or later"
+            raise ValueError(f"{path} is no whole zip file as torch.save writes them ({error}); {remedy}.") from None
         # Since Python 3.12 opening a member, which seeks, is not thread-safe.
         self._lock = threading.Lock()
         self._sizes = self._checked_sizes()

@@ -107,13 +107,12 @@ class ParquetRows(Rows):
 
 def _parquet_rows(patterns: str, key: str) -> ParquetRows:
     required("pyarrow", "parquet", "chat data in parquet")
-    listing, chosen, counts = list_files(patterns, "parquet", "chats/*.parquet"), [], []
+    listing, chosen, counts = list_files(patterns, "parquet", "chats/*.parquet"), (), ()
     for file in listing:
         with open_parquet(file) as opened:
-            names, count = opened.schema_arrow.names, opened.metadata.num_rows
-        chosen.append(_columns(file.name, names, key))
-        counts.append((file.name, count))
-    return ParquetRows(listing, tuple(chosen), tuple(counts))
+            chosen += (_columns(file.name, opened.schema_arrow.names, key),)
+            counts += ((file.name, opened.metadata.num_rows),)
+    return ParquetRows(listing, chosen, counts)
 
 
 def _columns(title: str, names: Iterable[str], key: str) -> tuple[str, ...]:
@@ -165,7 +164,6 @@ def open_rows(entry: str, key: str = "") -> Rows:
     if not colon or kind not in KINDS:
         raise ValueError(f"data.paths: {entry.strip()!r} is not KIND:PATHS with a kind of {', '.join(KINDS)}")
     rows = KINDS[kind](paths, key)
-    for name, count in rows.files:
-        if not count:
-            raise ValueError(f"{name}: holds no row; leave it out of data.paths")
+    if empty := [name for name, count in rows.files if not count]:
+        raise ValueError(f"{empty[0]}: holds no row; leave it out of data.paths")
     return rows

@@ -57,18 +57,18 @@ def _check(title: str, length: int, text_key: str, columns: Iterable[str], first
         raise ValueError(no_text_column(title, text_key, f"{type(value).__name__}, not text"))
 
 
-def _single(paths: str | Iterable[str], kind: str, example: str) -> str:
+def _name_and_split(paths: str | Iterable[str], kind: str, example: str, alone=lambda title: False) -> tuple[str, ...]:
+    """Title, name and split ("" for a title that is complete `alone`) of `NAME:SPLIT`. Raises ValueError."""
     paths = [paths] if isinstance(paths, str) else list(paths)
     if len(paths) != 1 or len(split_paths(paths[0], ",")) != 1:
         form = f"one NAME:SPLIT in data.paths, such as {example}"
         raise ValueError(f"data.source={kind} needs {form}; for several use data.source=mixture")
-    return paths[0].strip()
-
-
-def _name_and_split(title: str, example: str) -> tuple[str, str]:
+    title = paths[0].strip()
+    if alone(title):
+        return title, title, ""
     if not (match := NAME_AND_SPLIT.fullmatch(title)):
         raise ValueError(f"data.paths: {title!r} names no split; write NAME:SPLIT, such as {example}")
-    return match[1], match[2]
+    return title, match[1], match[2]
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     for a missing data set, ValueError for a split, column or format that cannot be read.
     """
     tensorflow_datasets = required("tensorflow_datasets", "tfds", "data.source=tfds")
-    title = _single(paths, "tfds", "lm1b:train")
-    name, split = _name_and_split(title, "lm1b:train")
+    title, name, split = _name_and_split(paths, "tfds", "lm1b:train")
     root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     command = (
         'python -c "import tensorflow_datasets as tfds; '
@@ -178,8 +177,7 @@ def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequen
     """
     if not hasattr(required("datasets", "hf", "data.source=hf"), "load_dataset"):
         raise ImportError("a folder called datasets hides the package; run from another folder")
-    title = _single(paths, "hf", "Skylion007/openwebtext:train")
-    location, split = (title, "") if _is_saved(title) else _name_and_split(title, "owner/name:train")
+    title, location, split = _name_and_split(paths, "hf", "Skylion007/openwebtext:train", alone=_is_saved)
     return title, location, split, _load(title, location, split)
 
 

@@ -88,13 +88,13 @@ class JsonLines(Source):
     name: str = "jsonl"
 
     @cached_property
-    def _ranges(self) -> tuple[tuple[int, int, int], ...]:
+    def _ranges(self) -> list[tuple[int, int, int]]:
         # (file, first byte, last + 1)
-        return tuple(
-            (number, start, min(start + self.part_bytes, file.size))
-            for number, file in enumerate(self.listing)
-            for start in ([0] if is_compressed(file) else range(0, file.size, self.part_bytes))
-        )
+        ranges = []
+        for number, file in enumerate(self.listing):
+            starts = [0] if is_compressed(file) else range(0, file.size, self.part_bytes)
+            ranges += [(number, start, min(start + self.part_bytes, file.size)) for start in starts]
+        return ranges
 
     @cached_property
     def _groups(self) -> tuple[tuple[int, int], ...]:
@@ -108,13 +108,9 @@ class JsonLines(Source):
         for number, start, stop in self._ranges[slice(*self._groups[part])]:
             file = self.listing[number]
             whole = is_compressed(file) or stop - start == file.size
-            yield from checked(self._rows(file, start, stop), file.name, whole)
-
-    def _rows(self, file: Listed, start: int, stop: int) -> Iterator[Document | BadRow]:
-        keys = self.text_key.split(".")
-        for name, line in _lines(file, start, stop):
-            if not line.isspace():
-                yield _parse(name, line, self.text_key, keys)
+            lines = _lines(file, start, stop)
+            rows = (_parse(name, line, self.text_key) for name, line in lines if not line.isspace())
+            yield from checked(rows, file.name, whole)
 
 
 def _lines(file: Listed, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
@@ -136,7 +132,7 @@ def _lines(file: Listed, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
                 return
 
 
-def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document | BadRow:
+def _parse(name: str, line: bytes, text_key: str) -> Document | BadRow:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -146,7 +142,7 @@ def _parse(name: str, line: bytes, text_key: str, keys: list[str]) -> Document |
         return BadRow(name, f"is not valid JSON ({error.msg} at column {error.colno}){hint}")
     except (ValueError, RecursionError) as error:
         return BadRow(name, f"is not readable JSON ({one_line(error, 100)})")
-    value = row
+    value, keys = row, text_key.split(".")
     for depth, key in enumerate([text_key] if isinstance(row, dict) and text_key in row else keys):
         inside = ".".join(keys[:depth])
         if not isinstance(value, dict):
@@ -166,9 +162,8 @@ def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLin
     """Rows of the files of `list_files`. Raises its errors and ValueError for an empty file."""
     listing = list_files(patterns, "jsonl", "texts/*.jsonl")
     check_compression(listing)
-    for file in listing:
-        if not file.size:
-            raise ValueError(f"{file.name}: is empty; leave it out of data.paths")
+    if empty := [file.name for file in listing if not file.size]:
+        raise ValueError(f"{empty[0]}: is empty; leave it out of data.paths")
     return JsonLines(listing, text_key, PART_BYTES)
 
 

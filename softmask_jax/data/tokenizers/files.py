@@ -24,10 +24,8 @@ QWEN_CLASSES = ("Qwen2Tokenizer", "DreamTokenizer")
 QWEN_ADDED = {id_: (token, token not in QWEN_TOOL_CALLS) for token, id_ in QWEN_IDS.items()}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 QWEN_STEP = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
-QWEN_SPLIT = {
-    "normalizer": {"type": "NFC"},
-    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [QWEN_STEP, BYTE_LEVEL]},
-}
+QWEN_STEPS = {"type": "Sequence", "pretokenizers": [QWEN_STEP, BYTE_LEVEL]}
+QWEN_SPLIT = {"normalizer": {"type": "NFC"}, "pre_tokenizer": QWEN_STEPS}
 
 
 def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
@@ -84,10 +82,8 @@ def _read_vocabulary_and_merges(path: Path, merges_path: Path) -> HuggingFaceTok
     config = read_json(path.parent / CONFIG_FILE, optional=True)
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
     try:
-        added = {
-            int(id_): (str(token["content"]), bool(token.get("special")))
-            for id_, token in (config.get("added_tokens_decoder") or {}).items()
-        }
+        tokens = (config.get("added_tokens_decoder") or {}).items()
+        added = {int(id_): (str(token["content"]), bool(token.get("special"))) for id_, token in tokens}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path.parent / CONFIG_FILE}: added_tokens_decoder is damaged; get the file anew") from None
     if kind in QWEN_CLASSES or (not kind and len(vocabulary) == QWEN_RANKS):

@@ -69,9 +69,7 @@ def _requested(problem: Problem, head: str, text: str, chat: bool) -> str:
 
 def _score(block: Sequence[Statement], names: Collection[str]) -> int:
     """Number of the names that a block implements; a definition counts twice, as an example may bind the name, too."""
-    return sum(
-        max((1 + part.defines(name) for part in block if part.implements(name)), default=0) for name in names
-    )  # fmt: skip
+    return sum(max((1 + part.defines(name) for part in block if part.implements(name)), default=0) for name in names)
 
 
 def _body(head: str, block: str, names: Collection[str]) -> list[Statement]:

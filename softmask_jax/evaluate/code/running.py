@@ -73,14 +73,14 @@ class Running:
         self.limits, self.isolated, self._selector = limits, isolated, selector
         self._word = secrets.token_hex(32).encode()
         self._work = "/scratch" if isolated else tempfile.mkdtemp(prefix="program-")
-        self._begun, self._written, self._report, self._output, self._cause = 0.0, 0, b"", b"", ""
+        self._begun, self._written, self._cause = 0.0, 0, ""
         self.deadline = time.monotonic() + START
         content = {
             "word": self._word.decode(), "program": program.source, "tests": program.tests,
             "site": PACKAGES if isolated else str(NUMPY.parent),
         }  # fmt: skip
-        report, report_end = os.pipe()
-        output, output_end = os.pipe()
+        self._report, report_end = os.pipe()
+        self._output, output_end = os.pipe()
         try:
             with os.fdopen(os.memfd_create("program"), "wb") as source:
                 source.write(marshal.dumps(content))
@@ -94,10 +94,11 @@ class Running:
             os.close(report_end)
             os.close(output_end)
         self._ended = os.pidfd_open(self._process.pid)
-        self._files = {report: "report", output: "output"}
-        for file in self._files:
+        self._text = {self._report: b"", self._output: b""}
+        for file in self._text:
             os.set_blocking(file, False)
-        for file in (*self._files, self._ended):
+        self._open = {*self._text, self._ended}
+        for file in self._open:
             selector.register(file, selectors.EVENT_READ, number)
 
     def read(self, file: int) -> None:
@@ -111,11 +112,8 @@ class Running:
             self._close(file)
             return
         self._written += len(chunk)
-        if self._files[file] == "output":
-            self._output = (self._output + chunk)[-KEPT:]
-            return
-        self._report = (self._report + chunk)[-KEPT:]
-        if not self._begun and self._report.startswith(STARTED):
+        self._text[file] = (self._text[file] + chunk)[-KEPT:]
+        if not self._begun and self._text[self._report].startswith(STARTED):
             self._begun = time.monotonic()
             self.deadline = self._begun + self.limits.timeout
 
@@ -126,18 +124,17 @@ class Running:
             if now < self.deadline and self._written <= FLOOD:
                 return None
             self._cause = TIMED_OUT if now >= self.deadline else FLOODED
-        for file in list(self._files):
-            # Drain what was written before the end; a pipe holds no more than this.
-            for _ in range(17):
-                if file in self._files:
-                    self.read(file)
+        # Drain what was written before the end; a pipe holds no more than this.
+        for file in [*self._text] * 17:
+            if file in self._open:
+                self.read(file)
         self.end()
         if not self._begun:
             raise RuntimeError(f"a program could not be started in it ({self._reason()})")
         return Verdict(*self._outcome(code), round(now - self._begun, 3))
 
     def _outcome(self, code: int | None) -> tuple[str, str]:
-        if self._report.endswith(self._word):
+        if self._text[self._report].endswith(self._word):
             return PASSED, ""
         if self._cause:
             return self._cause, ""
@@ -157,25 +154,25 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for file in [*self._files, self._ended]:
+        for file in list(self._open):
             self._close(file)
         if not self.isolated:
             shutil.rmtree(self._work, ignore_errors=True)
 
     def _close(self, file: int) -> None:
-        self._files.pop(file, None)
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(file)
-            os.close(file)
+        self._open.remove(file)
+        self._selector.unregister(file)
+        os.close(file)
 
     def _last_line(self) -> str:
-        lines = self._output.decode("utf-8", "replace").split("\n")
+        lines = self._text[self._output].decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self._process.returncode}")
         return "".join(letter if letter.isprintable() else "\ufffd" for letter in last[:200])
 
     def _reason(self) -> str:
-        if self._report.startswith(b"error: "):
-            return self._report.decode("utf-8", "replace").removeprefix("error: ")
+        report = self._text[self._report].decode("utf-8", "replace")
+        if report.startswith("error: "):
+            return report.removeprefix("error: ")
         return f"nothing happened in {START:.0f} s" if self._cause else self._last_line()
 
 

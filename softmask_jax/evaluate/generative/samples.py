@@ -59,7 +59,7 @@ def budgeted(options: Options, length: int, budget: Fraction, section: str = "sa
 def check_model(model) -> None:
     """ValueError for a model whose ids are no text."""
     if isinstance(model.tokenizer, Ids):
-        raise ValueError("generative: this model was converted without a tokenizer; give convert a --tokenizer.")
+        raise ValueError("generative: this model was converted without a tokenizer; convert it again with --tokenizer.")
 
 
 def write(work: Work) -> Samples:

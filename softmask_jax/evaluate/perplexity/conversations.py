@@ -46,13 +46,15 @@ def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
     tokenizer = str(base / "tokenizer") if config.data.tokenizer == "base" else config.data.tokenizer
     sizes = tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
 
-    def build():
-        sft = build_sft(config.data, tokenizer=tokenizer)
-        # The run's fingerprint covers its base, too.
+    def fingerprint(sft) -> str:
+        """Covers the run's base, too."""
         content = f"{sft.info['fingerprint']} {sizes} ".encode() + (base / "manifest.json").read_bytes()
-        return sft, hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(content).hexdigest()
 
-    sft = rebuilt(path, work.model.step, build, "The conversations or the base have changed", "bring them back")
+    sft = rebuilt(
+        path, work.model.step, lambda: build_sft(config.data, tokenizer=tokenizer), fingerprint,
+        "The conversations or the base have changed", "bring them back",
+    )  # fmt: skip
     return config, Buckets(sft.validation, sft.pad_id, config.train.seed, sizes), sft.info["fingerprint"]
 
 

@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,10 +27,6 @@ EXAMPLE = "`ptb=jsonl:ptb.jsonl; books=files:books/*.txt`"
 SETTING = "config.perplexity.texts"
 GIVE_TEXTS = "give other texts instead: --config.perplexity.texts='name=files:texts/*.txt' --config.perplexity.own=False"
 WINDOWS_AT_ONCE = 1024
-
-
-class NoText(ValueError):
-    """A model without a validation text of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +91,13 @@ def trained_on(path: Path, step: int) -> str:
         raise ValueError(f"{checkpoint} is damaged ({damage}): give another --config.models.step.") from damage
 
 
-def rebuilt(path: Path, step: int, build: Callable[[], tuple[Any, str]], changed: str, remedy: str):
-    """A run's training data from `build`, which returns them with their fingerprint.
-
-    ValueError if they cannot be read here, or are not the run's; changed, remedy: phrases of the error.
-    """
+def rebuilt(path: Path, step: int, build: Callable, fingerprint: Callable[..., str], changed: str, remedy: str):
+    """A run's training data from `build`. ValueError, with the phrases `changed` and `remedy`, if they cannot be read
+    here, or have another `fingerprint` than the run's."""
     was = trained_on(path, step)
     try:
-        built, now = build()
+        built = build()
+        now = fingerprint(built)
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(f"The training data of {path} cannot be read here ({error}): {remedy}.") from error
     if now != was:
@@ -113,15 +107,14 @@ def rebuilt(path: Path, step: int, build: Callable[[], tuple[Any, str]], changed
 
 
 def own_text(path: Path, model, remedy: str = GIVE_TEXTS) -> Text:
-    """The validation split of the run in `path`. NoText for a converted model, ValueError if it is not here."""
+    """The validation split of the run in `path`. ValueError for a converted model, or if the text is not here."""
     if converted.is_converted(path):
-        raise NoText(f"{path} is a converted model and brings no validation text along: {remedy}.")
-
-    def build() -> tuple[data.Data, str]:
-        built = data.build(model.config.data)
-        return built, built.info["fingerprint"]
-
-    return Text(OWN, rebuilt(path, model.step, build, "The text of config.data has changed", remedy).validation)
+        raise ValueError(f"{path} is a converted model and brings no validation text along: {remedy}.")
+    built = rebuilt(
+        path, model.step, lambda: data.build(model.config.data), lambda built: built.info["fingerprint"],
+        "The text of config.data has changed", remedy,
+    )  # fmt: skip
+    return Text(OWN, built.validation)
 
 
 def other_text(name: str, source: Source, model) -> Text:
@@ -145,13 +138,10 @@ def other_text(name: str, source: Source, model) -> Text:
 def texts_of(path: Path, model, *, own: bool, others: dict[str, Source]) -> Iterable[Text]:
     """The own split, unless `own` is False, and the others; if there is no own split, the others with a note."""
     note = ()
-    if own:
-        try:
-            yield own_text(path, model)
-        except NoText:
-            if not others:
-                raise
-            note = (f"{path} is a converted model: there is no validation split of its own.",)
+    if own and others and converted.is_converted(path):
+        note = (f"{path} is a converted model: there is no validation split of its own.",)
+    elif own:
+        yield own_text(path, model)
     for name, source in others.items():
         text = other_text(name, source, model)
         yield dataclasses.replace(text, notes=note + text.notes)
