@@ -3,9 +3,9 @@
     python -m softmask_jax.benchmarks.convert --folder=/scratch [--layers=28] [--json out.json]
 
 A Dream of random bfloat16 weights (7B by default: 15.2 GB in shards of 5 GB, like the original) is written to the
-folder, copied, converted to our format, and converted back; every step is a process of its own, whose time and peak of
-resident memory are printed. What is written reaches the disk before a step counts as done, the copies too, and files
-are read from the disk, not from memory. The folder needs room for the model three times.
+folder, copied, converted to our format and back; every step is a process of its own, whose time and peak of resident
+memory are printed. Files are read from the disk, not from memory, and a step ends when its files are on the disk. The
+folder needs room for the model three times.
 """
 import filecmp
 import json

@@ -2,12 +2,10 @@
 
     python -m softmask_jax.benchmarks.generate [--rounds 5] [--device cpu] [--json out.json]
 
-Three tables from one run, programs timed in turn, random weights:
-seconds of a step of the whole sampler without soft-masking and with it, at the vocabularies of MDLM (the DiT of 169M
-parameters, k = 3) and of Dream (a narrower Dream, k = 1);
-decoding in blocks without a cache, with the prefix's and with everything outside the block cached;
-the compiled loop beside the same step called from Python, which looks at the tokens after each.
-The paper reports +12 % a step for soft-masking.
+Three tables from one run, programs timed in turn, random weights: seconds of a step of the whole sampler without and
+with soft-masking (+12 % in the paper), for MDLM (169M parameters, k = 3) and a narrower Dream (k = 1); decoding in
+blocks without a cache, with the prefix cached and with all but the block cached; the compiled loop beside the same step
+called from Python.
 """
 import dataclasses
 import sys

@@ -2,9 +2,9 @@
 
     python -m softmask_jax.benchmarks.loader [--data=FOLDER] [--soak=180] [--json out.json]
 
-Batches of windows of 1,024 tokens are read at random from shards (of FOLDER, which `softmask_jax.data.prepare` made, or
-of made-up tokens), in turn with train steps of the paper's 169M model, and their speeds compared: medians with
-quartiles. `--soak` then reads for so many seconds and prints the resident memory as it goes.
+Batches of windows of 1,024 tokens are read at random from shards (of FOLDER, made by `softmask_jax.data.prepare`, or
+of made-up tokens), in turn with train steps of the paper's 169M model: medians of their speeds with quartiles. `--soak`
+reads for that many seconds first and prints the resident memory as it goes.
 """
 import dataclasses
 import sys
@@ -54,9 +54,8 @@ def compare(windows: data.Windows, settings: config.Config, *, batch: int, round
 def soak(windows: data.Windows, *, batch: int, seconds: float, every: float = 5.0) -> dict:
     """Read batches for this long, as a run does.
 
-    Returns:
-      "seconds" and "resident_mib" of each look at the memory; "tokens_per_second"; "growth_mib_per_hour", the slope
-      after the first fifth; "first_mib" and "last_mib", medians of the first and the last third after it.
+    Returns "seconds" and "resident_mib" of each look at the memory; "tokens_per_second"; "growth_mib_per_hour", the
+    slope after the first fifth; "first_mib" and "last_mib", medians of the first and the last third after it.
     """
     looks, count, started = [], 0, time.perf_counter()
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=2) as batches:

@@ -2,11 +2,10 @@
 
     python -m softmask_jax.benchmarks.two_pass [--steps 12] [--device cpu] [--json out.json]
 
-Prints, from one run: seconds of a train step with one pass and with two, alternating, and their ratio beside its limit:
-with a forward pass as 1 and a backward pass as 2, a plain step is 3 and two passes are 4/3 of it; with full
-rematerialisation it is 4, and they are 5/4. What both kinds of step do besides (the optimiser, the loss's second look
-at the logits) brings the ratio below the limit, what only soft-masking does (the sweep over the vocabulary) above it.
-Then the vocabulary's operations, dense against chunked: temporary memory as the compiler plans it, and seconds.
+Seconds of a train step with one pass and with two, alternating, and their ratio beside its limit: with a forward pass
+as 1 and a backward pass as 2, a plain step is 3 and two passes are 4/3 of it; with full rematerialisation 4, and 5/4.
+Work that both kinds of step share (the optimiser, logits computed again) lowers the ratio, the sweep over the
+vocabulary raises it. Then the vocabulary's operations, dense and chunked: planned temporary memory, and seconds.
 """
 import argparse
 import dataclasses
@@ -37,8 +36,7 @@ SCORED = 3  # k of the sweep
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the model that is trained (`seq_len`, `batch` too), and of the hidden states [batch L D] that meet a large
-    vocabulary."""
+    """Of the trained model and its batch; head_*: of the hidden states [batch L D] that meet a large vocabulary."""
 
     hidden_size: int = 192
     num_blocks: int = 4
@@ -93,9 +91,8 @@ def spread(seconds: np.ndarray) -> dict[str, float]:
 def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
     """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), all in turn.
 
-    Returns:
-      For each name "remat", "single" and "two_pass" (`spread` of seconds), "ratio" of the medians, "ratio_quartiles"
-      over neighbouring pairs, "limit", and "temporary_bytes" of the program.
+    Of each name: "remat", "single" and "two_pass" (`spread` of seconds), "ratio" of the medians, "ratio_quartiles" over
+    neighbouring pairs, "limit", and "temporary_bytes" of the program.
     """
     programs = {name: compiled_steps(sizes, name) for name in remat}
     calls = {(name, kind): call for name, (pair, _) in programs.items() for kind, call in pair.items()}
@@ -146,9 +143,8 @@ def dense_cross_entropy(hidden, head, targets):
 def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
     """The sweep, and the cross-entropy with its gradients, dense and chunked, at one V.
 
-    Returns:
-      One row an operation: "operation", "vocab_size", "logits_bytes" of [B L V] float32, and for "dense" and "chunked"
-      "temporary_bytes", "argument_bytes", "output_bytes" and "seconds" (quartiles).
+    Of each: "operation", "vocab_size", "logits_bytes" of [B L V] float32, and for "dense" and "chunked"
+    "temporary_bytes", "argument_bytes", "output_bytes" and "seconds" (`spread`).
     """
     rows, length, width = sizes.head_batch, sizes.head_seq_len, sizes.head_width
     padded = -(-vocab_size // 128) * 128

@@ -93,8 +93,8 @@ def counted(config, *, length: int = 0, **sizes) -> Step:
     return Step(tuple(pair), tokens)
 
 
-def compiled(config, topology_name: str, **sizes) -> tuple[tuple[Ends, Ends], int]:
-    """(seconds of a plain and of a two-pass step; chips) by the roofline of the compiled programs."""
+def compiled(config, topology_name: str, **sizes) -> dict:
+    """Seconds, chips and source of `Step`, by the roofline of the programs with and without soft-masking."""
     from softmask_jax.compile import programs, reading
     from softmask_jax.compile.report import roofline
     from softmask_jax.compile.topology import Topology
@@ -110,12 +110,13 @@ def compiled(config, topology_name: str, **sizes) -> tuple[tuple[Ends, Ends], in
         # On a slice with more chips than rows the program has more rows than the config.
         share, times = config.train.global_batch_size / program.rows, roofline(read)
         seconds.append((times.best_s * share, times.worst_s * share))
-    return tuple(seconds), topology.chips
+    source = f"predicted from the program compiled for {topology_name}, never run"
+    return {"seconds": tuple(seconds), "chips": topology.chips, "source": source}
 
 
-def measured(path: str) -> tuple[tuple[Ends, Ends], str]:
-    """Seconds of a plain and of a two-pass step, and their source: a straight line through a run's log, whose rows have
-    the share of two-pass steps. ValueError for conversations, whose lengths differ, for few rows or equal shares."""
+def measured(path: str) -> dict:
+    """Seconds and source of `Step`: a straight line through a run's log, whose rows have the share of two-pass steps.
+    ValueError for conversations, whose lengths differ, for few rows or equal shares."""
     log = run_log.read(path)
     config = schema.from_dict(log.config)
     if config.data.source == "chat":
@@ -134,7 +135,8 @@ def measured(path: str) -> tuple[tuple[Ends, Ends], str]:
     # Medians: pauses of a busy machine would pull a least-squares line.
     line = theilslopes(seconds, share, method="joint")
     plain, both = float(line.intercept), float(line.intercept + line.slope)
-    return ((plain, plain), (both, both)), f"the median over {len(share)} rows of the log of {path}"
+    source = f"the median over {len(share)} rows of the log of {path}"
+    return {"seconds": ((plain, plain), (both, both)), "source": source}
 
 
 def text(config, step: Step, lines: Sequence[Line]) -> str:
@@ -199,16 +201,13 @@ def main(argv: list[str]) -> None:
     sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
     step = counted(config, **sizes)
     plan(config, step)  # a config that cannot be planned is refused before anything is compiled
-    seconds, chips, source = None, flags.chips, "as given"
     if flags.topology:
-        seconds, chips = compiled(config, flags.topology, **sizes)
-        source = f"predicted from the program compiled for {flags.topology}, never run"
+        step = dataclasses.replace(step, **compiled(config, flags.topology, **sizes))
     elif flags.run:
-        seconds, source = measured(flags.run)
+        step = dataclasses.replace(step, **measured(flags.run), chips=flags.chips)
     elif flags.seconds is not None:
         seconds = tuple((one, one) for one in (flags.seconds, flags.two_pass_seconds))
-    if seconds:
-        step = dataclasses.replace(step, seconds=seconds, chips=chips, source=source)
+        step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source="as given")
     lines = plan(config, step)
     print(text(config, step, lines))
     if flags.json:

@@ -16,11 +16,11 @@ KEY = re.compile(
     r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
 FILE = "adapter_config.json"
-# Fields of PEFT's LoraConfig (0.21); any other one that is set is refused.
-READ = ("exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules")
 BUILT = {"bias": ("none",), "use_dora": (False, True), "use_rslora": (False, True)}
-# Of training, of the initial A and B (`init_lora_weights` tells if the base changed), and of what is off.
-HARMLESS = (
+# Fields of PEFT's LoraConfig (0.21) that are read, or harmless: of training, of the initial A and B, of what is off. Any
+# other one that is set is refused.
+KNOWN = (
+    *BUILT, "exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules",
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
     "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
@@ -47,7 +47,7 @@ def read_config(config: Mapping) -> Adapter:
     """PEFT's adapter_config.json. Raises ValueError, one line, for anything but LoRA and DoRA as built here."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{FILE}: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built.")
-    check_unknown(config, FILE, {*READ, *BUILT, *HARMLESS})
+    check_unknown(config, FILE, KNOWN)
     check_values(config, FILE, BUILT)
     initial = config.get("init_lora_weights")
     if (initial.lower() if isinstance(initial, str) else initial) not in INITIAL:

@@ -1,7 +1,6 @@
-"""Reading converted models: config, tokenizer, parameters."""
+"""Reading converted models: tokenizer and parameters."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,32 +35,24 @@ class Ids(Tokenizer):
         return hash_of("ids", self.vocab_size, self.mask_token_id, self.bos_id, self.eos_id)
 
 
-class Converted(NamedTuple):
-    """What a converted model has beside its parameters. step: the source's number of updates."""
-
-    config: config_schema.Config
-    tokenizer: Tokenizer
-    step: int
-
-
 def is_converted(path: Path) -> bool:
     """Whether a folder's config.json is that of a converted model. ValueError if it is no JSON."""
     return (path / "config.json").is_file() and read_json(path, "config.json").get("format") == FORMAT
 
 
-def read(path: Path) -> Converted:
-    """Config and tokenizer of a converted MDLM. ValueError for another kind of model or tokenizer."""
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Tokenizer of a converted MDLM. ValueError for another kind of model or tokenizer."""
     about = read_ours(path)
     if "config" not in about:
         raise ValueError(f"{path} is a converted {about['kind']} model; load takes a run or a converted MDLM.")
-    size, mask = about["vocab_size"], about["mask_token_id"]
-    tokenizer: Tokenizer = Ids(size, mask, about["bos_id"], about["eos_id"])
-    if holds_tokenizer(path / "tokenizer"):
-        tokenizer = open_tokenizer(path / "tokenizer")
-        if (tokenizer.vocab_size, tokenizer.mask_token_id) != (size, mask):
-            sizes = f"{tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the model has {size} and {mask}"
-            raise ValueError(f"{path / 'tokenizer'} has {sizes}. Convert again with the model's own --tokenizer.")
-    return Converted(config_schema.of_run(about["config"]), tokenizer, about.get("step", 0))
+    size, mask, folder = about["vocab_size"], about["mask_token_id"], path / "tokenizer"
+    if not holds_tokenizer(folder):
+        return Ids(size, mask, about["bos_id"], about["eos_id"])
+    tokenizer = open_tokenizer(folder)
+    if (tokenizer.vocab_size, tokenizer.mask_token_id) != (size, mask):
+        sizes = f"{tokenizer.vocab_size} tokens, its mask is {tokenizer.mask_token_id}; the model has {size} and {mask}"
+        raise ValueError(f"{folder} has {sizes}. Convert again with the model's own --tokenizer.")
+    return tokenizer
 
 
 def read_params(path: Path, abstract: dict) -> dict:
@@ -99,9 +90,10 @@ def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
     """Initial trees of a run that continues a converted MDLM: "backbone" and, if it has learned some, "soft_mask".
     Raises as `read_params`, and ValueError for another tokenizer (by sizes, if the model has none)."""
-    config, own, _ = read(path)
+    own, config = read_tokenizer(path), config_schema.of_run(read_ours(path)["config"])
     ours, theirs = ((one.vocab_size, one.mask_token_id) for one in (own, tokenizer))
-    if ours != theirs if isinstance(own, Ids) else own.fingerprint() != tokenizer.fingerprint():
+    same = ours == theirs if isinstance(own, Ids) else own.fingerprint() == tokenizer.fingerprint()
+    if not same:
         sizes = f"{ours[0]} tokens, mask {ours[1]}; config.data.tokenizer has {theirs[0]} and {theirs[1]}"
         raise ValueError(f"config.init.checkpoint: the weights in {path} are for another tokenizer ({sizes}).")
     params = read_params(path, abstract)

@@ -16,7 +16,6 @@ from softmask_jax.models.keys import dream
 
 _NAMES = "|".join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())
 KERNEL = re.compile(rf"model\.layers\.\d+\.({_NAMES})\.weight")
-LARGEST = 127
 
 
 def quantise(model: Model) -> Model:
@@ -32,7 +31,7 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows [out, in] -> int8 [out, in], float32 scales [out]: 1 for rows of zeros, not finite for rows that are not."""
     wide = rows.astype(np.float32)
     largest = np.abs(wide).max(1)
-    scale = np.where(largest == 0, np.float32(1), largest / np.float32(LARGEST))
+    scale = np.where(largest == 0, np.float32(1), largest / np.float32(127))
     with np.errstate(invalid="ignore"):
         wide /= scale[:, None]
         return np.rint(wide, out=wide).astype(np.int8), scale

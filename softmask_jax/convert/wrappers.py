@@ -6,8 +6,6 @@ from collections.abc import Iterable
 INSIDE = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Attributes of training scripts that hold the whole network or its average.
 OUTSIDE = ("model", "net", "network", "backbone", "ema", "ema_model", "averaged_model")
-# Stored by torch's AveragedModel beside the network.
-COUNTER = "n_averaged"
 
 
 def own_keys(*names: str) -> re.Pattern:
@@ -30,7 +28,8 @@ def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tu
 
     network: of `own_keys`. ValueError also for a wrapper on some of a module's keys only.
     """
-    unwrapped = {key: _unwrapped(key, network) for key in keys if key != COUNTER}
+    # torch's AveragedModel stores a counter beside the network.
+    unwrapped = {key: _unwrapped(key, network) for key in keys if key != "n_averaged"}
     names = old_keys(((new, key) for key, (new, _) in unwrapped.items()), where)
     kinds: dict[str, dict[str, str]] = {}
     for key, (_, wrappers) in unwrapped.items():
@@ -50,14 +49,12 @@ def _unwrapped(key: str, network: re.Pattern) -> tuple[str, dict[str, str]]:
     for part in key.split("."):
         if part in INSIDE:
             wrapper += f"{part}."
-        else:
-            wrappers[".".join(own)] = wrapper
-            own.append(part)
-            wrapper = ""
+            continue
+        wrappers[".".join(own)], wrapper = wrapper, ""
+        own.append(part)
     new = ".".join(own)
-    if (match := network.search(new)) is None:
-        return key, {}
-    outer = new[: match.start()]
-    if not set(outer.split(".")) <= {*OUTSIDE, ""}:
+    match = network.search(new)
+    outer = new[: match.start()] if match else ""
+    if match is None or not set(outer.split(".")) <= {*OUTSIDE, ""}:
         return key, {}
     return new[len(outer) :], wrappers | {"": wrappers[""] + outer}

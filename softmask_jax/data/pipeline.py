@@ -85,9 +85,8 @@ def _endless(windows: Windows | Mixture, global_batch_size: int, seed: int):
 def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int) -> np.ndarray:
     """The micro-batch of each row, by its number in the global batch: 0..micro_batches - 1, each equally often.
 
-    With M rows to a micro-batch, rows r, r + M, ... go to different ones, so that every host, with rows i, i + n, ...
-    and n a divisor of M, holds M / n rows of each. Neighbours are separated too: t is stratified by row number, and
-    each micro-batch needs its full range.
+    With M rows to a micro-batch, rows r, r + M, ... go to different ones: a host, with rows i, i + n, ..., n a divisor
+    of M, holds M / n rows of each. So do neighbours: each micro-batch needs the full range of t, stratified by row.
     """
     size = global_batch_size // micro_batches
     return (rows // size + rows % size) % micro_batches
@@ -96,8 +95,8 @@ def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int)
 def rows_of_host(global_batch_size: int, host_index: int, host_count: int, micro_batches: int = 1) -> np.ndarray:
     """int64 [B/hosts] numbers of a host's rows i, i + n, ... in the global batch, in the order of its share.
 
-    Position p holds a row of micro-batch p % micro_batches: every device holds as many rows of each. Raises ValueError
-    when a micro-batch does not divide by the hosts.
+    Position p holds a row of micro-batch p % micro_batches. Raises ValueError for micro-batches that do not divide by
+    the hosts.
     """
     if not 0 <= host_index < host_count:
         raise ValueError(f"host_index={host_index} must lie in 0..{host_count - 1}")

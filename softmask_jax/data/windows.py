@@ -4,18 +4,10 @@ The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206):
 tokens, each between a BOS and an EOS. The last incomplete window is dropped.
 """
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-
-class TokenStream(Protocol):
-    """Token ids in order, an EOS after every document."""
-
-    def __len__(self) -> int: ...
-
-    def spans(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """[n length] ids of the spans that begin at `starts` [n]."""
+from softmask_jax.data.shards import ShardStream
 
 
 class Windows:
@@ -24,7 +16,7 @@ class Windows:
     `gather(indices [n])` is int32 [n L]. Raises ValueError when the stream fills no window.
     """
 
-    def __init__(self, stream: np.ndarray | TokenStream, seq_len: int, bos_id: int, eos_id: int, name: str = "corpus"):
+    def __init__(self, stream: np.ndarray | ShardStream, seq_len: int, bos_id: int, eos_id: int, name: str = "corpus"):
         if seq_len < 3:
             raise ValueError(f"data.seq_len={seq_len} must be at least 3: BOS, one token, EOS")
         self.seq_len, self.bos_id, self.eos_id, self.name = seq_len, bos_id, eos_id, name

@@ -61,7 +61,8 @@ class Run:
 
     @functools.cached_property
     def perplexity(self) -> Perplexity:
-        return Perplexity(self.model.denoiser, self.model.objective, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+        mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+        return Perplexity(self.model.denoiser, self.model.objective, mesh)
 
 
 def load_run(path: str | Path) -> Run:

@@ -42,7 +42,7 @@ def checkpoints(models: Models) -> list[Checkpoint]:
     names = [one.name for one in listed]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"Two checkpoints are called '{name}'; name them: --checkpoint=a=FOLDER --checkpoint=b=FOLDER.")
+            raise ValueError(f"Two checkpoints are called '{name}'; name them: --checkpoint=a=FOLDER and so on.")
         if name.strip(".") == "":
             raise ValueError(f"A checkpoint cannot be called '{name}'; name it: --checkpoint=NAME=FOLDER.")
     return listed

@@ -30,7 +30,8 @@ def check() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ImportError("Plots need matplotlib: pip install 'softmask_jax[eval]', or --config.run.plots=False.") from None
+        remedy = "pip install 'softmask_jax[eval]', or --config.run.plots=False"
+        raise ImportError(f"Plots need matplotlib: {remedy}.") from None
 
 
 def write(report: Mapping, folder: Path) -> list[Path]:

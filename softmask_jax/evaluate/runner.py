@@ -5,6 +5,7 @@ A folder holds `results.json` (all numbers, settings, versions), `results.md` (t
 """
 import dataclasses
 import datetime
+import functools
 import json
 import logging
 import os
@@ -87,19 +88,16 @@ class Evaluation:
                 Job(checkpoint, task, budget) for checkpoint in self.checkpoints for task in self.tasks
                 for budget in (self.budgets if task.sweeps else [Fraction(1)])
             ]  # fmt: skip
-            works = {job: self._work(job, stop) for job in jobs}
+            works = {
+                job: Work(self.settings, job.checkpoint.name, job.checkpoint.path, self.out / job.folder,
+                          functools.partial(self._load, job.checkpoint), self.mesh, stop, job.budget, **self._allowed)
+                for job in jobs
+            }  # fmt: skip
             finished = {job: self._finished(job, work) for job, work in works.items()}
             report = self._report(finished, self._differences(works))
             write_own(self.out / "results.json", report)
             write_atomically(self.out / "results.md", tables.markdown(report), elsewhere=ELSEWHERE)
         return report
-
-    def _work(self, job: Job, stop: StopSignal) -> Work:
-        folder, checkpoint = self.out / job.folder, job.checkpoint
-        with explained(folder, ELSEWHERE):
-            folder.mkdir(parents=True, exist_ok=True)
-        return Work(self.settings, checkpoint.name, checkpoint.path, folder, lambda: self._load(checkpoint), self.mesh,
-                    stop, job.budget, **self._allowed)
 
     def _decisive(self, job: Job) -> dict:
         """Settings that decide a job's numbers, except the step of the checkpoint, as JSON values."""

@@ -1,4 +1,4 @@
-"""Schema of an evaluation: the keys of `configs/eval_*.py` and `--config.section.key=value`. Lists are joined by ";"."""
+"""Schema of an evaluation: keys of `configs/eval_*.py` and `--config.section.key=value`. Lists are joined by ";"."""
 import dataclasses
 from fractions import Fraction
 

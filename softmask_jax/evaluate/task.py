@@ -110,7 +110,7 @@ class Work:
     """One model and budget for one task.
 
     Attributes:
-      name, path: of the model's checkpoint. folder: the task's own, existing. mesh: of the devices that share rows.
+      name, path: of the model's checkpoint. folder: the task's own. mesh: of the devices that share rows.
       load: returns the `softmask_jax.Model`, loaded on first use. budget: share of the sampler's steps.
       allow_code, allow_unsafe_code: whether programs that a model wrote may run, and without a sandbox.
     """

@@ -103,9 +103,10 @@ def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
 
 def _own_sizes(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
     """Fields of a `Model` whose sizes are in the config."""
-    tokenizer = load_tokenizer(path / "tokenizer") if manifest is None else converted.read(path).tokenizer
+    tokenizer = load_tokenizer(path / "tokenizer") if manifest is None else converted.read_tokenizer(path)
     sizes = {"vocab_size": tokenizer.vocab_size, "mask_token_id": tokenizer.mask_token_id}
-    return {"tokenizer": tokenizer, "denoiser": families.of(config.model.kind).build(config.model, config.soft_mask, sizes, mesh=mesh)}
+    denoiser = families.of(config.model.kind).build(config.model, config.soft_mask, sizes, mesh=mesh)
+    return {"tokenizer": tokenizer, "denoiser": denoiser}
 
 
 def _on_base(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from softmask_jax.io.files import (
-    explained, is_device, plain, remove_leftovers, sync_folder, try_lock, write_atomically, write_json,
+    differences, explained, is_device, plain, remove_leftovers, sync_folder, try_lock, write_atomically, write_json,
 )
 
 ELSEWHERE = "give another --out"
-ABSENT = "(absent)"
 
 Key = tuple[int, int]
 
@@ -126,20 +125,13 @@ class AnswerFile:
         except (OSError, ValueError):
             reason = f"what they were made with is not to be read in {self.settings_path.name}"
             raise ValueError(f"{self.path} has rows, but {reason}; {ELSEWHERE}.") from None
-        pairs = {name: (stored.get(name, ABSENT), value) for name, value in settings.items()}
-        differing = [f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in pairs.items() if old != new]
-        if differing:
-            made = f"rows that were made with other settings ({'; '.join(differing)})"
+        if differing := differences(stored, settings, settings):
+            made = f"rows that were made with other settings ({'; '.join(differing.values())})"
             raise ValueError(f"{self.path} has {made}. Use theirs to continue it, or {ELSEWHERE}.")
 
 
 def _lines(rows: Iterable[Mapping]) -> bytes:
     return b"".join((json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode() for row in rows)
-
-
-def _shown(value) -> str:
-    text = value if value == ABSENT else json.dumps(value)
-    return text if len(text) <= 60 else text[:16] + "..."
 
 
 def summarize(rows: Iterable[Mapping]) -> dict:

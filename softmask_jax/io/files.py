@@ -142,6 +142,17 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_atomically(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
+def differences(old: Mapping, new: Mapping, names: Iterable[str]) -> dict[str, str]:
+    """`name: old -> new` by name, of JSON values that differ; long ones are cut."""
+
+    def shown(values: Mapping, name: str) -> str:
+        text = json.dumps(values[name]) if name in values else "(absent)"
+        return text if len(text) <= 60 else text[:16] + "..."
+
+    differing = [name for name in names if (name in old, old.get(name)) != (name in new, new.get(name))]
+    return {name: f"{name}: {shown(old, name)} -> {shown(new, name)}" for name in differing}
+
+
 def plain(value):
     """A value as JSON has it: numpy and jax scalars and arrays as numbers and lists, NaN and infinities as strings."""
     if isinstance(value, Mapping):

@@ -16,7 +16,9 @@ from typing import Any, Iterable, Mapping
 import jax
 
 from softmask_jax.config import flatten, jax_settings
-from softmask_jax.io.files import explained, locked, plain, remove_leftovers, write_atomically, write_json
+from softmask_jax.io.files import (
+    differences, explained, locked, plain, remove_leftovers, write_atomically, write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ BREAKING = (
     "model.kind", "model.hidden_size", "model.num_blocks", "model.num_heads", "model.cond_dim", "model.mlp_ratio",
     "model.rope_base", "model.adapter", "soft_mask.variant", "data.tokenizer", "data.bpe_vocab_size",
 )
-ABSENT = "(absent)"
 # Files and folders that training replaces.
 NAMES = ("checkpoints", "metrics.jsonl", "report.html", "summary.json", "tokenizer", "versions.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -92,17 +93,13 @@ class RunFolder(contextlib.AbstractContextManager):
         if stored is None:
             return []
         old, new = flatten(stored), flatten(plain(config))
-        unusable, usable = [], []
-        for key in sorted(old.keys() | new.keys()):
-            before, now = old.get(key, ABSENT), new.get(key, ABSENT)
-            if before != now:
-                (unusable if key in BREAKING else usable).append(f"{key}: {_show(before)} -> {_show(now)}")
-        if unusable:
+        differing = differences(old, new, sorted(old.keys() | new.keys()))
+        if unusable := [text for key, text in differing.items() if key in BREAKING]:
             remedy = "Use the stored values to continue it, or another --workdir to start a new run."
             raise ValueError(f"The config does not fit the run in {self.path} ({'; '.join(unusable)}). {remedy}")
-        for difference in usable:
+        for difference in differing.values():
             log.info("config differs from the stored one: %s", difference)
-        return usable
+        return list(differing.values())
 
     def write_versions(self) -> list[str]:
         """Store versions.json; returns what changed since it was last written, each as "name: old -> new"."""
@@ -130,10 +127,9 @@ class RunFolder(contextlib.AbstractContextManager):
                 line = line[self._metrics.write(line) :]
 
     def truncate_metrics(self, step: int, again: Iterable[str] = ()) -> int:
-        """Drop what an interrupted run logged after the checkpoint of `step`; returns the number of lines dropped.
+        """Drop what an interrupted run logged after the checkpoint of `step`, and at it of kinds in `again`.
 
-        Also drops lines that are no JSON object, such as half-written ones, and those of `step` of a kind in `again`.
-        Lines without a step are kept.
+        Also drops lines that are no JSON object, such as half-written ones. Returns the number of lines dropped.
         """
         path = self.path / "metrics.jsonl"
         if not self.is_writer or not path.exists():
@@ -187,7 +183,3 @@ def _is_torn(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
         return file.read() not in (b"", b"\n")
-
-
-def _show(value) -> str:
-    return value if value == ABSENT else json.dumps(value)

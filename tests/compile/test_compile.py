@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from softmask_jax import config as schema
-from softmask_jax.compile import Topology, __main__, programs, slice_of
+from softmask_jax.compile import __main__, programs
 from softmask_jax.compile.compiled import out_of_memory
+from softmask_jax.compile.topology import Topology, slice_of
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--config=configs/stdlib.py:smoke", "--vocab_size=258"]

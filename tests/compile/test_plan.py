@@ -56,9 +56,10 @@ def test_seconds_of_both_kinds_of_steps_come_out_of_a_log_with_pauses(tmp_path):
         seconds = (0.5 + 0.2 * share) * (1 + random.normal(0, 0.003)) * (3.0 if step % 70 == 0 else 1.0)
         rows.append({"step": step, "kind": "train", "loss": 1.0, "two_pass_share": share, "tokens_per_second": 128 / seconds})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ((plain, _), (both, _)), said = plan.measured(str(folder))
+    timing = plan.measured(str(folder))
+    (plain, _), (both, _) = timing["seconds"]
     assert plain == pytest.approx(0.5, rel=0.03) and both == pytest.approx(0.7, rel=0.03)
-    assert "40 rows" in said
+    assert "40 rows" in timing["source"]
     settings = config.load("configs/dream7b.py").to_dict()
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="conversations of any length.*give --seconds"):

@@ -305,7 +305,7 @@ def test_damaged_parameters_are_not_loaded(tmp_path):
 def test_only_an_mdlm_is_loaded_yet(tmp_path):
     converts(recorded("dream/tiny", tmp_path / "src"), tmp_path / "ours")
     with pytest.raises(ValueError, match="converted dream model"):
-        converted.read(tmp_path / "ours")
+        converted.read_tokenizer(tmp_path / "ours")
 
 
 def test_an_adapter_that_was_trained_here_is_exported_for_peft(tmp_path):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.full
 # The two-pass step of a small Dream for one chip: a line of Python for each figure that is asserted.
 SMALL = r"""
 import json, re, sys
-from softmask_jax.compile import Topology
+from softmask_jax.compile.topology import Topology
 devices = Topology("v5e:1x1").devices()
 import jax, jax.numpy as jnp
 from softmask_jax import config

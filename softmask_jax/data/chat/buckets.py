@@ -2,10 +2,8 @@
 
 The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple of 8); they are
 attended to, corrupted and supervised: they teach the model to stop. Bucket pads fill a row up to the length of its
-batch, a multiple of 128, as a segment of their own without loss.
-
-A batch holds examples of one bucket, so that there are few shapes. Its examples depend on the seed and the step only:
-any number of hosts can resume a run at any step.
+batch, a multiple of 128, as a segment of their own without loss. A batch holds examples of one bucket, which depend on
+the seed and the step only: any number of hosts can resume a run at any step.
 """
 import dataclasses
 import functools

@@ -4,8 +4,7 @@ The template is trusted, contents of messages are not: `<|im_end|>` is one id wh
 text where a message spells it. Special tokens in contents are broken up by a character that no content has, which is
 removed once the rendering is cut at the remaining special tokens.
 
-Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but `strftime_now` always
-gives `DATE`: tokens depend neither on the day nor on training or inference.
+Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but on the day `DATE`.
 """
 import datetime
 import functools

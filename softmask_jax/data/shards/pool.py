@@ -15,10 +15,9 @@ from softmask_jax.data.shards.writer import Job
 
 
 def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) -> Iterator[tuple]:
-    """(task, function(job, task, progress)) of each task, in any order; few tasks are submitted ahead.
+    """(task, function(job, task, progress)) of each task, in any order; `progress(documents, tokens)` moves the bar.
 
-    A single worker is this process; several are spawned and die with it. `progress(documents, tokens)` moves the bar.
-    Raises RuntimeError when a worker was killed, and what the function raises.
+    A single worker is this process; several are spawned and die with it. Raises RuntimeError for a killed worker.
     """
     tokens = 0
 

@@ -40,10 +40,7 @@ class Detokenized(Source):
 
     source: Source
     detokenizer: str
-
-    @property
-    def name(self) -> str:
-        return self.source.name
+    name: str
 
     def identity(self) -> str:
         return fingerprint(self.source.identity(), self.detokenizer)
@@ -72,4 +69,4 @@ def make_source(
         source = FileSource("files", list_files(paths, "files"), separator)
     else:
         source = OF_ROWS[kind](paths, text_key)
-    return Detokenized(source, detokenizer) if detokenizer else source
+    return Detokenized(source, detokenizer, source.name) if detokenizer else source

@@ -1,8 +1,4 @@
-"""Documents to token streams: duplicates dropped, split by document, joined with an EOS after each.
-
-The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206): a split's documents, each with an EOS,
-form one stream, which `windows.py` cuts.
-"""
+"""Documents to token streams: duplicates dropped, split by document, joined with an EOS after each."""
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator

@@ -93,8 +93,8 @@ class Tfds(_Rows):
 def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     """`NAME:SPLIT`: NAME is TFDS's (`lm1b`, `wiki40b/en:1.3.0`), built in $TFDS_DATA_DIR, or the folder of a version.
 
-    Nothing is downloaded. Raises ImportError without the package, FileNotFoundError, with the command that builds it,
-    for a missing data set, ValueError for a split, column or format that cannot be read.
+    Nothing is downloaded. Raises ImportError, FileNotFoundError with the command that builds a missing data set, and
+    ValueError for a split, column or format that cannot be read.
     """
     tensorflow_datasets = required("tensorflow_datasets", "tfds", "data.source=tfds")
     title, name, split = _name_and_split(paths, "tfds", "lm1b:train")

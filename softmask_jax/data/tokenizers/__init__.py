@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer as LibraryTokenizer, decoders, models, pre_tokenizers, trainers
 
-from softmask_jax.data.tokenizers.base import (DESCRIPTION, END_OF_TEXT, MASK_TEXT, Tokenizer, hash_of, utf8)
+from softmask_jax.data.tokenizers.base import DESCRIPTION, END_OF_TEXT, MASK_TEXT, Tokenizer, hash_of, utf8
 from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
 from softmask_jax.data.tokenizers.hf_library import BPETokenizer, HuggingFaceTokenizer
 from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer

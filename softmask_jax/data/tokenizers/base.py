@@ -15,8 +15,7 @@ MASK_TEXT = "▁"
 
 
 class Tokenizer:
-    """Base class of tokenizers; equal are those with equal fingerprints. Subclasses add a `kind` and the three methods
-    below that raise NotImplementedError."""
+    """Base class; equal are those with equal fingerprints. Subclasses add a `kind` and what raises NotImplementedError."""
 
     kind: str
     bos_id: int

@@ -186,11 +186,9 @@ def open_library(tokenizer_json: str):
 
 
 def is_cuttable(content: dict) -> bool:
-    """Whether cuts at `CUT` keep a text's ids: a known pattern, then bytes, and nothing that looks back.
-
-    The patterns match a space or a newline after a visible character only at the beginning of a match, or end it with
-    the newline, and look no further than the white space around it.
-    """
+    """Whether cuts at `CUT` keep a text's ids: a known pattern, then bytes, and nothing that looks back."""
+    # The patterns match a space or a newline after a visible character only at the beginning of a match, or end it with
+    # the newline, and look no further than the white space around it.
     split = content.get("pre_tokenizer") or {}
     steps = split.get("pretokenizers", [split])
     if [step.get("type") for step in steps] not in (["ByteLevel"], ["Split", "ByteLevel"]):

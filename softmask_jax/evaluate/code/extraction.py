@@ -57,7 +57,8 @@ def _requested(problem: Problem, head: str, text: str, chat: bool) -> str:
             main = len(scores) - 1 - scores[::-1].index(most) if chat else scores.index(most)
             chosen = (statements(head), *read[main + 1 :], *read[:main], read[main])
         elif head and not most:
-            main, body = next(((n, body) for n, block in enumerate(blocks) if (body := _body(head, block, entries))), (0, []))
+            bodies = ((n, _body(head, block, entries)) for n, block in enumerate(blocks))
+            main, body = next(((n, body) for n, body in bodies if body), (0, []))
             most = 2 * bool(body)
             chosen = (*read[main + 1 :], *read[:main], body)
     if not most:

@@ -111,9 +111,10 @@ def _mbpp(row: Mapping, plus: bool) -> Problem:
     text, assertions = _text(row, "text or prompt"), _texts(row, "test_list")
     if not assertions:
         raise ValueError("test_list is empty.")
-    setup = [row.get("test_setup_code") or "", *(_texts(row, "test_imports") if row.get("test_imports") is not None else ())]
+    imports = _texts(row, "test_imports") if row.get("test_imports") is not None else []
+    setup = filter(None, [row.get("test_setup_code"), *imports])
     tests = [_text(row, "test")] if plus else assertions
-    program = "\n".join([*filter(None, setup), *tests]).replace("\r\n", "\n") + "\n"
+    program = "\n".join([*setup, *tests]).replace("\r\n", "\n") + "\n"
     return Problem(_id(row), text, program, "", row.get("code") or "", tuple(assertions[:SHOWN]))
 
 

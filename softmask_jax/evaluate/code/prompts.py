@@ -52,7 +52,7 @@ def stops(task: str, chat: bool, compat: bool = False) -> tuple[str, ...]:
 
 
 def ends(model, compat: bool) -> tuple[int, ...] | None:
-    """Ids at which an answer is cut; None for the model's own. compat: end of text alone, not the end of a chat's turn."""
+    """Ids at which an answer is cut; None for the model's own. compat: end of text alone, not of a chat's turn."""
     tokenizer = model.tokenizer
     return (tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id),) if compat else None
 

@@ -166,7 +166,8 @@ class Running:
 
     def _last_line(self) -> str:
         lines = self._text[self._output].decode("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self._process.returncode}")
+        printed = (line.strip() for line in reversed(lines) if line.strip())
+        last = next(printed, f"exit status {self._process.returncode}")
         return "".join(letter if letter.isprintable() else "\ufffd" for letter in last[:200])
 
     def _reason(self) -> str:

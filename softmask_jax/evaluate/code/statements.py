@@ -43,12 +43,14 @@ class Statement:
         """Whether it defines a function or class `name`."""
         return any(
             isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name == name
-            or isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda) and name in self.binds for node in self.body
+            or isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda) and name in self.binds
+            for node in self.body
         )  # fmt: skip
 
     @property
     def returns(self) -> bool:
-        return any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) for part in self.body for node in ast.walk(part))
+        nodes = (node for part in self.body for node in ast.walk(part))
+        return any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) for node in nodes)
 
     @property
     def imports(self) -> bool:

@@ -44,7 +44,7 @@ class CodeTask:
     sweeps: bool = True
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """ValueError, OSError or ImportError for impossible settings and problems, or without a sandbox for programs."""
+        """ValueError, OSError or ImportError for impossible settings or problems, or without a sandbox."""
         code = settings.code
         check_least(settings, "code", limit=0, samples=1, max_new_tokens=0, steps=0, prompt_tokens=1, batch_size=1,
                     memory=LEAST_MEMORY, workers=0)  # fmt: skip
@@ -57,7 +57,7 @@ class CodeTask:
         if allow_code:
             use_sandbox(allow_unsafe_code)
         elif allow_unsafe_code:
-            raise ValueError("--allow_unsafe_code says how programs may run; that they may says --allow_code: give both.")
+            raise ValueError("--allow_unsafe_code is an addition to --allow_code: give both.")
 
     def run(self, work: Work) -> Result:
         code = work.settings.code

@@ -46,7 +46,7 @@ def counts_steps(options: Options) -> bool:
 
 
 def budgeted(options: Options, length: int, budget: Fraction, section: str = "sampler") -> Options:
-    """The sampler with a share of its steps, at least one. ValueError if it has no fixed number. section: of its config."""
+    """The sampler with a share of its steps, at least one. ValueError if it has no fixed number. section: its config."""
     if budget == 1:
         return options
     if not counts_steps(options):
@@ -71,7 +71,7 @@ def write(work: Work) -> Samples:
     model, seed, settings = work.model, work.settings.run.seed, work.settings.samples
     count, size, length = settings.count, settings.batch_size, settings.length or model.max_length
     if length > model.max_length:
-        raise ValueError(f"config.samples.length is {length:,}; {work.name} takes {model.max_length:,} positions at most.")
+        raise ValueError(f"config.samples.length is {length:,}; {work.name} takes {model.max_length:,} positions.")
     options = budgeted(work.settings.sampler, length, work.budget)
     decisive = {"length": length, "seed": seed, "batch_size": size, "step": model.step}
     decisive |= {f"sampler.{name}": value for name, value in dataclasses.asdict(options).items()}
@@ -86,8 +86,8 @@ def write(work: Work) -> Samples:
         tokens, calls, filled, finite = (np.asarray(x) for x in (out.tokens, out.row_calls, out.filled, out.finite))
         if not finite.all():
             number = numbers[int(np.argmin(finite))]
-            where = f"logits of sample {number} at step {model.step}"
-            raise ValueError(f"{work.path}: {where} are NaN or infinite; {DIVERGED}.")
+            checkpoint = f"{work.path}, step {model.step}"
+            raise ValueError(f"{checkpoint}: logits of sample {number} are NaN or infinite; {DIVERGED}.")
         seconds = round((time.monotonic() - started) / len(piece.index), 4)
         log.info("%s: %s of %s samples written", work.name, f"{piece.keys[-1][0] + 1:,}", f"{count:,}")
         return [

@@ -26,8 +26,7 @@ DOWNLOAD = (
 )
 
 
-def folder_of(spec: str) -> Path:
-    """The folder of config.generative.scorer, downloaded from hf://owner/name. ValueError or OSError without it."""
+def _folder(spec: str) -> Path:
     if not spec:
         raise ValueError(f"Generative perplexity needs a scorer: {DOWNLOAD}.")
     if spec.startswith(hub.PREFIX):
@@ -42,8 +41,11 @@ def folder_of(spec: str) -> Path:
 
 
 def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, Tokenizer]:
-    """Checkpoint (weights unread) and tokenizer of a scorer. ValueError or OSError for missing or unsuitable files."""
-    folder = folder_of(spec)
+    """Checkpoint (weights unread) and tokenizer of config.generative.scorer, a folder or hf://owner/name.
+
+    ValueError or OSError for missing or unsuitable files.
+    """
+    folder = _folder(spec)
     try:
         checkpoint, tokenizer = Checkpoint(folder, compute_dtype), open_tokenizer(folder)
     except FileNotFoundError as error:
@@ -71,7 +73,7 @@ class Scorer:
         self._run = compiled(self.config, mesh)
 
     def retokenized(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """First tokens of each text, int32 [n], n at most max_length; an EOS for `<|endoftext|>`, as in the reference."""
+        """First `max_length` tokens of each text, int32 [n]; an EOS for `<|endoftext|>`, as in the reference."""
         parts = [text.split(END_OF_TEXT) for text in texts]
         ids = iter(self.tokenizer.encode_batch([part for pieces in parts for part in pieces]))
         end, rows = np.array([self.tokenizer.eos_id], np.int32), []

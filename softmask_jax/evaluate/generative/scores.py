@@ -127,6 +127,6 @@ def _scored(scorer: Scorer, batch: Batch, texts: Sequence[np.ndarray]) -> dict:
     sums = np.array([nll[i, : len(mask)][mask].sum(dtype=np.float64) for i, mask in enumerate(counted)])
     features = features[: len(texts)]
     if not (np.isfinite(sums).all() and np.isfinite(features).all()):
-        raise ValueError("The scorer's numbers are NaN or infinite; set config.generative.compute_dtype=float32, or get its "
-                         "weights anew.")
+        raise ValueError("The scorer's numbers are NaN or infinite; set config.generative.compute_dtype=float32, or get "
+                         "its weights anew.")
     return {"nll": sums, "counted": np.array([mask.sum() for mask in counted]), "features": features}

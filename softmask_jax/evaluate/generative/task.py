@@ -2,8 +2,8 @@
 
 Generative perplexity by a causal model (GPT-2-large in the paper), entropy of a text's own tokens in nats, which shows
 the repetition that perplexity rewards, and MAUVE against human texts. As in the soft-masking reference
-(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`) texts are decoded with their `<|endoftext|>` and retokenized
-by the scorer, at most 1,024 tokens each. Unlike in the reference, decoding keeps spaces before punctuation.
+(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`) texts are decoded with their `<|endoftext|>` and
+retokenized by the scorer, at most 1,024 tokens each. Unlike in the reference, decoding keeps spaces before punctuation.
 Human texts are whole windows of a validation split with BOS and EOS, as many and as long as the samples
 (`load_human_references`), in NumPy's order instead of PyTorch's.
 """
@@ -35,8 +35,8 @@ GIVE_REFERENCES = (
 )
 CACHE = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
 NO_INTERVAL = (
-    "MAUVE has no interval: texts that are drawn again, as for a bootstrap, look further from the references than they are. "
-    "What it is by other clusterings stands in results.json (details.mauve.by_seed)."
+    "MAUVE has no interval: texts that are drawn again, as for a bootstrap, look further from the references than they "
+    "are. What it is by other clusterings stands in results.json (details.mauve.by_seed)."
 )
 
 
@@ -157,8 +157,8 @@ def _notes(written: Samples, ours: Scores, scorer: Scorer) -> list[str]:
     count, length = written.tokens.shape
     if (count, length) != (PAPER_COUNT, PAPER_LENGTH):
         notes.append(
-            f"{count:,} samples of {length:,} tokens; the paper's numbers are of {PAPER_COUNT:,} of {PAPER_LENGTH:,} and "
-            "cannot be compared with these."
+            f"{count:,} samples of {length:,} tokens; the paper's numbers are of {PAPER_COUNT:,} of {PAPER_LENGTH:,} "
+            "and cannot be compared with these."
         )
     if (network.hidden_size, network.num_layers) != GPT2_LARGE:
         notes.append(

@@ -75,7 +75,7 @@ class SoftmaskLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None):
-        """The harness's own flags, such as --batch_size, give way to the same in --model_args; `auto` is our default."""
+        """The harness's own flags, such as --batch_size, give way to --model_args; `auto` is our default."""
         more = {name: value for name, value in (additional_config or {}).items() if value is not None}
         if str(more.get("batch_size", "")).startswith("auto"):
             del more["batch_size"]
@@ -179,7 +179,9 @@ class SoftmaskLM(TemplateLM):
         number = key_of(context, json.dumps(dict(gen_kwargs), sort_keys=True, default=str)) >> 33
         return Ask(Pattern(tokens, len(ids)), options, stops, (number, repeat))
 
-    def _filled(self, patterns: Sequence[Pattern], keys: Sequence, options: Options) -> Iterator[tuple[int, np.ndarray]]:
+    def _filled(
+        self, patterns: Sequence[Pattern], keys: Sequence, options: Options
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Index and unpadded tokens of each pattern, its masks filled. ValueError for NaN."""
         generator = Generator(self.model, options, self.arguments.model.seed)
         shapes = [shape_of(pattern, self.model, self.max_length) for pattern in patterns]
@@ -228,7 +230,8 @@ class SoftmaskLM(TemplateLM):
         for tokens, start, _ in (spans[i] for i in checked):
             masks = np.full(len(tokens) - start, self.model.mask_token_id, np.int32)
             patterns.append(Pattern(np.concatenate([tokens[:start], masks]), 0))
-        options = Options("maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=self.arguments.options.soft_mask)
+        soft_mask = self.arguments.options.soft_mask
+        options = Options("maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=soft_mask)
         for row, tokens in self._filled(patterns, [(0, 0)] * len(checked), options):
             greedy[checked[row]] = bool((tokens == spans[checked[row]].tokens).all())
         return greedy
@@ -237,9 +240,8 @@ class SoftmaskLM(TemplateLM):
         """Likelihoods of whole texts, in windows of `max_length` positions behind BOS or the token before."""
         spans, owners = [], []
         for index, (text,) in enumerate(request.args for request in requests):
-            windows = get_rolling_token_windows(
-                self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length - 1, context_len=1
-            )
+            ids = self.tok_encode(text, add_special_tokens=False)
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, context_len=1)
             for number, (before, scored) in enumerate(map(make_disjoint_window, windows)):
                 spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(text, number)))
                 owners.append(index)
