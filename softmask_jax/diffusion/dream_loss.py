@@ -16,38 +16,26 @@ from softmask_jax.diffusion.noise import Stream
 from softmask_jax.diffusion.objective import Batch, Noisy, Objective
 from softmask_jax.diffusion.soft_masking import SoftMask
 
-WEIGHTINGS = ("time", "context_adaptive")
-T_PER = ("row", "batch")
-
 
 @dataclasses.dataclass(frozen=True)
 class DreamLoss(Objective):
-    """Dream's loss; the defaults are the recipe.
+    """Dream's loss; the defaults are the recipe."""
 
-    Attributes:
-      soft_mask: of pass 2. noise_eps: a token is masked with probability (1 - noise_eps) t + noise_eps.
-      t_min, t_max: t is uniform between them. t_per: `row`, or one t for a whole `batch`, that of its first row.
-      weighting: `time` is 1/t; `context_adaptive` weighs a masked token by the known ones around it (`context_weights`
-        with cart_p), and not by t.
-      supervise_pads: corrupt and score the recipe's pads.
-      fresh_noise: draw t, masks and coins anew in every epoch, or repeat those of the first.
-    """
-
-    soft_mask: SoftMask = SoftMask("topk", 1)
-    noise_eps: float = 1e-3
-    t_min: float = 0.2
+    soft_mask: SoftMask = SoftMask("topk", 1)  # of pass 2
+    noise_eps: float = 1e-3  # a token is masked with probability (1 - noise_eps) t + noise_eps
+    t_min: float = 0.2  # t is uniform between t_min and t_max
     t_max: float = 0.8
-    t_per: str = "row"
-    weighting: str = "time"
-    cart_p: float = 0.1
-    supervise_pads: bool = True
-    fresh_noise: bool = True
+    t_per: str = "row"  # or one t for a whole `batch`, that of its first row
+    weighting: str = "time"  # 1/t; `context_adaptive` instead: see `context_weights`
+    cart_p: float = 0.1  # p of `context_weights`
+    supervise_pads: bool = True  # corrupt and score the recipe's pads
+    fresh_noise: bool = True  # draw t, masks and coins anew in every epoch, or repeat those of the first
 
     def __post_init__(self):
         if not (0 < self.t_min <= self.t_max <= 1 and 0 <= self.noise_eps < 1 and 0 < self.cart_p <= 1):
             raise ValueError("objective: wanted 0 < t_min <= t_max <= 1, 0 <= noise_eps < 1 and 0 < cart_p <= 1, got "
                              f"{self.t_min}, {self.t_max}, {self.noise_eps} and {self.cart_p}")
-        for name, known in (("t_per", T_PER), ("weighting", WEIGHTINGS)):
+        for name, known in (("t_per", ("row", "batch")), ("weighting", ("time", "context_adaptive"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} is unknown; choose {' or '.join(known)}")
 
@@ -66,9 +54,8 @@ class DreamLoss(Objective):
         """Draw t and x_t, at least one mask a row, and weigh the masked tokens.
 
         Args:
-          batch: as `data.chat.buckets` makes it: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
-          t: [B]; None draws it.
-          epoch: see `example_keys`.
+          batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
+          t: [B]; None draws it. epoch: see `example_keys`.
         """
         tokens, index = batch["tokens"], batch["index"]
         t_keys, mask_keys = (example_keys(root_key, stream, index, epoch) for stream in (Stream.T, Stream.MASK))
@@ -98,7 +85,7 @@ class DreamLoss(Objective):
         return jnp.linspace(self.t_min, self.t_max, count, dtype=jnp.float32)[index]
 
     def validation_batch(self, batch: Batch, root_key: jax.Array, count: int, *, mask_token_id: int) -> Noisy:
-        """Validation examples with fixed t and masks in any batch; t is spread over all `count` examples."""
+        """Validation examples with the same t and masks in any batch; t is spread over all `count` examples."""
         return self.draw(batch, root_key, mask_token_id=mask_token_id, t=self.validation_t(batch["index"], count))
 
 
@@ -119,8 +106,8 @@ def example_coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -
 def context_weights(known: jax.Array, p: float) -> jax.Array:
     """Dream's context-adaptive weights (CART, arXiv 2508.15487, section 3; `context_adaptive_reweight` of its code).
 
-    Every known (unmasked) token, known [B L] bool, adds half a geometric distribution of its distance:
-    w_i = sum over known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32. Near 1 amid known tokens, near 0 far away.
+    Every known (unmasked) token, known [B L] bool, adds half a geometric distribution of its distance: w_i = sum over
+    known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32. Near 1 amid known tokens, near 0 far from any.
     """
     position = jnp.arange(known.shape[1])
     distance = jnp.abs(position[:, None] - position)

@@ -1,4 +1,4 @@
-"""The NELBO of masked diffusion (MDLM, arXiv 2406.07524, eq. 10) as an objective with soft-masking (arXiv 2510.17206)."""
+"""The NELBO of masked diffusion (MDLM, arXiv 2406.07524, eq. 10) with soft-masking (arXiv 2510.17206)."""
 import dataclasses
 
 import jax
@@ -12,16 +12,12 @@ from softmask_jax.diffusion.soft_masking import SoftMask
 
 @dataclasses.dataclass(frozen=True)
 class Nelbo(Objective):
-    """The NELBO, in nats per token.
+    """The NELBO, in nats per token."""
 
-    Attributes:
-      soft_mask: of pass 2. noise_eps: alpha_1. t_eps: the smallest t. stratified: t over the global batch.
-    """
-
-    soft_mask: SoftMask
-    noise_eps: float = 1e-3
-    t_eps: float = 1e-3
-    stratified: bool = True
+    soft_mask: SoftMask  # of pass 2
+    noise_eps: float = 1e-3  # alpha_1
+    t_eps: float = 1e-3  # the smallest t
+    stratified: bool = True  # stratify t over the global batch
 
     @property
     def schedule(self) -> noise.LogLinear:
@@ -44,7 +40,8 @@ class Nelbo(Objective):
                              for stream in (Stream.T, Stream.MASK))
         strata = rows if strata is None else strata
         t = noise.stratified_t(t_keys, strata, n, self.t_eps, stratified=self.stratified)
-        xt = noise.corrupt(tokens, self.schedule.alpha(t), mask_keys, mask_token_id)
+        uniforms = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(mask_keys)
+        xt = noise.corrupt(tokens, self.schedule.alpha(t), uniforms, mask_token_id)
         return self.noisy(tokens, xt, t, mask_token_id)
 
     def noisy(self, x0: jax.Array, xt: jax.Array, t: jax.Array, mask_token_id: int) -> Noisy:

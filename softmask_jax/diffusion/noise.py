@@ -38,15 +38,10 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
 
 def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, positions: jax.Array, *,
                 stream: int | None = None) -> jax.Array:
-    """law(key) at every position, a function of (row key, stream, position) alone, on any batch, length and devices.
+    """law(key) -> [...] at every position, on any batch, length and device a function of (row key, stream, position).
 
-    Args:
-      law: one key -> [...], `jax.random.uniform` for example.
-      keys: [B] one key a row. positions: [B L], or [B] for one a row.
-      stream: separates several uses of the same keys; None: the use that has no stream of its own.
-
-    Returns:
-      [B L ...] or [B ...].
+    keys: [B], one a row; positions: [B L], or [B] for one a row; the result is [B L ...] or [B ...]. stream: separates
+    several uses of the same keys.
     """
     if stream is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
@@ -96,14 +91,8 @@ def stratified_t(keys: jax.Array, rows: jax.Array, n: int, t_eps: float = 1e-3, 
     return (1 - t_eps) * uniforms + t_eps
 
 
-def corrupt(tokens: jax.Array, alpha_t: jax.Array, keys: jax.Array, mask_token_id: int) -> jax.Array:
-    """x_t [B L] from x_0 = tokens [B L], alpha_t [B] and row keys [B]."""
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(keys)
-    return corrupt_with(tokens, alpha_t, uniforms, mask_token_id)
-
-
-def corrupt_with(tokens: jax.Array, alpha_t: jax.Array, uniforms: jax.Array, mask_token_id: int) -> jax.Array:
-    """x_t [B L] from uniforms [B L] in [0, 1): masked where they fall below 1 - alpha_t [B]."""
+def corrupt(tokens: jax.Array, alpha_t: jax.Array, uniforms: jax.Array, mask_token_id: int) -> jax.Array:
+    """x_t [B L] from x_0 = tokens [B L]: masked where uniforms [B L] in [0, 1) fall below 1 - alpha_t [B]."""
     return jnp.where(uniforms < 1 - alpha_t[:, None], jnp.asarray(mask_token_id, tokens.dtype), tokens)
 
 

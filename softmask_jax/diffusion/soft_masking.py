@@ -88,10 +88,8 @@ class Feedback(NamedTuple):
     token_ids: jax.Array  # [B L k] int32, the k likeliest tokens, likeliest first
     top_logits: jax.Array  # [B L k] float32, their logits
     neg_entropy: jax.Array  # [B L] float32, sum_v p_v log p_v over the full vocabulary, nats
-    # for the `full` variant: [B L D], and [B L] int32, the token that the prediction is certain of, -1 for none (the
-    # other variants use `one_hot_feedback`)
-    hidden: jax.Array | None = None
-    certain: jax.Array | None = None
+    hidden: jax.Array | None = None  # [B L D], only for the `full` variant
+    certain: jax.Array | None = None  # [B L] int32, for `full` what `one_hot_feedback` is for the others; -1: no token
 
     def where(self, chosen: jax.Array, other: "Feedback") -> "Feedback":
         """This feedback at the positions `chosen` [B L] bool, the other one elsewhere."""

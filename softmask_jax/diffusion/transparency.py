@@ -16,10 +16,10 @@ KEYS = ("transparency_alg", *SCALARS, "mixinputs_k", "mixture_temp", "transparen
 
 
 def read(config: Mapping) -> tuple[dict, dict[str, jax.Array] | None]:
-    """The entries of the file -> ({"variant", "k", "schedule"}, raw scalars float32).
+    """The entries of the file -> ({"variant", "k", "schedule"}, raw scalars float32, or None without soft-masking).
 
-    The scalars are taken as they are, effective values. Without `transparency_alg`, or with `none`, there is no
-    soft-masking and no scalars. ValueError for unknown keys or names, missing scalars and values out of range.
+    The file's scalars are effective values; no `transparency_alg` is `none`. ValueError for unknown keys or names,
+    missing scalars and values out of range.
     """
     if unknown := sorted(set(config) - set(KEYS)):
         raise ValueError(f"Unknown soft-masking settings {', '.join(unknown)}; there are {', '.join(KEYS)}.")
@@ -31,8 +31,8 @@ def read(config: Mapping) -> tuple[dict, dict[str, jax.Array] | None]:
         raise ValueError(f"The soft-masking settings lack {', '.join(missing)}.")
     schedule = config.get("transparency_scheduling") or "none"
     if schedule not in soft_masking.SCHEDULES:
-        known = ", ".join(soft_masking.SCHEDULES)
-        raise ValueError(f"transparency_scheduling is {schedule!r:.40}; choose one of {known}.")
+        raise ValueError(f"transparency_scheduling is {schedule!r:.40}; choose one of "
+                         f"{', '.join(soft_masking.SCHEDULES)}.")
     values = {name: _number(config, key) for key, name in SCALARS.items()}
     if config.get("mixture_temp") is not None:
         values["temperature"] = _number(config, "mixture_temp")
@@ -57,21 +57,21 @@ def write(soft_mask: Mapping, raw: Mapping) -> dict:
 
 
 def variant(name) -> str:
-    """Our variant of a `transparency_alg`. Raises ValueError for an unknown one."""
+    """Our variant of a `transparency_alg`; ValueError for an unknown one."""
     if not isinstance(name, str) or name not in VARIANTS:
         raise ValueError(f"transparency_alg is {name!r:.40}; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
 
 
 def published(variant: str) -> str:
-    """The reference's name of a variant. Raises ValueError for one that it lacks."""
+    """The reference's name of a variant; ValueError for one that it lacks."""
     if names := [name for name, ours in VARIANTS.items() if ours == variant]:
         return names[0]
     raise ValueError(f"The PyTorch reference has no soft-masking variant {variant!r}; this model stays here.")
 
 
 def feedback_tokens(k) -> int:
-    """A `mixinputs_k`. Raises ValueError for what is no number of tokens."""
+    """A `mixinputs_k`; ValueError for what is no number of tokens."""
     if type(k) is not int or k < 1:
         raise ValueError(f"mixinputs_k is {k!r:.40}; soft-masking feeds back at least 1 token.")
     return k

@@ -58,10 +58,9 @@ def soft_embed(denoiser, soft_mask: SoftMask, params: dict, tokens, feedback: Fe
     backbone = params["backbone"]
     if feedback is None or not soft_mask.on:
         return denoiser.embed(backbone, tokens)
-    return soft_masking.blend(
-        tokens, feedback, params["soft_mask"], denoiser.embedding(backbone), mask_token_id=denoiser.mask_token_id,
-        scale=scale, variant=soft_mask.variant, head=denoiser.head(backbone),
-    )  # fmt: skip
+    return soft_masking.blend(tokens, feedback, params["soft_mask"], denoiser.embedding(backbone), scale=scale,
+                              mask_token_id=denoiser.mask_token_id, variant=soft_mask.variant,
+                              head=denoiser.head(backbone))
 
 
 def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, *,
@@ -80,9 +79,7 @@ def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy,
 def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedback, scale=1.0, *, dropout_keys=None):
     """Pass 2: -log p(x_0) at masked positions, 0 elsewhere: [B L] float32, nats, unweighted.
 
-    Args:
-      feedback: of pass 1, or None for a single pass.
-      scale: of lambda, a scalar or [B]; 0 where a row has a single pass all the same.
+    feedback: of pass 1, or None for a single pass; scale: of lambda, a scalar or [B], 0 where a row has a single pass.
     """
     denoiser = within(denoiser, noisy.segment_ids)
     x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback, scale)
@@ -106,7 +103,7 @@ class RowScores(NamedTuple):
 
 
 def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> RowScores:
-    """Score rows with one pass and with two on the same masks; every estimate of a loss comes from here. No dropout.
+    """Score rows with one pass and with two on the same masks, without dropout: the source of every estimated loss.
 
     Both cost two passes together, since the first is pass 1 of the second.
     """

@@ -20,7 +20,6 @@ from softmask_jax.samplers.decoding import Carry, Decoding, Output
 from softmask_jax.samplers.dream import DreamSampler
 
 CACHES = ("none", "prefix", "dual")
-FULL_CALLS = ("first", "rule")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +36,14 @@ class BlockSampler(DreamSampler):
     prompt_length: int = 0  # where the first block begins; masks before it stay
     block_length: int = 32  # the last block may be shorter
     cache: str = "dual"  # a name from `CACHES`; `none` computes every position at every call
-    # the call at a block's start commits only the block's `first` token, as the reference, or by the same `rule` as the
-    # other steps, which needs fewer calls
-    full_call: str = "first"
-    # repeat two errors of the reference: time grids rank by entropy whatever `alg` says, and the first position of a
-    # slice is predicted from its own hidden state instead of the one before it
-    compat: bool = False
+    full_call: str = "first"  # commits the block's `first` token only, as the reference, or by the `rule` of all steps
+    compat: bool = False  # repeat two errors of the reference, see `filters` and `Slices.slice`
 
     algorithms: ClassVar = ("confidence_threshold", "confidence_factor", "maskgit_plus", "topk_margin", "entropy")
     by_blocks = True
 
     def __post_init__(self):
-        for name, names in (("cache", CACHES), ("full_call", FULL_CALLS)):
+        for name, names in (("cache", CACHES), ("full_call", ("first", "rule"))):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(names)}.")
         if self.block_length < 1:
@@ -59,6 +54,7 @@ class BlockSampler(DreamSampler):
 
     @property
     def filters(self) -> dream_draw.Filters:
+        """With compat time grids rank by entropy whatever `alg` says."""
         filters = super().filters
         return dataclasses.replace(filters, confidence="entropy") if self.compat and self.grid else filters
 
@@ -132,6 +128,7 @@ class Slices(NamedTuple):
         start = jnp.minimum(self.begin, length - size)
         # Where every slice begins at its block, none of its positions needs the cached keys.
         exact = len(sizes) == 1 and (length - sampler.prompt_length) % sizes[0] == 0
+        # The first position is predicted from the hidden state before it; with compat from its own.
         before = None if sampler.compat else lax.dynamic_index_in_dim(self.hidden, self.begin, 1, keepdims=False)
         segment_ids = self.decoding.canvas.layout.get("segment_ids")
         window = Window(self.cache, start, None if exact else self.begin, segment_ids, before)

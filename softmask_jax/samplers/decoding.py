@@ -17,8 +17,7 @@ from softmask_jax.samplers import commit, dream_draw
 from softmask_jax.samplers.canvas import (
     BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys,
 )
-from softmask_jax.samplers.result import Generated, fill_history, record_step
-from softmask_jax.samplers.trace import Trace, empty_trace, record_trace
+from softmask_jax.samplers.result import Generated, Trace, empty_trace, fill_history, record_step, record_trace
 
 # Streams of keyed noise beside the tokens' own: for committing by a coin, and for ordering the positions.
 COIN, ORDER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
@@ -171,7 +170,7 @@ class Decoding(NamedTuple):
         new = dream_draw.predict(output.hidden, self.head, predicted, sampler.filters, k=sampler.reads, draw=draw,
                                  positions=self.canvas.positions, suppress_mask=sampler.suppress_mask)
         if not sampler.grid:
-            # A mask that is drawn changes nothing: but on a grid, which counts it, it must not take a token's place.
+            # A drawn mask changes nothing: only a grid counts it, elsewhere it must not displace a token.
             candidates &= new.drawn != self.canvas.mask_token_id
         chosen = self.choose(carry, index, block, candidates, new.confidence, masks.sum(-1), only_first)
         tokens = jnp.where(chosen, new.drawn, carry.tokens)

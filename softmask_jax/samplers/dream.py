@@ -16,8 +16,7 @@ from softmask_jax.samplers import commit, dream_draw
 from softmask_jax.samplers.canvas import Canvas, IntBL, KeysB, check_steps
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.decoding import Carry, Decoding, Draws
-from softmask_jax.samplers.result import Generated
-from softmask_jax.samplers.trace import candidates
+from softmask_jax.samplers.result import Generated, candidates
 
 # The confidence that an algorithm ranks predictions by; all but `origin` unmask the surest first.
 ALGORITHMS = {
@@ -37,21 +36,18 @@ class DreamSampler:
 
     denoiser: object  # a `models.Denoiser`
     soft_mask: SoftMask = SoftMask()  # settings of the feedback
-    # of the time grid; `confidence_threshold` spreads its tokens over as many at least, or with None over none
-    steps: int | None = 512
+    steps: int | None = 512  # of the time grid; the fewest that `confidence_threshold` takes, None for no limit
     alg: str = "origin"  # a name from `ALGORITHMS`
     temperature: float = 0.0  # this and the next two: see `dream_draw.Filters`
     top_p: float | None = None
     top_k: int | None = 50  # the default of the reference's library
-    # above 0, positions are drawn without replacement from softmax(confidence / alg_temp); not for `origin`
-    alg_temp: float | None = None
+    alg_temp: float | None = None  # above 0, positions are drawn from softmax(confidence / alg_temp); not for `origin`
     eps: float = 1e-3  # where the time grid ends
     threshold: float = 0.9  # of `confidence_threshold`, see `commit`
     factor: float = 1.0  # of `confidence_factor`
     tokens_per_step: int | None = None  # commit as many a step, surest first, instead of the grid's share
     suppress_mask: bool = False  # never predict the mask
-    # finish a row once an end token stands before its first mask; in the result, not in the history, its other masks
-    # become that token
+    # finish a row once an end token precedes its first mask; in the result, not in the history, masks behind become it
     stop_at_end: bool = False
     constraints: Constraints = Constraints()  # tokens that are not drawn, and tokens that end a text
     history: bool = True  # keep the tokens of every step

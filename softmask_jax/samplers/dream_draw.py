@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Head, Plan, Projection, at_positions, make_plan
+from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Head, Plan, Projection, at_positions, make_plan
 from softmask_jax.diffusion.vocab.draw import Draw, Noise, dense_draw
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax, top_k
 
 CONFIDENCES = ("none", "probability", "margin", "entropy")
-# Elements of one dense block, positions x V.
-BLOCK = 2 ** 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +25,7 @@ class Filters:
     """How a token is drawn, all static; None: no filter. ValueError for values out of range."""
 
     temperature: float = 0.0  # 0 takes the arg-max
-    # keep tokens while the mass before them is at most top_p, so the one that crosses it stays (unlike MDLM's nucleus)
-    top_p: float | None = None
+    top_p: float | None = None  # keep tokens while the mass before them is at most top_p (MDLM: the mass with them)
     top_k: int | None = None  # then the k largest, with all that equal the k-th
     confidence: str = "none"  # a name from `CONFIDENCES`, of the filtered distribution
 
@@ -44,28 +41,25 @@ class Filters:
 
 
 class Predicted(NamedTuple):
-    """Predictions [B L ...], undefined but for `finite` where none was asked for."""
+    """Predictions [B L ...]; outside `where` only `finite` is defined."""
 
     drawn: jax.Array  # the drawn token
     confidence: jax.Array  # of the filtered distribution, see `Filters`
     token_ids: jax.Array | None  # [B L k] of the largest plain logits; None with k = 0, as the next two
     top_logits: jax.Array | None  # [B L k] the logits
     neg_entropy: jax.Array | None  # sum_v p_v log p_v of the plain logits
-    finite: jax.Array  # no logit was NaN or +inf; True where none was asked for
+    finite: jax.Array  # no logit was NaN or +inf; True outside `where`
 
 
 def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *, k: int = 0, draw: Draw = Draw(),
             positions: jax.Array | None = None, suppress_mask: bool = False) -> Predicted:
-    """hidden [B L D] -> predictions at the positions `where` [B L]. No gradient flows.
+    """hidden [B L D] -> predictions at the positions `where` [B L]. No gradient flows. ValueError if shapes do not fit.
 
     Args:
       k: the size of soft-masking's feedback, read from the plain logits of all columns that `head` has; 0 for none.
       draw: its noise and bias are used; with temperature 0 no noise is needed.
       positions: [B L], the positions that keyed noise depends on; 0..L-1 by default.
       suppress_mask: leave the mask token out of the draw, also where `head` has it.
-
-    Raises:
-      ValueError: shapes do not fit, or a temperature comes without noise.
     """
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 0 <= k <= plan.count:
@@ -88,7 +82,7 @@ def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, project
                    bias: jax.Array | None, where: jax.Array, positions: jax.Array) -> Predicted:
     """The predictions of one device's rows: blocks of positions, each dense in V."""
     flat = projection.hidden.reshape(where.size, -1)
-    block = max(1, min(BLOCK // plan.size, where.size))
+    block = max(1, min(DENSE_BLOCK // plan.size, where.size))
 
     def at(index):
         logits = plan.all_columns(plan.dense_logits(projection._replace(hidden=flat[index])))

@@ -23,7 +23,7 @@ def soft_mask_from(config: Mapping) -> tuple[SoftMask, dict | None]:
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of any lengths -> (tokens, attention mask), both [B P] int32, padded on the left.
 
-    P is rounded up to a `multiple`: prompts of many lengths share few compiled programs. ValueError for an empty prompt.
+    P is rounded up to a `multiple`, so that many lengths share few compiled programs. ValueError for an empty prompt.
     """
     prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
     if not prompts:
@@ -43,17 +43,14 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
                        pad_token_id: int, attention_mask=None, soft_mask: SoftMask | Mapping | None = None,
                        max_length: int | None = None, pad_multiple: int = 1, draws: Draws | None = None,
                        **options) -> Generated:
-    """Continue prompts by max_new_tokens tokens, as Dream's function of this name; compiled once per shape.
+    """Continue prompts as Dream's function of this name: tokens [B P + max_new_tokens]; compiled once per shape.
 
     Args:
       prompts: token lists of any lengths, or an array [B P] with an attention_mask [B P] if it is padded on the left.
       key: one key, from which every row gets its own by its index, or [B] keys; None if nothing is drawn.
-      soft_mask: settings for the scalars in `params["soft_mask"]`, or the keys of `transparency_config.json`.
+      soft_mask: settings for the scalars in `params["soft_mask"]`, or the entries of `transparency_config.json`.
       max_length: the most positions that the model can take, padding aside.
       options: fields of `DreamSampler`.
-
-    Returns:
-      Generated, its tokens [B P + max_new_tokens] with padding and prompts.
 
     Raises:
       ValueError: prompts that are empty or too long, options out of range.
@@ -81,11 +78,10 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
     if keys is not None and keys.ndim == 0:
         keys = noise.row_keys(keys, jnp.arange(len(tokens)))
     new = ((0, 0), (0, max_new_tokens))
-    tokens = np.pad(tokens, new, constant_values=denoiser.mask_token_id)
+    tokens = jnp.asarray(np.pad(tokens, new, constant_values=denoiser.mask_token_id))
     # Without padding the model needs no mask, and attention is cheaper.
     attended = None if attended.all() else jnp.asarray(np.pad(attended, new, constant_values=1))
-    out = run(sampler, params, keys, jnp.asarray(tokens), attended, draws)
-    broken = np.flatnonzero(~np.asarray(out.finite))
-    if broken.size:
+    out = run(sampler, params, keys, tokens, attended, draws)
+    if (broken := np.flatnonzero(~np.asarray(out.finite))).size:
         raise FloatingPointError(f"The model's logits were NaN or infinite in row {broken[0]}: check its parameters.")
     return out

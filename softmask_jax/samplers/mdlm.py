@@ -20,8 +20,7 @@ from softmask_jax.samplers.canvas import (
     BoolB, BoolBL, Canvas, FloatB, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys, check_steps,
 )
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.result import Generated, record_step
-from softmask_jax.samplers.trace import Trace, candidates, empty_trace, record_trace
+from softmask_jax.samplers.result import Generated, Trace, candidates, empty_trace, record_step, record_trace
 
 REUSE = ("exact", "compat", "never")
 # Streams of keyed noise beside the draws' own: the mask's Gumbel noise, and that of tokens that may be masked again.
@@ -56,9 +55,8 @@ class MDLMSampler:
     temperature: float = 1.0  # this and the next one: of the draws; the feedback stays unfiltered
     nucleus_p: float = 1.0
     eps: float = 1e-5  # where the time grid ends
-    # when the last prediction is used again instead of a network call: "exact": where a row's input is the same, or
-    # holds no mask; "compat", as the PyTorch reference: only when no token of the batch changed, even if soft-masking
-    # would have changed the input; "never"
+    # use the last prediction again instead of a network call: `exact` where a row's input is the same or has no mask;
+    # `compat`, as the reference, when no token of the batch changed, even if soft-masking changes the input; or `never`
     reuse: str = "exact"
     constraints: Constraints = Constraints()  # tokens that are not drawn
     history: bool = False  # keep the tokens of every step, the last pass included

@@ -42,8 +42,8 @@ class Options:
     """
 
     alg: str = ""  # the model's own: mdlm, or entropy for Dream
-    # 128 for mdlm and remdm, else one a position that may be filled; confidence_factor, tokens_per_step and
-    # confidence_threshold in blocks do not read it
+    # 128 for mdlm and remdm, else one a position that may be filled; unused by confidence_factor, tokens_per_step and,
+    # in blocks, confidence_threshold
     steps: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -100,7 +100,7 @@ class Options:
                   "constraints": Constraints(self.forbidden, tuple(end_token_ids), self.end_penalty)}
 
         def make(part: type, **settings):
-            """A part with the options that are fields of it."""
+            """A part with the options that are its fields."""
             names = {field.name for field in dataclasses.fields(part)}
             return part(**{name: value for name, value in values.items() if name in names} | settings)
 
@@ -130,11 +130,11 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     """Fill masks wherever they stand; other tokens stay.
 
     Args:
-      model: its denoiser, params, soft_mask, end_token_ids, default_alg, max_length and row_shards are used.
+      model: a `generate.model.Model`.
       tokens: [B L] ids, the mask where text is wanted. attention_mask: [B L], 0 for padding.
-      keys: [B] one typed key a row: with it a row's answer depends neither on the rows beside it nor on padding.
+      keys: [B] one typed key a row: a row's answer depends neither on the rows beside it nor on padding.
       prompt_length: where blocks begin; positions from there on are the default number of steps of Dream's algorithms.
-      trace: keep every step, for `viewer`.
+      trace: keep every step, for `report.viewer`.
 
     Raises:
       ValueError: ids that do not exist, rows that are too long, nothing masked, options that make no sense.
@@ -143,21 +143,18 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.denoiser.vocab_size:
-        raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}; "
-                         f"found {tokens.min()}..{tokens.max()}.")
+        raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}, not {tokens.min()}..{tokens.max()}.")
     attended = np.ones(tokens.shape) if attention_mask is None else np.asarray(attention_mask) != 0
     longest = int(attended.sum(-1).max(initial=0))
     if longest > model.max_length:
         raise ValueError(f"A row has {longest:,} tokens, masks among them; this model takes {model.max_length:,}.")
     check_masks(tokens, attention_mask, model.denoiser.mask_token_id)
-    sampler = options.sampler(
-        model.denoiser, model.soft_mask, model.end_token_ids, new_tokens=tokens.shape[1] - prompt_length,
-        prompt_length=prompt_length, alg=model.default_alg, trace=trace,
-    )  # fmt: skip
+    sampler = options.sampler(model.denoiser, model.soft_mask, model.end_token_ids, prompt_length=prompt_length,
+                              new_tokens=tokens.shape[1] - prompt_length, alg=model.default_alg, trace=trace)
     mask, rows = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32), len(tokens)
     arrays = (checked_key(keys), jnp.asarray(tokens, jnp.int32), mask)
     if rows % model.row_shards:
-        # Every device of a mesh takes as many rows: the first one is computed again where there are too few.
+        # Devices of a mesh take equal numbers of rows: the first ones are computed twice to fill up.
         repeated = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
         arrays = jax.tree.map(lambda x: x[repeated], arrays)
     return run(sampler, model.params, *arrays).first_rows(rows)

@@ -27,12 +27,13 @@ class Mdlm:
     by_confidence = False
 
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
-        t, s = _grid(times, dt)
+        t = np.asarray(times, np.float64)
+        s = t - dt
         return _rates(np.zeros_like(t), t - s, s)
 
 
 class _Remasking:
-    """sigma from `limit`, the largest possible one of the step; the masks' rates keep the marginals those of MDLM."""
+    """sigma is `_sigma(limit, alpha_t, alpha_s)`, limit its largest value; the rates of masks keep MDLM's marginals."""
 
     by_confidence = False
     eta = 0.0
@@ -42,15 +43,12 @@ class _Remasking:
             raise ValueError(f"eta, a probability of re-masking, must be in [0, 1], not {self.eta}.")
 
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
-        t, s = _grid(times, dt)
-        alpha_t, alpha_s = 1 - t, 1 - s
+        t = np.asarray(times, np.float64)
+        alpha_t, alpha_s = 1 - t, 1 - (t - dt)
         # At alpha_t = 0 there is no token to be re-masked.
         with np.errstate(divide="ignore"):
             sigma = self._sigma((1 - alpha_s) / alpha_t, alpha_t, alpha_s)
         return _rates(sigma, *_kept_marginals(0 if self.by_confidence else sigma, alpha_t, alpha_s))
-
-    def _sigma(self, limit: np.ndarray, alpha_t: np.ndarray, alpha_s: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +110,11 @@ class RemdmLoop(_Remasking):
                              f"most {(1 - self.alpha_on) / self.alpha_on:.3g}.")
 
     def __call__(self, times: np.ndarray, dt: float) -> Rates:
-        t, s = _grid(times, dt)
+        t = np.asarray(times, np.float64)
         early, late = t > self.t_on, t <= self.t_off
         # 1 - alpha at t and at s, by the phase of t.
         masked_t, masked_s = (np.where(early, 1 - (1 - time) * self.alpha_on / (1 - self.t_on),
-                                       time * (1 - self.alpha_on) / self.t_off) for time in (t, s))
+                                       time * (1 - self.alpha_on) / self.t_off) for time in (t, t - dt))
         sigma = np.where(early | late, 0.0, self.eta)
         take, stay = _kept_marginals(self.eta, self.alpha_on, self.alpha_on)
         return _rates(sigma, np.where(sigma > 0, take, masked_t - masked_s), np.where(sigma > 0, stay, masked_s))
@@ -141,11 +139,6 @@ def less_sure_first(rates: Rates, confidence: jax.Array, free: jax.Array) -> Rat
     """`RemdmConf`'s rates [B L]: confidence [B L] is the probability that a token was drawn with."""
     share = jax.nn.softmax(jnp.where(free, -confidence, -jnp.inf), -1)
     return rates._replace(remask=rates.remask * jnp.where(free, share, 0.0))
-
-
-def _grid(times: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray]:
-    t = np.asarray(times, np.float64)
-    return t, t - dt
 
 
 def _kept_marginals(sigma, alpha_t, alpha_s) -> tuple[np.ndarray, np.ndarray]:

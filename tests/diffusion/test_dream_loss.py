@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,7 +164,11 @@ def test_the_loss_of_a_row_is_its_weighted_mean_over_masks_as_computed_by_hand(w
 
 def test_two_passes_feed_back_the_shifted_prediction_the_mask_among_it():
     spec, noisy, values = DreamLoss(), corrupt(DreamLoss(), batch()), params()
-    fed_back = jax.jit(lambda values: two_pass.feedback_if(True, tiny(), spec.soft_mask, values, noisy).token_ids[..., 0])
+
+    @jax.jit
+    def fed_back(values):
+        return two_pass.feedback_if(True, tiny(), spec.soft_mask, values, noisy).token_ids[..., 0]
+
     real = np.asarray(noisy.segment_ids) == 1
     np.testing.assert_array_equal(np.asarray(fed_back(values))[real], logits().argmax(-1)[real])
     # A head that prefers the mask: it is fed back.
@@ -185,20 +190,17 @@ def gradient(model, spec, trainable, noisy, coins, frozen=None, micro_batches=1)
     return step.accumulate(state, noisy, coins)[0]
 
 
-def loss_and_gradient(model, spec, trainable, noisy, coin, merge=lambda tree: tree):
-    """Of one micro-batch, as a training step takes them: pass 1 outside of the gradient, under its coin."""
-    feedback, scale = two_pass.feedback_if(coin, model, spec.soft_mask, merge(trainable), noisy), coin.astype(jnp.float32)
-
-    def loss(tree):
-        nll = two_pass.token_nll(model, spec.soft_mask, merge(tree), noisy, feedback, scale)
-        return (nll * noisy.weights).sum(-1).mean()
-
-    return jax.value_and_grad(loss)(trainable)
-
-
 @jax.jit
 def compiled_gradient(values, given, coin):
-    return loss_and_gradient(tiny(), DreamLoss(), values, corrupt(DreamLoss(), given), coin)
+    """(loss, gradient) of one micro-batch as a training step takes them: pass 1 outside the gradient, under its coin."""
+    soft_mask, noisy = DreamLoss().soft_mask, corrupt(DreamLoss(), given)
+    feedback = two_pass.feedback_if(coin, tiny(), soft_mask, values, noisy)
+
+    def loss(tree):
+        nll = two_pass.token_nll(tiny(), soft_mask, tree, noisy, feedback, coin.astype(jnp.float32))
+        return (nll * noisy.weights).sum(-1).mean()
+
+    return jax.value_and_grad(loss)(values)
 
 
 @functools.cache
@@ -206,9 +208,11 @@ def gradient_in(size: int, coin: bool):
     return compiled_gradient(params(), batch(1, size, first=1), jnp.asarray(coin))
 
 
-def close(ours, theirs, tolerance=2e-5):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1e-3, float(np.abs(b).max())), rtol=0)
+def close(ours, theirs, tolerance=2e-5, least=1e-3):
+    """Trees that are equal up to `tolerance` times the largest entry of a leaf, or `least`."""
+    ours, theirs = (jax.tree.map(lambda x, y: x / np.maximum(np.abs(y).max(), least), tree, theirs)
+                    for tree in (ours, theirs))
+    chex.assert_trees_all_close(ours, theirs, atol=tolerance, rtol=0)
 
 
 @pytest.mark.full
@@ -231,8 +235,7 @@ def test_validation_has_the_same_losses_in_any_batch():
         return two_pass.row_scores(tiny(), spec.soft_mask, params(), noisy).loss
 
     whole, parts = run(batch(6)), [run(batch(2, 64, first=first)) for first in (0, 2, 4)]
-    for name in ("one_pass", "two_pass"):
-        np.testing.assert_allclose(whole[name], np.concatenate([part[name] for part in parts]), rtol=2e-5)
+    chex.assert_trees_all_close(whole, jax.tree.map(lambda *x: np.concatenate(x), *parts), rtol=2e-5)
     assert not np.allclose(whole["one_pass"], whole["two_pass"])
 
 
@@ -269,10 +272,7 @@ def test_loss_and_adapter_gradients_match_dreams_recording(case, variant, k):
         lambda tree: gradient(model, spec, tree, noisy, jnp.asarray([True, True]), frozen=base)
     )(trainable)
     np.testing.assert_allclose(loss, recorded[f"{case}/loss"], rtol=1e-5)
-    for ours, theirs in zip(
-        jax.tree.leaves(grads["backbone"]), jax.tree.leaves(dream_model.adapter(f"{case}/grad")), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0)
+    close(grads["backbone"], {"adapter": dream_model.adapter(f"{case}/grad")}, 1e-4, least=0.0)
     for ours, theirs in {
         "raw_scale": "raw_scale", "raw_centre": "raw_centre_neg", "raw_steepness": "raw_steep",
         "raw_temperature": "raw_temperature",

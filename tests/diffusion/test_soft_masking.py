@@ -2,6 +2,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -309,7 +310,7 @@ def test_one_hot_feedback_remembers_its_token_with_certainty():
     tokens = jnp.asarray([[5, 0, 63], [1, 2, 3]])
     for k in (1, 3):
         feedback = soft_masking.one_hot_feedback(tokens, k)
-        assert feedback.token_ids.shape == feedback.top_logits.shape == (2, 3, k)
+        chex.assert_shape([feedback.token_ids, feedback.top_logits], (2, 3, k))
         raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
         masks = jnp.full_like(tokens, MASK)
         x = blend(masks, feedback, raw, EMBEDDING, mask_token_id=MASK)
@@ -413,8 +414,7 @@ def test_slerp_and_its_gradients_are_finite_for_degenerate_embeddings(degenerate
         for amount in (0.0, 1e-6, 0.5, 1.0):
             raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
             (_, x), gradients = run(raw, embedding, logits, amount, variant="slerp", k=k)
-            assert np.isfinite(x).all()
-            assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+            chex.assert_tree_all_finite((x, gradients))
             norm = jnp.linalg.norm(embedding[MASK])
             np.testing.assert_allclose(jnp.linalg.norm(x[TOKENS == MASK], axis=-1), norm, rtol=1e-4, atol=1e-6)
 

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,7 +185,8 @@ def test_rows_and_blocks_without_masks_cost_nothing():
     tokens = rows()
     tokens[0] = 7
     tokens[:2, 7:11] = 9
-    out = run(sampler(cache="dual", alg="maskgit_plus", tokens_per_step=4, suppress_mask=True, full_call="rule"), tokens)
+    this = sampler(cache="dual", alg="maskgit_plus", tokens_per_step=4, suppress_mask=True, full_call="rule")
+    out = run(this, tokens)
     np.testing.assert_array_equal(out.tokens[0], tokens[0])
     np.testing.assert_array_equal(out.row_calls, [0, 2, 2])
     assert int(out.calls) == 2  # the block in the middle is passed over
@@ -296,8 +298,7 @@ def test_slices_of_a_prefix_have_few_sizes_and_the_longest_fits():
 @pytest.mark.full
 def test_with_a_single_block_both_caches_are_the_same():
     one = {"block_length": 11, "alg": "entropy", "steps": 6}
-    found = [np.asarray(run(sampler(cache=cache, **one), rows()[:1]).history) for cache in ("prefix", "dual")]
-    np.testing.assert_array_equal(*found)
+    chex.assert_trees_all_equal(*(run(sampler(cache=cache, **one), rows()[:1]).history for cache in ("prefix", "dual")))
 
 
 @pytest.mark.parametrize("cache", ("prefix", pytest.param("dual", marks=pytest.mark.full)))
@@ -418,8 +419,8 @@ def test_it_compiles_for_tpu_and_never_holds_the_attention_weights():
     ({"alg": "confidence_factor", "factor": 0.0}, "factor must be above 0"),
     ({"alg": "entropy", "tokens_per_step": 0}, "at least 1 token"),
     ({"alg": "entropy", "eps": 0.0}, "eps"), ({"alg": "entropy", "alg_temp": -1.0}, "alg_temp"),
-    ({"tokens_per_step": 1}, "leave tokens_per_step out"), ({"temperature": -1.0}, "temperature"), ({"top_p": 1.5}, "top_p"),
-    ({"top_k": 0}, "top_k"), ({"stop_at_end": True}, "which tokens end a text"),
+    ({"tokens_per_step": 1}, "leave tokens_per_step out"), ({"temperature": -1.0}, "temperature"),
+    ({"top_p": 1.5}, "top_p"), ({"top_k": 0}, "top_k"), ({"stop_at_end": True}, "which tokens end a text"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, says):
     with pytest.raises(ValueError, match=says):

@@ -313,7 +313,8 @@ def test_masks_that_are_predicted_take_no_tokens_place_but_on_the_grid(options):
         likely = jnp.zeros(backbone["head"]["weight"].shape[0]).at[MASK].set(4.0)
         return dataclasses.replace(model().head(backbone), bias=likely)
 
-    out = jax.jit(DreamSampler(dataclasses.replace(model(), head=head), **options, steps=None))(params(), None, unequal_rows())
+    sampler = DreamSampler(dataclasses.replace(model(), head=head), **options, steps=None)
+    out = jax.jit(sampler)(params(), None, unequal_rows())
     at_start, left = ((tokens == MASK).sum(-1) for tokens in (unequal_rows(), np.asarray(out.tokens)))
     np.testing.assert_array_equal(out.filled, at_start - left)
     # Every call but the last one commits something; that one finds that nothing but masks is predicted.
@@ -336,8 +337,8 @@ def test_a_row_stops_at_an_end_token_with_nothing_masked_before_it():
     shorter = filled(alg="entropy", steps=16, stop_at_end=True, constraints=Constraints(end_token_ids=(end,)))
     stops = int(np.argmax((first == end)[:, 4:].any(-1) & (first[:, 4] != MASK)))
     assert int(shorter.row_calls[0]) <= stops + 1 < int(plain.row_calls[0]) or stops == 15
-    answer = np.asarray(shorter.tokens[0, 4:])
-    np.testing.assert_array_equal(answer[: list(answer).index(end)], np.asarray(plain.tokens[0, 4:])[: list(answer).index(end)])
+    answer, whole = np.asarray(shorter.tokens[0, 4:]), np.asarray(plain.tokens[0, 4:])
+    np.testing.assert_array_equal(answer[: list(answer).index(end)], whole[: list(answer).index(end)])
     assert not np.any(answer == MASK) and int(shorter.filled[0]) <= 16
 
 

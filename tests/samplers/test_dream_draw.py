@@ -1,6 +1,7 @@
 """One look at the vocabulary: filters, draws and confidences against recorded and dense answers."""
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,8 +129,8 @@ whole = functools.cache(make)
 
 def same_where_wanted(one, other):
     wanted = np.asarray(random_case()[2])
-    for name, a, b in zip(one._fields, one, other):
-        np.testing.assert_allclose(np.asarray(a)[wanted], np.asarray(b)[wanted], rtol=2e-5, atol=2e-5, err_msg=name)
+    one, other = (jax.tree.map(lambda x: np.asarray(x)[wanted], out) for out in (one, other))
+    chex.assert_trees_all_close(one, other, rtol=2e-5, atol=2e-5)
 
 
 def test_feedback_is_of_the_plain_logits_and_confidence_of_the_filtered_ones():
@@ -146,7 +147,7 @@ def test_feedback_is_of_the_plain_logits_and_confidence_of_the_filtered_ones():
 
 def test_the_size_of_a_block_changes_nothing(monkeypatch):
     expected = whole()
-    monkeypatch.setattr(dream_draw, "BLOCK", 3 * 1536)
+    monkeypatch.setattr(dream_draw, "DENSE_BLOCK", 3 * 1536)
     same_where_wanted(expected, make())
 
 

@@ -1,4 +1,7 @@
 """Prompts and settings as they come, and errors that say what to do."""
+import dataclasses
+
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,7 +35,8 @@ def test_settings_without_soft_masking_need_no_scalars():
     ({"transparency_scale": None, "mixinputs_k": None}, "lack transparency_scale, mixinputs_k"),
     ({"transparency_scheduling": "cosine"}, "choose one of none, linear, stepwise"),
     ({"transparency_centre": 0.0}, "centre must be below 0"), ({"mixinputs_k": 0}, "at least 1 token"),
-    ({"mixinputs_k": "3"}, "mixinputs_k is '3'"), ({"mixinputs_k": 2.5}, "mixinputs_k"), ({"mixinputs_k": True}, "mixinputs_k"),
+    ({"mixinputs_k": "3"}, "mixinputs_k is '3'"), ({"mixinputs_k": 2.5}, "mixinputs_k"),
+    ({"mixinputs_k": True}, "mixinputs_k"),
     ({"mixture_temp": "nan"}, "mixture_temp is 'nan', which is no number"), ({"transparency_scale": True}, "no number"),
     ({"transparency_alg": ["none"]}, "transparency_alg"), ({"mixture_temp": 0}, "temperature must be above 0"),
 ])  # fmt: skip
@@ -50,6 +54,13 @@ def test_prompts_are_padded_on_the_left_to_a_multiple():
 def generate(prompts, key=None, weights=None, **options):
     options = {"max_new_tokens": 4, "pad_token_id": PAD, "steps": 2, "alg": "entropy", **options}
     return diffusion_generate(model(), weights or params(), prompts, key, **options)
+
+
+def test_prompts_of_many_lengths_share_a_compiled_program():
+    once = dataclasses.replace(model(), trunk=chex.assert_max_traces(model().trunk, n=1))
+    for prompt in ([1, 2, 3], [4], [5] * 7):
+        diffusion_generate(once, params(), [prompt, [9]], max_new_tokens=4, pad_token_id=PAD, steps=2, alg="entropy",
+                           pad_multiple=8)
 
 
 @pytest.mark.parametrize("prompts, options, says", [

@@ -1,4 +1,4 @@
-"""Token histories of rows that come to an end token: when a row stops, and when the masks behind the token become it."""
+"""Token histories of rows that come to an end token: when they stop, and when the masks behind become that token."""
 import dataclasses
 
 import jax

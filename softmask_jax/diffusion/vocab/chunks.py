@@ -19,6 +19,8 @@ from softmask_jax.diffusion.vocab.online_softmax import LANES
 
 SMALL_VOCABULARY = 512
 WIDEST_CHUNK = 4096
+# Elements of a block of positions that is dense in V.
+DENSE_BLOCK = 2**24
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.diffusion.noise import keyed_noise
-from softmask_jax.diffusion.vocab.chunks import Chunk, Plan, Projection, Specs, at_positions
+from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Chunk, Plan, Projection, Specs, at_positions
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax
-
-# Elements of one dense block of the nucleus filter, positions x V.
-NUCLEUS_BLOCK = 2 ** 24
 
 # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
 gumbel = partial(jax.random.gumbel, mode="high")
@@ -50,9 +47,7 @@ class Draw:
 
     keys: jax.Array | None = None  # [B] typed JAX keys, one a row
     gumbel: jax.Array | None = None  # [B L V] recorded noise
-    # static; below 1, keep the most probable tokens while their cumulative probability is at most nucleus_p (the first
-    # always) and renormalise
-    nucleus_p: float = 1.0
+    nucleus_p: float = 1.0  # static; below 1, keep the likeliest tokens up to this cumulative mass, the first always
     temperature: jax.Array | float = 1.0  # divides the logits on top of the sweep's own
     bias: jax.Array | None = None  # [Vpad], added to the logits that are drawn from, and to no others
 
@@ -159,7 +154,7 @@ def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: 
     sharded vocabulary each device sorts its share of a block's positions.
     """
     total = len(projection.hidden)
-    block = max(1, min(NUCLEUS_BLOCK // plan.size, total // 8))
+    block = max(1, min(DENSE_BLOCK // plan.size, total // 8))
 
     def draw(at):
         y = plan.all_columns(plan.dense_logits(projection._replace(hidden=projection.hidden[at])) / temperature)
@@ -168,7 +163,7 @@ def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: 
             y, ids, across = lax.sort((-y, ids, plan.all_columns(own.across)), num_keys=1)
             own = Noise(across, None)
         else:
-            # The noise is independent of the logits, so it may as well be given out in sorted order.
+            # The noise is independent of the logits: its order may be the sorted one.
             y, ids = lax.sort((-y, ids), num_keys=1)
             own = jax.tree.map(plan.share, own)
         y = -y

@@ -47,9 +47,8 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
     """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position. No gradient flows.
 
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
-    draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference adds 1e-10 inside the
-    entropy's logarithm; leaving it out changes neg_entropy by less than V * 1e-10. ValueError for arguments that do not
-    fit.
+    draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference's 1e-10 inside the entropy's
+    logarithm is left out: neg_entropy changes by less than V * 1e-10. ValueError for arguments that do not fit.
 
     Args:
       where: [B L] bool, positions whose results are needed: the others' are undefined, no time is spent on them.
@@ -60,11 +59,10 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
         raise ValueError(f"k must be between 1 and the {plan.count} tokens that exist, got {k}")
     if where is not None and where.shape != hidden.shape[:2]:
         raise ValueError(f"where must be {hidden.shape[:2]} [B L], got {where.shape}")
-    specs = plan.specs
-    draw_specs = None if draw is None else draw.specs(specs)
+    specs, draw_specs = plan.specs, None
     if draw is not None:
-        draw = draw.prepare(plan, projection)
-        projection, draw = _whole_blocks(plan, projection, draw)
+        draw_specs = draw.specs(specs)
+        projection, draw = _whole_blocks(plan, projection, draw.prepare(plan, projection))
     positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]) if positions is None else positions, hidden.shape[:2])
     args = projection, draw, where, positions, jnp.asarray(temperature, projection.dtype)
     in_specs = specs.projection, draw_specs, specs.positions, specs.positions, specs.replicated
@@ -267,9 +265,8 @@ def _mixture_backward(plan, saved, cotangents):
 
 def _local_mixture_gradient(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array,
                             neg_entropy: jax.Array, logsumexp: jax.Array, d_neg_entropy: jax.Array, d_mix: jax.Array):
-    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and
-    d mix / d y_v = p_v (e_v - mix). Both sum to 0 over v, so centring y by its mean changes nothing and keeps the sums
-    small."""
+    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix /
+    d y_v = p_v (e_v - mix). Both sum to 0 over v: centring y by its mean changes nothing and keeps the sums small."""
     mean = neg_entropy + logsumexp
 
     def step(chunk: Chunk, carry):

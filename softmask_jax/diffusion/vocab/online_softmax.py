@@ -5,10 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Columns of one block: of the noise for draws, and of `top_k`.
-LANES = 128
-# The maximum of no columns: finite, so that differences and products with a zero sum stay finite.
-LOWEST = -1e30
+LANES = 128  # columns of one block, of the noise for draws and of `top_k`
+LOWEST = -1e30  # the maximum of no columns: finite, so that differences and products with a zero sum stay finite
 
 
 class OnlineSoftmax(NamedTuple):

@@ -3,6 +3,7 @@ import re
 from collections import Counter
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +66,7 @@ def on_one_device(vpad, batch=B):
         return everything(arrays(vpad, batch), None, None)
 
 
-def assert_same(got, want):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, want)
+assert_same = partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape, vpad, chunk", [
