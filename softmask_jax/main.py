@@ -11,16 +11,15 @@ import sys
 from pathlib import Path
 
 from softmask_jax.config import Config, keys, load
-from softmask_jax.config.command_line import ERRORS, command, split_overrides
+from softmask_jax.config.command_line import ERRORS, command, command_parser, split_overrides
 from softmask_jax.distributed import hosts
 from softmask_jax.io.files import check_folder
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the overrides as `section.key=value`, each of one word or two."""
-    parser = argparse.ArgumentParser(
-        prog="python -m softmask_jax.main", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "main", __doc__, allow_abbrev=False,
         epilog=f"keys of the config (SECTION.KEY), their defaults and meanings:\n\n{keys.table(Config)}",
     )  # fmt: skip
     parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
@@ -47,28 +46,27 @@ PASSES = {"one_pass": "one pass", "two_pass": "two passes, soft-masked"}
 
 
 def report(summary: dict, workdir: str) -> str:
-    """Summary of a finished run for the terminal: perplexity or loss, samples, and where its files are."""
+    """Summary of a finished run for the terminal: perplexity or loss, samples, paths."""
     from softmask_jax.training.intervals import bracketed
 
     folder, scores, step = Path(workdir), summary["validation"], summary["step"]
-    if "loss" in scores:
-        lines = [f"Validation loss after {step} steps (95 % interval)"]
-    else:
-        lines = [f"Validation perplexity per token after {step} steps (upper bound; 95 % interval)"]
-    for prefix, label in (("", "by the recipe"), *((f"{name}/", label) for name, label in PASSES.items())):
+
+    def interval(name: str, form: str = ".4f") -> str:
+        return bracketed(scores.get(f"{name}low"), scores.get(f"{name}high"), form)
+
+    what = "loss" if "loss" in scores else "perplexity per token"
+    bound = "" if "loss" in scores else "upper bound; "
+    lines = [f"Validation {what} after {step} steps ({bound}95 % interval)"]
+    for prefix, label in {"": "by the recipe", **{f"{name}/": label for name, label in PASSES.items()}}.items():
         if f"{prefix}loss" in scores:
-            loss, low, high = (scores.get(f"{prefix}{key}") for key in ("loss", "loss_low", "loss_high"))
-            lines.append(f"  {label:24s} {loss:9.4f}  {bracketed(low, high)}")
+            lines.append(f"  {label:24s} {scores[f'{prefix}loss']:9.4f}  {interval(f'{prefix}loss_')}")
     for name, label in PASSES.items():
         if f"{name}/perplexity" in scores:
-            nelbo, low, high = (scores.get(f"{name}/{key}") for key in ("nelbo", "nelbo_low", "nelbo_high"))
-            perplexity = f"{scores[f'{name}/perplexity']:9.3f}"
-            lines.append(f"  {label:24s} {perplexity}   NELBO {nelbo:.4f}{bracketed(low, high)} nats")
+            nelbo = f"NELBO {scores[f'{name}/nelbo']:.4f}{interval(f'{name}/nelbo_')} nats"
+            lines.append(f"  {label:24s} {scores[f'{name}/perplexity']:9.3f}   {nelbo}")
     if "gain/nelbo" in scores:
-        lines.append(
-            f"  gain of the second pass on the same masks: {scores['gain/nelbo']:+.4f}"
-            f"{bracketed(scores.get('gain/low'), scores.get('gain/high'), '+.4f')} nats"
-        )
+        gain = f"{scores['gain/nelbo']:+.4f}{interval('gain/', '+.4f')} nats"
+        lines.append(f"  gain of the second pass on the same masks: {gain}")
     for i, text in enumerate(summary["samples"]):
         lines += [f"\nSample {i + 1}", "  | " + text.replace("\n", "\n  | ")]
     curves = f"{folder / 'tensorboard'}   (pip install tensorboard; tensorboard --logdir {folder})"
@@ -80,7 +78,7 @@ def report(summary: dict, workdir: str) -> str:
 
 @command(interrupted="Interrupted. The same command continues from the last checkpoint.", debug=True, result=False)
 def main(argv: list[str]) -> None:
-    """Exit status: 0 done, or stopped and saved; 1 failed; 2 the command line is wrong; 130 interrupted elsewhere."""
+    """Exit status: 0 done, or stopped and saved; 1 failed; 2 a wrong command line; 130 interrupted elsewhere."""
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)

@@ -87,10 +87,7 @@ def begun(config: Config, stored: Mapping | None) -> Config:
 
 
 def from_dict(values: Mapping) -> Config:
-    """Complete and validate a (partial) nested mapping.
-
-    Raises ValueError: unknown section or key (names the nearest one), wrong type, impossible value.
-    """
+    """Complete and validate a (partial) nested mapping. ValueError, one line: unknown name, wrong type or value."""
     config = complete(values, Config)
     rules.check(config)
     return config
@@ -121,11 +118,8 @@ def _section(section: str, entries: dict, defaults):
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read `configs/name.py` or `configs/name.py:variant`, apply overrides, complete and validate.
 
-    Args:
-      path: a Python file with `get_config()` or, for variants, `get_config(variant)`.
-      overrides: strings `section.key=value`; values are Python literals, or plain text.
-
-    Raises FileNotFoundError, ValueError: with what to do.
+    The file defines `get_config()` or, for variants, `get_config(variant)`. Overrides are strings `section.key=value`
+    with Python literals or plain text. Raises FileNotFoundError, ValueError: with what to do.
     """
     return from_dict(read(path, overrides, Config))
 

@@ -50,10 +50,9 @@ def table(schema: type, width: int | None = None) -> str:
         for field in dataclasses.fields(section.default)
     ]
     name_width, default_width = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
-    width = max(width or shutil.get_terminal_size().columns, 80) - name_width - default_width - 2
+    width = max(width or shutil.get_terminal_size().columns, 80)
     lines = []
     for name, default, meaning in rows:
-        first, *more = textwrap.wrap(meaning, width)
-        lines.append(f"  {name:{name_width}}{default:{default_width}}{first}")
-        lines += [" " * (2 + name_width + default_width) + line for line in more]
+        start = f"  {name:{name_width}}{default:{default_width}}"
+        lines.append(textwrap.fill(meaning, width, initial_indent=start, subsequent_indent=" " * len(start)))
     return "\n".join(lines)

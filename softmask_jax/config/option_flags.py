@@ -20,11 +20,11 @@ def add(parser, fields_of: type, *, helps: Mapping[str, str], readers: Mapping[s
         if not about:
             continue
         optional, kind = _kind(hints[field.name])
-        reader, metavar = _READERS.get(kind), "TRUE|FALSE" if kind is bool else kind.__name__.upper()
         if field.name in readers:
-            reader, metavar = readers[field.name], "TRUE|FALSE" if kind is bool else "VALUE"
-        elif optional:
-            reader = _or_none(reader)
+            reader, metavar = readers[field.name], "VALUE"
+        else:
+            reader, metavar = _READERS[kind], "TRUE|FALSE" if kind is bool else kind.__name__.upper()
+            reader = _or_none(reader) if optional else reader
         default = "" if field.default in (None, dataclasses.MISSING) else f" (default: {field.default})"
         parser.add_argument(
             f"--{field.name}", type=reader, default=argparse.SUPPRESS, metavar=metavar,

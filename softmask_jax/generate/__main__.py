@@ -7,8 +7,8 @@
 
 A line of prompts.jsonl is a text, or an object with one of "prompt", "messages" (a chat), "parts" (texts, and numbers
 of masks to fill between them) or "tokens" (ids, the mask's where text is wanted); and "id", "max_new_tokens" or
-"forced" ({"3": text or id}: what must stand in the answer at a position). The same command continues an interrupted
---out; an answer depends neither on the rest of the file nor, but for the rounding of bfloat16, on the batch size.
+"forced" ({"3": text or id}: fixed tokens of the answer by position). The same command continues an interrupted --out;
+an answer depends neither on the rest of the file nor, but for the rounding of bfloat16, on the batch size.
 """
 import argparse
 import contextlib
@@ -26,7 +26,7 @@ from softmask_jax.config.command_line import command, say
 from softmask_jax.data import prompts
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.generate import sampler_flags
-from softmask_jax.generate.batches import FAILED, Generator, plan, shape_of
+from softmask_jax.generate.batches import FAILED, Batch, Generator, plan, shape_of
 from softmask_jax.generate.model import NEW_TOKENS
 from softmask_jax.io.answers import AnswerFile, count, described, key_of, summarize
 from softmask_jax.io.files import check_writable, write_atomically
@@ -37,7 +37,7 @@ BATCH_SIZE = 8
 
 
 def read_rows(flags: argparse.Namespace) -> list[prompts.Row]:
-    """The rows that the command line asks for. ValueError or OSError for unusable ones."""
+    """Rows of the command line. ValueError or OSError for unusable ones."""
     if flags.prompts:
         return prompts.read(flags.prompts)
     if flags.unconditional:
@@ -46,7 +46,7 @@ def read_rows(flags: argparse.Namespace) -> list[prompts.Row]:
 
 
 def encoder(flags: argparse.Namespace, model) -> Encoder:
-    """From rows to tokens of this model. ValueError for lengths that it cannot have."""
+    """Encoder of rows to tokens of this model. ValueError for lengths that it cannot have."""
     fixed = model.family.fixed_length
     for name, instead in (("length", "--max_new_tokens"), ("unconditional", "a --prompt")):
         if getattr(flags, name) and not fixed:
@@ -79,13 +79,14 @@ class Run:
         }  # fmt: skip
 
     def __call__(self) -> int:
+        flags = self.flags
         with contextlib.ExitStack() as stack:
             file = None
-            if self.flags.out:
-                file = stack.enter_context(AnswerFile(self.flags.out, self.settings(), self.total))
+            if flags.out:
+                file = stack.enter_context(AnswerFile(flags.out, self.settings(), self.total))
                 self.answers = file.rows
-            if len(self.answers) == self.total and not self.flags.trajectory:
-                say(f"{self.flags.out} has its {count(self.total, 'answer')} already; nothing is left to do.")
+            if len(self.answers) == self.total and not flags.trajectory:
+                say(f"{flags.out} has its {count(self.total, 'answer')} already; nothing is left to do.")
             elif not self._generate(file):
                 if not file:
                     self._print()
@@ -95,17 +96,19 @@ class Run:
                 file.finish(summary)
         self._print()
         say(described(summary))
-        if self.flags.out:
-            say(f"Answers      {self.flags.out}")
-        if self.flags.trajectory:
-            write_atomically(self.flags.trajectory, self._trajectory(), elsewhere="give another --trajectory")
-            say(f"Page         {self.flags.trajectory}")
-        if summary["errors"]:
-            first = min(key for key, row in self.answers.items() if "error" in row)
-            say(f"Error: {summary['errors']:,} of {count(self.total, 'answer')} failed: {FAILED} (first in "
-                f"{self.rows[first[0]].name}). Check the checkpoint; the other answers are complete.")  # fmt: skip
-            return 1
-        return 0
+        if flags.out:
+            say(f"Answers      {flags.out}")
+        if flags.trajectory:
+            facts = {"model": f"{flags.checkpoint}, step {self.generator.model.step:,}", "seed": flags.seed}
+            page = self.generator.trajectory(self.patterns[0], self.shapes[0], facts, self.answers[0, 0])
+            write_atomically(flags.trajectory, page, elsewhere="give another --trajectory")
+            say(f"Page         {flags.trajectory}")
+        if not summary["errors"]:
+            return 0
+        first = min(key for key, row in self.answers.items() if "error" in row)
+        say(f"Error: {summary['errors']:,} of {count(self.total, 'answer')} failed: {FAILED} (first in "
+            f"{self.rows[first[0]].name}). Check the checkpoint; the other answers are complete.")  # fmt: skip
+        return 1
 
     def _generate(self, file: AnswerFile | None) -> bool:
         """Generate the missing answers; False if a signal stopped it."""
@@ -119,29 +122,33 @@ class Run:
                 file.settle({"step": model.step})
             if batches:
                 programs = len({batch.shape for batch in batches})
-                say(f"Generating {count(self.total - len(self.answers), 'answer')} in "
-                    f"{count(len(batches), 'batch', 'es')}, with {count(programs, 'program')} to compile ...")  # fmt: skip
-            tokens = 0
+                missing = count(self.total - len(self.answers), "answer")
+                say(f"Generating {missing} in {count(len(batches), 'batch', 'es')}, with "
+                    f"{count(programs, 'program')} to compile ...")  # fmt: skip
             with stop.postponed(), tqdm(
                 total=self.total, initial=len(self.answers), unit="row", disable=None, dynamic_ncols=True, leave=False
             ) as bar:
-                for batch in batches:
-                    made = self.generator.batch(batch, self.rows, self.patterns)
-                    rows = [row for row in made if key_of(row) not in self.answers]
-                    if file:
-                        file.add(rows)
-                    self.answers |= {key_of(row): row for row in rows}
-                    tokens += sum(row["new_tokens"] for row in rows)
-                    bar.update(len(rows))
-                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.1f} tokens/s")
-                    if stop.noted and len(self.answers) < self.total:
-                        more = " The same command goes on from there." if file else ""
-                        say(f"Stopped after {len(self.answers):,} of {count(self.total, 'answer')}.{more}")
-                        return False
+                return self._fill(batches, file, stop, bar)
+
+    def _fill(self, batches: list[Batch], file: AnswerFile | None, stop: StopSignal, bar: tqdm) -> bool:
+        tokens = 0
+        for batch in batches:
+            answers = self.generator.batch(batch, self.rows, self.patterns)
+            rows = [row for row in answers if key_of(row) not in self.answers]
+            if file:
+                file.add(rows)
+            self.answers |= {key_of(row): row for row in rows}
+            tokens += sum(row["new_tokens"] for row in rows)
+            bar.update(len(rows))
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.1f} tokens/s")
+            if stop.noted and len(self.answers) < self.total:
+                more = " The same command goes on from there." if file else ""
+                say(f"Stopped after {len(self.answers):,} of {count(self.total, 'answer')}.{more}")
+                return False
         return True
 
     def _prepare(self, model) -> None:
-        """Patterns and shapes of the rows, and the generator. ValueError for rows or options that the model cannot use."""
+        """Patterns and shapes of the rows, and the generator. ValueError for rows or options unfit for the model."""
         flags = self.flags
         forbidden = {token_id(text, model.tokenizer, model.denoiser.vocab_size) for text in flags.forbid}
         if flags.trajectory and model.tokenizer is None:
@@ -154,11 +161,6 @@ class Run:
         counted = alg in GRID_ALGORITHMS and options.block_length is None and options.steps is None
         self.shapes = [shape_of(pattern, model, encode.limit, counted=counted) for pattern in self.patterns]
         self.generator = Generator(model, options, flags.seed, tuple(flags.stop))
-
-    def _trajectory(self) -> str:
-        """Page of the first answer."""
-        facts = {"model": f"{self.flags.checkpoint}, step {self.generator.model.step:,}", "seed": self.flags.seed}
-        return self.generator.trajectory(self.patterns[0], self.shapes[0], facts, self.answers[0, 0])
 
     def _print(self) -> None:
         """Texts of prompts from the command line; rows of JSON for those of a file, unless --out has them."""
@@ -182,7 +184,7 @@ class Run:
 @command(interrupted="Interrupted. With --out the same command goes on from the last batch.", debug=True,
          out_of_memory="give a smaller --batch_size")
 def main(argv: list[str]) -> int:
-    """Exit status: 0 all answers are there; 1 something failed; 2 the command line is wrong; 130 stopped before."""
+    """Exit status: 0 all answers are complete; 1 an error; 2 a wrong command line; 130 stopped."""
     flags = sampler_flags.parse(argv, __doc__)
     logging.basicConfig(format="%(message)s")
     return Run(flags)()

@@ -1,9 +1,8 @@
 """Batches of patterns and their answers: rows of equal length together, so that few programs are compiled.
 
-An answer depends on its row, the row's number, the seed and the options; not on the rows beside it, nor on
-interruptions. So the padded length follows from the row alone, its key from its number alone, and every program takes
-a full batch: in bfloat16 the number of rows decides how matrix products are rounded, and with that an answer now and
-then. In float32 the size of the batch has made no difference so far.
+An answer depends on its row, the row's number, the seed and the options; not on other rows or interruptions. So the
+padded length follows from the row alone, its key from its number, and every program takes a full batch: in bfloat16 the
+number of rows decides how matrix products are rounded. In float32 it has made no difference so far.
 """
 import bisect
 import dataclasses
@@ -23,13 +22,12 @@ from softmask_jax.io.answers import Key
 from softmask_jax.report import viewer
 from softmask_jax.report.patterns import Pattern
 
-# Lengths are rounded up to it.
-MULTIPLE = 64
+MULTIPLE = 64  # of padded lengths
 FAILED = "the model's logits were NaN or infinite"
 
 
 class Shape(NamedTuple):
-    """What is compiled: length, where blocks begin (see `samplers.options.fill`), whether rows have padding."""
+    """Shape of a program: length, where blocks begin (see `samplers.options.fill`), whether rows have padding."""
 
     length: int
     prompt_length: int
@@ -38,7 +36,7 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """keys: (row, sample) of each of its rows; the compiled program takes `size` rows, the rest are repeats."""
+    """keys: (row, sample) of each row; the compiled program takes `size` rows, the rest are repeats."""
 
     shape: Shape
     keys: tuple[Key, ...]
@@ -51,9 +49,9 @@ class Batch:
 
 
 def shape_of(pattern: Pattern, model, limit: int, *, counted: bool = False) -> Shape:
-    """Padded shape of a pattern, of at most `limit` positions without padding on the left.
+    """Padded shape of a pattern; `limit` positions at most, except for padding on the left.
 
-    counted: the sampler makes a step for each position from where blocks would begin.
+    counted: the sampler makes a step for each position from the beginning of blocks on.
     """
     length, left = len(pattern.tokens), model.padding == "left"
     if left and pattern.answer:
@@ -74,10 +72,8 @@ def _rounded(length: int) -> int:
 def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collection[Key] = ()) -> list[Batch]:
     """Batches of rows of one shape, the longest first, so that a lack of memory shows at the start.
 
-    Args:
-      shapes: of each row. samples: answers to each row.
-      done: keys of finished answers. Batches that miss none are left out; the others do not depend on it, so that an
-        interruption changes no bit.
+    samples: answers to each row. done: keys of finished answers; complete batches are left out, and the others stay as
+    they are, so that an interruption changes no bit.
     """
     batches = []
     for shape in sorted(set(shapes), reverse=True):
@@ -88,7 +84,7 @@ def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collec
 
 
 def span(pattern: Pattern, length: int, padding: str) -> slice:
-    """Where a pattern stands in a row of `length` positions."""
+    """Position of a pattern in a row of `length` tokens."""
     size = len(pattern.tokens)
     return slice(0, size) if padding == "right" else slice(length - size, length)
 
@@ -109,7 +105,7 @@ def cut(text: str, stops: Collection[str]) -> str:
 
 
 def row_key(seed: int, key: Key) -> jax.Array:
-    """The random key of an answer."""
+    """Random key of an answer."""
     index, sample = key
     return jax.random.fold_in(stream_key(root_key(seed), Stream.SAMPLE, sample), index)
 
@@ -119,7 +115,9 @@ class Generator:
     """Answers rows with a model's `fill`.
 
     Attributes:
-      options: of the sampler. stops: texts that end an answer. ends: ids that do, in place of the model's own.
+      options: of the sampler.
+      stops: texts that end an answer.
+      ends: ids that end an answer, by default the model's.
     """
 
     model: object
@@ -129,7 +127,7 @@ class Generator:
     ends: tuple[int, ...] | None = None
 
     def _laid_out(self, patterns: Sequence[Pattern], shape: Shape) -> tuple[np.ndarray, np.ndarray | None]:
-        # The padding may not be the mask, which would be filled; nothing attends to it.
+        # Padding must not be the mask, which would be filled.
         pad = next(iter(self.model.end_token_ids), int(self.model.mask_token_id == 0))
         return lay_out(patterns, shape, self.model.padding, pad)
 
@@ -170,9 +168,9 @@ class Generator:
         """Entries of an answer's row, from its tokens [n] without padding.
 
         Returns:
-          "text", "tokens", "new_tokens" (of the text), "ended" and "empty". Of a continued prompt: what follows it, the
-          text cut at the first end of text and at `stops`. Of a row that is a pattern: the full row, uncut (but without
-          BOS in the text), and "fills", the texts of its holes; it is empty if only ends were filled in.
+          "text", "tokens", "new_tokens" (of the text), "ended" and "empty". For a prompt: its continuation, the text
+          cut at the first end of text and at `stops`. For a pattern: the full row, uncut (but without BOS in the text),
+          and "fills", the texts of its holes; it is empty if only ends were filled in.
         """
         return (self._continuation if pattern.answer else self._filled)(pattern, tokens)
 
@@ -201,23 +199,19 @@ class Generator:
         }  # fmt: skip
 
     def text(self, tokens: np.ndarray) -> str:
-        """Text of ids [n]; those that the model has and the tokenizer does not are U+FFFD. "" without a tokenizer."""
+        """Text of ids [n]; U+FFFD for ids that the tokenizer lacks, "" without a tokenizer."""
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             return ""
-        known = tokens < tokenizer.vocab_size
-        if known.all():
-            return tokenizer.decode(tokens)
-        pieces = np.split(tokens, np.flatnonzero(np.diff(known)) + 1)
+        pieces = np.split(tokens, np.flatnonzero(np.diff(tokens < tokenizer.vocab_size)) + 1)
         return "".join(
-            tokenizer.decode(piece) if piece[0] < tokenizer.vocab_size else "\ufffd" * len(piece) for piece in pieces
+            tokenizer.decode(ids) if (ids < tokenizer.vocab_size).all() else "\ufffd" * len(ids) for ids in pieces
         )
 
     def trajectory(self, pattern: Pattern, shape: Shape, facts: Mapping = {}, answer: Mapping | None = None) -> str:
-        """HTML page that plays how the first answer was generated (see `viewer`): it is made again, by itself.
+        """HTML page of the denoising of the first answer (see `viewer`), which is generated again, alone.
 
-        facts: entries for its table, beside sampler and cost. answer: row of the answer file, which the page notes if it
-        differs.
+        facts: more entries of its table. answer: row of the answer file; the page notes a difference to it.
         """
         out = self.fill([(0, 0)], [pattern], shape, trace=True)
         tokens, note = self.unpadded(pattern, out.tokens[0]), ""

@@ -22,6 +22,7 @@ from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.models import denoiser as denoisers, families
 from softmask_jax.models.nn.dream_config import special_ids
 from softmask_jax.samplers import SoftMask
+from softmask_jax.training import train_state
 
 
 @settled()
@@ -29,22 +30,16 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
          mesh: jax.sharding.Mesh | None = None) -> Model:  # fmt: skip
     """A trained model of any family.
 
-    Its weights come from
-      1. a converted model (float or int8): its folder;
-      2. a converted adapter: its folder, and for all that it does not change the converted model `base`;
-      3. a run: one of its checkpoints, and for all that it did not train the converted model `base`, by default the one
-         that its config names.
-
     Args:
-      path: folder of a run, or one that `softmask_jax.convert` wrote.
-      weights: "ema" (what is evaluated) or "raw" of a run; a converted model has one set of weights.
+      path: folder of a run, or of a converted model (float or int8) or adapter.
+      weights: "ema" (what is evaluated) or "raw" of a run.
       step: checkpoint of a run; the newest undamaged one by default.
-      base: folder of the converted model under an adapter.
-      mesh: lay parameters and rows out on it, see `sharding.make_mesh`; one device by default.
+      base: converted model with the frozen weights of an adapter or a run; by default the one that the run names.
+      mesh: layout of parameters and rows, see `sharding.make_mesh`; one device by default.
 
     Raises:
-      FileNotFoundError: no model, or no such checkpoint. ValueError: unknown `weights`, an adapter without its base, or
-      parameters of another model.
+      FileNotFoundError: no model, or no such checkpoint.
+      ValueError: unknown `weights`, an adapter without its base, or parameters of another model.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights is '{weights}'; choose ema or raw.")
@@ -57,24 +52,22 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     fields = (_on_base if family.kind.from_base else _own_sizes)(path, manifest, config, mesh)
     denoiser = fields["denoiser"]
     shapes = denoisers.abstract(denoiser, mesh)
-    frozen, trained = {}, dict(shapes["backbone"])
-    for name in denoiser.frozen:
-        frozen[name] = trained.pop(name)
+    trained, frozen = train_state.split(shapes, denoiser.frozen)
     if frozen:
         frozen = converted.read_dream(Path(config.model.base), {"backbone": frozen})[0]["backbone"]
     if manifest is None:
-        step, params = _checkpoint(path, shapes | {"backbone": trained}, weights, step)
+        step, params = _checkpoint(path, trained, weights, step)
     elif not family.kind.from_base:
         step, params = manifest.get("step", 0), converted.read_params(path, shapes)
     else:
-        step, params = manifest.get("step") or 0, _of_converted(path, manifest["kind"], trained)
+        step, params = manifest.get("step") or 0, _of_converted(path, manifest["kind"], trained["backbone"])
     params["backbone"] = frozen | params["backbone"]
     return Model(config, params=params, step=step, row_shards=sharding.batch_shards(mesh), **fields)
 
 
 def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
-    """Config of a run or a converted MDLM; of a converted Dream or adapter, what it implies. model.base is the folder
-    with the frozen part of the weights."""
+    """Config of a run or a converted MDLM; as far as known, of a converted Dream or adapter. model.base is the folder
+    with the frozen weights."""
     if manifest is None:
         with RunFolder(path, lock=False) as folder:
             config = config_schema.of_run(folder.read_config())
@@ -85,7 +78,8 @@ def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
     adapter = {}
     if manifest["kind"] == "adapter":
         if not base:
-            raise ValueError(f"{path} is an adapter; give the converted model that it was trained on: load(path, base=...).")
+            advice = "give the converted model that it was trained on: load(path, base=...)"
+            raise ValueError(f"{path} is an adapter; {advice}.")
         peft = adapters.read_config(manifest["hf_config"])
         adapter = {
             "adapter": "dora" if peft.use_dora else "lora", "adapter_rank": peft.rank,
@@ -114,7 +108,7 @@ def _on_base(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict
     base = Path(config.model.base)
     about = converted.read_ours(base)
     hf_config = about["hf_config"]
-    # Computed in the dtype of its parameters; kernels of the base may be int8, whatever a run trained on.
+    # Kernels of the base may be int8, whatever a run trained on.
     network = dataclasses.replace(
         config.model, compute_dtype=config.model.param_dtype, base_dtype=converted.base_dtype(about)
     )
@@ -127,16 +121,17 @@ def _on_base(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict
         raise ValueError("config.json has neither pad_token_id nor eos_token_id; one of them must be set.")
     # Answers of a chat end with the template's token; padding follows.
     turn = None if tokenizer is None else tokenizer.special_tokens.get("<|im_end|>")
-    fields = {"soft_mask": SoftMask(**manifest["soft_mask"])} if manifest and manifest["soft_mask"] else {}
-    return fields | {
+    soft_mask = manifest and manifest["soft_mask"]
+    return {
         "tokenizer": tokenizer, "template": template, "denoiser": denoiser, "pad_token_id": pad,
+        "soft_mask": SoftMask(**soft_mask) if soft_mask else None,
         "end_token_ids": tuple(dict.fromkeys(token for token in (*ends, pad, turn) if token is not None)),
         "max_length": int(hf_config.get("max_position_embeddings") or 2048),
     }  # fmt: skip
 
 
 def _checkpoint(path: Path, shapes: dict, weights: str, step: int | None) -> tuple[int, dict]:
-    """Step and parameters of a run's checkpoint; float32 there, whatever dtype they are used in."""
+    """Step and parameters of a run's checkpoint, cast from float32."""
     trees = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
     with Checkpoints(path / "checkpoints") as checkpoints:
         step, restored = checkpoints.restore_params(step, items=tuple(trees), abstract=trees, narrow=True)
@@ -146,6 +141,6 @@ def _checkpoint(path: Path, shapes: dict, weights: str, step: int | None) -> tup
 
 def _of_converted(path: Path, kind: str, trained: dict) -> dict:
     """Parameters of a converted Dream, or of an adapter on one."""
-    trees, scalars = converted.read_dream(path, trained if kind == "adapter" else {"backbone": trained})
-    backbone = trees if kind == "adapter" else trees["backbone"]
-    return {"backbone": backbone, "soft_mask": scalars or soft_masking.init_scalars()}
+    adapter = kind == "adapter"
+    trees, scalars = converted.read_dream(path, trained if adapter else {"backbone": trained})
+    return {"backbone": trees if adapter else trees["backbone"], "soft_mask": scalars or soft_masking.init_scalars()}

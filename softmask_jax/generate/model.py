@@ -1,4 +1,4 @@
-"""A trained model of any family, for notebooks and scripts; `softmask_jax.load` makes it."""
+"""A trained model of any family; `softmask_jax.load` returns it."""
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,10 @@ from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
 from softmask_jax.models import families
 from softmask_jax.models.denoiser import Denoiser
-from softmask_jax.models.families import Family
 from softmask_jax.models.nn import dream
 from softmask_jax.samplers import (
-    Draws,
-    DreamSampler,
-    Generated,
-    MDLMSampler,
-    Options,
-    SoftMask,
-    fill,
-    recorded_gumbel,
-)
+    Draws, DreamSampler, Generated, MDLMSampler, Options, SoftMask, fill, recorded_gumbel,
+)  # fmt: skip
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.samplers.options import run
 
@@ -39,32 +31,19 @@ NEW_TOKENS = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its parameters and all that its use needs; methods are compiled on first use.
+    """A network with its parameters and tokenizer; methods are compiled on first use."""
 
-    Attributes:
-      config: of the run; of a converted model as much of it as is known.
-      tokenizer: None if none was converted with the model.
-      params: {"backbone", "soft_mask"}.
-      step: updates of its training.
-      template: chat template; None if the model does not chat.
-      soft_mask: soft-masking in use, by default as in config.
-      end_token_ids: tokens that end a text, by default EOS.
-      pad_token_id: padding, which `decode` strips; None if the family has none.
-      max_length: positions of a row at most, by default as many as in training.
-      row_shards: number of pieces that a mesh cuts the rows of a batch into.
-    """
-
-    config: Config
+    config: Config  # of the run; of a converted model as far as known
     tokenizer: Tokenizer | None
     denoiser: Denoiser
-    params: dict
-    step: int
-    template: ChatTemplate | None = None
-    soft_mask: SoftMask | None = None
-    end_token_ids: tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    max_length: int | None = None
-    row_shards: int = 1
+    params: dict  # {"backbone", "soft_mask"}
+    step: int  # updates of its training
+    template: ChatTemplate | None = None  # None if the model does not chat
+    soft_mask: SoftMask | None = None  # soft-masking in use, by default as in config
+    end_token_ids: tuple[int, ...] | None = None  # end a text, by default EOS
+    pad_token_id: int | None = None  # `decode` strips it; None if the family has none
+    max_length: int | None = None  # most positions of a row, by default as in training
+    row_shards: int = 1  # parts into which a mesh splits the rows of a batch
 
     def __post_init__(self):
         defaults = {
@@ -76,21 +55,10 @@ class Model:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-    @property
-    def family(self) -> Family:
-        return families.of(self.config.model.kind)
-
-    @property
-    def padding(self) -> str:
-        return self.family.padding
-
-    @property
-    def default_alg(self) -> str:
-        return self.family.default_alg
-
-    @property
-    def mask_token_id(self) -> int:
-        return self.denoiser.mask_token_id
+    family = property(lambda self: families.of(self.config.model.kind))
+    padding = property(lambda self: self.family.padding)
+    default_alg = property(lambda self: self.family.default_alg)
+    mask_token_id = property(lambda self: self.denoiser.mask_token_id)
 
     @property
     def objective(self) -> Nelbo:
@@ -105,9 +73,8 @@ class Model:
         The one place where B x L x V is formed: meant for a few sequences.
 
         Args:
-          attention_mask: [B L], nonzero where a token is real; padding is not attended to.
-          shifted: logits at i predict token i, as objectives and samplers see them; False is what the PyTorch model
-            returns. It makes a difference for Dream alone.
+          attention_mask: [B L], 0 at padding.
+          shifted: logits at i predict token i, as objectives and samplers see them, and not as PyTorch's Dream.
         """
         tokens = self._checked(tokens)
         mask = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
@@ -119,16 +86,17 @@ class Model:
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
         """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats.
 
-        two_pass: with soft-masking's feedback (a binary model has one pass in any case). draws: masks averaged over for
-        each row, their t stratified; an unbiased estimate for every row.
+        two_pass: with soft-masking's feedback, unless the model is binary.
+        draws: masks of each row, averaged over, their t stratified; an unbiased estimate for every row.
         """
         return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
     @settled()
     def generate(
-        self, prompts=None, *, tokens=None, key: jax.Array | None = None, count: int | None = None, length: int | None = None,
-        max_new_tokens: int | None = None, steps: int | None = None, soft_mask: SoftMask | Mapping | str | None = None,
-        attention_mask=None, draws: np.ndarray | Draws | None = None, trace: bool = False, **options,
+        self, prompts=None, *, tokens=None, key: jax.Array | None = None, count: int | None = None,
+        length: int | None = None, max_new_tokens: int | None = None, steps: int | None = None,
+        soft_mask: SoftMask | Mapping | str | None = None, attention_mask=None,
+        draws: np.ndarray | Draws | None = None, trace: bool = False, **options,
     ) -> Generated:  # fmt: skip
         """Fill masks, or continue prompts; `decode` turns the result into text.
 
@@ -137,18 +105,17 @@ class Model:
             rows of `length` (the training length) masks. Of others: token ids of any lengths, or chats, lists of
             {"role", "content"}, which are continued by `max_new_tokens` (256).
           tokens: another name of `prompts`.
-          key: of all that is drawn; None where nothing is.
+          key: None where nothing is drawn.
           steps: by default 128 of mdlm and remdm, else one a position that may be filled.
-          soft_mask: settings in place of the model's own, "none" for plain masks; for prompts also the entries of
+          soft_mask: settings in place of the model's, "none" for plain masks; for prompts also the entries of
             `transparency_config.json`.
           attention_mask: shape of prompts, 0 for padding.
           draws: recorded randomness of a reference: uniforms [steps B L V] of mdlm and remdm, `Draws` of prompts.
           trace: keep every step, for `viewer`.
-          options: of models of fixed length, fields of `samplers.Options`. Of others, fields of `DreamSampler`, with the
-            defaults of Dream's `diffusion_generate` (alg "origin", top_k 50).
+          options: fields of `samplers.Options`; of `DreamSampler`, with the defaults of Dream's `diffusion_generate`
+            (alg "origin", top_k 50), for models that are not of fixed length.
 
-        Raises:
-          ValueError: options that the sampler or the family does not have, rows that are too long.
+        Raises ValueError: options that the sampler or the family does not have, rows that are too long.
         """
         prompts = tokens if prompts is None else prompts
         if not self.family.fixed_length:
@@ -190,10 +157,11 @@ class Model:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
         """The prompt [P] of a chat (see `data.conversations`), generation prompt included.
 
-        Raises ValueError for a model that does not chat, and for messages that are none.
+        Raises ValueError for a model that does not chat, and for invalid messages.
         """
         if self.template is None:
-            raise ValueError("This model has no chat template; give token ids, or convert it again with its tokenizer files.")
+            advice = "give token ids, or convert it again with its tokenizer files"
+            raise ValueError(f"This model has no chat template; {advice}.")
         try:
             return self.template.encode_prompt(self.tokenizer, read_messages(messages))
         except (NoConversation, TemplateError) as error:
@@ -202,7 +170,7 @@ class Model:
     def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
         """[B L] ids -> B strings, without padding; masks stay visible.
 
-        new_tokens: decode only the last positions of each row, up to the first token that ends a text.
+        new_tokens: decode only so many last positions of each row, up to the first token that ends a text.
 
         Raises ValueError for a model without a tokenizer.
         """
@@ -220,11 +188,11 @@ class Model:
         return texts
 
     def _checked(self, tokens) -> jax.Array:
-        tokens = np.asarray(tokens)
+        tokens, size = np.asarray(tokens), self.denoiser.vocab_size
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.denoiser.vocab_size:
-            raise ValueError(f"tokens must lie in 0..{self.denoiser.vocab_size - 1}; found {tokens.min()}..{tokens.max()}.")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < size:
+            raise ValueError(f"tokens must lie in 0..{size - 1}; found {tokens.min()}..{tokens.max()}.")
         return jnp.asarray(tokens, jnp.int32)
 
     @functools.cached_property
@@ -232,7 +200,7 @@ class Model:
         def logits(params, tokens, mask, unshift):
             backbone = params["backbone"]
             if unshift:
-                # One pad behind each row takes the place that the shift would push out.
+                # One more position at the end of each row: the shift drops the first one.
                 mask = jnp.pad(jnp.ones_like(tokens) if mask is None else mask, ((0, 0), (0, 1)))
                 tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.pad_token_id)
             layout = {} if mask is None else dict(zip(("positions", "segment_ids"), dream.padded_inputs(mask)))
@@ -261,7 +229,7 @@ class Model:
 
 
 def _refuse(advice: str, **arguments) -> None:
-    """ValueError for the first argument that is given."""
+    """ValueError for an argument that is set."""
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(f"generate has no use for {name}: this model {advice}.")
@@ -271,4 +239,5 @@ def _check_names(options: Mapping, fields_of: type) -> None:
     known = [field.name for field in dataclasses.fields(fields_of)]
     for name in options:
         if name not in known:
-            raise ValueError(f"generate has no option {name} for this model; {fields_of.__name__} has {', '.join(known)}.")
+            names = ", ".join(known)
+            raise ValueError(f"generate has no option {name} for this model; {fields_of.__name__} has {names}.")

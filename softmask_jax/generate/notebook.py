@@ -1,5 +1,4 @@
-"""For notebooks: commands of this package in the kernel's own process, pages in the output, a run's curves while it trains,
-answers side by side.
+"""For notebooks: commands in the kernel's process, pages in the output, live curves of a run, answers side by side.
 
     from softmask_jax.generate import notebook
     with notebook.watch("runs/stdlib"):
@@ -31,14 +30,9 @@ from softmask_jax.report.patterns import Encoder
 from softmask_jax.samplers import Options
 from softmask_jax.samplers.dream_generate import soft_mask_from
 
-EVERY = 10.0
-
 
 def run(command: str, *words: str) -> None:
-    """`python -m softmask_jax.COMMAND WORDS`, in this process: a TPU is one process's alone, and stays this kernel's.
-
-    Raises RuntimeError if the command fails; what it said stands in the output.
-    """
+    """`python -m softmask_jax.COMMAND WORDS` in this process, which keeps the TPU. RuntimeError if it fails."""
     module = importlib.import_module(f"softmask_jax.{command}")
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"softmask_jax.{command}.__main__")
@@ -54,10 +48,10 @@ def run(command: str, *words: str) -> None:
 
 
 def remove(folder: str | os.PathLike, mark: str) -> None:
-    """Remove a folder that an earlier run of the same cell wrote, which holds the file `mark`; any other stays."""
+    """Remove a folder if it holds the file `mark`, as one that an earlier run of the same cell wrote."""
     folder = Path(folder)
     if (folder / mark).is_file():
-        # Renamed first: after a kill there is no half of it under its name.
+        # Renamed first: a kill leaves no half of it under its name.
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -65,14 +59,14 @@ def remove(folder: str | os.PathLike, mark: str) -> None:
 
 
 def memory_gib() -> float:
-    """Memory of the first accelerator in GiB; of the machine where there is none."""
-    found = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return (found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
+    """Memory of the first accelerator, or else of the machine, in GiB."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return (limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A whole HTML page, shown in a notebook as a frame of so many pixels' height. It reaches nothing outside it."""
+    """A self-contained HTML page, shown in a notebook as a sandboxed frame; height in pixels."""
 
     source: str
     height: int = 640
@@ -88,12 +82,12 @@ class Page:
 
 
 def read_page(path: str | os.PathLike, height: int = 640) -> Page:
-    """A page that a command wrote: a run's report, a trajectory, a comparison. OSError if there is none."""
+    """A page that a command wrote: report, trajectory or comparison. OSError if there is none."""
     return Page(Path(os.path.expanduser(path)).read_text("utf-8"), height)
 
 
 def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:
-    """Losses, validation and mean lambda of a run as far as it is; an empty page before its first row."""
+    """Losses, validation and mean lambda of a run so far; an empty page before its first row."""
     try:
         log = run_log.read(workdir)
     except FileNotFoundError:
@@ -114,8 +108,8 @@ def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:
 
 
 @contextlib.contextmanager
-def watch(workdir: str | os.PathLike, every: float = EVERY) -> Iterator[None]:
-    """Show the curves of the run that trains in the `with` block, drawn anew every so many seconds and at its end."""
+def watch(workdir: str | os.PathLike, every: float = 10.0) -> Iterator[None]:
+    """Show the curves of the run that trains in the `with` block, redrawn every so many seconds and at its end."""
     from IPython.display import display
 
     shown, over = display(curves_page(workdir), display_id=True), threading.Event()
@@ -135,10 +129,7 @@ def watch(workdir: str | os.PathLike, every: float = EVERY) -> Iterator[None]:
 
 
 def soft_masked(model: Model, config: Mapping) -> Model:
-    """The model with the soft-masking of a `transparency_config.json`'s entries instead of its own.
-
-    Raises ValueError for entries that are missing or unknown.
-    """
+    """The model with the soft-masking of `transparency_config.json`. ValueError for missing or unknown entries."""
     settings, scalars = soft_mask_from(config)
     params = model.params if scalars is None else model.params | {"soft_mask": scalars}
     return dataclasses.replace(model, soft_mask=settings, params=params)
@@ -146,7 +137,7 @@ def soft_masked(model: Model, config: Mapping) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class SideBySide:
-    """answers: by the name of a way, a row for each prompt as `Generator.batch` makes it; shown as a table."""
+    """A table of answers by name of the options: a row of `Generator.batch` for each prompt."""
 
     prompts: tuple[str, ...]
     answers: dict[str, list[dict]]
@@ -160,11 +151,12 @@ class SideBySide:
         return self.page._repr_html_()
 
     def _table(self) -> str:
-        head = "".join(f'<th scope="col">{page.text(name)}<br>{_cost(rows)}</th>' for name, rows in self.answers.items())
-        body = ""
+        columns, body = self.answers.values(), ""
+        heads = (f"{page.text(name)}<br>{_cost(rows)}" for name, rows in self.answers.items())
+        head = "".join(f'<th scope="col">{text}</th>' for text in heads)
         for i, prompt in enumerate(self.prompts):
-            cells = "".join(f"<td><pre>\n{page.text(rows[i]['text'])}</pre></td>" for rows in self.answers.values())
-            body += f'<tr><th colspan="{len(self.answers)}">{page.text(prompt)}</th></tr>\n<tr>{cells}</tr>\n'
+            cells = "".join(f"<td><pre>\n{page.text(rows[i]['text'])}</pre></td>" for rows in columns)
+            body += f'<tr><th colspan="{len(columns)}">{page.text(prompt)}</th></tr>\n<tr>{cells}</tr>\n'
         return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
@@ -178,37 +170,34 @@ def _cost(rows: Sequence[Mapping]) -> str:
 
 def side_by_side(model, prompts: Sequence[str], ways: Mapping[str, Options], *, max_new_tokens: int | None = None,
                  seed: int = 0) -> SideBySide:  # fmt: skip
-    """Each prompt answered in each of the `ways`, timed without compilation: every way runs twice.
+    """Answer each prompt with each of the options `ways`; all run twice, so that times are without compilation.
 
-    Args:
-      model: of `softmask_jax.load`; one that chats takes the prompts as a user's messages, another continues them.
-      max_new_tokens: of an answer; up to the model's length by default.
-
-    Raises ValueError for prompts that are too long, options that make no sense, or nothing to do.
+    A model that chats takes prompts as a user's messages, another continues them; max_new_tokens is by default what
+    fits into the model's length. Raises ValueError for prompts that are too long, invalid options, or nothing to do.
     """
     if not prompts or not ways:
         raise ValueError("side_by_side needs a prompt and a way to answer it at least.")
-    rows, patterns = _encoded(model, prompts, max_new_tokens)
-    shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
-    batches, found = plan(shapes, samples=1, batch_size=len(prompts)), {}
+    rows, patterns, shapes = _encoded(model, prompts, max_new_tokens)
+    batches, answers = plan(shapes, samples=1, batch_size=len(prompts)), {}
     for name, options in ways.items():
         generator = Generator(model, options, seed)
         for _ in range(2):
             made = [row for batch in batches for row in generator.batch(batch, rows, patterns)]
-        found[name] = sorted(made, key=lambda row: row["index"])
-    return SideBySide(tuple(prompts), found)
+        answers[name] = sorted(made, key=lambda row: row["index"])
+    return SideBySide(tuple(prompts), answers)
 
 
 def trajectory(model, prompt: str, options: Options, *, max_new_tokens: int | None = None, seed: int = 0,
                height: int = 900) -> Page:  # fmt: skip
-    """The page that plays how a prompt was answered, see `viewer.trajectory_page`; as the first of `side_by_side`."""
-    _, (pattern,) = _encoded(model, [prompt], max_new_tokens)
-    return Page(Generator(model, options, seed).trajectory(pattern, shape_of(pattern, model, model.max_length)), height)
+    """Page of the denoising of a prompt's answer, see `viewer.trajectory_page`; arguments as of `side_by_side`."""
+    _, (pattern,), (shape,) = _encoded(model, [prompt], max_new_tokens)
+    return Page(Generator(model, options, seed).trajectory(pattern, shape), height)
 
 
 def _encoded(model, prompts: Sequence[str], max_new_tokens: int | None):
-    """Rows and patterns of the prompts."""
+    """Rows, patterns and shapes of the prompts."""
     chats = model.template is not None
     encode = Encoder(model, model.max_length, max_new_tokens, chat=chats, bos=not chats)
     rows = [Row(f"prompt {i + 1}", "prompt", prompt) for i, prompt in enumerate(prompts)]
-    return rows, [encode(row) for row in rows]
+    patterns = [encode(row) for row in rows]
+    return rows, patterns, [shape_of(pattern, model, model.max_length) for pattern in patterns]

@@ -46,8 +46,7 @@ def soft_mask(text: str):
     """"none" or `SoftMask` of "variant:k:schedule". argparse.ArgumentTypeError for another text."""
     if text == "none":
         return "none"
-    variant, _, rest = text.partition(":")
-    k, _, schedule = rest.partition(":")
+    variant, k, schedule = (text.split(":", 2) + ["", ""])[:3]
     try:
         return SoftMask(variant, int(k or 1), schedule or "none")
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""The one train loop: mesh, model and objective come from the config; a killed run continues bit-exactly."""
+"""The train loop: mesh, model and objective come from the config; a killed run continues bit-exactly."""
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,14 +19,14 @@ from softmask_jax.io import checkpoint
 from softmask_jax.io.files import plain, write_json
 from softmask_jax.io.run_folder import NAMES, RunFolder
 from softmask_jax.report import run_page
-from softmask_jax.training import optimizer, tasks, train_state, wandb_rows
+from softmask_jax.training import optimizer, tasks, train_state, train_step, wandb_rows
 from softmask_jax.training.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.training.train_state import TrainState
 from softmask_jax.training.update_flops import budgeted
 
 
 class NonFinite(RuntimeError):
-    """A loss, gradient or parameter stopped being finite; nothing of it was saved."""
+    """A loss, gradient or parameter is not finite; it was not saved."""
 
 
 @settled()
@@ -40,7 +41,7 @@ def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.
 
     Raises:
       ValueError, FileNotFoundError, OSError: config, data, mesh or checkpoint don't fit; the message says what to do.
-      RuntimeError: the hosts of a run do not come together, or do not run the same.
+      RuntimeError: the hosts of a run do not come together, or differ in what they run.
       NonFinite: names the step and the last good checkpoint.
       KeyboardInterrupt: SIGTERM or Ctrl-C before the first step or after the last, when everything is saved.
     """
@@ -53,19 +54,16 @@ def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.
                 how = "Another --workdir, or more config.train.steps, trains again."
                 print(f"This run is done ({done['step']} steps). {how}\n")
             return done
-        trainer = Trainer(config, folder, stop, profile)
-        try:
+        with contextlib.closing(Trainer(config, folder, stop, profile)) as trainer:
             return trainer.run()
-        finally:
-            trainer.close()
 
 
 class Trainer:
     """One process's part in a run. `__init__` builds what doesn't change, `run` restores, loops and finishes."""
 
     def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool):
-        self.config, self.folder, self.stop = config, folder, stop
-        if config.train.wandb:  # on all hosts, though the first one logs: if it ended alone the others would wait
+        self.folder, self.stop = folder, stop
+        if config.train.wandb:  # checked on all hosts: the others would wait for one that fails alone
             wandb_rows.package(config.train.wandb)
         if config.train.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.train.compilation_cache))
@@ -77,7 +75,7 @@ class Trainer:
         self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
         self.config = config = budgeted(config, self.denoiser)
         self.tx = optimizer.make(config.optimizer, config.updates)
-        self.step = jax.jit(self.task.make_step(self.tx).train_step, donate_argnums=0)
+        self.step = jax.jit(train_step.make(config, self.denoiser, self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))
         self.root_key = root_key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
@@ -86,7 +84,7 @@ class Trainer:
         )
         self.profiler = Profiler(folder.path / "profile", profile)
         self.tracker, self.openness, self.heart = None, Openness(), Heartbeat()
-        self.owed = []  # rows of the step continued from that a stop left out
+        self.owed = []  # rows that a stop left out at the step of the restored checkpoint
 
     def run(self) -> dict:
         config, folder = self.config, self.folder
@@ -95,10 +93,14 @@ class Trainer:
         folder.write_versions()
         if folder.is_writer:
             self.task.save_tokenizer(folder.path / "tokenizer")
-        # What `_finish` writes comes after the last checkpoint: a run killed there writes it again.
-        again = ("final", "samples") if start >= config.updates else ()
-        folder.truncate_metrics(start, again=(*again, *self.owed))
-        self._say_what_starts(start)
+        # A run killed after its last checkpoint repeats `_finish`.
+        repeated = ("final", "samples") if start >= config.updates else ()
+        folder.truncate_metrics(start, again=(*repeated, *self.owed))
+        self._print(
+            f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind} "
+            f"(mesh {dict(self.mesh.shape)}); {self.task.describe_data()}."
+        )
+        self._print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.")
         self.tracker = Tracker(folder, config, start=start)
         with self.stop.postponed():
             for kind in self.owed:
@@ -107,11 +109,10 @@ class Trainer:
             self.heart.beat(int(state.step), "saving")
             self.checkpoints.wait()
             stopped = stopped or self.stop.noted
-        self.tracker.end_progress()
+        self.tracker.bar.close()
         if stopped:
             step, self.tracker.exit_code = int(state.step), wandb_rows.STOPPED
-            if folder.is_writer:
-                print(f"Stopped and saved at step {step}; the same command continues from there.", flush=True)
+            self._print(f"Stopped and saved at step {step}; the same command continues from there.")
             return {"finished": False, "step": step}
         summary = self._finish(state)
         self.tracker.exit_code = wandb_rows.FINISHED
@@ -125,8 +126,8 @@ class Trainer:
         self.heart.close()
 
     def _loop(self, state: TrainState, start: int) -> tuple[TrainState, bool]:
-        """Steps until the last one or a signal; whether it was a signal. Whatever interrupts them closes a row of
-        metrics first, so that a run continued from any checkpoint of the schedule writes the same rows."""
+        """(state, whether a signal ended the loop). Every interruption of the steps closes a row of metrics first, so
+        that a run continued from any checkpoint of the schedule writes the same rows."""
         config, clock, pending, stopping = self.config, Clock(), [], False
         with self.task.batches(start) as batches:
             for step in range(start + 1, config.updates + 1):
@@ -150,14 +151,14 @@ class Trainer:
                 # The last checkpoint is scored too; the last samples come with the final validation. A signal's grace
                 # may be short: save first, the next start makes up for the rest.
                 due = {"validation": validates or (ends and config.eval.every > 0), "samples": samples and not ends}
-                found, owed = {}, []
+                ranks, owed = {}, []
                 for kind in (kind for kind, is_due in due.items() if is_due):
                     if stopping := stopping or self.stop.noted:
                         owed.append(kind)
                     else:
-                        found |= self._midway(kind, step, state)
+                        ranks |= self._midway(kind, step, state)
                 if saves or stopping or ends:
-                    self._save(step, state, found, owed)
+                    self._save(step, state, ranks, owed)
                 if stopping:
                     break
                 pending = []
@@ -165,7 +166,7 @@ class Trainer:
         return state, stopping
 
     def _midway(self, kind: str, step: int, state: TrainState) -> dict[str, float]:
-        """A row of validation or samples; the scores that rank the step's checkpoint."""
+        """Write a row of validation or samples; return the scores that rank the step's checkpoint."""
         self.heart.beat(step, kind)
         if kind == "validation":
             return self._validate(step, state)
@@ -174,30 +175,33 @@ class Trainer:
 
     def _restore_or_initialise(self) -> tuple[TrainState, int]:
         abstract = train_state.abstract(self.denoiser, self.tx, self.mesh)
-        found = self.checkpoints.restore_latest(_trees(abstract))
-        if found is not None:
-            step, trees, cursor = found
-            if cursor["data"] != self.task.info["fingerprint"]:
-                raise ValueError(
-                    f"The run in {self.folder.path} was trained on other text (files, split, tokenizer, lengths or the "
-                    "base have changed since, or another Python's stdlib): bring that text back, or use another "
-                    "--workdir."
-                )
-            self.owed = cursor.get("owed", [])
-            count = jax.device_put(np.int32(step), abstract.step.sharding)
-            base = self.task.load_base(abstract.frozen) if abstract.frozen else {}
-            return TrainState(count, trees["params"], trees["ema"], trees["optimizer"], base), step
-        base = self.task.load_base(abstract.frozen or abstract.params["backbone"])
-        state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed, base)
-        return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
+        latest = self.checkpoints.restore_latest(_trees(abstract))
+        if latest is None:
+            base = self.task.load_base(abstract.frozen or abstract.params["backbone"])
+            state = train_state.initialise(self.denoiser, self.tx, self.mesh, self.config.train.seed, base)
+            return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
+        step, trees, cursor = latest
+        if cursor["data"] != self.task.info["fingerprint"]:
+            raise ValueError(
+                f"The run in {self.folder.path} was trained on other text (files, split, tokenizer, lengths or the "
+                "base have changed since, or another Python's stdlib): bring that text back, or use another --workdir."
+            )
+        self.owed = cursor.get("owed", [])
+        count = jax.device_put(np.int32(step), abstract.step.sharding)
+        base = self.task.load_base(abstract.frozen) if abstract.frozen else {}
+        return TrainState(count, trees["params"], trees["ema"], trees["optimizer"], base), step
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
-        """Weights of another run, or of a converted model; its soft-masking scalars too, if it had learned some. The
+        """Weights of another run or of a converted model, with its soft-masking scalars if it has learned some. The
         EMA starts from them."""
         source = Path(os.path.expanduser(self.config.init.checkpoint))
         if converted.is_converted(source):
             params = state.params | converted.start(source, self.tokenizer, abstract.params)
-            return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params["backbone"]))
+        else:
+            params = state.params | self._params_of_run(source, abstract)
+        return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params["backbone"]))
+
+    def _params_of_run(self, source: Path, abstract: TrainState) -> dict:
         with RunFolder(source, lock=False) as folder:
             other = folder.read_config()
         if other is None:
@@ -207,15 +211,14 @@ class Trainer:
                 f"config.init.checkpoint: {source} was trained with another tokenizer, so its weights mean other "
                 f"tokens; give --config.data.tokenizer={source / 'tokenizer'}."
             )
-        wanted = {"params": abstract.params, "ema": abstract.ema}
         with checkpoint.Checkpoints(source / "checkpoints") as checkpoints:
-            _, trees = checkpoints.restore_params(abstract=wanted)
-        backbone = trees["ema"] if self.config.init.weights == "ema" else trees["params"]["backbone"]
-        learned = other["soft_mask"]["variant"] != "none"
-        scalars = trees["params"]["soft_mask"] if learned else state.params["soft_mask"]
-        return state._replace(
-            params={"backbone": backbone, "soft_mask": scalars}, ema=jax.tree.map(lambda x: x.copy(), backbone)
-        )
+            _, trees = checkpoints.restore_params(abstract={"params": abstract.params, "ema": abstract.ema})
+        params = trees["params"]
+        if self.config.init.weights == "ema":
+            params = params | {"backbone": trees["ema"]}
+        if other["soft_mask"]["variant"] == "none":
+            del params["soft_mask"]
+        return params
 
     def _log(self, step: int, state: TrainState, pending: list, clock: Clock) -> None:
         pending, now = jax.device_get((pending, self.scalars(state.step, state.params["soft_mask"])))
@@ -232,12 +235,12 @@ class Trainer:
         if "lambda_mean" in row and (line := self.openness.line(step, row["lambda_mean"], row["soft_mask/scale"])):
             self.tracker.say(line)
 
-    def _save(self, step: int, state: TrainState, found: dict[str, float], owed: list[str]) -> None:
+    def _save(self, step: int, state: TrainState, ranks: dict[str, float], owed: list[str]) -> None:
         self.heart.beat(step, "saving")
         if not bool(train_state.all_finite(_trees(state))):
             raise self._non_finite("A parameter or a moment", step)
         cursor = {"step": step, "data": self.task.info["fingerprint"], "owed": owed}
-        self.checkpoints.save(step, _trees(state), cursor, found)
+        self.checkpoints.save(step, _trees(state), cursor, ranks)
 
     def _non_finite(self, what: str, step: int) -> NonFinite:
         self.checkpoints.wait()
@@ -262,8 +265,7 @@ class Trainer:
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
         self.heart.beat(step, "ending")
-        if self.folder.is_writer:
-            print("Validating and sampling ...", flush=True)
+        self._print("Validating and sampling ...")
         row = self.task.validate(state, final=True)
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
@@ -274,15 +276,9 @@ class Trainer:
             write_json(self.folder.path / "summary.json", summary)
         return summary
 
-    def _say_what_starts(self, start: int) -> None:
-        config, device = self.config, jax.devices()[0]
+    def _print(self, line: str) -> None:
         if self.folder.is_writer:
-            print(
-                f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {device.device_kind} "
-                f"(mesh {dict(self.mesh.shape)}); {self.task.describe_data()}.",
-                flush=True,
-            )
-            print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.", flush=True)
+            print(line, flush=True)
 
 
 def _trees(state: TrainState) -> dict:

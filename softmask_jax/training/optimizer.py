@@ -1,16 +1,14 @@
-"""AdamW in groups chosen by regex, each with its learning rate; clipping over all of them; EMA.
+"""AdamW with a learning rate for each group of parameters; clipping over all of them; EMA.
 
 Source: method of arXiv 2510.17206 (backbone and soft-masking scalars are updated together with their own rates).
 """
-import re
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from softmask_jax.config import Optimizer
 
-GROUPS = ((r"^backbone/", "backbone"), (r"^soft_mask/", "soft_mask"))
+GROUPS = ("backbone", "soft_mask")
 
 
 def learning_rate(peak: float, config: Optimizer, steps: int) -> optax.Schedule:
@@ -26,50 +24,30 @@ def learning_rate(peak: float, config: Optimizer, steps: int) -> optax.Schedule:
     return schedule
 
 
-def labels(params, groups=GROUPS):
-    """The group of every parameter: the first regex that matches its path `a/b/c`.
-
-    Raises:
-      ValueError: parameters that no regex matches, all named.
-    """
-    unmatched = []
-
-    def one(path, _):
-        name = "/".join(str(entry.key) for entry in path)
-        for pattern, group in groups:
-            if re.search(pattern, name):
-                return group
-        unmatched.append(name)
-
-    found = jax.tree_util.tree_map_with_path(one, params)
-    if unmatched:
-        raise ValueError(
-            f"No optimizer group matches {', '.join(unmatched)}; the groups are "
-            + ", ".join(f"{group}: {pattern}" for pattern, group in groups)
-            + "."
-        )
-    return found
+def labels(params: dict) -> dict:
+    """The group of every parameter: the key at the top. ValueError names the parameters of no group."""
+    tree = jax.tree_util
+    paths = tree.tree_map_with_path(lambda path, _: tree.keystr(path, simple=True, separator="/"), params)
+    groups = {path: path.split("/")[0] for path in jax.tree.leaves(paths)}
+    if unmatched := [path for path, group in groups.items() if group not in GROUPS]:
+        raise ValueError(f"No optimizer group ({', '.join(GROUPS)}) has {', '.join(unmatched)}.")
+    return jax.tree.map(groups.get, paths)
 
 
 def make(config: Optimizer, steps: int) -> optax.GradientTransformationExtraArgs:
     """The whole update; `update(..., soft_masked=bool)` says whether the soft-masking scalars had a gradient.
 
-    Without one, their parameters and Adam state stay untouched (as PyTorch skips a parameter without gradient, while
-    stale momentum would move it); the learning rates follow the number of updates in any case.
+    Without one, their values and Adam state stay (PyTorch skips such a parameter; stale momentum would move it).
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     adam_with_decay = optax.chain(adam, optax.add_decayed_weights(config.weight_decay))
     scalars = optax.conditionally_mask(adam, lambda step, soft_masked, **_: soft_masked, forward_extra_args=True)
+    peaks = {"backbone": config.learning_rate, "soft_mask": config.sm_learning_rate}
+    rates = {name: optax.scale_by_learning_rate(learning_rate(peak, config, steps)) for name, peak in peaks.items()}
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.partition({"backbone": adam_with_decay, "soft_mask": scalars}, labels),
-        optax.partition(
-            {
-                "backbone": optax.scale_by_learning_rate(learning_rate(config.learning_rate, config, steps)),
-                "soft_mask": optax.scale_by_learning_rate(learning_rate(config.sm_learning_rate, config, steps)),
-            },
-            labels,
-        ),
+        optax.partition(rates, labels),
     )
 
 

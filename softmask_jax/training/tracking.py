@@ -1,8 +1,8 @@
-"""What a run writes down: metrics.jsonl, TensorBoard event files, W&B, a progress bar; and how fast a device could be.
-"""
+"""Metrics of a run: rows, their writers (metrics.jsonl, TensorBoard, W&B), progress bar, speed, profile."""
 import contextlib
 import os
 import time
+import timeit
 from pathlib import Path
 
 import jax
@@ -45,23 +45,19 @@ def peak_flops(device) -> float:
     for kind, peak in PEAK_FLOPS.items():
         if kind.lower() in device.device_kind.lower():
             return peak
-    size, dtype = (1024, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    cpu = device.platform == "cpu"
+    size, dtype = (1024, jnp.float32) if cpu else (8192, jnp.bfloat16)
     x = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(jnp.dot)
     product(x, x).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds) * (1 / len(jax.local_devices()) if device.platform == "cpu" else 1)
+    seconds = min(timeit.repeat(lambda: product(x, x).block_until_ready(), number=1))
+    return 2 * size**3 / seconds / (len(jax.local_devices()) if cpu else 1)
 
 
 def summarise(pending: list) -> dict[str, float | list]:
-    """One row of metrics from the `Metrics` of several steps, on the host, without the bins of t that no masked token
-    fell into."""
+    """One row of metrics from the `Metrics` of several steps on the host; without empty bins of t."""
     m = jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *pending)
-    sums, counts = m.xent_sum.sum(0), m.xent_count.sum(0)
+    sums, counts, fed_back = m.xent_sum.sum(0), m.xent_count.sum(0), m.fed_back.sum()
     row = {
         "loss": m.loss.mean(),
         "grad_norm": m.grad_norm.mean(),
@@ -69,49 +65,44 @@ def summarise(pending: list) -> dict[str, float | list]:
         "two_pass_share": m.two_pass.mean(),
     }
     bins = len(counts)
-    row |= {
-        f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}": sums[i] / counts[i] for i in range(bins) if counts[i]
-    }
-    if m.fed_back.sum() > 0:
-        row |= {
-            "lambda_mean": m.lambda_sum.sum() / m.fed_back.sum(),
-            "top_k_hit_rate": m.top_k_hits.sum() / m.fed_back.sum(),
-            "lambda_histogram": (m.lambda_hist.sum(0) / m.fed_back.sum()).tolist(),
-        }
-    return {name: value if isinstance(value, list) else float(value) for name, value in row.items()}
+    for i in np.flatnonzero(counts):
+        row[f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}"] = sums[i] / counts[i]
+    if fed_back > 0:
+        row |= {"lambda_mean": m.lambda_sum.sum() / fed_back, "top_k_hit_rate": m.top_k_hits.sum() / fed_back}
+        row["lambda_histogram"] = m.lambda_hist.sum(0) / fed_back
+    return {name: value.tolist() for name, value in row.items()}
 
 
 def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Array]:
-    """The learning rates of the last of so many updates and, of a soft-masked run, its effective scalars; to be jitted:
-    a log costs the device one call."""
-    peaks, found = {"learning_rate": config.optimizer.learning_rate}, {}
+    """Learning rates of the last of so many updates, and a soft-masked run's effective scalars; to be jitted."""
+    peaks, values = {"learning_rate": config.optimizer.learning_rate}, {}
     if config.soft_mask.variant != "none":
         peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
-        found = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
+        values = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
     for name, peak in peaks.items():
-        found[name] = optimizer.learning_rate(peak, config.optimizer, config.updates)(updates - 1)
-    return found
+        values[name] = optimizer.learning_rate(peak, config.optimizer, config.updates)(updates - 1)
+    return values
 
 
-def scores(found: dict) -> dict[str, float]:
-    """One row of metrics from what `Perplexity` returns: nats per token, perplexity, 95 % interval, if it has one."""
+def scores(estimates: dict) -> dict[str, float]:
+    """One row of metrics from the result of `Perplexity`: nats per token, perplexity, 95 % intervals."""
     row = {}
-    for name, nats in found.items():
+    for name, nats in estimates.items():
         row |= {f"{name}/nelbo": nats.mean, f"{name}/perplexity": nats.perplexity}
         row |= ends(f"{name}/nelbo_", nats.interval())
-    if "two_pass" in found:
-        one, two = found["one_pass"], found["two_pass"]
+    if "two_pass" in estimates:
+        one, two = estimates["one_pass"], estimates["two_pass"]
         row |= {"gain/nelbo": one.mean - two.mean} | ends("gain/", one.interval(two))
     return row
 
 
 def ends(name: str, interval: tuple) -> dict[str, float]:
-    """The entries of a row for an interval; none where there is none, as of a single window."""
+    """Entries of a row for an interval; none for that of a single window."""
     return {} if interval[0] is None else {f"{name}low": interval[0], f"{name}high": interval[1]}
 
 
 class Openness:
-    """What to tell the user of the mean lambda: when it opens, when it closes, and now and then while it is closed."""
+    """Logs when mean lambda crosses 0.01; warns every 1,000 steps below."""
 
     CLOSED, REMIND_AFTER = 0.01, 1000
 
@@ -119,7 +110,7 @@ class Openness:
         self.closed, self.warned = None, 0
 
     def line(self, step: int, mean: float, scale: float) -> str | None:
-        """To be asked in every row that has a mean lambda; `scale` is the effective omega_s."""
+        """The line for a row with this mean lambda, if any; `scale` is the effective omega_s."""
         before, self.closed = self.closed, mean < self.CLOSED
         if not self.closed:
             opened = before is not False
@@ -138,18 +129,18 @@ class Openness:
 
 
 class Clock:
-    """Speed of training alone: restarted after compilation, validation, sampling and saving."""
+    """Training speed; restarted after compilation, validation, sampling and saving."""
 
     def restart(self, step: int) -> None:
         self.step, self.since = step, time.perf_counter()
 
     def steps_per_second(self, step: int) -> float:
-        """Since the last restart; 0 where there was no step."""
+        """Speed since the last restart."""
         return (step - self.step) / max(time.perf_counter() - self.since, 1e-9)
 
 
 class Profiler:
-    """A trace of a few steps in `folder`: from the third after the start, when everything is compiled."""
+    """A trace of a few steps in `folder`, from the third on: everything is compiled then."""
 
     FIRST, LAST = 3, 7
 
@@ -157,7 +148,7 @@ class Profiler:
         self.folder, self.wanted, self.running = folder, wanted, False
 
     def before(self, step: int) -> bool:
-        """To be called before every step, counted from 1 at the start of this process; whether it took time."""
+        """Start or stop the trace before a step, counted from 1 in this process; return whether it did."""
         starts, ends = self.wanted and step == self.FIRST, self.running and step > self.LAST
         if starts:
             jax.profiler.start_trace(str(self.folder))
@@ -167,42 +158,39 @@ class Profiler:
         return starts or ends
 
     def stop(self) -> None:
-        """End the trace, if one is running."""
+        """End a running trace."""
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
 
 
 class Tracker:
-    """Writes rows to metrics.jsonl, TensorBoard and, where config.train.wandb says so, to Weights & Biases, all on the
-    first process; shows a progress bar.
+    """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, to Weights & Biases; shows a progress bar.
+    Only the first process does.
 
     Args:
-      start: the step a resumed run continues from; TensorBoard drops what was written after it.
+      start: the step a resumed run continues from; TensorBoard drops later entries.
 
-    Raises:
-      OSError, ValueError, RuntimeError: the folder cannot be written, or W&B cannot be started (see `WandbRows`).
+    Raises OSError, ValueError, RuntimeError: the folder cannot be written, or W&B cannot be started (see `WandbRows`).
     """
 
     def __init__(self, folder: RunFolder, config: Config, *, start: int):
         self.first = jax.process_index() == 0
-        self.folder, self.wandb, self.exit_code = folder, None, FAILED
+        self.folder, self.writers, self.exit_code = folder, [], FAILED
         if self.first:
-            self.board = Board(folder.path / "tensorboard", start)
+            self.writers.append(Board(folder.path / "tensorboard", start))
             if config.train.wandb:
-                self.wandb = WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say)
+                self.writers.append(WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say))
         self.bar = tqdm(
-            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True,
-            smoothing=0.05,
+            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True, smoothing=0.05
         )  # fmt: skip
 
     def row(self, step: int, kind: str, values: dict) -> None:
-        """One line of metrics.jsonl, and a scalar, histogram or text of TensorBoard and W&B for each value."""
+        """One line of metrics.jsonl; a scalar, histogram or text of TensorBoard and W&B for each value."""
         if self.first:
             self.folder.append({"step": step, "kind": kind, **values})
-            self.board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
-            if self.wandb is not None:
-                self.wandb.write(step, kind, values)
+        for writer in self.writers:
+            writer.write(step, kind, values)
 
     def progress(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
@@ -215,23 +203,17 @@ class Tracker:
         if self.first:
             tqdm.write(line)
 
-    def end_progress(self) -> None:
-        self.bar.close()
-
     def close(self) -> None:
-        """End what is being written; W&B is told `exit_code`, which whoever ends the run sets before."""
-        self.end_progress()
-        if self.first:
-            self.board.close()
-            if self.wandb is not None:
-                self.wandb.close(self.exit_code)
+        """End all files, and the W&B run with `exit_code`."""
+        self.bar.close()
+        for writer in self.writers:
+            writer.close(self.exit_code)
 
 
 class Board:
-    """A TensorBoard event file, written at once.
+    """A TensorBoard event file, flushed after every row.
 
-    tensorboardX's own `SummaryWriter` writes from a thread: on a full disk that thread dies and the program waits for
-    it for ever.
+    tensorboardX's `SummaryWriter` writes from a thread, which dies on a full disk: the program would wait for ever.
     """
 
     def __init__(self, folder: Path, start: int):
@@ -239,24 +221,20 @@ class Board:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
-            # Tells TensorBoard to forget what an interrupted run wrote from this step on.
+            # Tells TensorBoard to drop an interrupted run's entries from this step on.
             forget = Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
             self._file.write_event(forget)
 
-    def write(self, step: int, values: dict) -> None:
-        """Numbers as scalars, lists of shares as histograms over [0, 1], lists of texts as texts.
-
-        Raises:
-          OSError: the disk is full or the folder cannot be written; one line that says what to do.
-        """
+    def write(self, step: int, kind: str, values: dict) -> None:
+        """Numbers as scalars, shares as histograms over [0, 1], texts. OSError: disk full or folder not writable."""
         with explained(self.folder):
             for name, value in values.items():
-                for entry in self._summaries(name, value):
+                for entry in self._summaries(f"{kind}/{name}", value):
                     self._file.write_event(Event(wall_time=time.time(), step=step, summary=entry))
             self._file.flush()
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # every row has been flushed, or has said why not
+    def close(self, exit_code: int) -> None:
+        with contextlib.suppress(OSError):  # every row has been flushed, or has raised
             self._file.close()
 
     @staticmethod

@@ -11,15 +11,11 @@ from softmask_jax.distributed import sharding
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, updates done. params: {"backbone", "soft_mask"}, what is trained; ema: the backbone's, opt_state:
-    the moments; all of them float32. frozen: the rest of the backbone, a base that an adapter is trained for, in its
-    own dtype; never changed, never saved."""
-
-    step: jax.Array
-    params: dict
-    ema: dict
-    opt_state: optax.OptState
-    frozen: dict = {}
+    step: jax.Array  # [] int32, updates done
+    params: dict  # {"backbone", "soft_mask"}, trained; float32
+    ema: dict  # of the backbone; float32
+    opt_state: optax.OptState  # float32
+    frozen: dict = {}  # rest of the backbone, an adapter's base, in its own dtype; never changed, never saved
 
     def eval_params(self) -> dict:
         """EMA of the backbone with the raw scalars: what is evaluated."""
@@ -32,26 +28,25 @@ def whole(params: dict, frozen: dict) -> dict:
 
 
 def fresh(params: dict, tx: optax.GradientTransformation, frozen: tuple[str, ...] = ()) -> TrainState:
-    """The state before the first update; the EMA starts from the parameters. frozen: which entries of the backbone are
-    not trained."""
-    params, base = _split(params, frozen)
-    # bfloat16 has 8 bits: an update of less than 1/256 of a weight would vanish. The step casts them for its products.
+    """State before the first update; the EMA starts from the parameters. frozen: untrained parts of the backbone."""
+    params, base = split(params, frozen)
+    # In bfloat16 an update of less than 1/256 of a weight would vanish.
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     ema = jax.tree.map(jnp.copy, params["backbone"])
     return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params), base)
 
 
-def _split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
-    """(what is trained, what is not) of a tree {"backbone", "soft_mask"}."""
+def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+    """(trained, frozen) parts of a tree {"backbone", "soft_mask"}."""
     backbone = params["backbone"]
     trained = {name: entry for name, entry in backbone.items() if name not in frozen}
     return params | {"backbone": trained}, {name: backbone[name] for name in frozen}
 
 
 def abstract(denoiser, tx, mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating it: optimiser and EMA lie like their parameters."""
+    """Shapes, dtypes and shardings of the state; optimiser and EMA lie like their parameters."""
     shapes = jax.eval_shape(lambda key: fresh(denoiser.init(key), tx, denoiser.frozen), root_key(0))
-    axes, frozen_axes = _split(denoiser.axes, denoiser.frozen)
+    axes, frozen_axes = split(denoiser.axes, denoiser.frozen)
     of_params = sharding.param_shardings(mesh, axes, shapes.params)
     everywhere = sharding.replicated(mesh)
     layout = TrainState(
@@ -63,18 +58,17 @@ def abstract(denoiser, tx, mesh) -> TrainState:
 
 def _like_params(opt_state, of_params, otherwise):
     """Moments lie like the parameter whose keys end their path; counters lie everywhere."""
-    by_path = {tuple(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(of_params)[0]}
+    by_path = dict(jax.tree_util.tree_leaves_with_path(of_params))
 
-    def one(path, _):
-        keys = list(itertools.takewhile(lambda entry: isinstance(entry, jax.tree_util.DictKey), reversed(path)))
-        return by_path.get(tuple(reversed(keys)), otherwise)
+    def layout(path, _):
+        keys = itertools.takewhile(lambda entry: isinstance(entry, jax.tree_util.DictKey), reversed(path))
+        return by_path.get(tuple(keys)[::-1], otherwise)
 
-    return jax.tree_util.tree_map_with_path(one, opt_state)
+    return jax.tree_util.tree_map_with_path(layout, opt_state)
 
 
 def initialise(denoiser, tx, mesh, seed: int, base: dict | None = None) -> TrainState:
-    """A fresh state, made on its devices; the same numbers on any mesh. base: what its frozen entries are, given up to
-    the state; random without one."""
+    """A fresh state, made on its devices; the same numbers on any mesh. base: donated values of some parameters."""
     layout = jax.tree.map(lambda s: s.sharding, abstract(denoiser, tx, mesh))
 
     def make(base, key):

@@ -1,7 +1,7 @@
 """The train step of every objective: two passes with soft-masking (arXiv 2510.17206, Algorithm 1).
 
-Draw t, x_t and the coins of the global batch; for every micro-batch run pass 1 under `lax.cond`, outside the gradient, and
-take the gradient of pass 2; then one optimiser update. Pass 2 is compiled once: rows with a single pass have lambda 0.
+Draw t, x_t and the coins of the global batch; for every micro-batch run pass 1 under `lax.cond`, outside the gradient,
+and take the gradient of pass 2; then update once. Pass 2 is compiled once: rows with a single pass have lambda 0.
 """
 import dataclasses
 from typing import NamedTuple
@@ -19,21 +19,20 @@ from softmask_jax.models.denoiser import Denoiser
 from softmask_jax.training import optimizer
 from softmask_jax.training.train_state import TrainState, whole
 
-T_BINS = 10
-LAMBDA_BINS = 10
+BINS = 10  # of t and of lambda
 
 
 class Metrics(NamedTuple):
-    """Of one step, on the device. Sums over masked positions are divided by their counts where they are read."""
+    """Metrics of one step, on the device."""
 
     loss: jax.Array  # [] of the objective
     grad_norm: jax.Array  # [] before clipping
     masked: jax.Array  # [] masked positions
     two_pass: jax.Array  # [] share of rows with two passes
-    xent_sum: jax.Array  # [T_BINS] unweighted cross-entropy of masked positions, by t
-    xent_count: jax.Array  # [T_BINS]
+    xent_sum: jax.Array  # [BINS] unweighted cross-entropy of masked positions, by t
+    xent_count: jax.Array  # [BINS]
     lambda_sum: jax.Array  # [] over masked positions of rows with two passes
-    lambda_hist: jax.Array  # [LAMBDA_BINS] counts over [0, 1]
+    lambda_hist: jax.Array  # [BINS] counts over [0, 1]
     top_k_hits: jax.Array  # [] masked positions whose true token is among pass 1's top-k
     fed_back: jax.Array  # [] masked positions of rows with two passes
     finite: jax.Array  # [] bool: loss and gradients
@@ -44,8 +43,8 @@ class TrainStep:
     """Algorithm 1 of the paper; jit `train_step`, its state donated.
 
     Attributes:
-      objective: corrupts the batch and weighs its cross-entropy. p_sm: probability of two passes.
-      micro_batches: position p of the batch is of micro-batch p % micro_batches; gradients are their mean.
+      p_sm: probability of two passes.
+      micro_batches: position p of the batch is in micro-batch p % micro_batches; gradients are their mean.
     """
 
     denoiser: Denoiser
@@ -76,9 +75,9 @@ class TrainStep:
         return self.objective.soft_mask.on and self.p_sm > 0.0
 
     def accumulate(self, state: TrainState, noisy: Noisy, coins, dropout_keys=None):
-        """((loss, gradient), sums for the metrics): means, and sums, over the micro-batches of `gradient`."""
-        # Neighbouring positions go to different micro-batches, so each device keeps its own rows. The loaders order rows
-        # such that the row numbers of a micro-batch don't depend on the number of hosts.
+        """((loss, gradient), sums for the metrics): means, and sums, of `gradient` over the micro-batches."""
+        # Neighbouring positions go to different micro-batches, so each device keeps its own rows. The loaders order
+        # rows such that the row numbers of a micro-batch don't depend on the number of hosts.
         rows = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, coins, dropout_keys)
         )
@@ -89,7 +88,7 @@ class TrainStep:
         def add(total, micro_batch):
             return jax.tree.map(jnp.add, total, self.gradient(state, *micro_batch)), None
 
-        # From zeros on, so that the network is compiled once.
+        # Starts from zeros, so that the network is compiled once.
         shapes = jax.eval_shape(self.gradient, state, *first)
         (mean, sums), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), rows)
         return jax.tree.map(lambda x: x / self.micro_batches, mean), sums
@@ -122,7 +121,7 @@ def pass_keys(dropout_keys: jax.Array | None, number: int) -> jax.Array | None:
 
 
 def update(tx, ema_decay: float, state: TrainState, grads, loss, coins, sums: dict) -> tuple[TrainState, Metrics]:
-    """One optimiser update; coins: [B] bool, sums: of `metric_sums` over all micro-batches."""
+    """One optimiser update; sums: of `metric_sums` over all micro-batches."""
     grad_norm = optax.global_norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, soft_masked=coins.any())
     params = optax.apply_updates(state.params, updates)
@@ -135,30 +134,24 @@ def update(tx, ema_decay: float, state: TrainState, grads, loss, coins, sums: di
 
 
 def metric_sums(params: dict, noisy: Noisy, nll, feedback, scale) -> dict:
-    """Sums for `Metrics` of one micro-batch.
-
-    Args:
-      nll: [B L], 0 where there is no mask. feedback: of pass 1, or None. scale: [B] of lambda, the coins.
-    """
+    """Sums for `Metrics` of one micro-batch. nll: [B L], 0 at known tokens; scale: [B] coins that multiply lambda."""
     count = noisy.masked.sum(-1, dtype=jnp.float32)
-    bins = jnp.clip((noisy.t * T_BINS).astype(jnp.int32), 0, T_BINS - 1)
+    bins = jnp.clip((noisy.t * BINS).astype(jnp.int32), 0, BINS - 1)
     sums = {
         "masked": count.sum(),
-        "xent_sum": jnp.zeros(T_BINS).at[bins].add(nll.sum(-1)),
-        "xent_count": jnp.zeros(T_BINS).at[bins].add(count),
+        "xent_sum": jnp.zeros(BINS).at[bins].add(nll.sum(-1)),
+        "xent_count": jnp.zeros(BINS).at[bins].add(count),
     }
     if feedback is None:
-        zero = jnp.zeros(())
-        return sums | {
-            "lambda_sum": zero, "lambda_hist": jnp.zeros(LAMBDA_BINS), "top_k_hits": zero, "fed_back": zero
-        }  # fmt: skip
+        zeros = dict.fromkeys(("lambda_sum", "top_k_hits", "fed_back"), jnp.zeros(()))
+        return sums | zeros | {"lambda_hist": jnp.zeros(BINS)}
     weight = jnp.where(noisy.masked, scale[:, None], 0.0)
     lam = soft_masking.mix_weight(feedback.neg_entropy, soft_masking.effective(params["soft_mask"]))
     hits = (feedback.token_ids == noisy.x0[..., None]).any(-1)
-    at = jnp.clip((lam * LAMBDA_BINS).astype(jnp.int32), 0, LAMBDA_BINS - 1)
+    at = jnp.clip((lam * BINS).astype(jnp.int32), 0, BINS - 1)
     return sums | {
         "lambda_sum": (lam * weight).sum(),
-        "lambda_hist": (jax.nn.one_hot(at, LAMBDA_BINS) * weight[..., None]).sum((0, 1)),
+        "lambda_hist": (jax.nn.one_hot(at, BINS) * weight[..., None]).sum((0, 1)),
         "top_k_hits": (hits * weight).sum(),
         "fed_back": weight.sum(),
     }
@@ -166,7 +159,5 @@ def metric_sums(params: dict, noisy: Noisy, nll, feedback, scale) -> dict:
 
 def make(config: Config, denoiser: Denoiser, tx) -> TrainStep:
     """The train step of a config's family."""
-    return TrainStep(
-        denoiser, tx, families.of(config.model.kind).objective(config), config.soft_mask.p_sm, config.train.micro_batches,
-        config.optimizer.ema_decay,
-    )  # fmt: skip
+    objective, train = families.of(config.model.kind).objective(config), config.train
+    return TrainStep(denoiser, tx, objective, config.soft_mask.p_sm, train.micro_batches, config.optimizer.ema_decay)

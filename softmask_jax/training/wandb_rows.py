@@ -1,7 +1,7 @@
-"""Rows of metrics for Weights & Biases, if config.train.wandb names a project: each row once, in their order.
+"""Rows of metrics for the project config.train.wandb in Weights & Biases: each once, in their order.
 
-wandb.json in the run's folder holds the id of the W&B run, so that a continued run goes on in the same one, and the
-last row that was handed over: a run that continues from an earlier checkpoint computes rows again that W&B has already.
+wandb.json in the run's folder holds the id of the W&B run, in which a continued run goes on, and its last row: a run
+that continues from an earlier checkpoint computes rows again.
 """
 import contextlib
 import json
@@ -18,11 +18,11 @@ FINISHED, FAILED, STOPPED = 0, 1, 255  # exit codes that W&B shows as finished, 
 
 
 def package(project: str) -> Any:
-    """The wandb package. ValueError, one line, if it is not installed."""
+    """The wandb package. ValueError if it is not installed."""
     try:
         import wandb
 
-        wandb.init  # a folder called wandb, as W&B itself makes, can be imported too
+        wandb.init  # W&B makes folders called wandb, which can be imported, too
     except (ImportError, AttributeError):
         raise ValueError(
             f"config.train.wandb={project} needs the package wandb: pip install wandb (this project's extra [wandb]), "
@@ -32,29 +32,26 @@ def package(project: str) -> Any:
 
 
 class WandbRows:
-    """The run's rows in W&B; those of metrics.jsonl that W&B lacks are handed over first.
+    """The run's rows in W&B; starts with those of metrics.jsonl that W&B lacks.
 
-    Args:
-      project: config.train.wandb. config: nested, all keys. start: the step the run continues from.
-      say: shows the user a line.
+    start: the step the run continues from. say: shows the user a line.
 
-    Raises:
-      ValueError: wandb is not installed. RuntimeError: W&B cannot be started and the run is new. Later mishaps, such as
-      a network that is down, are said once and end the logging to W&B, not the run; its next start hands over the rest.
+    Raises ValueError: wandb is not installed. RuntimeError: W&B cannot be started and the run is new. Later failures
+    end the logging to W&B with one line, not the run.
     """
 
     def __init__(self, folder: RunFolder, project: str, config: dict, start: int, say: Callable[[str], None]):
         self._file, self._say, self._run = folder.path / "wandb.json", say, None
-        self._wandb, self._at = package(project), self._stored(project)
+        self._wandb, self._last = package(project), self._stored(project)
         try:
             self._run = self._wandb.init(
-                project=project, dir=str(folder.path), name=folder.path.name, id=self._at["id"], resume="allow",
+                project=project, dir=str(folder.path), name=folder.path.name, id=self._last["id"], resume="allow",
                 config=plain(config), allow_val_change=True,
             )  # fmt: skip
             # W&B counts its own steps upward; curves are drawn against ours.
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
-            write_json(self._file, self._at)
+            write_json(self._file, self._last)
         except Exception as error:
             if start == 0:
                 raise RuntimeError(
@@ -65,15 +62,15 @@ class WandbRows:
         self._catch_up(folder)
 
     def write(self, step: int, kind: str, values: dict) -> None:
-        """One row: numbers, shares of a histogram over [0, 1], lists of texts; not if W&B has it or a later one."""
-        before = self._at
+        """One row of numbers, shares of a histogram over [0, 1] and texts, unless W&B has it or a later one."""
+        before = self._last
         if self._run is None or step < before["step"] or (step == before["step"] and kind in before["kinds"]):
             return
         kinds = [*before["kinds"], kind] if step == before["step"] else [kind]
-        self._at = before | {"step": step, "kinds": kinds}
+        self._last = before | {"step": step, "kinds": kinds}
         try:
-            # Noted first: a kill in between loses W&B a row rather than giving it one twice.
-            write_json(self._file, self._at)
+            # Recorded first: a kill in between loses a row rather than writing it twice.
+            write_json(self._file, self._last)
             row = {f"{kind}/{name}": self._shown(name, value) for name, value in values.items()}
             self._run.log({"step": step, **row})
         except Exception as error:
@@ -91,14 +88,12 @@ class WandbRows:
                 self._give_up(error)
 
     def _stored(self, project: str) -> dict:
-        """Project, id and last row of the W&B run; of a new one if there is none in this project."""
-        try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-            known = {"project": str, "id": str, "step": int, "kinds": list}
-            if all(isinstance(found[name], kind) for name, kind in known.items()) and found["project"] == project:
-                return found
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
+        """Project, id and last row of the W&B run; of a new one if this project has none."""
+        known = {"project": str, "id": str, "step": int, "kinds": list}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            last = json.loads(self._file.read_text(encoding="utf-8"))
+            if all(isinstance(last[name], kind) for name, kind in known.items()) and last["project"] == project:
+                return last
         return {"project": project, "id": uuid.uuid4().hex[:12], "step": -1, "kinds": []}
 
     def _catch_up(self, folder: RunFolder) -> None:
@@ -114,7 +109,7 @@ class WandbRows:
     def _shown(self, name: str, value):
         if isinstance(value, (int, float)):
             return value
-        if isinstance(value, str):  # a number that JSON does not know
+        if isinstance(value, str):  # NaN or infinity in JSON
             return float(value)
         if name.endswith("histogram"):
             return self._wandb.Histogram(np_histogram=(np.asarray(value), np.linspace(0.0, 1.0, len(value) + 1)))

@@ -132,12 +132,12 @@ class Home:
 def home(tmp_path_factory):
     """Runs of equal settings share what they compile: their parts are made once and kept, JAX's cache does the rest."""
     home, kept = Home(tmp_path_factory.mktemp("runs")), []
-    make, folder = running_text.train_step.make, jax.config.jax_compilation_cache_dir
+    make, folder = loop.train_step.make, jax.config.jax_compilation_cache_dir
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((families.denoiser, "build"), (loop.optimizer, "make"), (running_text, "Perplexity")):
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
-        patch.setattr(running_text.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
+        patch.setattr(loop.train_step, "make", lambda *given: kept.append(make(*given)) or kept[-1])
         patch.setattr(loop, "peak_flops", lambda device: 1e11)
         yield home
     jax.config.update("jax_compilation_cache_dir", folder)

@@ -18,11 +18,10 @@ from softmask_jax.diffusion.dream_loss import example_coins
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import write_atomically
-from softmask_jax.models import families
 from softmask_jax.samplers.dream_generate import diffusion_generate
-from softmask_jax.training import train_step
 from softmask_jax.training.intervals import bracketed
-from softmask_jax.training.perplexity import Nats
+from softmask_jax.training.perplexity import Nats, collect
+from softmask_jax.training.tasks.task import Task
 from softmask_jax.training.tracking import ends
 
 SAMPLE_LENGTH = 128
@@ -31,19 +30,18 @@ PROMPT_MULTIPLE = 128
 GET_BASE = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst={} makes one"
 
 
-class Conversations:
-    """See `tasks.Task`."""
-
+class Conversations(Task):
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-        self.config, self.mesh, self.base = config, mesh, Path(os.path.expanduser(config.model.base))
-        sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
-        self.family = families.of(config.model.kind)
+        super().__init__(config, mesh)
+        self.base = Path(os.path.expanduser(config.model.base))
         about = read_base(self.base, config.model.kind)
         converted.check_base_dtype(self.base, about, config.model.base_dtype)
-        named = config.data.tokenizer
-        self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if named == "base" else named)
+        name = config.data.tokenizer
+        self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if name == "base" else name)
         self.tokenizer = self.sft.tokenizer
         self.denoiser = self.family.build(config.model, config.soft_mask, about, mesh=mesh)
+        if self.denoiser.frozen:  # the backward pass of a frozen base costs one forward pass, not two
+            self.forwards_per_step = 2.0
         check_tokenizer(self.tokenizer, self.denoiser, self.base)
         sizes = bucket_sizes(config.data.buckets)
         self.train, self.validation = (
@@ -51,47 +49,38 @@ class Conversations:
             for examples in (self.sft.train, self.sft.validation)
         )
         self.row_length = round(float(self.train.bucket_of.mean()))
-        # The base is part of what a run may not change when it goes on.
-        seen = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
-        self.info = self.sft.info | {"fingerprint": hashlib.sha256(seen).hexdigest()}
+        # A run that continues needs the same base, too.
+        inputs = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
+        self.info = self.sft.info | {"fingerprint": hashlib.sha256(inputs).hexdigest()}
         self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
+        super().save_tokenizer(folder)
         for name, text in self.sft.template.files().items():
             write_atomically(folder / name, text)
 
     def load_base(self, shapes: dict) -> dict:
         return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
 
-    def make_step(self, tx) -> train_step.TrainStep:
-        return train_step.make(self.config, self.denoiser, tx)
-
     def batches(self, start_step: int) -> Batches:
         config = self.config.train
         return bucket_batches(
             self.train, global_batch_size=config.global_batch_size, seed=config.seed, start_step=start_step,
-            host_index=jax.process_index(), host_count=jax.process_count(), micro_batches=config.micro_batches,
+            micro_batches=config.micro_batches, **self.host,
         )  # fmt: skip
 
-    @property
-    def forwards_per_step(self) -> float:
-        # A frozen base has no gradient of its own: its backward pass costs what its forward pass does.
-        return 2.0 if self.denoiser.frozen else 3.0
-
     def _losses(self, params, batch):
-        """Losses of validation examples [B] by pass, and "" for the recipe's: a coin decides each example's passes."""
+        """({name: losses [B]}, valid [B]) of validation examples; "" is the recipe's, whose coins choose the passes."""
         objective, key = self.family.objective(self.config), root_key(self.config.eval.seed)
-        noisy = objective.validation_batch(
-            batch, key, len(self.validation), mask_token_id=self.denoiser.mask_token_id
-        )
+        mask_token_id = self.denoiser.mask_token_id
+        noisy = objective.validation_batch(batch, key, len(self.validation), mask_token_id=mask_token_id)
         losses = two_pass.row_scores(self.denoiser, objective.soft_mask, params, noisy).loss
         coins = example_coins(key, batch["index"], self.config.soft_mask.p_sm)
         recipe = jnp.where(coins, losses.get("two_pass", losses["one_pass"]), losses["one_pass"])
         return {"": recipe} | losses, batch["valid"]
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
-        """The recipe's loss, a coin deciding each example's passes; at the end also one pass and two for everyone."""
+        """The recipe's loss; if final, also one pass and two for all examples."""
         losses = self._validation(state.eval_params())
         shown = losses if final and "two_pass" in losses else ("",)
         row = {}
@@ -104,16 +93,12 @@ class Conversations:
         return row
 
     def _validation(self, params) -> dict[str, Nats]:
-        parts = {}
-        batches = bucket_validation_batches(
-            self.validation, global_batch_size=self.config.eval.batch_size, host_index=jax.process_index(),
-            host_count=jax.process_count(),
-        )  # fmt: skip
-        for batch in batches:
-            losses, valid = self.losses(params, sharding.global_batch(batch, self.mesh))
-            for name, values in losses.items():
-                parts.setdefault(name, []).append(np.asarray(values, np.float64)[np.asarray(valid)])
-        return {name: Nats(np.concatenate(values), 1) for name, values in parts.items()}
+        size = self.config.eval.batch_size
+        losses = collect(
+            self.losses(params, sharding.global_batch(batch, self.mesh))
+            for batch in bucket_validation_batches(self.validation, global_batch_size=size, **self.host)
+        )
+        return {name: Nats(values, 1) for name, values in losses.items()}
 
     def rank(self, row: dict[str, float]) -> dict[str, float]:
         return {"validation/loss": row["loss"]}
@@ -123,25 +108,18 @@ class Conversations:
 
     def sample(self, state, step: int) -> list[str]:
         """Answers to the first prompts of the validation split, the likeliest token at every position."""
-        config, soft = self.config.sample, self.config.soft_mask
-        prompts = [self._prompt(number) for number in range(min(config.count, len(self.sft.validation)))]
-        if not prompts:
+        config = self.config.sample
+        examples = (self.sft.validation[i] for i in range(min(config.count, len(self.sft.validation))))
+        if not (prompts := [ids[:length] for ids, length in examples]):
             return []
         length = config.length or SAMPLE_LENGTH
         out = diffusion_generate(
             self.denoiser, state.eval_params(), prompts, max_new_tokens=length, steps=min(config.steps, length),
-            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(soft), alg=self.family.default_alg, temperature=0.0,
-            pad_multiple=PROMPT_MULTIPLE,
+            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(self.config.soft_mask),
+            alg=self.family.default_alg, temperature=0.0, pad_multiple=PROMPT_MULTIPLE,
         )  # fmt: skip
-        answers = np.asarray(out.tokens)[:, -length:]
-        return [
-            f"{self.tokenizer.decode(prompt)}{self.tokenizer.decode(answer)}"
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-
-    def _prompt(self, number: int) -> np.ndarray:
-        ids, length = self.sft.validation[number]
-        return ids[:length]
+        decode, answers = self.tokenizer.decode, np.asarray(out.tokens)[:, -length:]
+        return [decode(prompt) + decode(answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def describe_data(self) -> str:
         sizes = np.unique(self.train.bucket_of)
@@ -165,8 +143,8 @@ def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
     """Raises ValueError for a tokenizer whose ids are not the model's."""
     if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
         raise ValueError(
-            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the model "
-            f"in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
+            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the "
+            f"model in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
         )
 
 

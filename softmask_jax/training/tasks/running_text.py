@@ -1,6 +1,4 @@
 """Masked diffusion of running text: the NELBO, its perplexity, the ancestral sampler."""
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -9,46 +7,29 @@ from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import root_key
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
 from softmask_jax.distributed import sharding
-from softmask_jax.models import families
 from softmask_jax.samplers import MDLMSampler
-from softmask_jax.training import train_step
 from softmask_jax.training.perplexity import Perplexity
+from softmask_jax.training.tasks.task import Task
 from softmask_jax.training.tracking import scores
 
 
-class RunningText:
-    """See `tasks.Task`."""
-
-    forwards_per_step = 3.0
-
+class RunningText(Task):
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-        self.config, self.mesh = config, mesh
-        sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
+        super().__init__(config, mesh)
         self.data = data.build(config.data)
         self.tokenizer, self.info, self.row_length = self.data.tokenizer, self.data.info, config.data.seq_len
-        family = families.of(config.model.kind)
         sizes = {name: getattr(self.tokenizer, name) for name in ("vocab_size", "mask_token_id")}
-        self.denoiser = family.build(config.model, config.soft_mask, sizes, mesh=mesh)
-        objective = family.objective(config)
+        self.denoiser = self.family.build(config.model, config.soft_mask, sizes, mesh=mesh)
+        objective, sample = self.family.objective(config), config.sample
         self.perplexity = Perplexity(self.denoiser, objective, mesh)
-        sampler = MDLMSampler(self.denoiser, objective.soft_mask, config.sample.steps, nucleus_p=config.sample.nucleus_p)
+        sampler = MDLMSampler(self.denoiser, objective.soft_mask, sample.steps, nucleus_p=sample.nucleus_p)
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-
-    def load_base(self, shapes: dict) -> dict:
-        return {}
-
-    def make_step(self, tx) -> train_step.TrainStep:
-        return train_step.make(self.config, self.denoiser, tx)
 
     def batches(self, start_step: int) -> data.Batches:
         config = self.config
         return data.batches(
             self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
-            start_step=start_step, host_index=jax.process_index(), host_count=jax.process_count(),
-            micro_batches=config.train.micro_batches, prefetch=config.data.prefetch,
+            start_step=start_step, micro_batches=config.train.micro_batches, prefetch=config.data.prefetch, **self.host,
         )  # fmt: skip
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
@@ -56,7 +37,7 @@ class RunningText:
         most = config.max_windows if final else config.windows
         batches = data.validation_batches(
             self.data.validation, global_batch_size=config.batch_size, max_windows=min(most or windows, windows),
-            host_index=jax.process_index(), host_count=jax.process_count(),
+            **self.host,
         )  # fmt: skip
         return scores(self.perplexity(state.eval_params(), batches, windows, config.seed))
 
@@ -71,7 +52,7 @@ class RunningText:
 
     def sample(self, state, step: int) -> list[str]:
         config, shards = self.config.sample, sharding.batch_shards(self.mesh)
-        rows = -(-config.count // shards) * shards  # each device has as many; the rows too many are dropped
+        rows = -(-config.count // shards) * shards  # the same number on each device; extra rows are dropped
         keys = row_keys(stream_key(root_key(config.seed), Stream.SAMPLE, step), np.arange(rows))
         masks = np.full((rows, config.length or self.config.data.seq_len), self.denoiser.mask_token_id, np.int32)
         tokens = np.asarray(self.sampler(state.eval_params(), keys, masks).tokens)[: config.count]
