@@ -1,13 +1,10 @@
 """Prepared corpora: the same batches as from the text, resumable, verified, refused with one line where they don't fit."""
-import json
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -18,49 +15,8 @@ from softmask_jax.data import build, prepare as prepare_module, shards
 from softmask_jax.data.prepare import main, prepare
 from softmask_jax.data.shards.verifier import verify
 from softmask_jax.data.sources.storage import Folder
-from softmask_jax.io.files import locked
-
-WORDS = "mask token noise step blend weight soft hard train sample λ top draw time batch row".split()
-SETTINGS = dict(source="jsonl", tokenizer="bytes", seq_len=64, validation_fraction=0.15)
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    random = np.random.default_rng(seed)
-    return [f"{seed}.{n} {' '.join(random.choice(WORDS, random.integers(1, 80)))}" for n in range(count)]
-
-
-def write_jsonl(path: Path, documents: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return str(path)
-
-
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    """400 documents in JSONL and small shards; tokens and parts of a size that a test can hold."""
-    monkeypatch.setattr(shards, "RECORD_TOKENS", 100)
-    monkeypatch.setattr(prepare_module, "RECORD_TOKENS", 100)
-    monkeypatch.setattr("softmask_jax.data.shards.writer.RECORD_TOKENS", 100)
-    monkeypatch.setattr(prepare_module, "MILLION", 3_000)
-    paths = write_jsonl(tmp_path / "texts.jsonl", [*texts(400), "", texts(400)[7]])
-    return Texts(**SETTINGS, paths=paths, cache_dir=str(tmp_path / "cache"))
-
-
-def made(config: Texts, out: Path, **options):
-    options = {"workers": 1, "shard_megabytes": 1} | options
-    return prepare(config, str(out), **options)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return found
-
-
-def all_windows(windows) -> np.ndarray:
-    return windows.gather(np.arange(len(windows)))
-
-
-def from_shards(config: Texts, out, **changes):
-    return build(config, source="shards", paths=str(out), tokenizer="shards", **changes)
+from tests.helpers.prepared import SETTINGS, all_windows, bpe_folder, files, from_shards, made, texts, write_jsonl
+from tests.helpers.prepared import corpus as corpus  # the fixture
 
 
 @pytest.mark.parametrize("rule", [
@@ -149,85 +105,6 @@ def test_a_stopped_preparation_goes_on_where_it_was(corpus, tmp_path, monkeypatc
     assert files(out) == files(whole)
 
 
-def damage(out: Path, how: str) -> str:
-    path = sorted(out.glob("train-*.arrayrecord"))[1]
-    content = bytearray(path.read_bytes())
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(content[:-1000])
-    else:
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    return path.name
-
-
-@pytest.mark.parametrize("how, said", [
-    ("missing", "is missing"), ("truncated", "bytes instead of"), ("flipped", "checksum is wrong"),
-])
-def test_verify_names_a_damaged_shard_and_preparing_again_mends_it(corpus, tmp_path, how, said, capsys):
-    out = tmp_path / "out"
-    made(corpus, out)
-    whole = files(out)
-    assert verify(Folder(out)) == []
-    name = damage(out, how)
-    (problem,) = verify(Folder(out), threads=2)
-    assert name in problem and said in problem and "delete it" in problem and "\n" not in problem
-    assert main(["--verify", f"--out={out}"]) == 1 and name in capsys.readouterr().err
-    if how != "flipped":  # a run looks at sizes alone; checksums are for --verify
-        with pytest.raises(ValueError, match=f"{name} .*run the prepare command again"):
-            from_shards(corpus, out)
-    (out / name).unlink(missing_ok=True)
-    made(corpus, out)
-    assert files(out) == whole and verify(Folder(out)) == []
-
-
-def test_verify_finds_any_flipped_byte(corpus, tmp_path):
-    out = tmp_path / "out"
-    made(corpus, out)
-    path = sorted(out.glob("validation-*.arrayrecord"))[0]
-    content = path.read_bytes()
-    for place in np.linspace(0, len(content) - 1, 40).astype(int):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << (place % 8)
-        path.write_bytes(flipped)
-        assert len(verify(Folder(out))) == 1, place
-    path.write_bytes(content)
-    assert verify(Folder(out)) == []
-
-
-def test_verify_names_strays_and_a_damaged_tokenizer_or_manifest(corpus, tmp_path):
-    out = tmp_path / "out"
-    made(corpus, out)
-    shutil.copy(next(out.glob("train-*")), out / "train-99999.arrayrecord")
-    (out / "tokenizer" / "softmask_tokenizer.json").write_text("{}")
-    problems = verify(Folder(out))
-    assert len(problems) == 2 and "train-99999.arrayrecord is not in manifest.json" in problems[0]
-    assert "tokenizer is damaged" in problems[1]
-    manifest = (out / "manifest.json").read_text()
-    for broken in (manifest[:200], "[]", manifest.replace('"documents"', '"dokuments"', 1), "{}"):
-        (out / "manifest.json").write_text(broken)
-        with pytest.raises(ValueError, match="manifest.json is damaged"):
-            verify(Folder(out))
-    with pytest.raises(FileNotFoundError, match="no prepared corpus here"):
-        verify(Folder(tmp_path / "nowhere"))
-
-
-def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
-    made(corpus, tmp_path / "out")
-    with pytest.raises(ValueError, match="another tokenizer than data.tokenizer names.*--config.data.tokenizer=shards"):
-        build(corpus, source="shards", paths=str(tmp_path / "out"), tokenizer=str(_bpe_folder(corpus, tmp_path)))
-    with pytest.raises(ValueError, match="needs text, which shards do not hold"):
-        build(corpus, source="shards", paths=str(tmp_path / "out"), tokenizer="bpe")
-    with pytest.raises(ValueError, match="for data.source=shards"):
-        build(corpus, tokenizer="shards")
-
-
-def _bpe_folder(corpus: Texts, tmp_path: Path) -> Path:
-    build(corpus, tokenizer="bpe", bpe_vocab_size=300).tokenizer.save(tmp_path / "bpe")
-    return tmp_path / "bpe"
-
-
 def test_prepared_folders_can_be_joined_but_not_with_the_same_shard_twice(corpus, tmp_path):
     other = replace(corpus, paths=write_jsonl(tmp_path / "other.jsonl", texts(90, seed=1)))
     made(corpus, tmp_path / "a")
@@ -240,7 +117,7 @@ def test_prepared_folders_can_be_joined_but_not_with_the_same_shard_twice(corpus
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     with pytest.raises(ValueError, match="c/train-00000.arrayrecord and .*a/train-00000.arrayrecord are the same shard"):
         from_shards(corpus, f"{tmp_path / 'a'},{tmp_path / 'b'},{tmp_path / 'c'}")
-    prepare(replace(other, tokenizer=str(_bpe_folder(corpus, tmp_path))), str(tmp_path / "d"), workers=1)
+    prepare(replace(other, tokenizer=str(bpe_folder(corpus, tmp_path))), str(tmp_path / "d"), workers=1)
     with pytest.raises(ValueError, match="different tokenizers"):
         from_shards(corpus, f"{tmp_path / 'a'},{tmp_path / 'd'}")
 
@@ -303,30 +180,6 @@ def test_a_remote_folder_goes_through_the_same_code(corpus, tmp_path):
 def test_a_protocol_without_its_package_says_what_to_install():
     with pytest.raises(ValueError, match="nowhere://x: .*gs:// folders need"):
         Folder("nowhere://x")
-
-
-def test_a_full_disk_is_one_line_and_the_same_command_finishes_later(corpus, tmp_path, capsys):
-    out = tmp_path / "out"
-    arguments = [
-        "--source=jsonl", f"--paths={corpus.paths}", "--tokenizer=bytes", f"--out={out}", "--workers=1",
-        f"--cache_dir={tmp_path / 'cache'}",
-    ]  # fmt: skip
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        assert main(arguments) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
-    assert "File too large while writing" in line and "give another --out" in line
-    assert not list(out.glob("*.arrayrecord")) and not list(out.rglob("*.tmp"))
-    assert main(arguments) == 0 and verify(Folder(out)) == []
-
-
-def test_two_preparations_of_one_folder_are_refused(corpus, tmp_path):
-    (tmp_path / "out" / ".prepare").mkdir(parents=True)
-    with locked(tmp_path / "out" / ".prepare", ""), pytest.raises(RuntimeError, match="in use by .* another --out"):
-        made(corpus, tmp_path / "out")
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from softmask_jax.diffusion import soft_masking
-from softmask_jax.diffusion.embedding_mixtures import slerp_weights
-from softmask_jax.diffusion.soft_masking import Feedback, Scalars, SoftMask, blend
+from softmask_jax.diffusion.soft_masking import Feedback, SoftMask, blend
 from softmask_jax.diffusion.vocab.head import Head
 from tests.golden import load, meta
 from tests.helpers.dense_feedback import feedback_from_logits
@@ -171,63 +170,6 @@ def test_the_denoiser_s_recorded_feedback_is_matched():
     np.testing.assert_allclose(lam, golden["sm_lambda"], rtol=2e-5)
 
 
-def test_raw_and_effective_scalars_match_the_reference():
-    for name, raw in RAW.items():
-        values = soft_masking.effective(raw)
-        for ours, theirs in [*RAW_KEYS.items(), ("raw_temperature", "raw_temperature")]:
-            assert raw[ours].dtype == jnp.float32
-            np.testing.assert_allclose(raw[ours], GOLDEN[f"raw/{name}/{theirs}"], rtol=1e-5, atol=1e-7)
-        for field in Scalars._fields:
-            np.testing.assert_allclose(getattr(values, field), GOLDEN[f"eff/{name}/{field}"], rtol=2e-6)
-
-
-def test_scalars_at_the_ends_of_their_ranges_are_finite_and_as_recorded():
-    recorded = META["corner_raw"]
-    for scale in ("0.0", "-0.0", "0.5", "1.0"):
-        raw = soft_masking.init_scalars(scale=float(scale))["raw_scale"]
-        np.testing.assert_allclose(raw, float(recorded[f"logit({scale}, eps=1e-6)"]), rtol=1e-6)
-    for text, field in (("centre", "centre"), ("steep", "steepness")):
-        entries = {k: v for k, v in recorded.items() if k.startswith(text)}
-        assert entries
-        for key, pair in entries.items():
-            value = float(key.split("=")[1])
-            want = [float(x) for x in pair.strip("[]").split(",")]
-            if (value >= 0) if field == "centre" else (value <= 0):
-                with pytest.raises(ValueError, match=f"soft_mask.{field}"):
-                    soft_masking.init_scalars(**{field: value})
-                continue
-            raw = soft_masking.init_scalars(**{field: value})
-            got = getattr(soft_masking.effective(raw), field)
-            # the reference overflows to infinity at 100
-            raw_want, got_want = want if np.isfinite(want).all() else (abs(value), value)
-            np.testing.assert_allclose(raw[f"raw_{field}"], raw_want, rtol=1e-6)
-            np.testing.assert_allclose(got, got_want, rtol=2e-6)
-
-
-def test_raw_from_effective_is_the_inverse_of_effective():
-    for values in [(9.98377799987793e-07, -0.75, 6.65625, 1.0), (0.5, -100.0, 200.0, 1e-3), (0.999, -1e-4, 1e-4, 50.0)]:
-        np.testing.assert_allclose(soft_masking.effective(soft_masking.raw_from_effective(*values)), values, rtol=2e-4)
-    for scale in (0.0, 1.0):
-        got = soft_masking.effective(soft_masking.raw_from_effective(scale, -1.0, 1.0)).scale
-        np.testing.assert_allclose(got, scale, atol=1e-30)
-
-
-@pytest.mark.parametrize("field, values", [
-    ("scale", [-0.1, 1.1, float("nan"), float("inf")]),
-    ("centre", [0.0, 0.5, float("nan"), float("-inf")]),
-    ("steepness", [0.0, -1.0, float("nan"), float("inf")]),
-    ("temperature", [0.0, -1.0, float("nan"), float("inf")]),
-])  # fmt: skip
-def test_scalars_outside_their_ranges_are_refused_by_name(field, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"soft_mask.{field}"):
-            soft_masking.init_scalars(**{field: value})
-        with pytest.raises(ValueError, match=f"soft_mask.{field}"):
-            soft_masking.raw_from_effective(**{"scale": 0.5, "centre": -1.0, "steepness": 1.0, field: value})
-    with pytest.raises(ValueError, match="further than 1e-06 from 0"):
-        soft_masking.raw_from_effective(0.5, -1e-7, 1.0)
-
-
 @pytest.mark.parametrize("variant", ["topk", "full", "slerp"])
 def test_lambda_zero_is_plain_mdlm(variant):
     (_, x), (d_raw, d_embedding) = run(
@@ -337,88 +279,3 @@ def test_bad_requests_are_answered_by_name():
         ask(TOKENS[:1], feedback, RAW["init"], EMBEDDING)
     with pytest.raises(ValueError, match="raw_centre"):
         ask(TOKENS, feedback, {"raw_scale": jnp.zeros(())}, EMBEDDING)
-
-
-def test_slerp_keeps_the_norm_and_walks_the_great_circle():
-    logits = GOLDEN["logits/normal3"]
-    masked = TOKENS == MASK
-    mask = EMBEDDING[MASK]
-    _, end = slerp_at(logits, 1.0)
-    for amount in (0.1, 0.5, 0.9, 1.0):
-        _, x = slerp_at(logits, amount)
-        np.testing.assert_allclose(jnp.linalg.norm(x[masked], axis=-1), jnp.linalg.norm(mask), rtol=1e-5)
-        walked, whole = angle(x[masked], mask), angle(end[masked], mask)
-        np.testing.assert_allclose(walked, amount * whole, atol=2e-3)
-
-
-def slerp_at(logits, amount):
-    raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
-    return run(raw, EMBEDDING, logits, amount, variant="slerp")[0]
-
-
-def angle(a, b):
-    cosine = jnp.sum(a * b, -1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
-    return jnp.arccos(jnp.clip(cosine, -1, 1))
-
-
-def test_slerp_ends_in_the_weighted_karcher_mean():
-    _, end = slerp_at(GOLDEN["logits/flat"], 1.0)
-    feedback = feedback_from_logits(jnp.asarray(GOLDEN["logits/flat"]), k=3)
-    shares = np.asarray(jax.nn.softmax(feedback.top_logits))
-    for b, i in np.argwhere(GOLDEN["input_ids"] == MASK):
-        units = np.asarray(EMBEDDING[feedback.token_ids[b, i]], np.float64)
-        units /= np.linalg.norm(units, axis=-1, keepdims=True)
-        mean = shares[b, i] @ units
-        for _ in range(200):
-            mean /= np.linalg.norm(mean)
-            cosine = units @ mean
-            away = units - cosine[:, None] * mean
-            log = np.arccos(cosine)[:, None] * away / np.linalg.norm(away, axis=-1, keepdims=True)
-            tangent = shares[b, i] @ log
-            length = np.linalg.norm(tangent)
-            mean = np.cos(length) * mean + np.sinc(length / np.pi) * tangent
-        got = np.asarray(end[b, i]) / np.linalg.norm(end[b, i])
-        np.testing.assert_allclose(got, mean, atol=2e-3)
-
-
-def test_slerp_gradients_match_finite_differences():
-    logits = jnp.asarray(GOLDEN["logits/flat"])
-    raw, step = RAW["learnB"], 1e-2
-    _, (d_raw, d_embedding) = run(raw, EMBEDDING, logits, variant="slerp")
-    direction = jax.random.normal(jax.random.key(0), EMBEDDING.shape) / 10
-
-    def difference(at):
-        up, down = (run(*at(sign * step), logits, variant="slerp")[0][0] for sign in (1, -1))
-        return (up - down) / (2 * step)
-
-    np.testing.assert_allclose(
-        jnp.sum(d_embedding * direction), difference(lambda s: (raw, EMBEDDING + s * direction)), rtol=1e-2
-    )
-    for name in RAW_KEYS:
-        moved = difference(lambda s, name=name: ({**raw, name: raw[name] + s}, EMBEDDING))
-        np.testing.assert_allclose(d_raw[name], moved, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize("degenerate", ["coincident", "antipodal", "opposite the mask", "zero rows", "a zero mask"])
-def test_slerp_and_its_gradients_are_finite_for_degenerate_embeddings(degenerate):
-    e = EMBEDDING[MASK]
-    embedding = {
-        "coincident": jnp.broadcast_to(e, (64, 8)),
-        "antipodal": jnp.where(jnp.arange(64)[:, None] % 2, e, -e),
-        "opposite the mask": jnp.broadcast_to(-e, (64, 8)).at[MASK].set(e),
-        "zero rows": jnp.zeros((64, 8)).at[MASK].set(e),
-        "a zero mask": EMBEDDING.at[MASK].set(0.0),
-    }[degenerate]
-    logits = jnp.zeros((2, 16, 64))
-    for k in (1, 3):
-        for amount in (0.0, 1e-6, 0.5, 1.0):
-            raw = soft_masking.raw_from_effective(1.0, -100.0, 1.0)
-            (_, x), gradients = run(raw, embedding, logits, amount, variant="slerp", k=k)
-            chex.assert_tree_all_finite((x, gradients))
-            norm = jnp.linalg.norm(embedding[MASK])
-            np.testing.assert_allclose(jnp.linalg.norm(x[TOKENS == MASK], axis=-1), norm, rtol=1e-4, atol=1e-6)
-
-
-def test_slerp_weights_of_orthogonal_rows_are_sine_and_cosine():
-    weights = jax.jit(slerp_weights)(jnp.eye(2) * 4.0, jnp.ones(1), jnp.asarray(1 / 3))
-    np.testing.assert_allclose(weights, [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax.convert import lightning
+from softmask_jax.convert.__main__ import main
 from softmask_jax.convert.tensors import whole
 from tests.golden import FOLDER
 
@@ -101,3 +102,18 @@ def torch_zip(path: Path, content, storages=(), *, compression=zipfile.ZIP_STORE
         for number, storage in enumerate(storages):
             file.writestr(f"archive/data/{number}", np.asarray(storage).tobytes())
     return path
+
+
+def converts(src, dst, *more) -> None:
+    assert main([f"--src={src}", f"--dst={dst}", *more]) == 0
+
+
+def same_files(one, other) -> None:
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+    for path in one.iterdir():
+        a, b = path.read_bytes(), (other / path.name).read_bytes()
+        if path.suffix == ".json":
+            a, b = (json.loads(text) for text in (a, b))
+            for found in (a, b):
+                found.get("metadata", {}).pop("total_parameters", None)  # of newer transformers alone
+        assert a == b, path.name

@@ -64,3 +64,10 @@ def recorded(name: str) -> tuple[dict, dict, dict]:
     if "attention_mask" in z:
         options["attention_mask"] = z["attention_mask"]
     return z, {**options, "max_new_tokens": about["new"], "pad_token_id": PAD}, about["sm"]
+
+
+def unequal_rows() -> np.ndarray:
+    """Three rows with 16, 11 and 4 masks."""
+    tokens = np.random.default_rng(4).integers(0, 190, (3, 20))
+    tokens[0, 4:], tokens[1, 9:], tokens[2, [0, 5, 6, 19]] = MASK, MASK, MASK
+    return tokens
