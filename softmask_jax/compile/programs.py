@@ -143,9 +143,8 @@ def vocabulary(model) -> tuple[tuple[int, int], int]:
 
 def bytes_per_chip(tree) -> int:
     """Bytes of shapes with shardings, without padding on the chip."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _keys(shape: tuple[int, ...], layout):

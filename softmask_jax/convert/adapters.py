@@ -17,8 +17,8 @@ KEY = re.compile(
 )
 FILE = "adapter_config.json"
 BUILT = {"bias": ("none",), "use_dora": (False, True), "use_rslora": (False, True)}
-# Fields of PEFT's LoraConfig (0.21) that are read, or harmless: of training, of the initial A and B, of what is off. Any
-# other one that is set is refused.
+# Fields of PEFT's LoraConfig (0.21) that are read, or harmless: of training, of the initial A and B, of what is off.
+# Any other one that is set is refused.
 KNOWN = (
     *BUILT, "exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules",
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from softmask_jax.convert.model import CARRIED
 from softmask_jax.data.tokenizers import hub
-from softmask_jax.data.tokenizers.hub import PREFIX
-
-__all__ = ["PREFIX", "download"]
+from softmask_jax.data.tokenizers.hub import PREFIX as PREFIX
 
 CONFIGS = ("config.json", "adapter_config.json", "transparency_config.json")
 EVERYTHING = ("*.safetensors", "*.safetensors.index.json", *CONFIGS, *CARRIED)

@@ -16,8 +16,6 @@ from softmask_jax.io import tree_files
 from softmask_jax.models import families
 from softmask_jax.models.keys import SOFT_MASK, dream
 
-SCALAR_TABLE = below("soft_mask", SOFT_MASK)
-
 
 def open_run(path: Path, weights: str | None) -> Model:
     """The run in a folder, in float32; a Dream without an adapter in its config's `model.param_dtype`.
@@ -32,24 +30,23 @@ def open_run(path: Path, weights: str | None) -> Model:
         raise ValueError(f"--weights=ema: the run in {path} keeps no average; leave --weights away.")
     weights = weights or ("ema" if (folder / "ema").exists() else "raw")
     soft_mask = None if soft["variant"] == "none" else {"variant": soft["variant"], "k": soft["k"], "schedule": "none"}
-    about = {"soft_mask": soft_mask, "weights": weights, "step": step}
+    about = {"weights": weights, "step": step}
     kind, vocab_size, dtype = model["kind"], 0, "float32"
     if not families.of(kind).kind.from_base:
         tokenizer = load_tokenizer(path / "tokenizer")
         ids = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "mask_token_id", "vocab_size")}
-        about = {"config": config, **ids, "hf_config": None, "weights": weights, "step": step}
-        vocab_size = tokenizer.vocab_size
+        about, vocab_size = {"config": config, **ids, "hf_config": None} | about, tokenizer.vocab_size
     elif model["adapter"] != "none":
         kind, adapter = "adapter", _adapter(model, folder / "params")
-        about = {"hf_config": adapters.write_config(adapter, _origin(model["base"]))} | about
+        hf_config = adapters.write_config(adapter, _origin(model["base"]))
+        about = {"hf_config": hf_config, "soft_mask": soft_mask} | about
     else:
-        dtype = model["param_dtype"]
-        about = {"hf_config": _hf_config(model["base"], kind, dtype)} | about
-        vocab_size = about["hf_config"]["vocab_size"]
+        dtype, hf_config = model["param_dtype"], _hf_config(model["base"], kind, model["param_dtype"])
+        about, vocab_size = {"hf_config": hf_config, "soft_mask": soft_mask} | about, hf_config["vocab_size"]
     table = keys_of(kind).table(about)
     if kind == "adapter":
         table = below("adapter", table)
-    params = OurTensors(folder / "params", below("backbone", table) + SCALAR_TABLE, vocab_size)
+    params = OurTensors(folder / "params", below("backbone", table) + below("soft_mask", SOFT_MASK), vocab_size)
     backbone = OurTensors(folder / "ema", table, vocab_size) if weights == "ema" else without(params, SCALARS)
     tensors = floats(backbone, dtype)
     if soft_mask or "config" in about:

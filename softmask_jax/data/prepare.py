@@ -229,10 +229,8 @@ def _finish(job: Job, manifest: Manifest) -> None:
 
 
 def _summary(manifest: Manifest) -> str:
-    parts = [
-        f"{split.tokens:,} tokens of {split.documents:,} documents in {len(split.shards)} shards for {name}"
-        for name, split in manifest.splits.items()
-    ]
+    form = "{:,} tokens of {:,} documents in {} shards for {}"
+    parts = [form.format(s.tokens, s.documents, len(s.shards), name) for name, s in manifest.splits.items()]
     dropped = f"{manifest.duplicate_documents:,} repeated and {manifest.blank_documents:,} blank documents"
     return f"{'; '.join(parts)}; {dropped} and {manifest.bad_rows:,} bad rows left out."
 

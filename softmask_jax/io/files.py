@@ -104,8 +104,7 @@ def check_writable(path: str, flag: str = "--json") -> None:
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
     """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
 
-    Of a link, the target is replaced. Devices and pipes are written as they are. Raises OSError; see `explained`, which
-    gets the `explanation`.
+    Of a link, the target is replaced. Devices and pipes are written directly. Raises OSError, see `explained`.
     """
     chunks = [content.encode()] if isinstance(content, str) else content
     if is_device(path):

@@ -22,10 +22,10 @@ BATCH_ROWS = 500
 
 
 class Rows:
-    """Rows by number.
+    """Rows by number. Reading raises ValueError for a damaged file, or OSError.
 
     Subclasses add `files`, (name, number of rows) in order; `identity()`, which changes with the rows; and `_read`, the
-    rows of a file, by its number, at `rows` [n], ascending. Reading raises ValueError for a damaged file, or OSError.
+    rows of a file, by its number, at `rows` [n], ascending.
     """
 
     def __len__(self) -> int:

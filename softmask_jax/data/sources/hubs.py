@@ -99,10 +99,8 @@ def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
     tensorflow_datasets = required("tensorflow_datasets", "tfds", "data.source=tfds")
     title, name, split = _name_and_split(paths, "tfds", "lm1b:train")
     root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    command = (
-        'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
-    )
+    build = f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+    command = f'python -c "import tensorflow_datasets as tfds; {build}"'
     try:
         if "://" in name or Path(os.path.expanduser(name)).is_dir():
             root = os.path.expanduser(name)

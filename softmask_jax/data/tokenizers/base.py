@@ -15,7 +15,7 @@ MASK_TEXT = "▁"
 
 
 class Tokenizer:
-    """Base class; equal are those with equal fingerprints. Subclasses add a `kind` and what raises NotImplementedError."""
+    """Base class; equal are those with equal fingerprints. Subclasses add `kind` and the abstract methods."""
 
     kind: str
     bos_id: int

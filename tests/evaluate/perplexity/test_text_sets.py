@@ -61,7 +61,7 @@ def test_options_behind_a_bar_say_how_a_text_is_read(tmp_path, model):
         for more in ("", " | detokenizer=lm1b")
     )
     assert plain.windows.num_tokens > undone.windows.num_tokens
-    assert b"do n't stop" in bytes(plain.windows[0].clip(0, 255).astype(np.uint8))
+    assert b"do n't stop" in bytes(plain.windows.gather([0]).clip(0, 255).astype(np.uint8))
 
 
 def test_every_text_has_estimates_of_its_own(tmp_path, folder, model):
