@@ -27,9 +27,10 @@ MOST_MAPS = 20_000
 
 # What takes longest, in this order, comes first, so that no process is left alone with it at the end.
 LONGEST = (
-    "test_several_hosts", "test_compile_sweep", "test_dream_memory", "test_readme", "test_kills", "test_compile",
-    "test_dream_run", "test_notebooks", "test_evaluate", "test_generate_models", "test_tpu_compile", "test_scorer_tpu",
-    "test_ssh", "test_int8", "test_train", "test_configs", "test_hostile", "test_models", "test_prepare",
+    "test_several_hosts", "test_compile_sweep", "test_dream_memory", "test_readme", "test_kills", "test_dream_run",
+    "test_notebooks", "test_hosts_mishaps", "test_evaluate", "test_generate_models", "test_tpu_compile", "test_compile",
+    "test_dream_whole", "test_ssh", "test_train", "test_blocks", "test_blocks_cache", "test_dora", "test_mdlm", "test_int8",
+    "test_configs", "test_hostile", "test_models", "test_prepare", "test_scorer_tpu", "test_train_mishaps",
 )  # fmt: skip
 
 

@@ -87,5 +87,6 @@ def test_training_ends_well_without_any_stream(tmp_path):
     tiny_run.write_texts(tmp_path / "texts")
     values = tiny_run.settings(tmp_path, train__steps=2, optimizer__warmup_steps=1, eval__every=0)
     line = f"-m softmask_jax.main --config={tiny_run.write_config(tmp_path / 'config.py', values)} --workdir={tmp_path / 'run'}"
-    assert subprocess.run(["bash", "-c", f'"$0" {line} >&- 2>&- <&-', sys.executable], cwd=ROOT).returncode == 0
+    command, quick = ["bash", "-c", f'"$0" {line} >&- 2>&- <&-', sys.executable], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | quick).returncode == 0
     assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "checkpoints" / "2").exists()

@@ -2,6 +2,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +115,7 @@ def test_mdlm_goes_to_hugging_faces_format_and_back(tmp_path):
     )
     converts(tmp_path / "hf", tmp_path / "again", "--verify")
     one, other = (tree_files.read_trees(tmp_path / name, ("params",)) for name in ("ours", "again"))
-    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
+    chex.assert_trees_all_equal(one, other)
     again = softmask_jax.load(tmp_path / "again")
     assert (again.config.soft_mask.variant, again.config.soft_mask.k) == ("topk", 3)
 
@@ -162,14 +163,14 @@ def run(tmp_path_factory):
 def test_a_run_becomes_a_model_with_the_same_parameters(tmp_path, run, weights):
     converts(run, tmp_path / "ours", "--to=orbax", f"--weights={weights}", "--verify")
     wanted, found = softmask_jax.load(run, weights=weights), softmask_jax.load(tmp_path / "ours")
-    assert jax.tree.all(jax.tree.map(np.array_equal, found.params, wanted.params))
+    chex.assert_trees_all_equal(found.params, wanted.params)
     assert (found.tokenizer, found.config, found.step) == (wanted.tokenizer, wanted.config, 4)
 
 
 def test_a_run_is_exported_and_read_again_by_the_key_table(tmp_path, run):
     converts(run, tmp_path / "hf", "--verify")
     again = torch_weights.from_torch(load_file(tmp_path / "hf/model.safetensors"), 2)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, jax.device_get(softmask_jax.load(run).params)))
+    chex.assert_trees_all_equal(again, softmask_jax.load(run).params)
 
 
 def test_a_tokenizer_may_be_added_and_without_one_ids_are_shown(tmp_path):
@@ -193,7 +194,7 @@ def test_a_run_starts_from_a_converted_model_with_its_tokenizer(tmp_path, run):
     loaded = softmask_jax.load(run, weights="raw")
     abstract = jax.eval_shape(loaded.denoiser.init, jax.random.key(0))
     started = converted.start(tmp_path / "learned", data.ByteTokenizer(), abstract)
-    assert jax.tree.all(jax.tree.map(np.array_equal, started, loaded.params))
+    chex.assert_trees_all_equal(started, loaded.params)
     with pytest.raises(ValueError, match="another tokenizer"):
         converted.start(tmp_path / "learned", data.open_tokenizer("text8"), abstract)
     converts(FOLDER / "mdlm_dit/mdlm.ckpt", tmp_path / "plain")

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def test_what_the_model_initialises_can_be_exported_and_read_again():
     exported = torch_weights.to_torch(params, 130)
     assert sum(value.size for value in exported.values()) == dit.num_params(config)
     again = torch_weights.from_torch(exported, 3)
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+    chex.assert_trees_all_equal(params, again)
 
 
 def test_soft_masking_scalars_keep_their_meaning_and_may_be_absent_together(state):

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,8 +57,7 @@ def batch():
 
 
 def same(a, b, tolerance=2e-6):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=tolerance)
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=tolerance)
 
 
 def test_four_updates_match_the_recorded_trace(monkeypatch):

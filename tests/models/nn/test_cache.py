@@ -1,6 +1,7 @@
 """A trunk's key/value cache: slices against whole passes, in both networks."""
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,8 +245,7 @@ def test_on_a_mesh_a_slice_gives_the_same_and_the_cache_is_cut_by_rows(sizes):
     whole, kept, part = jax.jit(functools.partial(run, model))(placed, x, changed, START)
     here = (jnp.asarray(np.asarray(y)) for y in (x, changed))
     plain = jax.jit(functools.partial(run, denoiser()))(params, *here, START)
-    for ours, theirs in zip(jax.tree.leaves((whole, kept, part)), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    chex.assert_trees_all_close((whole, kept, part), plain, rtol=1e-7, atol=2e-5)
     per_device = kept.k.sharding.shard_shape(kept.k.shape)
     assert per_device[1] == 4 // (sizes[0] * sizes[1]) and per_device[3] == 2 // min(2, sizes[2])
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_shifted_position_gets_its_left_neighbours_state_and_the_first_keeps_i
 
 def test_the_sharded_checkpoint_is_the_same_model(params):
     assert (FOLDER / "dream/tiny_sharded/model.safetensors.index.json").is_file()
-    jax.tree.map(np.testing.assert_array_equal, dream_model.params("tiny_sharded"), params)
+    chex.assert_trees_all_equal(dream_model.params("tiny_sharded"), params)
 
 
 def test_a_bfloat16_model_is_as_close_to_float32_as_the_references(recorded):

@@ -14,6 +14,7 @@ from softmask_jax.models.nn import dora, dream, layers
 from softmask_jax.models.nn.dora import AdapterConfig
 from tests.helpers import dream_model
 from tests.helpers.dream_model import ADAPTER
+from tests.helpers.trees import assert_trees_close
 
 FLOAT = dream_model.config()
 INT8 = replace(FLOAT, base_dtype="int8")
@@ -72,12 +73,6 @@ def gradients(config, adapter_config, base, adapter, x):
     return jax.grad(loss, argnums=(0, 1))(adapter, x)
 
 
-def assert_close(ours, theirs, relative=2e-5):
-    """Equal within a fraction of each array's largest entry."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=relative * max(float(abs(b).max()), 1e-6))
-
-
 def test_a_weight_is_off_by_half_a_step_at_most_and_the_largest_is_kept():
     kernel = jnp.asarray(np.random.default_rng(0).normal(0, 0.05, (256, 32)), jnp.float32).at[:, 3].set(0)
     values, scale = layers.quantised(kernel)
@@ -103,7 +98,7 @@ def test_the_trees_of_init_and_axes_have_a_scale_for_every_output():
 
 def test_the_network_is_that_of_the_weights_that_it_stands_for(base):
     x = embeddings()
-    assert_close(hidden(INT8, None, base, x), hidden(FLOAT, None, as_float(base), x))
+    assert_trees_close(hidden(INT8, None, base, x), hidden(FLOAT, None, as_float(base), x), 2e-5)
 
 
 @pytest.mark.parametrize("kind", ["dora", "lora"])
@@ -111,7 +106,7 @@ def test_an_adapted_network_is_that_of_the_weights_that_it_stands_for(base, kind
     config = replace(EVERYWHERE, kind=kind)
     adapter, x = some_adapter(base, config), embeddings()
     ours = hidden(INT8, config, {**base, "adapter": adapter}, x)
-    assert_close(ours, hidden(FLOAT, config, {**as_float(base), "adapter": adapter}, x))
+    assert_trees_close(ours, hidden(FLOAT, config, {**as_float(base), "adapter": adapter}, x), 2e-5)
 
 
 @pytest.mark.full
@@ -119,7 +114,7 @@ def test_an_adapted_network_is_that_of_the_weights_that_it_stands_for(base, kind
 def test_gradients_of_adapter_and_activations_are_those_of_the_weights_that_it_stands_for(base, remat):
     adapter, x = some_adapter(base, ADAPTER), embeddings()
     ours = gradients(replace(INT8, remat=remat), ADAPTER, base, adapter, x)
-    assert_close(ours, gradients(FLOAT, ADAPTER, as_float(base), adapter, x), relative=1e-4)
+    assert_trees_close(ours, gradients(FLOAT, ADAPTER, as_float(base), adapter, x), 1e-4)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours))
 
 

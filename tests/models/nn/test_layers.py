@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +48,7 @@ def test_attention_and_its_gradients_are_those_of_the_plain_softmax_with_and_wit
             jax.value_and_grad(lambda q, k, v, f=f: (f(q, k, v, ids) * v).sum(), argnums=(0, 1, 2))(q, k, v)
             for f in (layers.attend, plain)
         )
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_survives_scores_of_a_thousand():
