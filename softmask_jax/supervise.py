@@ -19,13 +19,12 @@ from softmask_jax.distributed.peers import ENDS, OVER, Peer, Peers, RUNNING, WAI
 
 NEVER = {2: "its command line was refused", 130: "its process was interrupted"}
 LONGEST_PAUSE = 300.0
-# Certainty that the cause lies on a host whose process ended so: one that JAX aborts, or whose exchange with another
-# fails, may only have lost that other one; nothing but its own host kills or stops a process.
+# Certainty that the cause lies on this host: an aborted or failed process may only have lost another host.
 ABORTED, FAILED, STALLED, KILLED = 1, 2, 3, 4
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The supervisor's own flags; the words that are main's."""
+    """(the supervisor's own flags, arguments of main)."""
     parser = command_parser(
         "supervise", __doc__, allow_abbrev=False,
         epilog="All other flags are those of python -m softmask_jax.main; see its --help. The run in --workdir goes on "
@@ -45,7 +44,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Supervisor:
-    """Of one host. The rule that keeps hosts together: an attempt begins when every host has ended the one before."""
+    """Supervisor of one host. Hosts stay together as an attempt begins only after all have ended the one before."""
 
     def __init__(self, child: Watched, peers: Peers, flags: argparse.Namespace):
         self.child, self.peers, self.flags = child, peers, flags
@@ -54,7 +53,7 @@ class Supervisor:
         self.met, self.ran, self.furthest, self.fruitless = False, False, -1, 0
 
     def run(self) -> int:
-        """Until the run is done, stopped or given up; the exit status."""
+        """Run until done, stopped or given up; return the exit status."""
         code = None
         while code is None:
             code = self._meet()
@@ -64,14 +63,14 @@ class Supervisor:
         return code
 
     def note(self, *_) -> None:
-        """Handler of signals to stop: passes the first on; a second one ends the process at once."""
+        """Signal handler: forward the first signal, exit at once on the second."""
         self.signals += 1
-        # At once: a scheduler signals the process too, and ours must not come when it has saved and is leaving.
+        # At once: the scheduler also signals the process, and ours must not arrive after it has saved.
         if self.signals == 1 and self.child.terminate():
             self.passed = 1
 
     def _meet(self) -> int | None:
-        """Wait until all hosts have ended their attempts and are at the same one; an exit status ends the run here."""
+        """Wait until all hosts are at the same new attempt; returns an exit status if the run ends here."""
         self.peers.say(state=WAITING, step=-1)
         since, begin, told = time.monotonic(), None, set()
         while True:
@@ -113,7 +112,7 @@ class Supervisor:
                 self._print(f"{state}; waiting {self.flags.wait:g} s for it at most.")
 
     def _judge(self) -> int | None:
-        """After an attempt: say why it ended, and whether there is another one."""
+        """After an attempt: report why it ended; returns an exit status unless there is another one."""
         reached, most = self.child.step, self.flags.restarts
         self.fruitless = 1 if reached > self.furthest else self.fruitless + 1
         self.furthest = max(self.furthest, reached)
@@ -129,7 +128,7 @@ class Supervisor:
         return min(self.flags.back_off * 2 ** (self.fruitless - 1), LONGEST_PAUSE) if self.fruitless else 0.0
 
     def _cause(self) -> str:
-        """'Lost host 1 (node7): its process was killed by SIGKILL after step 7.'; "" if reported already."""
+        """'Lost host 1 (node7): its process was killed by SIGKILL after step 7.'; "" if already reported."""
         signs = [self.peers.mine, *(peer.sign for peer in self.peers.others if peer.sign)]
         signs = [sign for sign in signs if sign.why and sign.attempt == self.peers.mine.attempt]
         heaviest = max((sign.weight for sign in signs), default=0)
@@ -140,7 +139,7 @@ class Supervisor:
         return f"Lost host {anew}: its supervisor started anew." if anew else ""
 
     def _watch(self) -> int | None:
-        """While the process runs; an exit status where its end is the end of the run here."""
+        """Watch the process; returns an exit status if the run ends here."""
         self.ran = True
         for peer in self.peers.others:
             peer.anew = False
@@ -167,7 +166,7 @@ class Supervisor:
             if (code := self._heed()) is not None:
                 return code
             if (newest := self.peers.newest()) > self.peers.mine.attempt:
-                # Others see it first, as their processes wait for this one; but it is the one that does not go on.
+                # Others notice first, as their processes wait for this one, but the cause is here.
                 if self.child.stopped():
                     return self._leave(f"its process was stopped {self.child.where()}", KILLED, newest)
                 return self._leave("", 0, newest)
@@ -181,7 +180,7 @@ class Supervisor:
         self.peers.say(state=WAITING, attempt=attempt, why=why, weight=weight)
 
     def _finish(self) -> int | None:
-        """Done here; but the others need this host once more if one of them died just before its end."""
+        """Done here, but stay: others need this host again if one of them dies just before its end."""
         self.child.kill()  # its children, if any
         self.peers.say(state=peers.DONE)
         while any(peer.quiet() < self.flags.silence and peer.sign.state not in ENDS for peer in self.peers.others):
@@ -193,7 +192,7 @@ class Supervisor:
         return 0
 
     def _heed(self) -> int | None:
-        """The exit status of a host that is over, as the others cannot go on without it."""
+        """Exit status of a host that is over, as the others cannot continue without it."""
         mine = self.peers.mine
         for peer in self.peers.others:
             if peer.alive and peer.sign.processes != mine.processes:
@@ -216,22 +215,22 @@ class Supervisor:
 
     @staticmethod
     def _print(line: str) -> None:
-        # A progress bar, whose line has no end, may stand there.
+        # Leading newline: an unfinished progress bar may be there.
         say(f"\nSupervisor: {line}")
 
 
 @command(result=False)
 def supervise(argv: list[str]) -> int:
-    """The exit status of the last attempt: as main's; 1 where it was given up; 143 where it was stopped unsaved."""
+    """Exit status of the last attempt: as main's; 1 if given up; 143 if stopped unsaved."""
     flags, rest = parse(argv)
-    options, _ = main.parse(rest)  # a wrong command line ends here
+    options, _ = main.parse(rest)  # exits on usage errors
     member = hosts.from_flags(options)
     signs = Peers(options.workdir, member.process, member.processes, every=min(5.0, flags.silence / 10))
     command = [sys.executable, "-m", "softmask_jax.main", *rest]
     child = Watched(command, stall=flags.stall, stall_else=flags.stall_else)
     supervisor = Supervisor(child, signs, flags)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup
             signal.signal(number, supervisor.note)
     try:
         return supervisor.run()

@@ -1,1 +1,1 @@
-"""Measurements on any machine, printed as tables: speed, memory, accuracy; see README.md."""
+"""Benchmarks of speed, memory and accuracy for any machine, printed as tables; see README.md."""

@@ -25,15 +25,14 @@ from softmask_jax.report.markdown import table
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """name: of the function. whole: program with the function. body: continuation of the prompt; for MBPP `whole`."""
+    """A data set's own solution."""
 
-    name: str
-    whole: str
-    body: str
+    name: str  # of the function
+    whole: str  # program with the function
+    body: str  # continuation of the prompt; for MBPP `whole`
 
 
 def solution(task: str, problem: Problem) -> Solution:
-    """The data set's own solution."""
     whole = problem.solution.replace("\r\n", "\n").rstrip()
     if family(task) == HUMANEVAL:
         return Solution(problem.entry_point, whole, whole.removeprefix(problem.prompt))
@@ -46,13 +45,13 @@ def fenced(code: str, language: str = "python", fence: str = "```") -> str:
 
 
 def calling(before: str = "", call: str = "helper(*args)", head: str = "def $name(*args):", after: str = "") -> str:
-    """A block with the solution as `helper` and a function that calls it."""
+    """A block with the solution as `helper`, and a function that calls it."""
     return fenced("\n\n".join(filter(None, (before, "$helper", f"{head}\n    return {call}", after))))
 
 
 SURE, WHY = "Sure, here's the function:\n\n", "\nIt's right: every case (even the empty one) is covered.\n"
 BLOCK, HEAD = fenced("$whole"), "def $name(*args):\n    "
-# Answers by name; behind HumanEval's prompt they begin in an open block of code. Fields: see `write`.
+# Answers by name; after HumanEval's prompt they start inside a code block. Fields: see `write`.
 TEMPLATES = {
     "goes on": "$body\n```",
     "goes on, unclosed": "$body",
@@ -157,7 +156,7 @@ SHAPES = {shape: functools.partial(write, shape) for shape in TEMPLATES}
 
 
 def programs(task: str, problems: list[Problem], compat: bool) -> dict[str, list[Program]]:
-    """By shape, the programs extracted from each problem's own solution, its answer cut as a model's would be."""
+    """Shape -> programs extracted from each problem's solution, its answer cut like a model's."""
     stops = prompts.stops(task, True, compat)
 
     def program(shape: str, problem: Problem) -> Program:
@@ -168,7 +167,7 @@ def programs(task: str, problems: list[Problem], compat: bool) -> dict[str, list
 
 
 def measure(task: str, problems: list[Problem]) -> dict[str, Mapping[str, int]]:
-    """By shape, how many solutions pass by "default" and with "compat". Each program runs once, in the sandbox."""
+    """Shape -> number of solutions that pass by "default" and with "compat"; each program runs once, sandboxed."""
     made = {way: programs(task, problems, way == "compat") for way in ("default", "compat")}
     different = list({program: None for shapes in made.values() for row in shapes.values() for program in row})
     verdicts = sandbox.run(different, Limits(), workers=len(os.sched_getaffinity(0)))

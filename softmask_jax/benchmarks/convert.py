@@ -38,7 +38,7 @@ SEVEN_BILLION = {
 
 
 class Random:
-    """Tensors of random bfloat16 values of the size of weights, made as they are read."""
+    """Random bfloat16 tensors with the scale of weights, made when read."""
 
     def __init__(self, specs: dict[str, Spec]):
         self.specs = specs
@@ -54,7 +54,7 @@ class Random:
 
 
 def write_dream(folder: Path, *, shard_bytes: int = 5 * 10**9, **changes) -> int:
-    """Write a folder like Hugging Face's of Dream-7B, with `changes` of its config and random weights; its bytes."""
+    """Write a folder like Hugging Face's Dream-7B with random weights and config `changes`; return its bytes."""
     config = SEVEN_BILLION | changes
     sizes = dream.sizes(config)
     specs = {
@@ -68,7 +68,7 @@ def write_dream(folder: Path, *, shard_bytes: int = 5 * 10**9, **changes) -> int
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a folder's files in pieces through this process; return when they are on the disk."""
+    """Copy files in pieces through this process; return once they are on disk."""
     target.mkdir()
     for path in sorted(source.iterdir()):
         with open(path, "rb") as old, open(target / path.name, "wb", buffering=0) as new:
@@ -77,21 +77,21 @@ def copy(source: Path, target: Path) -> None:
 
 
 def compare(source: Path, target: Path) -> None:
-    """Raise ValueError unless a folder's safetensors are the same bytes in another."""
+    """ValueError unless the safetensors of both folders are identical."""
     for path in sorted(source.glob("*.safetensors")):
         if not filecmp.cmp(path, target / path.name, shallow=False):
             raise ValueError(f"{path.name} differs.")
 
 
 def forget(folder: Path) -> None:
-    """Ask the system to drop a folder's files from memory, so that they are read from the disk."""
+    """Drop a folder's files from the page cache."""
     for path in (p for p in folder.rglob("*") if p.is_file()):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def timed(command: Sequence[str]) -> dict:
-    """Run a command. Returns seconds and the peak of its resident memory in GiB."""
+    """Run a command; return seconds and peak resident memory in GiB."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], env=os.environ | {"JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(process.pid, 0)
@@ -102,7 +102,7 @@ def timed(command: Sequence[str]) -> dict:
 
 
 def measure(folder: Path, size: int) -> dict[str, dict]:
-    """Seconds, GB/s and GiB of every step, for a model of `size` bytes in `folder`/theirs."""
+    """Seconds, GB/s and GiB of every step for a model of `size` bytes in `folder`/theirs."""
     theirs, ours, back, copied = (folder / name for name in ("theirs", "ours", "back", "copy"))
 
     def here(function: str, target: Path) -> list[str]:
@@ -112,7 +112,7 @@ def measure(folder: Path, size: int) -> dict[str, dict]:
     def convert(source: Path, target: Path, *words: str) -> list[str]:
         return ["-m", "softmask_jax.convert", f"--src={source}", f"--dst={target}", *words]
 
-    # Name, command, and the folder that is of no use after it.
+    # Name, command, folder to delete afterwards.
     steps = (
         ("copy", here("copy", copied), copied),
         ("to ours", convert(theirs, ours), None),

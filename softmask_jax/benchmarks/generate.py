@@ -53,7 +53,7 @@ class Sizes:
 
 
 def mdlm(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
-    """The DiT and random parameters; its soft-masking scalars are open, so that nothing is skipped."""
+    """A DiT with random parameters and open soft-masking, so that no work is skipped."""
     model = Model(hidden_size=sizes.mdlm_width, num_blocks=sizes.mdlm_blocks, num_heads=sizes.mdlm_heads, remat="none",
                   compute_dtype=sizes.compute_dtype)
     built = denoiser.build(model, config.SoftMask(init_scale=0.5), vocab_size=sizes.mdlm_vocabulary,
@@ -62,7 +62,7 @@ def mdlm(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
 
 
 def dream(sizes: Sizes) -> tuple[denoiser.Denoiser, dict]:
-    """The Dream and random parameters."""
+    """A Dream with random parameters."""
     hf_config = {
         "vocab_size": sizes.dream_vocabulary, "hidden_size": sizes.dream_width, "num_hidden_layers": sizes.dream_layers,
         "num_attention_heads": sizes.dream_heads, "num_key_value_heads": sizes.dream_kv_heads, "rope_theta": 1e6,
@@ -81,8 +81,8 @@ def prompted(length: int, model: denoiser.Denoiser, prompt: int) -> jax.Array:
 
 
 def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
-    """Seconds of a step of both samplers without and with soft-masking: a row a model, "plain" and "soft" quartiles,
-    "ratio" and "ratio_quartiles" over neighbouring calls."""
+    """Seconds per step of both samplers without and with soft-masking, one row per model.
+    "plain", "soft": quartiles; "ratio", "ratio_quartiles": over neighbouring calls."""
     mdlm_sampler = partial(MDLMSampler, steps=steps, reuse="never")
     dream_sampler = partial(DreamSampler, steps=steps, alg="entropy", temperature=0.1, top_p=0.9, top_k=None,
                             suppress_mask=True, history=False)  # fmt: skip
@@ -110,8 +110,8 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
 
 
 def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
-    """Decode a Dream's answer in blocks with every kind of cache and soft-masking: a row a cache, "calls", "positions"
-    computed, "seconds" of a token (quartiles), "speed" against no cache."""
+    """Blockwise decoding of a Dream's answer with every kind of cache and soft-masking, one row per cache.
+    "calls"; "positions" computed; "seconds" per token (quartiles); "speed" relative to no cache."""
     model, params = dream(sizes)
     tokens, keys = prompted(sizes.length, model, sizes.prompt), jax.random.split(root_key(1), 1)
     sampler = partial(
@@ -132,7 +132,7 @@ def cache_gain(sizes: Sizes, tokens_per_step: int, rounds: int) -> list[dict]:
 
 
 def host_loop(sampler: DreamSampler, params: dict) -> Callable[[np.ndarray], np.ndarray]:
-    """The sampler's loop in Python: the step's network and vocabulary are one compiled call, the rest is NumPy."""
+    """The sampler's loop in Python: network and vocabulary of a step are one compiled call, the rest is NumPy."""
     model, mask, soft_mask = sampler.denoiser, sampler.denoiser.mask_token_id, sampler.soft_mask
 
     @jax.jit
@@ -161,7 +161,7 @@ def host_loop(sampler: DreamSampler, params: dict) -> Callable[[np.ndarray], np.
 
 
 def loop_gain(sizes: Sizes, steps: int, rounds: int) -> dict:
-    """Seconds of a step of a small Dream's sampler, "compiled" and from Python ("host"), and their "ratio"."""
+    """Seconds per step of a small Dream's sampler, "compiled" and from Python ("host"), and their "ratio"."""
     model, params = dream(dataclasses.replace(
         sizes, dream_width=sizes.small, dream_layers=2, dream_heads=4, dream_kv_heads=2, dream_mlp=2 * sizes.small,
         dream_vocabulary=1024,
@@ -190,7 +190,7 @@ def measure(sizes: Sizes, steps: int, tokens_per_step: int, rounds: int) -> dict
 
 
 def markdown(figures: dict) -> str:
-    """The result of `measure` as three tables for a README."""
+    """Figures of `measure` as three tables for a README."""
     sizes, loop = Sizes(**figures["sizes"]), figures["loop"]
     soft = [
         (f"{row['model']}, {row['parameters'] / 1e6:.0f}M", f"{row['vocab_size']:,}", str(row["k"]),

@@ -42,7 +42,7 @@ KEY = 7
 
 
 def config(folder: Path, base: str, chats: str, steps: int, **model) -> config_schema.Config:
-    """Config of a run on `base` that learns the conversations `chats`."""
+    """Config of a run on `base` with the conversations `chats`."""
     adapted, warmup = "adapter" in model, max(1, steps // 20)
     return config_schema.from_dict({
         "model": {"kind": "dream", "base": str(folder / base), "compute_dtype": "float32", **model},
@@ -58,7 +58,7 @@ def config(folder: Path, base: str, chats: str, steps: int, **model) -> config_s
 
 
 def conversations(sign: int) -> Iterator[str]:
-    """Sums or differences of two numbers as lines of JSON, short enough for 128 tokens."""
+    """Sums (or differences) of two numbers as JSON lines that fit in 128 tokens."""
     for a, b in np.random.default_rng(sign + 1).integers(1, 100, (CONVERSATIONS, 2)).tolist():
         question = f"{a} {'+' if sign > 0 else '-'} {b}"
         turns = {"system": ".", "user": f"{question}?", "assistant": f"{question} = {a + sign * b}."}
@@ -66,7 +66,7 @@ def conversations(sign: int) -> Iterator[str]:
 
 
 def grow(folder: Path, steps: int) -> None:
-    """Make `folder`/float and `folder`/int8, the trained model and its quantised twin. RuntimeError if one fails."""
+    """Train `folder`/float and quantise it to `folder`/int8. RuntimeError if one fails."""
 
     def converted_to(name: str, source: str, *arguments: str) -> None:
         if not (folder / name).exists() and convert([f"--dst={folder / name}", f"--src={folder / source}", *arguments]):
@@ -82,13 +82,13 @@ def grow(folder: Path, steps: int) -> None:
 
 
 def held_out(folder: Path, chats: str) -> list[dict]:
-    """Batches of the validation conversations, each one once."""
+    """Batches of the validation conversations, one epoch."""
     task = tasks.make(config(folder, "float", chats, 1, adapter="dora"), sharding.make_mesh(devices=jax.devices()[:1]))
     return list(bucket_validation_batches(task.validation, global_batch_size=16))
 
 
 def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0) -> Nats:
-    """The recipe's validation loss of every conversation."""
+    """The recipe's validation loss per conversation."""
     objective = DreamLoss.from_config(config_schema.Config(soft_mask=SoftMask(k=1)))
     count = sum(int(batch["valid"].sum()) for batch in batches)
 
@@ -103,7 +103,7 @@ def losses(denoiser, params: Mapping, batches: Sequence[dict], p_sm: float = 0.0
 
 
 def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndarray:
-    """[n V] float32, at the masked positions of the first batches; one pass."""
+    """Logits [n V] float32 at masked positions of the first batches, single-pass."""
     objective = DreamLoss()
 
     @jax.jit
@@ -120,7 +120,7 @@ def masked_logits(denoiser, params: Mapping, batches: Sequence[dict]) -> np.ndar
 
 @settled()
 def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
-    """{"bases": a row for each of WAYS, "adapted": a row for each base}; changes are against float, in float32."""
+    """{"bases": a row per way in WAYS, "adapted": a row per base}; differences are to float, in float32."""
     grow(folder, steps)
     batches, bases, exact = held_out(folder, "sums.jsonl"), [], None
     for base, products in WAYS:
@@ -148,7 +148,7 @@ def measure(folder: Path, steps: int, adapter_steps: int) -> dict:
 
 
 def compared(scores: Nats, other: Nats) -> dict:
-    """Mean loss in nats, and its paired difference to another model's with a 95 % interval."""
+    """Mean loss in nats, and paired difference to another model's with a 95 % interval."""
     low, high = scores.interval(other)
     return {"loss": scores.mean, "change": scores.mean - other.mean, "low": low, "high": high}
 

@@ -24,12 +24,12 @@ from softmask_jax.data.shards.writer import RecordFile
 from softmask_jax.report.markdown import table
 
 VOCAB_SIZE = 50_258
-READ = 16  # batches a turn
-WARM_UP = 0.2  # of a soak, while caches fill
+READ = 16  # batches per turn
+WARM_UP = 0.2  # share of a soak, while caches fill
 
 
 def made_up(folder: Path, tokens: int, shards: int = 8) -> data.Windows:
-    """Windows of `tokens` random tokens in shards."""
+    """Windows over shards of `tokens` random tokens."""
     random, count = np.random.default_rng(0), tokens // shards
     files = [folder / f"train-{number:05}.arrayrecord" for number in range(shards)]
     for path in files:
@@ -42,7 +42,7 @@ def made_up(folder: Path, tokens: int, shards: int = 8) -> data.Windows:
 
 @settled()
 def compare(windows: data.Windows, settings: config.Config, *, batch: int, rounds: int) -> dict:
-    """The loader and the train step in turn: tokens/s of each by round, and the "ratio" of their medians."""
+    """Loader and train step in turn: tokens/s of each by round, and the "ratio" of their medians."""
     length, (step, _) = settings.data.seq_len, random_step(settings, VOCAB_SIZE)
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=0) as batches:
         seconds = alternate({"loader": lambda: [next(batches) for _ in range(READ)] and 0, "step": step}, rounds)
@@ -52,10 +52,10 @@ def compare(windows: data.Windows, settings: config.Config, *, batch: int, round
 
 
 def soak(windows: data.Windows, *, batch: int, seconds: float, every: float = 5.0) -> dict:
-    """Read batches for this long, as a run does.
+    """Read batches for `seconds`, as a run does, sampling the memory.
 
-    Returns "seconds" and "resident_mib" of each look at the memory; "tokens_per_second"; "growth_mib_per_hour", the
-    slope after the first fifth; "first_mib" and "last_mib", medians of the first and the last third after it.
+    Returns "seconds", "resident_mib" of each sample; "tokens_per_second"; "growth_mib_per_hour", the slope after the
+    first fifth; "first_mib", "last_mib", medians of the first and last third of the rest.
     """
     looks, count, started = [], 0, time.perf_counter()
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=2) as batches:
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
             windows = data.build(source).train
         else:
             windows = made_up(Path(folder), flags.tokens)
-        # The soak comes first: train steps leave memory behind that is not the loader's.
+        # Soak first: train steps leave memory behind.
         soaked = {"soak": soak(windows, batch=flags.batch, seconds=flags.soak)} if flags.soak else {}
         figures = compare(windows, settings, batch=flags.batch, rounds=flags.rounds) | soaked
     publish(markdown(figures), figures, flags.json)

@@ -1,4 +1,4 @@
-"""What benchmarks share: timing in turn, quartiles, the machine's name, flags, output."""
+"""Shared by benchmarks: interleaved timing, quartiles, machine name, flags, output."""
 import argparse
 import dataclasses
 import os
@@ -13,10 +13,8 @@ from softmask_jax.io.files import check_writable, write_json
 
 
 def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds [rounds] of each call, timed in turn, A B A B ...: other load on the machine meets all of them alike.
-
-    Each is called once before the clock starts; a call ends when its result is ready.
-    """
+    """Seconds [rounds] of each call, interleaved A B A B ... so that other load affects all alike.
+    One untimed call each first; a call ends when its result is ready."""
 
     def timed(call: Callable) -> float:
         start = time.perf_counter()
@@ -47,20 +45,20 @@ def machine() -> dict[str, str]:
 
 
 def positive(text: str) -> int:
-    """Type of flags: an integer above 0."""
+    """Flag type: an integer above 0."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be positive, not {value}")
     return value
 
 
 def writable(path: str) -> str:
-    """Type of --json: refused before anything is measured."""
+    """Flag type of --json: fail before measuring."""
     check_writable(path)
     return path
 
 
 def benchmark_parser(name: str, description: str, sizes: type | None = None) -> argparse.ArgumentParser:
-    """Parser with --json and, for benchmarks with `sizes` (a dataclass), --device and a flag for each of its fields."""
+    """Parser with --json; with `sizes` (a dataclass) also --device and a flag per field."""
     parser = command_parser(f"benchmarks.{name}", description)
     parser.add_argument("--json", type=writable, default="", help="write the figures here too; replaces the file")
     if sizes:
@@ -72,7 +70,7 @@ def benchmark_parser(name: str, description: str, sizes: type | None = None) -> 
 
 
 def prepare(flags: argparse.Namespace, sizes: type):
-    """Choose --device; return the sizes from the flags."""
+    """Select --device; return the sizes from the flags."""
     if flags.device:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
     return sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(sizes)})

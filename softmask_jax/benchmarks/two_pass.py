@@ -30,7 +30,7 @@ from softmask_jax.models import denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.training import optimizer, train_state, train_step
 
-LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # method: a frozen base would make it 3/2
+LIMITS = {"none": Fraction(4, 3), "full": Fraction(5, 4)}  # with a frozen base 3/2
 SCORED = 3  # k of the sweep
 
 
@@ -51,7 +51,7 @@ class Sizes:
 
 
 def random_step(settings: config.Config, vocab_size: int, *coin: jax.Array) -> tuple[Callable, int]:
-    """One compiled train step on one device and random tokens, as a call with `coin`; its temporary memory in bytes."""
+    """One compiled train step on one device with random tokens, as a call with `coin`; its temporary bytes."""
     mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
     sizes = dict(vocab_size=vocab_size, mask_token_id=vocab_size - 1)
     model = denoiser.build(settings.model, settings.soft_mask, mesh=mesh, **sizes)
@@ -72,7 +72,7 @@ def random_step(settings: config.Config, vocab_size: int, *coin: jax.Array) -> t
 
 
 def compiled_steps(sizes: Sizes, remat: str) -> tuple[dict[str, Callable], int]:
-    """One compiled train step as two calls without arguments, the coin forced to 0 and to 1; its temporary memory."""
+    """One compiled train step as two calls, the coin forced to 0 and to 1; its temporary memory."""
     settings = config.from_dict(dict(
         model=dict(hidden_size=sizes.hidden_size, num_blocks=sizes.num_blocks, num_heads=sizes.num_heads, dropout=0.0,
                    compute_dtype=sizes.compute_dtype, remat=remat),
@@ -89,10 +89,10 @@ def spread(seconds: np.ndarray) -> dict[str, float]:
 
 
 def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
-    """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), all in turn.
+    """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), interleaved.
 
-    Of each name: "remat", "single" and "two_pass" (`spread` of seconds), "ratio" of the medians, "ratio_quartiles" over
-    neighbouring pairs, "limit", and "temporary_bytes" of the program.
+    Each: "remat"; "single", "two_pass": `spread` of seconds; "ratio" of medians; "ratio_quartiles" over neighbouring
+    pairs; "limit"; "temporary_bytes".
     """
     programs = {name: compiled_steps(sizes, name) for name in remat}
     calls = {(name, kind): call for name, (pair, _) in programs.items() for kind, call in pair.items()}
@@ -117,7 +117,7 @@ def mebibytes(size: int) -> str:
 
 
 def dense_logits(hidden, head):
-    """Logits [B L V] float32 of the columns that exist; the others -1e30, whose probability is exactly 0."""
+    """Logits [B L V] float32; -1e30 at mask and padding, whose probability is exactly 0."""
     ids = jnp.arange(head.weight.shape[0])
     exists = (ids < head.vocab_size) & (ids != head.mask_token_id)
     logits = jnp.matmul(hidden, head.weight.T.astype(hidden.dtype), preferred_element_type=jnp.float32) + head.bias
@@ -141,10 +141,10 @@ def dense_cross_entropy(hidden, head, targets):
 
 
 def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
-    """The sweep, and the cross-entropy with its gradients, dense and chunked, at one V.
+    """The sweep, and the cross-entropy with its gradients, dense and chunked, for one V.
 
-    Of each: "operation", "vocab_size", "logits_bytes" of [B L V] float32, and for "dense" and "chunked"
-    "temporary_bytes", "argument_bytes", "output_bytes" and "seconds" (`spread`).
+    Each: "operation", "vocab_size", "logits_bytes" of [B L V] float32; under "dense", "chunked": "temporary_bytes",
+    "argument_bytes", "output_bytes", "seconds" (`spread`).
     """
     rows, length, width = sizes.head_batch, sizes.head_seq_len, sizes.head_width
     padded = -(-vocab_size // 128) * 128
@@ -182,7 +182,7 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
 
 @settled()
 def measure(sizes: Sizes, remat: Sequence[str], vocab_sizes: Sequence[int], steps: int, calls: int) -> dict:
-    """Figures as JSON values: `machine`, "sizes", "steps" (`time_steps`), "vocabulary" (`compare_vocabulary`)."""
+    """JSON figures: `machine`, "sizes", "steps" (`time_steps`), "vocabulary" (`compare_vocabulary`)."""
     return machine() | {
         "sizes": dataclasses.asdict(sizes),
         "steps": time_steps(sizes, remat, steps),
@@ -191,7 +191,7 @@ def measure(sizes: Sizes, remat: Sequence[str], vocab_sizes: Sequence[int], step
 
 
 def markdown(figures: dict) -> str:
-    """The result of `measure` as two tables for a README."""
+    """Figures of `measure` as two tables for a README."""
     sizes = Sizes(**figures["sizes"])
     steps = [
         (row["remat"], spread_text(row["single"]), spread_text(row["two_pass"]),
@@ -225,7 +225,7 @@ def policy(name: str) -> str:
 
 
 def listed(value: Callable[[str], object]) -> Callable[[str], list]:
-    """Type of flags: values with commas between."""
+    """Flag type: comma-separated values."""
     return lambda text: [value(part) for part in text.split(",") if part]
 
 

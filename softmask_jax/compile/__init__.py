@@ -1,1 +1,1 @@
-"""Programs compiled for TPUs on a machine without one, to see whether they fit and how fast they would be."""
+"""Ahead-of-time compilation for TPUs on a machine without one: whether programs fit, and how fast they would be."""

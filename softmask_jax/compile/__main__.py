@@ -49,8 +49,8 @@ def command_line() -> argparse.ArgumentParser:
 
 @command()
 def main(argv: list[str]) -> int:
-    """Exit status: 0 it fits, 1 failed, 2 the command line is wrong, 3 it does not fit."""
-    # Nothing runs here: leave this machine's accelerator alone.
+    """Exit status: 0 fits, 1 failed, 2 usage error, 3 does not fit."""
+    # Nothing runs here: leave the accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     words, overrides = split_overrides(argv)
     parser = command_line()
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 
 
 def _one(flags, config) -> tuple:
-    """(text, figures, whether it fits) of one slice."""
+    """(text, figures, whether it fits) for one slice."""
     from softmask_jax.compile import programs, reading, report
     from softmask_jax.compile.topology import Topology
     from softmask_jax.samplers.options import Options

@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs: optimised text and planned memory, cached on disk; out of memory is a result."""
+"""Programs compiled for TPUs, cached on disk: optimised text and memory plan; running out of memory is a result."""
 import contextlib
 import dataclasses
 import gzip
@@ -16,26 +16,23 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The optimised program, "" where it does not fit, and its planned bytes on a chip.
+    """An optimised program and its memory plan, in bytes per chip."""
 
-    memory: arguments, temporary, output (without aliased arguments), program. needed, free: 0 where it fits.
-    """
-
-    text: str
-    memory: dict
-    needed: int = 0
+    text: str  # "" if it does not fit
+    memory: dict  # arguments, temporary, output (without aliased arguments), program
+    needed: int = 0  # 0 if it fits, like `free`
     free: int = 0
     seconds: float = 0.0
 
     @property
     def peak(self) -> int:
-        """Bytes of a chip, all together."""
+        """Bytes per chip, in total."""
         return self.needed or sum(self.memory.values())
 
 
 def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Compiled:
-    """Compile a `jax.stages.Lowered`, or read it from the folder `cache` (None: the user's), by its text, the slice and
-    the compiler's versions. Raises the compiler's errors, except out-of-memory."""
+    """Compile a `jax.stages.Lowered`; cached in `cache` (None: the user's) by its text, the slice and the compiler's
+    versions. Raises the compiler's errors, except out-of-memory."""
     parts = [topology]
     for name in ("jax", "jaxlib", "libtpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -47,7 +44,7 @@ def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Com
     started = time.perf_counter()
     try:
         program = lowered.compile()
-    except Exception as error:  # JAX has no class for one kind of failure
+    except Exception as error:  # JAX has no class for out-of-memory
         sizes = out_of_memory(str(error))
         if sizes is None:
             raise
@@ -65,7 +62,7 @@ def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Com
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """(bytes needed, bytes free) from the compiler's out-of-memory message; None for another message."""
+    """(needed, free) bytes from the compiler's out-of-memory message; None for another message."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)\b(?:i?B)?(?=\)|\s+of\s|\s+hbm)", message)

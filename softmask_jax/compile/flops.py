@@ -1,7 +1,6 @@
-"""Floating-point operations of a program's matrix products, counted in its jaxpr; `update_flops` has the closed form.
+"""FLOPs of a program's matrix products, counted in its jaxpr (a multiply-add is 2); closed form: `update_flops`.
 
-XLA's own count takes a loop's body once. Here loops are multiplied; of a condition the costlier branch is counted. A
-multiply-add counts as two; elementwise work is not counted.
+Unlike XLA's own count, loops are multiplied by their trip counts; conditionals count their costliest branch.
 """
 import dataclasses
 import math
@@ -9,7 +8,7 @@ from collections.abc import Callable
 
 from jax.extend import core
 
-# How often the body of a primitive runs, over all devices, from its parameters.
+# primitive -> how often its body runs over all devices, from its parameters
 TURNS = {
     "scan": lambda params: params["length"],
     "pallas_call": lambda params: math.prod(params["grid_mapping"].grid),
@@ -19,10 +18,8 @@ TURNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """flops: of all devices together. unknown: number of loops of unknown length."""
-
-    flops: float = 0.0
-    unknown: int = 0
+    flops: float = 0.0  # of all devices together
+    unknown: int = 0  # loops of unknown length
 
     def __add__(self, other: "Count") -> "Count":
         return Count(self.flops + other.flops, self.unknown + other.unknown)
@@ -34,7 +31,7 @@ class Count:
 def count(
     jaxpr: core.ClosedJaxpr | core.Jaxpr, trips: Callable[[int, bool], float] = lambda depth, inner: 1, depth: int = 0
 ) -> Count:
-    """Operations of a jaxpr. trips: turns of a `while`, by its depth among such loops and whether it holds another."""
+    """FLOPs of a jaxpr. trips(depth, inner): trip count of a `while` nested in `depth` others; inner: it holds one."""
     return sum((_equation(eqn, trips, depth) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns), Count())
 
 
@@ -56,7 +53,7 @@ def _equation(eqn, trips, depth: int) -> Count:
 
 
 def _inner(eqn) -> list:
-    """Jaxprs among an equation's parameters; a custom derivative's rules are functions, so they are not counted."""
+    """Jaxprs among an equation's parameters; a custom derivative's rules are functions and not counted."""
     values = [v if isinstance(v, (tuple, list)) else [v] for v in eqn.params.values()]
     inner = [getattr(one, "jaxpr", one) for value in values for one in value]
     return [one for one in inner if isinstance(one, core.Jaxpr)]

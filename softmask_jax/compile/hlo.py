@@ -1,7 +1,6 @@
-"""The text of an optimised XLA program as computations of instructions: shapes, operands, loops with their lengths.
+"""Parser of optimised XLA programs, `jax.stages.Compiled.as_text()` for a CPU or a TPU: shapes, operands, trip counts.
 
-The format is that of `jax.stages.Compiled.as_text()` for a CPU or a TPU; texts of jax 0.10 with libtpu 0.0.42 and of
-jax 0.12 with 0.0.50 are tested. In a TPU's layouts `S(1)` and above is the chip's scratch memory, not HBM.
+Tested with jax 0.10 and libtpu 0.0.42, jax 0.12 and 0.0.50. `S(1)` and above in TPU layouts is on-chip memory, not HBM.
 """
 import dataclasses
 import functools
@@ -16,18 +15,16 @@ _SUMS = ("add", "copy", "bitcast", "convert", "copy-start", "copy-done", "fusion
 
 
 def first(pattern: str, text: str) -> str | None:
-    """The first group of a pattern where it first matches, None without a match."""
+    """First group of the first match of a pattern, or None."""
     match = re.search(pattern, text)
     return match[1] if match else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """space: 0 is HBM, or a CPU's memory."""
-
     dtype: str
     dims: tuple[int, ...]
-    space: int
+    space: int  # 0 is HBM, or a CPU's memory
 
     @property
     def size(self) -> int:
@@ -35,12 +32,12 @@ class Array:
 
     @property
     def itemsize(self) -> float:
-        """Bytes of an element; 0.5 for u4."""
+        """Bytes per element; 0.5 for u4."""
         return 1 if self.dtype == "pred" else int(first(r"[a-z]+(\d+)", self.dtype)) / 8
 
     @property
     def nbytes(self) -> float:
-        """Bytes in any memory, without a layout's padding."""
+        """Bytes without layout padding."""
         return self.size * self.itemsize
 
     @property
@@ -50,18 +47,16 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """shape: its text. attributes: the text after the operands."""
-
     name: str
     opcode: str
-    shape: str
+    shape: str  # as printed
     operands: tuple[str, ...]
     literal: str
-    attributes: str
+    attributes: str  # text after the operands
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """Arrays of the result, a tuple's in order."""
+        """Arrays of the result, in order if a tuple."""
         return tuple(
             Array(dtype, tuple(int(d) for d in dims.split(",") if d), int(first(r"S\((\d+)\)", layout) or 0))
             for dtype, dims, layout in _ARRAY.findall(self.shape)
@@ -69,11 +64,11 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Its origin in the Python program."""
+        """Origin in the Python program."""
         return first(r'op_name="([^"]*)"', self.attributes) or ""
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute names: body, condition, calls, to_apply."""
+        """Computation named by an attribute: body, condition, calls, to_apply."""
         return first(rf"\b{attribute}=(%[^\s,}}]+)", self.attributes)
 
     def branches(self) -> tuple[str, ...]:
@@ -85,15 +80,13 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order."""
-
     name: str
-    instructions: dict[str, Instruction]
+    instructions: dict[str, Instruction]  # in order
     root: Instruction
 
     @functools.cached_property
     def parameters(self) -> list[str]:
-        """Names, by their numbers."""
+        """Names in order of their numbers."""
         parameters = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return [i.name for i in sorted(parameters, key=lambda i: int(i.literal))]
 
@@ -112,10 +105,10 @@ class Module:
     entry: str
 
     def trips(self, loop: Instruction, inside: Computation) -> int | None:
-        """Turns of a `while`, None if unknown before it runs.
+        """Trip count of a `while`, None if unknown before it runs.
 
-        XLA's own `known_trip_count` where it is printed, as for a CPU. Else a counter must stay below a constant; it
-        starts with a constant (0 if not seen) and grows by the steps that the body adds.
+        XLA's `known_trip_count` where printed (CPU). Else from a counter that starts at a constant (0 if not seen),
+        grows by constant steps of the body and must stay below a constant.
         """
         if known := first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known)
@@ -138,8 +131,8 @@ class Module:
         return max(0, math.ceil((last - start) / step)) if counter == index and step and step > 0 else None
 
     def _sum(self, inside: Computation, name: str, arguments: dict) -> tuple[int | None, int | None]:
-        """(index, integer) where an instruction is the sum of an element of the loop's state (None: of none) and an
-        integer; (None, None) for anything else. arguments: such pairs by parameter."""
+        """(index, integer) of an instruction that is an element of the loop's state (None: of none) plus an integer.
+        (None, None) for anything else. arguments: such pairs by parameter."""
         if name in arguments:
             return arguments[name]
         i = inside.instructions[name]
@@ -158,14 +151,14 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError for text without an entry computation."""
+    """Parse a program. ValueError for text without an entry computation."""
     computations, entry, name, body = {}, None, None, {}
     for line in text.splitlines():
         if name is None:
             if match := _COMPUTATION.match(line):
                 name, body, root = match[2], {}, None
                 entry = name if match[1] else entry
-        elif _END.match(line):  # attributes of a kernel may run over lines, and one may begin with brackets
+        elif _END.match(line):  # a kernel's attributes may span lines and begin with brackets
             computations[name], name = Computation(name, body, root), None
         elif match := _INSTRUCTION.match(line):
             body[match[2]] = _instruction(match[2], match[3])

@@ -32,35 +32,34 @@ Ends = tuple[float, float]  # low, high
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Cost of one update, (plain, with two passes). seconds: of the whole slice."""
+    """Cost of one update; pairs are (single-pass, two-pass)."""
 
     flops: tuple[float, float]
     tokens: int
-    seconds: tuple[Ends, Ends] | None = None
+    seconds: tuple[Ends, Ends] | None = None  # of the whole slice
     chips: int = 1
     source: str = ""
 
     def mixed(self, pair: Sequence[float], share: float) -> float:
-        """Mean cost where `share` of the steps take two passes."""
+        """Mean cost when `share` of the steps take two passes."""
         plain, both = pair
         return plain + share * (both - plain)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One way to train. hours: chip hours in all; None where no seconds are known."""
+    """One training budget."""
 
     name: str
     updates: int
     flops: float
     ratio: float
     tokens: float
-    hours: Ends | None
+    hours: Ends | None  # chip hours in total; None if step times are unknown
 
 
 def plan(config, step: Step) -> list[Line]:
-    """A binary training of `config.train.steps` updates, and a soft-masked one at every budget. ValueError for a binary
-    model's config."""
+    """A binary run of `config.train.steps` updates, a soft-masked one per budget. ValueError for a binary config."""
     if config.soft_mask.variant == "none":
         raise ValueError("This config trains a binary model; give the soft-masked one, the plan shows both.")
     plain = step.flops[0] / (step.flops[1] - step.flops[0])
@@ -79,7 +78,7 @@ def plan(config, step: Step) -> list[Line]:
 
 
 def counted(config, *, length: int = 0, **sizes) -> Step:
-    """FLOPs of one update with the recomputation of `remat`; conversations count as rows of the greatest length."""
+    """FLOPs of one update including `remat`; conversations count as rows of maximal length."""
     import jax
 
     from softmask_jax.compile import programs
@@ -94,7 +93,7 @@ def counted(config, *, length: int = 0, **sizes) -> Step:
 
 
 def compiled(config, topology_name: str, **sizes) -> dict:
-    """Seconds, chips and source of `Step`, by the roofline of the programs with and without soft-masking."""
+    """Seconds, chips and source of `Step`, from rooflines of the programs with and without soft-masking."""
     from softmask_jax.compile import programs, reading
     from softmask_jax.compile.report import roofline
     from softmask_jax.compile.topology import Topology
@@ -107,7 +106,7 @@ def compiled(config, topology_name: str, **sizes) -> dict:
         if not read.fits:
             command = f"python -m softmask_jax.compile --topology={topology_name}"
             raise ValueError(f"The step does not fit {topology_name}; {command} says why.")
-        # On a slice with more chips than rows the program has more rows than the config.
+        # The program has more rows than the config on a slice with more chips than rows.
         share, times = config.train.global_batch_size / program.rows, roofline(read)
         seconds.append((times.best_s * share, times.worst_s * share))
     source = f"predicted from the program compiled for {topology_name}, never run"
@@ -115,8 +114,8 @@ def compiled(config, topology_name: str, **sizes) -> dict:
 
 
 def measured(path: str) -> dict:
-    """Seconds and source of `Step`: a straight line through a run's log, whose rows have the share of two-pass steps.
-    ValueError for conversations, whose lengths differ, for few rows or equal shares."""
+    """Seconds and source of `Step`, fitted to a run's log against the share of two-pass steps in each row.
+    ValueError for conversations (their lengths differ), too few rows or equal shares."""
     log = run_log.read(path)
     config = schema.from_dict(log.config)
     if config.data.source == "chat":
@@ -132,7 +131,7 @@ def measured(path: str) -> dict:
     if len(share) < LEAST_ROWS or np.ptp(share) == 0:
         reason = f"{len(share)} timed rows whose shares of two-pass steps differ too little to tell both apart"
         raise ValueError(f"{path} has {reason}; let it run longer, or give --seconds and --two_pass_seconds.")
-    # Medians: pauses of a busy machine would pull a least-squares line.
+    # Theil-Sen, as pauses of a busy machine would bias least squares.
     line = theilslopes(seconds, share, method="joint")
     plain, both = float(line.intercept), float(line.intercept + line.slope)
     source = f"the median over {len(share)} rows of the log of {path}"
@@ -140,7 +139,7 @@ def measured(path: str) -> dict:
 
 
 def text(config, step: Step, lines: Sequence[Line]) -> str:
-    """The plan as a table and its assumptions."""
+    """The plan as a table, with its assumptions."""
     header = ["training", "updates", "tokens", "FLOPs", "of binary"] + ["chip hours"] * bool(step.seconds)
     rows = [
         [line.name, f"{line.updates:,}", f"{line.tokens:.3g}", f"{line.flops:.3e}", f"{line.ratio:.3f}",
@@ -192,15 +191,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @command()
 def main(argv: list[str]) -> None:
-    """Exit status: 0 done; 1 something cannot be read, compiled or written; 2 the command line is wrong."""
+    """Exit status: 0 done, 1 reading, compiling or writing failed, 2 usage error."""
     flags, overrides = parse(argv)
-    # Nothing runs here: leave this machine's accelerator alone.
+    # Nothing runs here: leave the accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     check_writable(flags.json)
     config = schema.load(flags.config, overrides)
     sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
     step = counted(config, **sizes)
-    plan(config, step)  # a config that cannot be planned is refused before anything is compiled
+    plan(config, step)  # fail before compiling
     if flags.topology:
         step = dataclasses.replace(step, **compiled(config, flags.topology, **sizes))
     elif flags.run:

@@ -1,7 +1,4 @@
-"""Programs to compile: a config's training step, or a sampler over its model, on a mesh of devices.
-
-Nothing is allocated: parameters, batches and keys are shapes with shardings, laid out by `sharding.py` as in a run.
-"""
+"""Programs to compile: a config's training step, or a sampler over its model, on a mesh; all arrays are abstract."""
 import dataclasses
 import math
 import os
@@ -28,35 +25,28 @@ DREAM_7B = {
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A traced program, before it is compiled.
+    """A traced program, not yet compiled."""
 
-    Attributes:
-      kind: train | generate. traced: a `jax.stages.Traced`. parts: trees of shapes with shardings, by name.
-      rows: of a global batch, or generated together. micro: micro-batches. description: one line.
-      vocab_sizes: size of the vocabulary, true and padded. width: D of its tables.
-      new_tokens, calls, blocks: of a sampler: new tokens of a row, most network calls, blocks of a `BlockSampler`.
-    """
-
-    kind: str
-    traced: object
-    parts: dict
+    kind: str  # train | generate
+    traced: object  # jax.stages.Traced
+    parts: dict  # trees of shapes with shardings, by name
     denoiser: object
     mesh: object
-    rows: int
+    rows: int  # of a global batch, or generated together
     length: int
-    micro: int
-    description: str
-    vocab_sizes: tuple[int, int]
-    width: int
+    micro: int  # number of micro-batches
+    description: str  # one line
+    vocab_sizes: tuple[int, int]  # true, padded
+    width: int  # of the vocabulary tables
     two_passes: bool = False
-    new_tokens: int = 0
-    calls: int = 0
-    blocks: int = 0
+    new_tokens: int = 0  # samplers: per row
+    calls: int = 0  # samplers: maximal number of network calls
+    blocks: int = 0  # `BlockSampler`
 
 
 def build(config, mesh, *, vocab_size: int = 0, sizes: dict | None = None):
-    """The denoiser of a config on a mesh. vocab_size: of a dit, 0 is GPT-2's with the mask. sizes: Hugging Face's
-    config.json of a Dream; None is its base's, else Dream-7B's."""
+    """The denoiser of a config on a mesh. vocab_size: of a DiT; 0 is GPT-2's with the mask.
+    sizes: Hugging Face's config.json of a Dream; None is its base's, else Dream-7B's."""
     family, model = families.of(config.model.kind), config.model
     about = {"vocab_size": vocab_size or VOCAB_SIZE, "mask_token_id": (vocab_size or VOCAB_SIZE) - 1}
     if family.kind.from_base:
@@ -69,12 +59,12 @@ def build(config, mesh, *, vocab_size: int = 0, sizes: dict | None = None):
 
 @settled()
 def training(config, devices, *, vocab_size: int = 0, length: int = 0, sizes: dict | None = None) -> Program:
-    """The training step, traced for these devices. length: tokens of a row; 0 is the config's, of conversations the
-    longest. vocab_size, sizes: see `build`."""
+    """The traced training step. length: tokens per row; 0 is the config's (for conversations the longest).
+    vocab_size, sizes: see `build`."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     rows, micro, shards = config.train.global_batch_size, config.train.micro_batches, sharding.batch_shards(mesh)
     if rows % shards:
-        rows = shards  # one a shard
+        rows = shards  # one per shard
     micro = max(m for m in range(1, micro + 1) if rows % (m * shards) == 0)
     train = dataclasses.replace(config.train, global_batch_size=rows, micro_batches=micro)
     config, length = dataclasses.replace(config, train=train), length or config.longest_row
@@ -100,12 +90,11 @@ def training(config, devices, *, vocab_size: int = 0, length: int = 0, sizes: di
 @settled()
 def generation(config, devices, options: Options = Options(), *, rows: int = 0, length: int = 0,
                prompt_length: int = 0, vocab_size: int = 0, sizes: dict | None = None) -> Program:
-    """A sampler over the config's model, traced for these devices.
+    """A traced sampler over the config's model.
 
-    Args:
-      options: the sampler's; `alg` "" is the model's own, `steps` None the config's.
-      rows: generated together; 0 is `config.sample.count`, rounded up to a multiple of the mesh's shards.
-      length: of a row; 0 is the config's. prompt_length: where blocks begin.
+    options: of the sampler; `alg` "" is the model's own, `steps` None the config's. rows: generated together; 0 is
+    `config.sample.count`, rounded up to the mesh's shards. length: of a row; 0 is the config's. prompt_length: where
+    blocks begin.
     """
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     shards, over_rows = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
@@ -123,7 +112,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     layout = sharding.param_shardings(mesh, model.axes, shapes)
     params = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=over_rows)
-    # jit would take a sampler's field `trace` for its own method.
+    # A lambda, as jit would take a sampler's field `trace` for its own method.
     traced = jax.jit(lambda *arguments: sampler(*arguments)).trace(params, _keys((rows,), over_rows), tokens)
     name, calls = type(sampler).__name__, sampler.most_calls(length)
     return Program(
@@ -136,13 +125,13 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
 
 
 def vocabulary(model) -> tuple[tuple[int, int], int]:
-    """Tokens and rows of the vocabulary's table; its width."""
+    """((tokens, rows), width) of the vocabulary table."""
     table = jax.eval_shape(lambda key: model.embedding(model.init(key)["backbone"]), root_key(0))
     return (model.vocab_size, table.shape[0]), table.shape[1]
 
 
 def bytes_per_chip(tree) -> int:
-    """Bytes of shapes with shardings, without padding on the chip."""
+    """Bytes of shapes with shardings, without padding."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -1,4 +1,4 @@
-"""Facts of one compiled program: memory, operations, traffic, arrays of the size of all logits."""
+"""Facts of one compiled program: memory, FLOPs, traffic, logits-sized arrays."""
 import dataclasses
 import math
 
@@ -12,20 +12,13 @@ from softmask_jax.diffusion.vocab import head
 from softmask_jax.distributed import sharding
 from softmask_jax.training import update_flops
 
-# Smaller arrays of all logits give no warning: small vocabularies take one dense window on purpose.
+# Bytes of logits below which there is no warning: small vocabularies use one dense window on purpose.
 SMALL_LOGITS = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading(Traffic):
-    """Bytes and FLOPs of one chip in one run of the program: a training step, or a sampler's whole text.
-
-    Attributes:
-      kept: bytes by name: base, params, ema, optimizer, batch.
-      memory, needed, free, seconds: see `Compiled`; traffic is unknown where the program does not fit.
-      flops: of matrix products; model_flops: without recomputation. tokens: of the batch, or new ones of all rows.
-      logits: lines about arrays of size B x L x V. calls: network calls.
-    """
+    """Bytes and FLOPs of one chip in one run of a program: a training step, or a whole text of a sampler."""
 
     topology: str
     kind: str
@@ -34,15 +27,15 @@ class Reading(Traffic):
     rows: int
     length: int
     micro: int
-    tokens: int
-    kept: dict
-    memory: dict
+    tokens: int  # of the batch, or new ones of all rows
+    kept: dict  # bytes by name: base, params, ema, optimizer, batch
+    memory: dict  # see `Compiled`, also needed, free, seconds; traffic is unknown if the program does not fit
     needed: int
     free: int
-    flops: float
-    model_flops: float
-    logits: tuple = ()
-    calls: int = 0
+    flops: float  # of matrix products
+    model_flops: float  # without recomputation
+    logits: tuple = ()  # lines about arrays of size B x L x V
+    calls: int = 0  # of the network
     seconds: float = 0.0
 
     @property
@@ -63,28 +56,28 @@ class Reading(Traffic):
 
     @property
     def rows_per_chip(self) -> int:
-        """Of one micro-batch."""
+        """Rows of one micro-batch."""
         return max(1, self.rows // self.micro // (self.mesh["data"] * self.mesh["fsdp"]))
 
 
 def read(program: Program, topology: Topology, model, *, cache=None) -> Reading:
-    """Compile a program and read it. model: the config's section. cache: see `compile_program`."""
+    """Compile and read a program. model: the config's section. cache: see `compile_program`."""
     return of(program, topology, model, compile_program(program.traced.lower(), topology.name, cache=cache))
 
 
 def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro: int = 0) -> Reading:
-    """Read a compiled program. micro: number of micro-batches to count, of the same size; 0 is the program's own."""
+    """Read a compiled program. micro: number of micro-batches to count; 0 is the program's own."""
     micro, chips = micro or program.micro, program.mesh.size
     rows = program.rows // program.micro * micro
     tokens, train = rows * program.length, program.kind == "train"
     loops = Loops(program, micro)
     work = flops.count(program.traced.jaxpr, loops.of_jaxpr).flops
     if train:
-        # Nearly all products are a micro-batch's.
+        # Nearly all products are inside micro-batches.
         work = work * micro / program.micro
         own = update_flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes)
     else:
-        # A cache computes less than every position.
+        # With a cache, fewer positions are computed.
         own = min(work, program.calls * tokens * program.denoiser.flops_per_token(program.length))
     moved, logits = Traffic(), ()
     if compiled.text:
@@ -100,10 +93,10 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
 
 
 class Loops:
-    """Assumed turns of loops of unknown length, and turns of the one over micro-batches.
+    """Assumed trip counts of loops of unknown length and of the micro-batch loop.
 
-    The innermost loops sweep the positions that are still masked: on average half of all if masks vanish evenly. The
-    loops around them are a sampler's calls (and, in blocks, the blocks).
+    Innermost loops sweep the masked positions, on average half of all; the ones around them are sampler calls or
+    blocks.
     """
 
     def __init__(self, program: Program, micro: int):
@@ -122,26 +115,26 @@ class Loops:
         if known is None:
             return self.of_jaxpr(depth, holds_another)
         if self.program.kind == "train" and self.program.micro > 1 and loop.op_name == "jit(train_step)/while":
-            # The loop over micro-batches; the dit's first one is outside.
+            # The micro-batch loop; the DiT's first micro-batch is outside.
             return known + self.micro - self.program.micro
         return known
 
 
 def positions(program: Program) -> int:
-    """Positions of a micro-batch on a chip."""
+    """Positions of a micro-batch per chip."""
     return max(1, program.rows // program.micro // sharding.batch_shards(program.mesh)) * program.length
 
 
 def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
-    """Arrays of a number for every token of the vocabulary at every position of a chip, by name.
+    """Names of arrays with a number per token of the vocabulary and position of a chip.
 
-    One dimension is the vocabulary, padded or not, whole or cut by an axis of the mesh. The elements are at least the
-    `positions` times the tensor axis's share of the vocabulary, but no table [V D]; the bytes at least `SMALL_LOGITS`.
+    One dimension is the vocabulary, padded or not, whole or sharded. They have at least `SMALL_LOGITS` bytes, at least
+    as many elements as `positions` times the tensor axis's share of the vocabulary, and are no table [V D].
     """
     mesh, count = program.mesh.shape, positions(program)
     fewest = count * min(program.vocab_sizes) // mesh["tensor"]
     sizes = {v // cut for v in program.vocab_sizes for cut in {1, *mesh.values()} if v % cut == 0}
-    # What is inside a fusion is never held.
+    # Arrays inside a fusion are never stored.
     every = [i for c in module.computations.values() for i in c.instructions.values()]
     fused = {i.called("calls") for i in every if i.opcode == "fusion"}
     held = [i for c in module.computations.values() if c.name not in fused for i in c.instructions.values()]

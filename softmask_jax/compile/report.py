@@ -1,4 +1,4 @@
-"""Report of one program on one slice: memory of a chip, work, and speed predicted by a roofline."""
+"""Report of one program on one slice: memory per chip, work, and a roofline prediction of speed."""
 import dataclasses
 
 from softmask_jax.compile.reading import Reading
@@ -6,8 +6,7 @@ from softmask_jax.compile.reading import Reading
 GIB = 2**30
 # Warn if less than this share of HBM stays free.
 TIGHT = 0.05
-# Shares of the makers' public figures: large bfloat16 products reach about 70 % of the peak, streams about 80 % of the
-# memory's bandwidth; a ring along one axis of the mesh uses 90 % of the links of one dimension of the network.
+# Attainable shares of public peak figures: large bfloat16 products, memory streams, a ring along one mesh axis.
 COMPUTE, HBM, LINKS = 0.7, 0.8, 0.9
 ASSUMED = (
     f"products at {COMPUTE:.0%} of the bfloat16 peak, HBM at {HBM:.0%} of its bandwidth, collectives as rings over one "
@@ -18,10 +17,7 @@ ASSUMED = (
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one run on one chip: for products, memory and network; overlapping perfectly (best) and not (worst).
-
-    tokens_per_s: of the slice, (best, worst). utilisation: of the peak, by operations without recomputation (MFU).
-    """
+    """Predicted seconds of one run; best: products, memory and network overlap perfectly, worst: not at all."""
 
     compute_s: float
     hbm_s: float
@@ -29,8 +25,8 @@ class Roofline:
     bound: str
     best_s: float
     worst_s: float
-    tokens_per_s: tuple[float, float]
-    utilisation: tuple[float, float]
+    tokens_per_s: tuple[float, float]  # of the slice, (best, worst)
+    utilisation: tuple[float, float]  # MFU, without recomputation
     assumed: str = ASSUMED
 
 
@@ -58,7 +54,7 @@ def verdict(reading: Reading) -> str:
 
 
 def advice(reading: Reading) -> list[str]:
-    """The three cheapest ways to less memory, the most effective first."""
+    """The three cheapest ways to save memory, most effective first."""
     if reading.kind == "generate":
         return ["fewer rows (--rows)", "more tensor (--config.mesh.tensor)", "a shorter text (--length)"]
     cut, state = reading.mesh["fsdp"], sum(size for name, size in reading.kept.items() if name != "batch")
@@ -120,7 +116,7 @@ def _work(reading: Reading) -> list[str]:
 
 
 def as_json(reading: Reading) -> dict:
-    """Every field of `Reading` and what follows from them, for programs."""
+    """All fields of `Reading` and derived figures."""
     figures = dataclasses.asdict(reading) | {"peak": reading.peak, "fits": reading.fits, "verdict": verdict(reading)}
     figures["said"] = figures.pop("description")
     return figures if reading.needed else figures | {"roofline": dataclasses.asdict(roofline(reading))}

@@ -1,4 +1,4 @@
-"""`launch/SCALING.md`: both models from 1 to 256 chips, on paper, by one command."""
+"""`launch/SCALING.md`: predictions for both models on 1 to 256 chips."""
 from pathlib import Path
 
 from softmask_jax import config as schema
@@ -7,7 +7,7 @@ from softmask_jax.compile.reading import Reading
 from softmask_jax.compile.report import ASSUMED, roofline
 
 ROOT = Path(__file__).resolve().parents[2]
-# End of the file: what was run, what limits a chip, what breaks beyond 256 chips.
+# End of the file: method, limits of a chip, what breaks beyond 256 chips.
 NOTES = Path(__file__).with_name("scaling_notes.md")
 MODELS = (
     ("The paper's 169M model", "configs/mdlm_owt.py", "512 rows of 1,024 tokens whatever the slice, as in the paper"),
@@ -30,7 +30,7 @@ perfect overlap; utilisation is of the bfloat16 peak, by operations that nobody 
 
 
 def document(kinds: list[str], chips: list[int], *, models=MODELS, **options) -> str:
-    """The whole file. models, options (of `sweep.Units`): others than the real ones, for tests."""
+    """The whole file. models, options (of `sweep.Units`) replace the real ones in tests."""
     parts = [HEAD.format(assumed=ASSUMED, kinds=",".join(kinds))]
     for title, path, what in models:
         config = schema.load(str(ROOT / path))
@@ -41,7 +41,7 @@ def document(kinds: list[str], chips: list[int], *, models=MODELS, **options) ->
 
 
 def sent_table(points: list[Reading]) -> str:
-    """GB that a chip sends in a step, by kind of collective, and what bounds the step."""
+    """GB sent per chip and step, by kind of collective, and what bounds the step."""
     kinds = sorted({kind for p in points for kind, size in p.wire.items() if size})
     lines = ["| slice | " + " | ".join(f"{kind}, GB" for kind in kinds) + " | HBM, GB | TFLOP | bound by |",
              "|---" * (len(kinds) + 4) + "|"]
@@ -52,7 +52,7 @@ def sent_table(points: list[Reading]) -> str:
 
 
 def remarks(points: list[Reading]) -> str:
-    """What does not fit and why; where the network takes over."""
+    """What does not fit and why; where the network dominates."""
     lines = [f"- {p.topology}: {report.verdict(p)}." for p in points if not p.fits]
     for kind in dict.fromkeys(p.slice.kind for p in points):
         fitting = sorted((p for p in points if p.slice.kind == kind and p.fits), key=lambda p: p.chips)

@@ -1,8 +1,8 @@
-"""Many slices and batch sizes at once, from few compiled programs.
+"""Many slices and batch sizes from few compiled programs.
 
-A chip's memory and work depend on its own rows and on the sharding of parameters alone. So each sharding is compiled
-once, on the smallest slice that has it (four chips of a data axis, else one group of fsdp x tensor), with three
-micro-batches where gradients are added up. More micro-batches scale a loop; a wider data axis changes what is sent.
+Memory and work of a chip depend only on its own rows and the sharding of parameters. So each sharding is compiled once,
+on the smallest slice that has it (four chips of a data axis, else one fsdp x tensor group), with three micro-batches if
+gradients accumulate; more of them scale a loop, and a wider data axis changes only traffic.
 """
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,22 +14,20 @@ from softmask_jax.compile.report import GIB, roofline
 from softmask_jax.compile.topology import slice_of
 from softmask_jax.compile.traffic import Traffic
 
-MICRO = 3  # fewer would be no loop
-WIDEST_FSDP = 16  # a group that gathers weights together; beyond, groups of the data axis
-FULL = 0.95  # of a chip's memory, that an estimate may fill
-FIRST = 4  # rows of a micro-batch on a chip that are tried before any estimate
+MICRO = 3  # fewer would compile without a loop
+WIDEST_FSDP = 16  # beyond, the data axis grows
+FULL = 0.95  # share of HBM that an estimate may fill
+FIRST = 4  # rows per micro-batch and chip to try first
 MOST = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A sharding: rows of a micro-batch on a chip, whether gradients are added up."""
-
     kind: str
     fsdp: int
     tensor: int
-    rows: int
-    accumulates: bool
+    rows: int  # of a micro-batch, per chip
+    accumulates: bool  # gradients over micro-batches
 
     @property
     def data(self) -> int:
@@ -43,7 +41,7 @@ class Units:
         self.config, self.cache, self.say, self.sizes, self.compiled = config, cache, say, sizes, {}
 
     def read(self, unit: Unit, micro: int) -> Reading:
-        """The unit with so many micro-batches, on its own slice."""
+        """The unit with `micro` micro-batches, on its own slice."""
         if unit not in self.compiled:
             self.compiled[unit] = self._compile(unit, MICRO if unit.accumulates else 1)
         return reading.of(*self.compiled[unit], micro=micro)
@@ -57,14 +55,13 @@ class Units:
         self.say(f"{topology.name}: {unit.rows} rows a chip and micro-batch, fsdp {unit.fsdp} ...")
         program = programs.training(config, topology.devices(), **self.sizes)
         if (kept := programs.bytes_per_chip(program.parts)) > topology.memory:
-            compiled = Compiled("", {}, kept, topology.memory)  # parameters and state alone are too much
+            compiled = Compiled("", {}, kept, topology.memory)  # parameters and optimiser state alone do not fit
         else:
             compiled = compile_program(program.traced.lower(), topology.name, cache=self.cache)
         return program, topology, config.model, compiled
 
     def repeated(self, unit: Unit, micro: int) -> Reading:
-        """The unit from the program of one micro-batch, where the compiler fails on the loop: so many times its work,
-        and memory for the sum of gradients."""
+        """The unit scaled up from one micro-batch, plus memory for summed gradients; if the compiler fails on loops."""
         one = self.read(dataclasses.replace(unit, accumulates=False), 1)
         if not one.fits:
             return one
@@ -73,7 +70,7 @@ class Units:
         return dataclasses.replace(one, micro=micro, memory=memory, **work, **vars(Traffic().plus(one, micro)))
 
     def estimate(self, unit: Unit) -> float | None:
-        """Bytes of a chip, from the nearest program of the same cut: what grows with rows grows evenly."""
+        """Bytes per chip, extrapolated linearly in rows from the nearest program of the same sharding."""
         estimates = []
         for other, (program, _, _, compiled) in self.compiled.items():
             if (other.fsdp, other.tensor) == (unit.fsdp, unit.tensor):
@@ -83,13 +80,13 @@ class Units:
 
 
 def sweep(config, kinds: list[str], chips: list[int], batches: list[int], **options) -> list[Reading]:
-    """One `Reading` for each kind of chip, number of chips and global batch size; of what does not fit the last try."""
+    """A `Reading` per kind of chip, number of chips and global batch size; where nothing fits, the last try."""
     units = Units(config, **options)
     return [point(units, kind, number, batch) for kind in kinds for batch in batches for number in chips]
 
 
 def point(units: Units, kind: str, chips: int, batch: int) -> Reading:
-    """The training step on so many chips: the first cut that fits, with as many rows in a micro-batch as fit."""
+    """The training step on these chips: the first fsdp size that fits, with as many rows per micro-batch as fit."""
     for fsdp in cuts(units.config.mesh, chips):
         for result in _with_cut(units, kind, chips, batch, fsdp):
             if result.fits:
@@ -98,7 +95,7 @@ def point(units: Units, kind: str, chips: int, batch: int) -> Reading:
 
 
 def cuts(mesh, chips: int) -> list[int]:
-    """Sizes of the fsdp axis to try: the config's, and larger ones unless that is -1."""
+    """Sizes of the fsdp axis to try: the config's and, unless it is -1, larger ones."""
     most = min(chips // mesh.tensor, WIDEST_FSDP)
     if mesh.fsdp == -1:
         return [most]
@@ -106,7 +103,7 @@ def cuts(mesh, chips: int) -> list[int]:
 
 
 def _with_cut(units: Units, kind: str, chips: int, batch: int, fsdp: int) -> Iterator[Reading]:
-    """Readings with ever fewer rows in a micro-batch."""
+    """Readings with ever fewer rows per micro-batch."""
     tensor, size = units.config.mesh.tensor, slice_of(kind, chips).memory
     shards = chips // tensor
     each = max(1, batch // shards) if batch % shards == 0 else 1
@@ -128,7 +125,7 @@ def _with_cut(units: Units, kind: str, chips: int, batch: int, fsdp: int) -> Ite
 
 
 def spread(own: Reading, unit: Unit, chips: int) -> Reading:
-    """The same step on `chips` chips: only the data axis is wider, or narrower."""
+    """The same step on `chips` chips, with a wider or narrower data axis."""
     group = unit.fsdp * unit.tensor
     data, wire = chips // group, dict(own.wire)
     if unit.data > 1:
@@ -136,7 +133,7 @@ def spread(own: Reading, unit: Unit, chips: int) -> Reading:
         scale = ((data - 1) / data) / ((unit.data - 1) / unit.data)
         wire = {kind: size * scale for kind, size in wire.items()}
     elif data > 1:
-        # Beside the group's traffic: the gradients of every micro-batch, each chip its part.
+        # Plus the gradients of every micro-batch, each chip its shard.
         extra = 2 * (data - 1) / data * own.kept["params"] * own.micro
         wire["all-reduce"] = wire.get("all-reduce", 0.0) + extra
     share = chips / (unit.data * group)
@@ -150,7 +147,7 @@ def spread(own: Reading, unit: Unit, chips: int) -> Reading:
 
 
 def table(points: list[Reading]) -> str:
-    """Markdown: a row for each point."""
+    """Markdown table with a row per point."""
     header = (
         "| slice | chips | rows | data x fsdp | rows a chip x micro-batches | GiB a chip | of | fits | GB sent | "
         "step, s | tokens/s | utilisation |"
@@ -171,7 +168,7 @@ def _row(p: Reading) -> str:
 
 
 def smallest(points: list[Reading]) -> str:
-    """A line that names the smallest machine on which a point fits: fewest chips, then least memory a chip."""
+    """A line naming the smallest machine on which a point fits: fewest chips, then least memory per chip."""
     fitting = [p for p in points if p.fits]
     if not fitting:
         return "Nothing fits. " + report.verdict(min(points, key=lambda p: p.peak / p.slice.memory))

@@ -1,7 +1,5 @@
-"""TPU slices: a chip's figures, and devices of absent slices to compile for.
-
-The figures are Google's public specification (cloud.google.com/tpu/docs, "System architecture", one page a kind).
-"""
+"""TPU slices: public chip specifications, and devices of absent slices to compile for.
+Source: cloud.google.com/tpu/docs, "System architecture", one page per kind."""
 import dataclasses
 import math
 import os
@@ -13,15 +11,14 @@ from softmask_jax.io.tree_files import one_line
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """hbm_gib: memory. flops: peak bfloat16 a second. hbm, ici: bytes a second, of the memory and of all links to
-    other chips in one direction. torus: dimensions of the network. accelerator: name of a slice."""
+    """Specification of one chip."""
 
     hbm_gib: int
-    flops: float
-    hbm: float
-    ici: float
-    torus: int
-    accelerator: str
+    flops: float  # peak bfloat16, 1/s
+    hbm: float  # bandwidth, bytes/s
+    ici: float  # all links to other chips in one direction, bytes/s
+    torus: int  # dimensions of the network
+    accelerator: str  # name of a slice
 
 
 CHIPS = {
@@ -30,12 +27,12 @@ CHIPS = {
     "v5p": Chip(95, 459e12, 2765e9, 600e9, 3, "v5p-{cores}"),
     "v6e": Chip(32, 918e12, 1640e9, 448e9, 2, "v6e-{chips}"),
 }
-# Shape of a slice, by dimensions of the network and number of chips.
+# torus dimensions -> number of chips -> shape of a slice
 SHAPES = {
     2: {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
     3: {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"},
 }
-# libtpu reads these when it is loaded; without them it looks for a real machine.
+# Read by libtpu when loaded; without them it looks for a real TPU.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
@@ -44,7 +41,7 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, such as `v5e:4x4`. Raises ValueError for another name."""
+    """A slice such as `v5e:4x4`. ValueError for another name."""
 
     name: str
 
@@ -67,17 +64,17 @@ class Topology:
 
     @property
     def memory(self) -> int:
-        """Bytes of one chip."""
+        """Bytes per chip."""
         return self.chip.hbm_gib * 2**30
 
     def devices(self) -> Sequence:
-        """Descriptions of the slice's devices, for compilation alone. Raises RuntimeError without libtpu."""
+        """Descriptions of the slice's devices, for compilation only. RuntimeError without libtpu."""
         accelerator = self.chip.accelerator.format(chips=self.chips, cores=2 * self.chips)
         for name, value in (ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": accelerator}).items():
             os.environ.setdefault(name, value)
         from jax.experimental import topologies
 
-        # A single chip is not a whole host of its kind.
+        # A single chip is less than a host.
         shape = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
         if self.kind == "v4":
             shape["chip_config_name"] = "megacore"  # a chip's two cores as one device, the default of newer kinds
@@ -89,7 +86,7 @@ class Topology:
 
 
 def slice_of(kind: str, chips: int) -> Topology:
-    """The slice of so many chips. Raises ValueError for a kind or number that does not exist."""
+    """The slice with this many chips. ValueError for an unknown kind or number."""
     if kind not in CHIPS:
         raise ValueError(f"'{kind}' is no kind of TPU; choose one of {', '.join(CHIPS)}")
     shapes = SHAPES[CHIPS[kind].torus]

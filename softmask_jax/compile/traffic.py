@@ -1,8 +1,8 @@
-"""Traffic of a chip in one run of an optimised program: bytes of HBM and bytes between chips, loops multiplied.
+"""HBM and inter-chip traffic of one run of an optimised program, in bytes per chip, loops multiplied.
 
-HBM: every instruction outside a fusion reads its operands and writes its results once, a slice only what it takes, an
-update in place only what it changes; arrays in scratch memory cost nothing. Not counted: what a kernel reads twice, and
-the padding of layouts. Of a condition the branch that moves most is counted.
+Outside fusions every instruction reads its operands and writes its results once; slices and in-place updates count only
+the affected part, on-chip memory nothing. Not counted: repeated reads of kernels, layout padding. Conditionals count
+the branch that moves most.
 """
 import dataclasses
 import functools
@@ -17,23 +17,22 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
     "opt-barrier", "domain",
 }  # fmt: skip
-# Bookkeeping of the TPU compiler: no bytes are moved.
+# Custom calls of the TPU compiler that move no bytes.
 FREE_CALLS = re.compile('target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|AsyncCollective)')
 SLICES = ("dynamic-slice", "slice", "gather")
-# Updates in place, with the operand that holds the change.
+# In-place updates -> index of the operand with the change
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """hbm: bytes. payload, wire: bytes by kind of collective: of the arrays, and sent by a chip in a ring.
-    count: collectives by kind. unknown: loops of unknown length."""
+    """Traffic of a chip; dicts are by kind of collective."""
 
-    hbm: float = 0.0
-    payload: dict[str, float] = dataclasses.field(default_factory=dict)
-    wire: dict[str, float] = dataclasses.field(default_factory=dict)
+    hbm: float = 0.0  # bytes
+    payload: dict[str, float] = dataclasses.field(default_factory=dict)  # bytes of the arrays
+    wire: dict[str, float] = dataclasses.field(default_factory=dict)  # bytes sent by a chip in a ring
     count: dict[str, float] = dataclasses.field(default_factory=dict)
-    unknown: int = 0
+    unknown: int = 0  # loops of unknown length
 
     def plus(self, other: "Traffic", times: float = 1.0) -> "Traffic":
         sums = {}
@@ -44,21 +43,21 @@ class Traffic:
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends, all kinds together."""
+        """Bytes sent by a chip, all kinds together."""
         return sum(self.wire.values())
 
 
-# (loop, its length or None, depth among loops of unknown length, whether it holds another such loop) -> turns
+# (loop, known trip count or None, depth among unknown loops, whether it holds another one) -> trip count
 Trips = Callable[[Instruction, int | None, int, bool], float]
 
 
 def measure(module: Module, trips: Trips = lambda loop, known, depth, inner: 1 if known is None else known) -> Traffic:
-    """Traffic of the whole program; a loop of unknown length is counted once."""
+    """Traffic of the whole program; by default loops of unknown length count once."""
     return _Walk(module, trips).computation(module.computations[module.entry], 0)
 
 
 def group_size(attributes: str) -> int:
-    """Number of chips that take part in a collective, from its attributes; 0 is all."""
+    """Number of chips in a collective, from its attributes; 0 is all."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
         return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", match[2]))
@@ -107,7 +106,7 @@ class _Walk:
         return moved
 
     def moved(self, i: Instruction, inside: Computation) -> float:
-        """Bytes of HBM."""
+        """Bytes of HBM traffic."""
         operands = _operands(i, inside)
         if i.opcode == "fusion":
             return self.fusion(self.computations[i.called("calls")], operands, i.arrays)
@@ -117,7 +116,7 @@ class _Walk:
             changed = operands[UPDATES[i.opcode]][0]
             return _hbm(operands[1]) + (0 if i.arrays[0].space else changed.nbytes)
         if i.opcode in ("copy-start", "slice-start"):
-            # The result holds the operand, or its context, beside the copy.
+            # The result also holds the operand or its context.
             copies = [a for a in i.arrays if a.dims][: 1 if i.opcode == "copy-start" else None]
             copy = min(copies, key=lambda a: a.nbytes, default=Array("pred", (0,), 0))
             return (0 if operands[0][0].space else copy.nbytes) + copy.hbm
@@ -134,7 +133,7 @@ class _Walk:
         return read + sum(_written(fused, part, array) for part, array in zip(parts, results) if not array.space)
 
     def read(self, fused: Computation, name: str) -> float:
-        """Bytes that a fusion reads of one of its arrays."""
+        """Bytes that a fusion reads of one input."""
         own, total = fused.instructions[name], 0.0
         whole = sum(a.nbytes for a in own.arrays)
         for user in fused.users.get(name, ()):
@@ -157,7 +156,7 @@ def _operands(i: Instruction, inside: Computation) -> list[tuple[Array, ...]]:
 
 
 def _written(fused: Computation, name: str, array: Array) -> float:
-    """Bytes that a fusion writes of one of its results."""
+    """Bytes that a fusion writes of one result."""
     source = fused.instructions[name]
     while source.opcode == "bitcast" and source.operands[0] in fused.instructions:
         source = fused.instructions[source.operands[0]]
@@ -178,14 +177,14 @@ def _collective(i: Instruction, inside: Computation, kind: str = "") -> Traffic:
     if i.opcode.endswith("-start") and kind != "all-reduce":
         result = max(result - operands, 0.0)
     payload = operands if kind == "reduce-scatter" else result
-    # Of a ring, see "Bringing HPC techniques to deep learning" (Gibiansky, 2017).
+    # Ring algorithm: "Bringing HPC techniques to deep learning" (Gibiansky, 2017).
     share = (members - 1) / members if members else 1.0
     wire = payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
     return Traffic(0.0, {kind: payload}, {kind: wire}, {kind: 1.0})
 
 
 def _fused_collectives(fused: Computation) -> Traffic:
-    """Collectives of a fusion; one that goes on while others compute is counted in the fusion that starts it."""
+    """Collectives of a fusion; asynchronous ones count in the fusion that starts them."""
     starts = any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
     kind = "reduce-scatter" if "all-reduce-scatter" in fused.name else ""
     return _sum(

@@ -1,4 +1,4 @@
-"""A training process under its supervisor: started, watched by its heartbeats, ended."""
+"""Training process as a child of its supervisor: started, monitored by heartbeats, ended."""
 import contextlib
 import ctypes
 import os
@@ -15,11 +15,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Watched:
-    """One process at a time. Seconds that a step may take: `stall`; all else (compilation, saving): `stall_else`."""
+    """One child process at a time. stall, stall_else: seconds allowed for a step, and for anything else (compiling)."""
 
     def __init__(self, command: Sequence[str], *, stall: float, stall_else: float):
         self.command, self.stall, self.stall_else = list(command), stall, stall_else
-        self._folder = tempfile.TemporaryDirectory(prefix="softmask_jax_")  # local: a beat at every step
+        self._folder = tempfile.TemporaryDirectory(prefix="softmask_jax_")  # local, as beats are frequent
         self._path = Path(self._folder.name) / "heartbeat"
         self._process: subprocess.Popen | None = None
         self._libc = ctypes.CDLL(None)
@@ -29,24 +29,24 @@ class Watched:
         self._started, self._killed = time.monotonic(), False
         self._process = subprocess.Popen(
             self.command, env=os.environ | {heartbeat.VARIABLE: str(self._path)},
-            # A group of its own: the supervisor passes Ctrl-C on, and ends the whole group.
+            # Own process group: the supervisor forwards Ctrl-C and kills the whole group.
             start_new_session=True,
-            # Otherwise a process whose supervisor was killed goes on, and gets in the way of its successor.
+            # Die with the supervisor; an orphan would interfere with its successor.
             preexec_fn=lambda: self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         )  # fmt: skip
 
     @property
     def step(self) -> int:
-        """The step of the last beat; -1 before the first."""
+        """Step of the last beat; -1 before the first."""
         beat = heartbeat.read(self._path)
         return -1 if beat is None else beat.step
 
     def ended(self) -> int | None:
-        """The exit status (negative: a signal), None while it runs."""
+        """Exit status (negative: a signal), None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def stalled(self) -> str:
-        """Why the process counts as stalled; "" while it does not."""
+        """Why the process counts as stalled, or ""."""
         beat = heartbeat.read(self._path)
         doing, seconds = ("starting", time.monotonic() - self._started) if beat is None else (beat.doing, beat.seconds)
         stepping = doing == heartbeat.STEPPING
@@ -57,29 +57,29 @@ class Watched:
         return f"stalled: {what} for {seconds:.0f} s {self.where()}{stopped}"
 
     def stopped(self) -> bool:
-        """Whether a signal has stopped it (SIGSTOP, a debugger)."""
+        """Whether it is stopped by a signal (SIGSTOP, a debugger)."""
         with contextlib.suppress(OSError, IndexError, AttributeError):
             return Path(f"/proc/{self._process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] in "Tt"
         return False
 
     def where(self) -> str:
-        """'after step 7' and the like."""
+        """'after step 7' etc., for messages."""
         return f"after step {self.step}" if self.step >= 0 else "before its first step"
 
     def terminate(self) -> bool:
-        """Ask the process to save and end; whether one was running."""
+        """Ask the process to save and end; returns whether one was running."""
         running = self._process is not None and self.ended() is None
         if running:
             self._process.send_signal(signal.SIGTERM)
         return running
 
     def kill(self) -> None:
-        """End the process and its children at once."""
+        """Kill the process and its children."""
         if self._process is not None and not self._killed:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            self._killed = True  # the number of its group may be another's from now on
+            self._killed = True  # its group id may be reused from now on
 
     def close(self) -> None:
         self.kill()
@@ -87,7 +87,7 @@ class Watched:
 
 
 def in_words(code: int) -> str:
-    """An exit status: 'was killed by SIGKILL', 'failed with exit status 1'."""
+    """Exit status in words: 'was killed by SIGKILL', 'failed with exit status 1'."""
     if code >= 0:
         return f"failed with exit status {code}"
     with contextlib.suppress(ValueError):

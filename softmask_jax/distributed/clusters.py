@@ -1,4 +1,4 @@
-"""Hosts of a run from a cluster's environment, as JAX reads it too: SLURM, TPU pods and VMs, Kubernetes."""
+"""Hosts of a run from a cluster's environment, as read by JAX: SLURM, TPU pods and VMs, Kubernetes."""
 import glob
 import importlib.util
 import os
@@ -7,12 +7,12 @@ import socket
 import urllib.request
 from pathlib import Path
 
-# Kubernetes mounts it in every pod.
+# Mounted by Kubernetes in every pod.
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def whole(*names: str) -> int | None:
-    """The first of these variables that is set, a whole number. ValueError for something else."""
+    """Integer value of the first of these variables that is set, or None. ValueError if it is no integer."""
     for name in names:
         if text := os.environ.get(name):
             if not text.isdigit():
@@ -22,12 +22,12 @@ def whole(*names: str) -> int | None:
 
 
 def kind() -> str:
-    """The kind of cluster that this process is a part of, "" for none."""
+    """Kind of cluster around this process, or ""."""
     if (whole("SLURM_STEP_NUM_TASKS") or 1) > 1:
         return "SLURM"
     if len(_tpu_workers()) > 1 or (whole("MEGASCALE_NUM_SLICES") or 1) > 1:
         return "TPU pod"
-    # By the metadata server several workers, or several slices.
+    # Several workers by the metadata server, or several slices.
     if _has_tpu() and (
         "," in _metadata("worker-network-endpoints") or _tpu_variable("MEGASCALE_NUM_SLICES") not in ("", "0", "1")
     ):
@@ -43,10 +43,10 @@ def _has_tpu() -> bool:
 
 
 def _metadata(key: str) -> str:
-    """An attribute of this VM by Google's metadata server, "" elsewhere."""
+    """Attribute of this VM from Google's metadata server, or ""."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
-    # Not by a proxy: the server is this machine's own.
+    # No proxy: the server is link-local.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=3) as reply:
@@ -62,19 +62,19 @@ def _slurm() -> tuple:
     first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
     if first is None:
         raise ValueError(f"SLURM_STEP_NODELIST='{nodes}' names no host")
-    # One of the 4,096 highest ports, the same on all hosts of a job and seldom that of another job.
+    # One of the 4,096 highest ports, equal on all hosts of a job and rarely that of another.
     port = 61440 + int(env["SLURM_JOB_ID"]) % 4096
-    # A TPU belongs to its host as a whole.
+    # One process per TPU host.
     local = None if _has_tpu() else (int(env["SLURM_LOCALID"]),)
     return first[1] + (first[2] or ""), port, int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"]), local
 
 
 def _tpu_pod() -> tuple:
-    """As `_slurm`, by GKE's variables or the metadata server."""
+    """As `_slurm`, from GKE's variables or the metadata server."""
     if workers := _tpu_workers():
         index = int(os.environ["TPU_WORKER_ID"])
     else:
-        # host, or name:id:host
+        # each is host or name:id:host
         workers = [worker.split(":")[-1] for worker in _metadata("worker-network-endpoints").split(",")]
         index = int(_metadata("agent-worker-number"))
     slices = int(_tpu_variable("MEGASCALE_NUM_SLICES") or 1)
@@ -84,7 +84,7 @@ def _tpu_pod() -> tuple:
 
 
 def _tpu_workers() -> list[str]:
-    """Hosts of this slice by GKE's variables, [] elsewhere."""
+    """Hosts of this slice from GKE's variables, or []."""
     env = os.environ
     if path := env.get("TPU_PROCESS_ADDRESSES_PATH"):
         return Path(path).read_text("utf-8").strip().split(",")
@@ -100,7 +100,7 @@ def _tpu_variable(name: str) -> str:
 
 
 def _kubernetes() -> tuple:
-    """As `_slurm`, for an indexed Job or JobSet, whose pods are named after it and their index."""
+    """As `_slurm`, for an indexed Job or JobSet, whose pods are named by it and their index."""
     import kubernetes
 
     kubernetes.config.load_incluster_config()

@@ -1,8 +1,5 @@
-"""Heartbeat file: current step and phase of a training process, read by the supervisor beside it.
-
-A supervisor names the file in SOFTMASK_JAX_HEARTBEAT; without it nothing is written. Times are of CLOCK_MONOTONIC,
-which all processes of one host share.
-"""
+"""Heartbeat file: current step and phase of a training process, read by the supervisor on the same host.
+Named by SOFTMASK_JAX_HEARTBEAT; unset, nothing is written. Times are CLOCK_MONOTONIC, shared by processes of a host."""
 import os
 import time
 from typing import NamedTuple
@@ -13,13 +10,13 @@ _WIDTH = 64
 
 
 class Beat(NamedTuple):
-    step: int  # updates done, -1 before the first of this process
+    step: int  # updates done; -1 before the first of this process
     doing: str  # phase, one word
     seconds: float  # since it was written
 
 
 class Heartbeat:
-    """Writes beats, one system call each."""
+    """Writer of beats, one system call each."""
 
     def __init__(self):
         path = os.environ.get(VARIABLE)
@@ -27,7 +24,7 @@ class Heartbeat:
 
     def beat(self, step: int, doing: str = STEPPING) -> None:
         if self._file is not None:
-            # A fixed width overwrites the whole record before: a reader never sees a part of it.
+            # Fixed width: each write replaces the whole record, so readers never see a partial one.
             os.pwrite(self._file, f"{step} {time.monotonic():.3f} {doing}".ljust(_WIDTH).encode(), 0)
 
     def close(self) -> None:
@@ -37,7 +34,7 @@ class Heartbeat:
 
 
 def read(path: str | os.PathLike) -> Beat | None:
-    """The last beat in the file; None before the first."""
+    """Last beat in the file; None before the first."""
     try:
         with open(path, encoding="ascii") as file:
             step, when, doing = file.read(_WIDTH).split()

@@ -1,14 +1,14 @@
-"""This process among the hosts of a run, from flags or the environment; and the start of JAX on all of them.
+"""This process among the hosts of a run, from flags or the environment, and the start of JAX on all of them.
 
-The first of these that applies:
+The first that applies:
 - --processes=1 or JAX_NUM_PROCESSES=1: a single process;
 - addresses: --coordinator, --processes, --process; or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID (or
-  an indexed Job's JOB_COMPLETION_INDEX);
+  JOB_COMPLETION_INDEX of an indexed Job);
 - SLURM: a step of several tasks (`srun`, not a bare `salloc`);
-- a TPU pod: TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES of several, MEGASCALE_*, as GKE (xpk) or a VM sets them; or
-  a TPU, and a metadata server that lists several workers;
+- TPU pod: several hosts in TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES, or MEGASCALE_*, as set by GKE (xpk) or a VM;
+  or a TPU whose metadata server lists several workers;
 - Kubernetes: an indexed Job, with the package `kubernetes`;
-- otherwise a single process.
+- a single process.
 """
 import argparse
 import dataclasses
@@ -33,9 +33,9 @@ ADVICE = (
     "Give --coordinator=HOST:PORT, --processes and --process on every host; or --processes=1 to run as a single "
     "process."
 )
-# The code that all hosts must share.
+# Code that must be equal on all hosts.
 CODE = Path(__file__).parents[1]
-# Folders of a host itself; all else in a config is the same everywhere.
+# Config keys that may differ: folders local to a host.
 LOCAL_KEYS = ("data.cache_dir", "train.compilation_cache")
 
 
@@ -43,17 +43,16 @@ LOCAL_KEYS = ("data.cache_dir", "train.compilation_cache")
 class Member:
     """One process among those of a run."""
 
-    how: str = "alone"  # or from: addresses | SLURM | TPU pod | Kubernetes
+    how: str = "alone"  # or addresses | SLURM | TPU pod | Kubernetes
     coordinator: str = ""  # host:port of the first process
     processes: int = 1
     process: int = 0
-    local_device_ids: tuple[int, ...] | None = None  # where processes share a machine; None: all devices
-    join_seconds: float = 300.0  # limit for the others to join
-    heartbeat_seconds: float = 100.0  # silence of a process after which JAX ends the others
+    local_device_ids: tuple[int, ...] | None = None  # if processes share a machine; None: all devices
+    join_seconds: float = 300.0  # timeout for the others to join
+    heartbeat_seconds: float = 100.0  # silence of a process before JAX ends the others
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `from_flags` reads."""
     group = parser.add_argument_group("several hosts", "TPU pods, GKE and SLURM are recognised without any of these.")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process, reached by all")
     group.add_argument("--processes", type=int, metavar="N", help="how many there are; 1: a single process")
@@ -71,13 +70,10 @@ def from_flags(flags: argparse.Namespace) -> Member:
 def detect(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None, **limits: float
 ) -> Member:
-    """This process, from the arguments first and the environment next (see the module's list).
+    """This process, from the arguments or else the environment (see the module).
 
-    limits: `join_seconds` and `heartbeat_seconds` of the result.
-
-    Raises:
-      ValueError: the numbers are incomplete, out of range, or not those of the cluster.
-      RuntimeError: a cluster was recognised, but its other hosts were not.
+    limits: `join_seconds` and `heartbeat_seconds`. ValueError: numbers incomplete, out of range or unlike the
+    cluster's. RuntimeError: a cluster was recognised, but not its other hosts.
     """
     alone = Member(**limits)
     count = processes if processes is not None else clusters.whole("JAX_NUM_PROCESSES")
@@ -99,10 +95,9 @@ def detect(
 
 
 def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
-    """Meet the other hosts, if any, and start JAX on all; nothing where it is started already.
+    """Meet the other hosts, if any, and start JAX on all; no-op if already started.
 
-    All must have the same nested `config` and share the run's `workdir`. RuntimeError of one line: a host did not come,
-    or runs something else.
+    All need an equal nested `config` and a shared `workdir`. RuntimeError of one line: a host is missing or differs.
     """
     import jax
 
@@ -127,10 +122,8 @@ def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
 
 
 def leave_soon(code: int, seconds: float = 10.0) -> None:
-    """After an error was reported: end this process with `code` unless it ends by itself in time.
-
-    At its exit JAX waits minutes for the other hosts, and they wait in a step for this one.
-    """
+    """After a reported error: exit with `code` unless the process ends by itself in time.
+    At exit JAX waits minutes for the other hosts, which wait in a step for this one."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         timer = threading.Timer(seconds, os._exit, (code,))
@@ -139,7 +132,7 @@ def leave_soon(code: int, seconds: float = 10.0) -> None:
 
 
 def check_same(what: str, value: str) -> None:
-    """Raise RuntimeError, the same on all hosts, that names those whose `value` differs from the first one's."""
+    """RuntimeError, equal on all hosts, naming those whose `value` differs from the first host's."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -153,8 +146,8 @@ def check_same(what: str, value: str) -> None:
 
 
 def prints(config: Mapping) -> dict[str, str]:
-    """What must be the same on all hosts: this package's code, the libraries, every key of the config."""
-    # Not above: a supervisor imports this module and needs no JAX.
+    """Fingerprints that must agree on all hosts: package code, libraries, every config key."""
+    # Imported late: supervisors import this module and need no JAX.
     from softmask_jax.config import flatten, jax_settings
     from softmask_jax.io.run_folder import PACKAGES
 
@@ -169,7 +162,7 @@ def prints(config: Mapping) -> dict[str, str]:
 
 @functools.cache
 def _code(package: Path) -> str:
-    """Digest of every module below a folder."""
+    """Digest of all modules in a folder."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())

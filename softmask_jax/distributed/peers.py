@@ -1,7 +1,7 @@
-"""Messages between the supervisors of a run's hosts: one small file each in the folder that they share.
+"""Messages between the supervisors of a run's hosts: one small file per host in the shared folder.
 
-Host i writes `<workdir>/hosts/<i>.json` whole, when something changes and now and then as a sign of life. Others judge
-by their own clock when it last changed, so clocks need not agree. Files of an earlier job never change: ignored.
+Host i atomically writes `<workdir>/hosts/<i>.json` on changes and regularly as a sign of life. Readers judge its age by
+their own clock, so clocks need not agree; files that never change are from an earlier job and ignored.
 """
 import contextlib
 import dataclasses
@@ -25,13 +25,13 @@ class Sign:
     process: int
     processes: int
     host: str
-    life: str  # unlike that of any other supervisor process
-    attempt: int = 0  # to train; a higher one than ours means: leave ours
-    state: str = WAITING  # for the others to begin | RUNNING | DONE (exit status 0) | OVER (no restart)
+    life: str  # unique id of a supervisor process
+    attempt: int = 0  # a higher one than ours means: leave ours
+    state: str = WAITING  # for the others | RUNNING | DONE (exit status 0) | OVER (no restart)
     step: int = -1  # of its process
-    why: str = ""  # what ended the attempt before, or everything, on this host; "" where it followed another one
-    weight: int = 0  # how sure it is that the cause lies here
-    code: int = 0  # exit status where it is over
+    why: str = ""  # what ended the last attempt or the run on this host; "" if it followed another host
+    weight: int = 0  # certainty that the cause lies here
+    code: int = 0  # exit status if OVER
 
 
 @dataclasses.dataclass
@@ -40,8 +40,8 @@ class Peer:
 
     process: int
     sign: Sign | None = None  # None before its first
-    alive: bool = False  # from its first new message on
-    anew: bool = False  # a new supervisor took the place of one that was alive
+    alive: bool = False  # since its first new message
+    anew: bool = False  # a new supervisor replaced a live one
     changed: float = dataclasses.field(default_factory=time.monotonic)
     text: str | None = None
 
@@ -55,10 +55,8 @@ class Peer:
 
 
 class Peers:
-    """The exchange of one supervisor with the others in `workdir`/hosts; a run of one process writes nothing.
-
-    every: seconds between signs of life.
-    """
+    """Exchange of one supervisor with the others through `workdir`/hosts; nothing is written with one process.
+    every: seconds between signs of life."""
 
     def __init__(self, workdir: str | os.PathLike, process: int, processes: int, *, every: float):
         self.folder, self.every, self.shared = Path(workdir) / "hosts", every, processes > 1
@@ -67,23 +65,23 @@ class Peers:
         self._written, self._count, self._news = -float("inf"), 0, None
         if self.shared:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder, f"{process}.json")  # of a supervisor killed while it wrote
+            remove_leftovers(self.folder, f"{process}.json")  # of a supervisor killed while writing
             before = [_parse(self._read(i)) for i in range(processes)]
             self.look()
             for peer in self.others:
                 peer.alive = False
-            # Those that run, if any, see a higher attempt and come along; so this host cannot join one that it missed.
+            # Running hosts follow to the higher attempt, so this host never joins one that it missed.
             self.say(attempt=max((sign.attempt for sign in before if sign), default=-1) + 1)
 
     def say(self, **changes) -> None:
-        """Change this host's message; written at once where it matters to others, and otherwise as a sign of life."""
+        """Change this host's message; written at once if it matters to others, else with the next sign of life."""
         self.mine = dataclasses.replace(self.mine, **changes)
         news = dataclasses.replace(self.mine, step=0)
         if not self.shared or (news == self._news and time.monotonic() - self._written < self.every):
             return
         self._count += 1
         content = json.dumps(dataclasses.asdict(self.mine) | {"count": self._count})
-        # A network file system that has a bad moment: the next try comes soon, and silence is noticed by the others.
+        # Transient errors of a network file system: the next try is soon, and others notice silence.
         with contextlib.suppress(OSError):
             write_atomically(self.folder / f"{self.mine.process}.json", content + "\n")
             self._news, self._written = news, time.monotonic()
@@ -94,12 +92,12 @@ class Peers:
             text = self._read(peer.process)
             sign = _parse(text)
             if sign is not None and text != peer.text:
-                # The first text read is perhaps an earlier job's; only a change shows life.
+                # The first text may be an earlier job's; only a change shows life.
                 peer.anew |= peer.alive and sign.life != peer.sign.life
                 peer.alive, peer.sign, peer.text, peer.changed = True, sign, text, time.monotonic()
 
     def newest(self) -> int:
-        """The highest attempt of the others; -1 where none is alive."""
+        """Highest attempt of the others; -1 if none is alive."""
         return max((peer.sign.attempt for peer in self.others if peer.alive), default=-1)
 
     def _read(self, process: int) -> str | None:

@@ -11,13 +11,11 @@ SAME_SECONDS = 5.0
 
 
 class StopSignal:
-    """In its `with` block, while `postponed`, the first signal is noted, for the loop to save and end; any other raises
-    KeyboardInterrupt. SIGTERM again within SAME_SECONDS is the same: a scheduler sends it to every process, and a
-    supervisor among them passes it on.
+    """Context manager that, while `postponed`, notes the first signal for the loop to save and end.
 
-    A run of several processes relies on JAX's own notice of SIGTERM instead, which all of them take at the same step.
-
-    noted: whether this process has a signal to obey; always False in a run of several, which must agree first.
+    Any other signal raises KeyboardInterrupt, except SIGTERM again within SAME_SECONDS: both a scheduler and a
+    supervisor may send it. With several processes JAX's own notice of SIGTERM is used, so that all stop at the same
+    step, and `noted` is always False.
     """
 
     def __enter__(self):
@@ -32,7 +30,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def at(self, step: int) -> bool:
-        """Whether to save and end at this step; to be asked at every step."""
+        """Whether to save and end at this step; call it at every step."""
         return self.noted if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
     @contextlib.contextmanager

@@ -1,10 +1,9 @@
-"""The roll call before JAX starts: every host says who it is and what it runs, the first one answers all of them.
+"""Roll call before JAX starts: every host reports what it runs, and the first one answers all of them.
 
-JAX itself ends a process from C++, with a page of addresses, when a host does not come or another one dies, and never
-notices that two hosts run different code. So the hosts meet first at the coordinator's address, which is free until
-then, and each leaves with one line that says what is wrong, or with none.
+JAX ends a process from C++ with a page of addresses if a host is missing, and never notices different code. So hosts
+first meet at the coordinator's address, still free then, and fail with one line that says what is wrong.
 
-One JSON object a line over TCP: hello {process, processes, host, prints} -> {token} -> {seen} -> {error}.
+One JSON object per line over TCP: hello {process, processes, host, prints} -> {token} -> {seen} -> {error}.
 """
 import collections
 import contextlib
@@ -20,8 +19,8 @@ from typing import NamedTuple
 from softmask_jax.io.files import write_json
 
 MEETING = Path("hosts") / "meeting.json"
-_PATIENCE = 5.0  # seconds for one line of a connected host
-_SHARE_SECONDS = 40.0  # how long a network file system may show an old listing of a folder
+_PATIENCE = 5.0  # seconds per line of a connected host
+_SHARE_SECONDS = 40.0  # seconds for which a network file system may show old listings
 _LINE = 1 << 20
 
 
@@ -29,7 +28,7 @@ class Host(NamedTuple):
     process: int
     processes: int
     host: str  # name
-    prints: dict[str, str]  # what must be the same on all hosts
+    prints: dict[str, str]  # fingerprints that must agree
 
     def __str__(self):
         return f"{self.process} ({self.host})"
@@ -44,13 +43,10 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike) -> None:
-    """Return when all hosts have come to `address` (host:port, free on the first) and fit together.
+    """Return once all hosts have met at `address` (host:port, free on the first host) and agree.
 
-    seconds: limit for the others to come. folder: of the run, which all hosts must share.
-
-    Raises:
-      RuntimeError: one line, the same on all hosts that came: which one is missing, or what differs and where.
-      OSError: the folder cannot be written.
+    seconds: timeout for the others. folder: of the run, shared by all hosts. OSError if it is not writable.
+    RuntimeError: one line, equal on all hosts that came, naming the missing host or what differs and where.
     """
     if me.process == 0:
         with contextlib.closing(_Leader(address, me, seconds)) as leader:
@@ -62,7 +58,7 @@ def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike)
 
 
 def differences(hosts: Mapping[int, Host], most: int = 4) -> str:
-    """Up to `most` differences: the key, the odd value with its hosts, the commonest value; "" for none."""
+    """Up to `most` differences: key, odd value with its hosts, commonest value; "" if none."""
     lines = []
     for key in sorted({key for host in hosts.values() for key in host.prints}):
         owners = collections.defaultdict(list)
@@ -99,7 +95,7 @@ class _Leader:
     def close(self) -> None:
         for line in (*self.lines.values(), *self.refused):
             with contextlib.suppress(OSError, ValueError):
-                # They close first: what closes first keeps the port for a while, and JAX needs it here.
+                # Let them close first: the closing side keeps the port for a while, and JAX needs it here.
                 line.receive(_PATIENCE)
             line.connection.close()
         self.server.close()
@@ -123,7 +119,7 @@ class _Leader:
             try:
                 hello = line.receive(_PATIENCE)
                 host = Host(*(hello[field] for field in Host._fields))
-            except (OSError, ValueError, KeyError):  # not one of ours: a port scanner, a health check
+            except (OSError, ValueError, KeyError):  # a port scanner, a health check
                 line.connection.close()
                 continue
             if error := self._admit(host, line):
@@ -136,7 +132,7 @@ class _Leader:
             self.refused.append(line)
             other = self.hosts[host.process].host
             return f"Two processes, on {other} and {host.host}, say that they are host {host.process}."
-        self.lines[host.process], self.hosts[host.process] = line, host  # one that left may come again
+        self.lines[host.process], self.hosts[host.process] = line, host  # hosts may reconnect
         if host.processes == self.me.processes and 0 <= host.process < host.processes:
             return ""
         return (
@@ -178,7 +174,7 @@ def _follow(address: str, me: Host, seconds: float, folder: Path) -> str:
     while (left := deadline - time.monotonic()) > 0:
         try:
             line = _Line(socket.create_connection(where, timeout=min(left, _PATIENCE)))
-        except OSError as error:  # the first host is not up yet, its name not known yet
+        except OSError as error:  # the first host is not up or not resolvable yet
             reason = error.strerror or str(error)
             time.sleep(min(0.3, left))
             continue
@@ -192,7 +188,7 @@ def _follow(address: str, me: Host, seconds: float, folder: Path) -> str:
         except TimeoutError:
             reason = "it waits for other hosts"
         except (OSError, ValueError, KeyError):
-            # Perhaps the coordinator of the attempt before, which is about to end.
+            # Perhaps the previous attempt's coordinator, about to end.
             reason = "what listens there is no run that starts"
             time.sleep(min(0.3, left))
         finally:
@@ -209,14 +205,14 @@ def _sees(folder: Path, token: str) -> bool:
         with contextlib.suppress(OSError, ValueError, KeyError):
             if json.loads((folder / MEETING).read_text("utf-8"))["token"] == token:
                 return True
-        # A missing folder is not shared; one without the new file may be an old listing of a network file system.
+        # A missing folder is not shared; a missing file may be an old listing of a network file system.
         if time.monotonic() > deadline or not (folder / MEETING).parent.is_dir():
             return False
         time.sleep(0.2)
 
 
 class _Line:
-    """JSON objects, one a line, over a socket."""
+    """JSON objects, one per line, over a socket."""
 
     def __init__(self, connection: socket.socket):
         self.connection, self.rest = connection, b""
@@ -226,7 +222,7 @@ class _Line:
         self.connection.sendall(json.dumps(value).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict:
-        """Raises OSError if the other side is silent or gone, ValueError for anything but a JSON object."""
+        """OSError if the other side is silent or gone, ValueError for anything but a JSON object."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self.rest:
             self.connection.settimeout(max(deadline - time.monotonic(), 0.001))

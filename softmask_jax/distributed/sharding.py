@@ -1,9 +1,5 @@
-"""The mesh, and the rules that map logical axes to mesh axes.
-
-A parameter declares logical axes where it is made (`models/`); `RULES` maps them to the mesh axes data, fsdp, tensor.
-The axis sequence cuts no parameter: it cuts the positions of activations, for inputs too long for one device.
-The same program runs on one CPU, on eight fake ones, on a GPU and on a pod.
-"""
+"""The mesh, and the rules that map logical axes of parameters to the mesh axes data, fsdp and tensor.
+The axis sequence shards positions of activations, not parameters, for inputs too long for one device."""
 import collections
 import math
 
@@ -17,23 +13,23 @@ BATCH_AXES = ("data", "fsdp")
 RULES = {
     "vocab": "tensor",
     "embed": "fsdp",
-    "vocab_rows": "fsdp",  # of a large frozen table, see dream_denoiser
+    "vocab_rows": "fsdp",  # large frozen tables, see dream_denoiser
     "table_width": None,
     "mlp": "tensor",
     "qkv": "tensor",
     "kv": "tensor",
     "heads": "tensor",
-    "mod": None,  # a gate cut over the tensor axis would pull the residual stream with it
+    "mod": None,  # sharding a gate over tensor would shard the residual stream
     "cond": None,
     "freq": None,
     "layers": None,
-    "rank": None,  # of an adapter: 16 columns are not worth cutting
-    None: None,  # whole on every device
+    "rank": None,  # of an adapter, too small to shard
+    None: None,  # replicated
 }
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, *, sequence: int = 1) -> Mesh:
-    """Mesh of all devices with the axes of `AXES`; one size may be -1. ValueError for sizes that don't fit."""
+    """Mesh of all devices with the axes of `AXES`; one size may be -1. ValueError for sizes that do not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, sequence, tensor]
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
@@ -54,17 +50,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp, everything else whole."""
+    """Rows over data and fsdp, everything else replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh | None) -> int:
-    """Number of pieces into which a batch is cut; None is a single device."""
+    """Number of shards of a batch; None is a single device."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def rows_over(mesh: Mesh):
-    """Layout of activations x [B L D]: rows over the batch axes, positions over the sequence axis if it divides L."""
+    """Constraint of activations x [B L D]: rows over batch axes, positions over sequence if it divides L."""
 
     def constrain(x):
         positions = "sequence" if x.shape[1] % mesh.shape["sequence"] == 0 else None
@@ -74,13 +70,13 @@ def rows_over(mesh: Mesh):
 
 
 def vocab_over(mesh: Mesh, axis: str):
-    """Layout of a table [Vpad D]: V over a mesh axis, D whole."""
+    """Constraint of a table [Vpad D]: V over a mesh axis, D replicated."""
     layout = NamedSharding(mesh, PartitionSpec(axis, None))
     return lambda table: jax.lax.with_sharding_constraint(table, layout)
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
-    """Raise ValueError if a batch of `size` rows cannot be cut evenly over the devices, or the mesh over the hosts."""
+    """ValueError unless `size` rows divide evenly over the devices, and the mesh over the hosts."""
     check_hosts(mesh)
     if size % (shards := batch_shards(mesh)):
         raise ValueError(
@@ -90,10 +86,8 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
 
 
 def check_hosts(mesh: Mesh) -> None:
-    """Raise ValueError unless every host has an equal share of a batch's rows to itself.
-
-    Each host reads other rows. Where two of them held copies of the same shard, the copies would differ unnoticed.
-    """
+    """ValueError unless every host has an equal, exclusive share of a batch's rows.
+    Hosts read different rows, so copies of a shard on two of them would differ unnoticed."""
     owners = [{device.process_index for device in shard} for shard in mesh.devices.reshape(batch_shards(mesh), -1)]
     shares = collections.Counter(host for hosts in owners for host in hosts)
     if max(map(len, owners)) > 1 or len(set(shares.values())) > 1:
@@ -106,10 +100,8 @@ def check_hosts(mesh: Mesh) -> None:
 
 
 def param_shardings(mesh: Mesh, axes, shapes):
-    """A NamedSharding for every parameter: `axes` are tuples of logical names, `shapes` a tree of the same keys.
-
-    Raises ValueError for a logical axis without a rule, or a dimension that its mesh axis does not divide; both named.
-    """
+    """NamedShardings from logical names `axes` and a tree `shapes` of the same keys.
+    ValueError, naming both, for a logical axis without a rule or a dimension that its mesh axis does not divide."""
 
     def layout(path, names, leaf):
         where = "/".join(str(entry.key) for entry in path)
@@ -130,7 +122,7 @@ def param_shardings(mesh: Mesh, axes, shapes):
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host-local rows to global arrays, rows sharded over the batch axes; `check_hosts` says for which meshes."""
+    """Host-local rows to global arrays, sharded over the batch axes; meshes as in `check_hosts`."""
     layout, hosts = batch_sharding(mesh), jax.process_count()
     return {
         name: jax.make_array_from_process_local_data(layout, rows, (len(rows) * hosts, *rows.shape[1:]))

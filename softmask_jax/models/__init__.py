@@ -1,4 +1,1 @@
-"""Network bodies: Flax NNX inside, nested dicts of arrays and pure functions outside.
-
-Nothing here knows about masks, losses or samplers, and nothing here imports another part of the package.
-"""
+"""Models: networks (`nn`), PyTorch key tables (`keys`) and builders, which return a `Denoiser`."""

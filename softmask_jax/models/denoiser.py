@@ -1,7 +1,4 @@
-"""Where a model meets objectives and samplers: three plain functions over the backbone's parameters.
-
-Everything above `models/` and below `train.py` sees a network only through `Denoiser`.
-"""
+"""`Denoiser`, the interface through which objectives and samplers see a network, and the builder of the DiT."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -20,45 +17,26 @@ from softmask_jax.models.nn.network_config import NetworkConfig
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A network as functions, equal only to itself; `backbone` is the subtree `params["backbone"]`.
+    """A network as functions of its parameters; compared by identity. `backbone` is `params["backbone"]`."""
 
-    embedding(backbone) -> [Vpad D]: the table that soft-masking mixes rows of.
-    embed(backbone, tokens [B L]) -> [B L D].
-    trunk(backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
-      -> (hidden [B L D], cache). cache: None; True keeps keys and values; a `models.cache.Window` takes a slice of the
-      sequence and sees the rest in what was kept. Where predictions are shifted by one, so are these hidden states, and
-      `hidden[:, i]` of the whole sequence is what `Window.before` wants of position i - 1.
-    head(backbone) -> vocab_head.Head.
-    init(key, base=None) -> params, the whole tree {"backbone", "soft_mask"}; axes: logical axes of the same tree.
-      frozen: entries of the backbone that are not trained; `base` holds them, random ones are made without.
-    dropout: whether `trunk` has any, with dropout_keys.
-    flops_per_token(L): matrix-product FLOPs of one forward pass.
-    """
-
-    embedding: Callable
-    embed: Callable
+    embedding: Callable  # (backbone) -> [Vpad D], the table whose rows soft-masking mixes
+    embed: Callable  # (backbone, tokens [B L]) -> [B L D]
+    # (backbone, x [B L D], *, sigma=None, positions=None, segment_ids=None, cache=None, dropout_keys=None)
+    #   -> (hidden [B L D], cache); see `nn.cache`. With shifted predictions, hidden[:, i] is the state of i - 1.
     trunk: Callable
-    head: Callable
-    init: Callable
-    axes: dict
+    head: Callable  # (backbone) -> vocab.head.Head
+    init: Callable  # (key, base=None) -> {"backbone", "soft_mask"}; base: the frozen entries, random by default
+    axes: dict  # logical axes of the tree of `init`
     vocab_size: int
     mask_token_id: int
     num_params: int
-    flops_per_token: Callable[[int], float]
-    frozen: tuple[str, ...] = ()
-    dropout: bool = False
+    flops_per_token: Callable[[int], float]  # (L) -> FLOPs of the matrix products of a forward pass
+    frozen: tuple[str, ...] = ()  # entries of the backbone that are not trained
+    dropout: bool = False  # whether `trunk` uses dropout_keys
 
 
 def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
-    """The DiT that a config describes.
-
-    Args:
-      vocab_size: tokens including the mask.
-      mesh: where activations and the vocabulary lie; None for a single device.
-
-    Raises:
-      ValueError: sizes that cannot be built.
-    """
+    """The DiT of a config; vocab_size counts the mask, mesh is None on one device. ValueError for impossible sizes."""
     if soft_mask.k >= vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
     fields = {f.name for f in dataclasses.fields(Model)} & {f.name for f in dataclasses.fields(dit.DiTConfig)}
@@ -77,12 +55,9 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
 def assemble(
     network, spec: NetworkConfig, layout: "Layouts", *, axes: dict, mask_token_id: int, suppress_mask: bool, **fields
 ) -> Denoiser:
-    """A network module's functions, with its tables laid out on a mesh.
+    """Denoiser from a network module such as `nn.dit`, with its tables laid out on a mesh.
 
-    Args:
-      network: such as `nn.dit`, with `embed`, `embedding` and `flops_per_token`.
-      axes: logical axes of the backbone. suppress_mask: whether the mask is never predicted.
-      fields: `init`, `trunk`, `num_params` and others of `Denoiser`.
+    axes: logical axes of the backbone. suppress_mask: never predict the mask. fields: the remaining ones of `Denoiser`.
     """
 
     def embedding(backbone: dict) -> jax.Array:
@@ -103,7 +78,7 @@ def assemble(
 
 
 def abstract(denoiser: Denoiser, mesh=None) -> dict:
-    """The tree of `denoiser.init` as shapes and dtypes and, on a mesh, where each parameter lies there."""
+    """The tree of `denoiser.init` as shapes and dtypes; on a mesh with shardings."""
     shapes = jax.eval_shape(denoiser.init, root_key(0))
     if mesh is None:
         return shapes
@@ -112,7 +87,7 @@ def abstract(denoiser: Denoiser, mesh=None) -> dict:
 
 
 def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
-    """What makes the raw soft-masking scalars that a config starts with."""
+    """A function that returns the initial raw soft-masking scalars of a config."""
     return functools.partial(
         soft_masking.init_scalars,
         scale=soft_mask.init_scale,
@@ -123,19 +98,18 @@ def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
 
 
 class Layouts(NamedTuple):
-    """Layouts on a mesh. vocabulary: where its rows lie, None on one device; rows_over, whole_rows: constraints of
-    activations [B L D] and of tables [Vpad D]."""
+    """Sharding constraints on a mesh; no-ops on one device."""
 
     vocabulary: VocabSharding | None
-    rows_over: Callable
-    whole_rows: Callable
+    rows_over: Callable  # of activations [B L D]
+    whole_rows: Callable  # of tables [Vpad D]
 
 
 def layouts(mesh) -> Layouts:
-    """Of a mesh, or None for a single device."""
+    """Layouts on a mesh, or on one device for None."""
     if mesh is None:
         return Layouts(None, _same, _same)
-    # A table is gathered over fsdp before rows are taken from it, as every other weight is before its product.
+    # Tables are gathered over fsdp before use, as every other weight.
     vocabulary = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
     return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over(mesh, "tensor"))
 

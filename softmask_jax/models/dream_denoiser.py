@@ -1,4 +1,4 @@
-"""Dream as objectives and samplers see it: shifted hidden states, a mask that may be predicted, perhaps a frozen base."""
+"""Builder of Dream's denoiser: shifted hidden states, a predictable mask, optionally an adapter on a frozen base."""
 from collections.abc import Mapping
 
 import jax
@@ -18,13 +18,13 @@ BASE = ("embed", "layers", "final_norm", "head")
 
 
 def dream_config(model: Model, hf_config: Mapping) -> DreamConfig:
-    """Sizes from Hugging Face's config.json, the rest from ours. Raises ValueError for another network."""
+    """Sizes from Hugging Face's config.json, the rest from our config. ValueError for another network."""
     names = ("param_dtype", "compute_dtype", "base_dtype", "remat", "attention")
     return DreamConfig.from_hf(dict(hf_config), **{name: getattr(model, name) for name in names})
 
 
 def adapter_config(model: Model) -> AdapterConfig | None:
-    """The adapter that a config asks for, if any."""
+    """The adapter of a config, or None."""
     if model.adapter == "none":
         return None
     return AdapterConfig(
@@ -33,16 +33,10 @@ def adapter_config(model: Model) -> AdapterConfig | None:
 
 
 def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -> Denoiser:
-    """The denoiser of a converted Dream.
+    """The denoiser of a converted Dream; with an adapter, only `backbone["adapter"]` is trained.
 
-    With an adapter the backbone is the frozen base and, under "adapter", what is trained; without, all of it is.
-
-    Args:
-      hf_config: Hugging Face's config.json, as the converted folder keeps it.
-      mesh: where activations and the vocabulary lie; None for a single device.
-
-    Raises:
-      ValueError: sizes that cannot be built, or a config without a mask token.
+    hf_config: Hugging Face's config.json, kept in the converted folder. mesh: None on one device.
+    ValueError for impossible sizes, or a config.json without a mask token.
     """
     spec, adapter = dream_config(model, hf_config), adapter_config(model)
     mask, _, _ = special_ids(hf_config)
@@ -50,8 +44,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
     scalars, layout, axes = initial_scalars(soft_mask), layouts(mesh), dream.logical_axes(spec)
     if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
-        # Gathered whole a table takes 1 GiB of every chip, and there would be four of them: each chip keeps its rows of
-        # the vocabulary instead, and sees the hidden states of all rows of the batch.
+        # Shard the vocabulary over fsdp: a gathered table takes 1 GiB per chip, and there would be four.
         vocabulary = VocabSharding(mesh, ("data",), "fsdp", "sequence")
         layout = Layouts(vocabulary, layout.rows_over, sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}

@@ -1,7 +1,4 @@
-"""The families of models, by `config.model.kind`: all that training, samplers, conversion and evaluation ask of one.
-
-A new family is a network in `nn/`, a builder, a key table in `keys/` and an entry here.
-"""
+"""Model families by `config.model.kind`, each a network in `nn/`, a builder, a table in `keys/` and an entry here."""
 import dataclasses
 from collections.abc import Callable, Mapping
 
@@ -17,28 +14,18 @@ from softmask_jax.models.keys import Keys, dit, dream
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family of models.
+    """What training, samplers, conversion and evaluation need to know of a family of models."""
 
-    Attributes:
-      kind: where its sizes and data come from.
-      build: `(config.Model, config.SoftMask, about, *, mesh=None) -> Denoiser`. about: config.json of the converted
-        model in `config.model.base`; of a network with sizes of its own, "vocab_size" and "mask_token_id".
-      objective: `(Config) -> Objective`, what is trained.
-      keys: PyTorch's names of its parameters; None if it cannot be converted.
-      padding: side on which rows of a batch are padded, "left" or "right".
-      default_alg: sampler where no `alg` is set.
-      fixed_length: rows are windows of the training length that begin with BOS; else prompts are continued.
-      shifted: logits of the PyTorch model at i predict token i + 1.
-    """
-
-    kind: Kind
+    kind: Kind  # source of its sizes and data
+    # (config.Model, config.SoftMask, about, *, mesh=None). about: config.json of the converted model in
+    # `config.model.base`, or {"vocab_size", "mask_token_id"} for a network with sizes of its own.
     build: Callable[..., Denoiser]
     objective: Callable[[Config], Objective]
-    keys: Keys | None = None
-    padding: str = "right"
-    default_alg: str = "mdlm"
-    fixed_length: bool = True
-    shifted: bool = False
+    keys: Keys | None = None  # None: no conversion from PyTorch
+    padding: str = "right"  # side on which rows of a batch are padded, "left" or "right"
+    default_alg: str = "mdlm"  # sampler
+    fixed_length: bool = True  # rows are windows of the training length starting with BOS; else continued prompts
+    shifted: bool = False  # logits of the PyTorch model at i predict token i + 1
 
 
 def _dit(model: Model, soft_mask: SoftMask, about: Mapping, *, mesh=None) -> Denoiser:
@@ -63,14 +50,14 @@ OURS = frozenset(FAMILIES)
 
 
 def register(name: str, family: Family) -> None:
-    """Make `config.model.kind=name` a choice, for instance from the file of a config. Raises ValueError for a name of ours."""
+    """Add a choice of `config.model.kind`, for instance from a config file. ValueError for a built-in name."""
     if name in OURS:
         raise ValueError(f"{name} is a family of this package; choose another name.")
     KINDS[name], FAMILIES[name] = family.kind, family
 
 
 def of(kind: str) -> Family:
-    """The family of a kind. Raises ValueError."""
+    """The family of a kind. ValueError if there is none."""
     if kind not in FAMILIES:
         raise ValueError(f"There is no family {kind}; choose one of {', '.join(FAMILIES)}.")
     return FAMILIES[kind]

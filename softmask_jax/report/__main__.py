@@ -12,7 +12,7 @@ from softmask_jax.report.run_page import FILE, write
 
 @command()
 def main(argv: list[str]) -> None:
-    """Exit status: 0 done; 1 no run, or no page could be written; 2 the command line is wrong."""
+    """Exit status: 0 done, 1 no run or no page written, 2 usage error."""
     parser = command_parser("report", __doc__)
     parser.add_argument("run", help="the folder of a run (its --workdir)")
     parser.add_argument("--out", default="", help=f"the page; replaces the file, <run>/{FILE} by default")

@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Maps values between `low` and `high` to pixels between `start` and `end`; where `log`, all must be positive."""
+    """Maps values in [low, high] to pixels in [start, end]; log: logarithmic, all values positive."""
 
     low: float
     high: float
@@ -24,7 +24,7 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """Four significant digits, thousands separated: 12,345.6 is "12,346"."""
+    """Four significant digits with thousands separators: 12,345.6 is "12,346"."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
@@ -34,7 +34,7 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round values, 1, 2 or 5 times a power of ten apart."""
+    """About `count` round values, spaced by 1, 2 or 5 times a power of ten."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -42,7 +42,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two positive values, with twos and fives, or round values, where those are few."""
+    """Powers of ten between two positive values; if few, also twos and fives, or round values."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
         values = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
@@ -52,7 +52,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_name(value: float, step: float, largest: float = 0.0) -> str:
-    """The shortest name exact to a fraction of `step`, in the unit of the `largest` value: 20k, 1.5M, 2e13, 5e-4."""
+    """Shortest name exact to a fraction of `step`, in the unit of the `largest` value: 20k, 1.5M, 2e13, 5e-4."""
     size = max(abs(value), largest)
     if value and (size >= 1e9 or size < 1e-3 or size / 20 < step < 1e-3):
         digits = max(2, math.ceil(math.log10(size / step)))
@@ -66,7 +66,7 @@ def tick_name(value: float, step: float, largest: float = 0.0) -> str:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """Both values, or a margin around them where a float cannot tell them apart."""
+    """Both values, or a margin around them if they are too close for a float."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
     size = max(abs(low) * 0.05, 1e-3 if abs(low) < 1e-3 else 0.0)

@@ -1,7 +1,5 @@
 """Line and bar charts as inline SVG: ticks, legend, intervals, a logarithmic version, data for the hover read-out.
-
-Colours, dashes and the effect of the check boxes are in the style sheet of page.py. A chart fills its parent's width.
-"""
+Styled by page.css; a chart fills its parent's width."""
 import dataclasses
 import html
 import json
@@ -16,7 +14,7 @@ from softmask_jax.report.chart_axes import Axis, log_ticks, number, tick_name, t
 MOST_POINTS = 600
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 57, 385, 10, 202
-# Up to here every estimate of a series shows its own interval; above, intervals are a band.
+# Up to this many estimates, each shows its own interval; above, intervals are a band.
 MOST_WHISKERS = 12
 COLOURS = 6
 NOTHING = '<p class="none">no finite value</p>'
@@ -24,18 +22,18 @@ NOTHING = '<p class="none">no finite value</p>'
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: x [N] ascending, y [N], low and high [N] (an interval of y) or None; non-finite values are gaps."""
+    """One curve; non-finite values are gaps."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
+    x: Sequence[float]  # [N], ascending
+    y: Sequence[float]  # [N]
+    low: Sequence[float] | None = None  # [N], interval of y
     high: Sequence[float] | None = None
     faint: bool = False  # pale, behind the others
-    colour: int | None = None  # number in the palette; None: position of the series in the chart
+    colour: int | None = None  # palette index; None: position in the chart
 
     def thinned(self) -> "Series":
-        """At most MOST_POINTS: each bucket's least and greatest y, or its means where there are intervals."""
+        """At most MOST_POINTS: minimum and maximum y of each bucket, or means if there are intervals."""
         if len(self.x) <= MOST_POINTS:
             return self
         names = ("x", "y") if self.low is None else ("x", "y", "low", "high")
@@ -50,7 +48,7 @@ class Series:
 
 
 def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
-    """Centred running mean of the finite values of y [N] over 2 x `rows` + 1 entries (by default a fiftieth of all)."""
+    """Centred running mean of the finite values of y [N] over 2 x `rows` + 1 entries (default: N / 50)."""
     y = np.asarray(y, np.float64)
     rows = max(2, len(y) // 100) if rows is None else rows
     finite = np.isfinite(y)
@@ -65,13 +63,13 @@ def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "", log: bool = False
 ) -> str:
-    """A `<figure>`; titles must differ within a page. log: show the logarithmic y axis first, where it is offered."""
+    """A `<figure>`; titles must be unique in a page. log: show the logarithmic y axis first, if available."""
     series = [one.thinned() for one in series if len(one.x)]
     x = _finite(one.x for one in series)
     y = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
     if not (len(x) and len(y)):
         return _figure(title, NOTHING, note=note)
-    first = 0.0 if 0 < x.min() < 0.2 * x.max() else x.min()  # a run starts at 0, its rows a little later
+    first = 0.0 if 0 < x.min() < 0.2 * x.max() else x.min()  # runs start at 0, their rows a little later
     horizontal = Axis(*widened(first, x.max()), LEFT, RIGHT)
     verticals = {"linear": Axis(*with_margin(y.min(), y.max()), BOTTOM, TOP)}
     offers_log = y.min() > 0 and y.max() / y.min() > 2
@@ -89,12 +87,12 @@ def line_chart(
 
 
 def optional_chart(title: str, series: Sequence[Series], **options) -> str:
-    """`line_chart`, or "" where no series has a point."""
+    """`line_chart`, or "" if no series has a point."""
     return line_chart(title, series, **options) if any(len(one.x) for one in series) else ""
 
 
 def bar_chart(title: str, bars: Mapping[str, float], *, x_label: str = "", y_label: str = "") -> str:
-    """A `<figure>` with a bar of this height for every name, such as a histogram's bins."""
+    """A `<figure>` with a bar per name, such as a histogram."""
     finite = _finite([list(bars.values())])
     if not len(finite):
         return _figure(title, NOTHING)
@@ -158,7 +156,7 @@ def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[
                 parts.append(f'<path class="band {look}" d="{_path(*around)}Z"/>')
             parts.append(f'<path class="line {look}" d="{_path(x[part], y[part])}"/>')
             if few and known:
-                aside = 3.0 * (i - (len(series) - 1) / 2)  # so that one series' whiskers don't hide another's
+                aside = 3.0 * (i - (len(series) - 1) / 2)  # keeps whiskers of different series apart
                 bars = "".join(f"M{a + aside:.1f} {b:.1f}V{c:.1f}" for a, b, c in zip(x[part], low, high))
                 parts.append(f'<path class="whisker {look}" d="{bars}"/>')
             if few or part.stop - part.start == 1:
@@ -168,7 +166,7 @@ def _curves(series: Sequence[Series], horizontal: Axis, vertical: Axis) -> list[
 
 
 def _look(one: Series, position: int) -> str:
-    """Classes of a curve: colour, dashes, paleness."""
+    """CSS classes of a curve: colour, dashes, paleness."""
     colour = position if one.colour is None else one.colour
     return f"c{colour % COLOURS} d{colour // COLOURS % 3}{' faint' if one.faint else ''}"
 
@@ -179,7 +177,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 def _svg(title: str, described: str, kind: str, parts: Sequence[str], labels: tuple[str, str], vertical: Axis,
          horizontal: Axis | None = None) -> str:  # fmt: skip
-    """The drawing on its grid; labels: names of the x and the y axis."""
+    """The drawing on its grid. labels: of the x and the y axis."""
     name, middle = f"chart-{_slug(title)}", f"{(TOP + BOTTOM) / 2:.0f}"
     x_label, y_label = map(html.escape, labels)
     domain = f' data-x="{LEFT} {RIGHT} {horizontal.low} {horizontal.high}"' if horizontal else ""

@@ -1,4 +1,4 @@
-"""Page that compares runs: measurements, curves in common charts, differences of config."""
+"""Page that compares runs: measurements, curves in common charts, config differences."""
 from collections.abc import Mapping, Sequence
 
 from softmask_jax.config import Config, flatten
@@ -7,15 +7,12 @@ from softmask_jax.report import curves, page
 from softmask_jax.report.charts import Series, optional_chart
 
 ABSENT = "(absent)"
-# Keys that change nothing that is computed.
+# Keys without effect on results.
 NAMES = ("train.compilation_cache", "train.wandb", "data.cache_dir")
 
 
 def build(runs: Mapping[str, RunLog], measured: Sequence = ()) -> str:
-    """The page as HTML.
-
-    runs: by the names they are shown under, the baseline first. measured: lines of text and tables (header, rows).
-    """
+    """The page as HTML. runs: by displayed name, baseline first. measured: lines of text and tables (header, rows)."""
     measurements = [page.table(*one) if isinstance(one, tuple) else f"<p>{page.text(one)}</p>\n" for one in measured]
     notes = [f"{name}: {note}" for name, run in runs.items() for note in run.notes]
     title = " / ".join(runs)
@@ -44,7 +41,7 @@ def _perplexity(name: str, run: RunLog, colour: int) -> Series:
 
 
 def _over(title: str, runs: Mapping[str, RunLog], drawn: Mapping[str, Series], y_label: str, log: bool = False) -> str:
-    """Section of the same curves against steps, tokens and FLOPs; a note names the runs that do not log theirs."""
+    """Section of the same curves against steps, tokens and FLOPs, with a note naming runs that lack an axis."""
     charts = []
     for axis in (curves.STEPS, curves.TOKENS, curves.FLOPS):
         moved = {name: curves.against(run, drawn[name], axis) for name, run in runs.items()}
@@ -57,7 +54,7 @@ def _over(title: str, runs: Mapping[str, RunLog], drawn: Mapping[str, Series], y
 
 
 def _common(runs: Mapping[str, RunLog], column: str, title: str, y_label: str, mean: bool = False) -> str:
-    """One chart of a column of all runs, or of its running means; "" where none has it."""
+    """One chart of a column (or its running mean) of all runs; "" if none has it."""
     series = [curves.trained(run, column, name, mean=mean, colour=i) for i, (name, run) in enumerate(runs.items())]
     return optional_chart(title, series, y_label=y_label)
 
@@ -82,7 +79,7 @@ def _speed(runs: Mapping[str, RunLog]) -> str:
 
 
 def _differences(runs: Mapping[str, RunLog]) -> str:
-    # A key that an older version did not know had the effect of today's default.
+    # Keys that older versions lack count as their defaults.
     defaults = flatten(Config().to_dict())
     configs = {name: defaults | flatten(run.config) for name, run in runs.items() if run.config}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NAMES)

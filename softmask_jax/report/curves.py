@@ -7,7 +7,7 @@ from softmask_jax.io.run_log import RunLog, number
 from softmask_jax.report.charts import Series, smoothed
 
 ESTIMATES = {"one_pass": "one pass", "two_pass": "two passes"}
-# Names of x axes.
+# x axes
 STEPS, TOKENS, FLOPS = "step", "training tokens", "training FLOPs"
 SCALARS = {
     "scale": "Scale ω_s", "centre": "Centre ω_b (nats)", "steepness": "Steepness ω_a", "temperature": "Temperature",
@@ -15,13 +15,13 @@ SCALARS = {
 
 
 def trained(run: RunLog, name: str, label: str, *, mean: bool = False, **look) -> Series:
-    """A value of the training rows, or its running mean, against the step."""
+    """A column of the training rows, or its running mean, against the step."""
     steps, values = run.column("train", name)
     return Series(label, steps, smoothed(values) if mean else values, **look)
 
 
 def trained_both(run: RunLog, name: str) -> list[Series]:
-    """Every training row, pale, behind its running mean."""
+    """All training rows, pale, behind their running mean."""
     rows = trained(run, name, "each row", faint=True, colour=0)
     return [rows, trained(run, name, "running mean", mean=True, colour=0)]
 
@@ -35,7 +35,7 @@ def perplexity(run: RunLog, estimate: str, label: str, **look) -> Series:
 
 
 def validated(run: RunLog, name: str, label: str, **look) -> Series:
-    """A value of the validation rows, or else of the final one, with its 95 % interval if complete."""
+    """A column of the validation rows, or else the final one; with its 95 % interval if complete."""
     kind = "validation" if len(run.column("validation", name)[0]) else "final"
     (steps, middle), (_, low), (_, high) = (run.column(kind, key) for key in (name, f"{name}_low", f"{name}_high"))
     interval = (low, high) if len(low) == len(high) == len(middle) else ()
@@ -43,7 +43,7 @@ def validated(run: RunLog, name: str, label: str, **look) -> Series:
 
 
 def against(run: RunLog, series: Series, axis: str) -> Series | None:
-    """A curve over steps moved to tokens or FLOPs; None where the run does not log them."""
+    """A curve over steps moved to tokens or FLOPs; None if the run does not log them."""
     if axis == STEPS or not len(series.x):
         return series
     x = run.tokens(series.x) if axis == TOKENS else run.flops(series.x)
@@ -51,7 +51,7 @@ def against(run: RunLog, series: Series, axis: str) -> Series | None:
 
 
 def cross_entropy_by_t(run: RunLog) -> dict[str, float]:
-    """Lower end of each bin of t, and its mean cross-entropy (nats) in the newest training row."""
+    """Lower end of each bin of t -> mean cross-entropy (nats), from the newest training row."""
     prefix, row = "cross_entropy_by_t/", run.last.get("train", {})
     return {
         name.removeprefix(prefix).split("-")[0]: value for name, entry in row.items()
@@ -60,7 +60,7 @@ def cross_entropy_by_t(run: RunLog) -> dict[str, float]:
 
 
 def scalars(run: RunLog) -> dict[str, str]:
-    """The soft-masking scalars that the run logs, with their titles; the temperature only where it is learned."""
+    """Logged soft-masking scalars -> titles; the temperature only if learned."""
 
     def logged(name: str) -> bool:
         _, values = run.column("train", f"soft_mask/{name}")
@@ -70,13 +70,13 @@ def scalars(run: RunLog) -> dict[str, str]:
 
 
 def lambda_histogram(run: RunLog) -> dict[str, float]:
-    """Lower end of each bin of lambda, and the share of fed-back masks in it, in the newest row with a histogram."""
+    """Lower end of each bin of lambda -> share of fed-back masks, from the newest row with a histogram."""
     shares = [number(share) for share in (run.histogram or {}).get("lambda_histogram", ())]
     return {} if None in shares else {f"{i / len(shares):.1f}": share for i, share in enumerate(shares)}
 
 
 def throughput(run: RunLog) -> str:
-    """Median and quartiles of tokens/s as a sentence; "" where none was measured."""
+    """A sentence with median and quartiles of tokens/s; "" if not measured."""
     _, speed = run.column("train", "tokens_per_second")
     speed = speed[np.isfinite(speed)]
     if not len(speed):

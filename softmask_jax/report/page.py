@@ -1,4 +1,4 @@
-"""One self-contained HTML document: its style, its script, and escaped text. Nothing is loaded from anywhere."""
+"""Self-contained HTML document with its style, its script and escaped text; loads nothing."""
 import base64
 import datetime
 import hashlib
@@ -11,31 +11,28 @@ from pathlib import Path
 
 
 def asset(name: str, **fields) -> str:
-    """Text of a file in this folder, its `$name` fields filled in if there are any."""
+    """Text of a file in this folder, with `$name` fields filled in."""
     content = Path(__file__).with_name(name).read_text("utf-8")
     return string.Template(content).substitute(fields) if fields else content
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; lighter on dark ground.
+# Okabe and Ito's palette, safe for colour-blind readers.
 STYLE = "\n" + asset("page.css")
-# Shows the values under the pointer; the page is complete without it.
+# Hover read-out; the page is complete without it.
 SCRIPT = "\n" + asset("page.js")
 
-# Characters that HTML forbids, and halves of surrogate pairs, which UTF-8 cannot encode.
+# Characters that HTML forbids, and surrogates, which UTF-8 cannot encode.
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def text(value) -> str:
-    """Any value as inert HTML text, also inside a quoted attribute."""
+    """Any value as inert HTML text, safe inside quoted attributes."""
     return html.escape(UNWRITABLE.sub("\ufffd", str(value)))
 
 
 def document(title: str, *body: str, style: str = "", script: str = "") -> str:
-    """A whole page. Its policy forbids the browser to load anything or to run other scripts than these.
-
-    Args:
-      title: plain text. body: HTML. style, script: added after this module's own.
-    """
+    """A whole page, whose content security policy forbids loading anything and running other scripts.
+    title: plain text; body: HTML; style, script: added after those of this module."""
     scripts = [source for source in (SCRIPT, script) if source]
     hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
     try:
@@ -51,7 +48,7 @@ def document(title: str, *body: str, style: str = "", script: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A table that scrolls by itself where it is wider than the page; cells are escaped."""
+    """A table that scrolls if wider than the page; cells are escaped."""
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
     lines = ("".join(f'<td{" class=long" * (len(str(cell)) > 40)}>{text(cell)}</td>' for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
@@ -65,7 +62,7 @@ def cards(entries: Sequence[tuple[str, str, str]]) -> str:
 
 
 def section(title: str, *content: str) -> str:
-    """A heading and its content; nothing where that is empty."""
+    """A heading and its content; "" without content."""
     inner = "".join(content)
     return f"<section>\n<h2>{text(title)}</h2>\n{inner}</section>\n" if inner else ""
 
@@ -77,5 +74,5 @@ def figures(*charts: str) -> str:
 
 
 def warnings(lines: Sequence[str]) -> str:
-    """Highlighted list above everything else."""
+    """Highlighted list."""
     return f'<ul class="warnings">{"".join(f"<li>{text(line)}</li>" for line in lines)}</ul>\n' if lines else ""

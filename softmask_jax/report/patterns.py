@@ -1,4 +1,4 @@
-"""Rows of requests to tokens, with masks where text is to be written."""
+"""Requests to rows of tokens, with masks where text is to be generated."""
 import dataclasses
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from softmask_jax.data.tokenizers import Tokenizer
 class Pattern:
     """One row without padding."""
 
-    tokens: np.ndarray  # [n] int32, masks where text is to be written
-    answer: int  # index of the answer's first token; 0 for a row that is a pattern itself
+    tokens: np.ndarray  # [n] int32, masks where text is to be generated
+    answer: int  # index of the answer's first token; 0 for a ready pattern
 
 
 def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    """[n] int32. Raises ValueError for an id that the model does not have."""
+    """Ids as [n] int32. ValueError for one outside the vocabulary."""
     unknown = [id_ for id_ in ids if not 0 <= id_ < vocab_size]
     if unknown:
         raise ValueError(f"{unknown[0]} is no token's id; ids are 0..{vocab_size - 1}.")
@@ -25,10 +25,8 @@ def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
 
 
 def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
-    """The token that `text` names: an id, a special token, or a text of exactly one token ("text:..." is always text).
-
-    Raises ValueError for a text of several tokens, or an id that the model does not have.
-    """
+    """The token named by `text`: an id, a special token or a text of one token ("text:..." is always text).
+    ValueError for several tokens, or an id outside the vocabulary."""
     if text.lstrip("-").isdigit() and text.isascii():
         return int(checked_ids([int(text)], vocab_size)[0])
     text = text.removeprefix("text:")
@@ -44,12 +42,12 @@ def token_id(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """`encoder(row) -> Pattern`. Raises ValueError, with the row's name, for one that is too long or has no mask."""
+    """`encoder(row) -> Pattern`. ValueError, with the name of the row, if it is too long or has no mask."""
 
-    model: object  # its tokenizer, mask and chat template are used
-    limit: int  # most positions of a row
-    max_new_tokens: int | None = None  # default of prompts; None fills up to the limit
-    chat: bool = False  # render prompts as a user's message, after the `system` message if any
+    model: object  # provides tokenizer, mask and chat template
+    limit: int  # maximal row length
+    max_new_tokens: int | None = None  # default of prompts; None: up to the limit
+    chat: bool = False  # render prompts as user messages, after `system` if set
     system: str = ""
     bos: bool = False  # begin texts with BOS
 
@@ -124,7 +122,7 @@ class Encoder:
         return checked_ids(ids, self.model.denoiser.vocab_size)
 
     def _with_forced(self, tokens: np.ndarray, answer: np.ndarray, forced) -> np.ndarray:
-        """The tokens with `forced` ones at their offsets in the `answer` (indices of its positions)."""
+        """The tokens with `forced` ones at offsets in the `answer` (indices of its positions)."""
         tokens, taken = tokens.copy(), set()
         for offset, token in forced:
             ids = self._without_mask(self._ids([token]) if is_integer(token) else self._text(token, first=False))

@@ -12,16 +12,13 @@ from softmask_jax.report.chart_axes import number
 from softmask_jax.report.charts import bar_chart, line_chart, optional_chart
 
 FILE = "report.html"
-# Longer samples are cut, further ones left out: the page stays small enough to mail.
+# Limits that keep the page small enough to mail.
 MOST_SAMPLES, MOST_CHARACTERS = 16, 8000
 
 
 def write(folder: str | Path, out: str | Path | None = None, summary: dict | None = None) -> Path:
-    """Write the page of the run in `folder`, by default into it, and return its path.
-
-    summary: the content of summary.json, where it is not written yet. Raises FileNotFoundError if the folder holds no
-    run, OSError if the page cannot be written.
-    """
+    """Write the page of the run in `folder`, by default into it; return its path.
+    summary: if summary.json does not exist yet. FileNotFoundError without a run, OSError if writing fails."""
     path = Path(os.path.expanduser(out or Path(folder, FILE)))
     write_atomically(path, build(read(folder, summary)), elsewhere="give another --out")
     return path
@@ -58,7 +55,7 @@ def build(run: RunLog) -> str:
 
 
 def _described(run: RunLog) -> str:
-    """One line about the run from its config."""
+    """One line about the run, from its config."""
     if not run.config:
         return "softmask_jax run"
     setting, variant = run.setting, str(run.setting("soft_mask.variant"))
@@ -83,7 +80,7 @@ def _missing(run: RunLog) -> list[str]:
 
 
 def _scores(run: RunLog) -> tuple[dict, str]:
-    """The newest validation scores and a name for them; ({}, "") if there are none."""
+    """Newest validation scores and their name; ({}, "") if there are none."""
     if run.finished and isinstance(run.summary.get("validation"), dict):
         return run.summary["validation"], "final validation"
     rows = [run.last[kind] for kind in ("final", "validation") if kind in run.last]
@@ -94,7 +91,7 @@ def _scores(run: RunLog) -> tuple[dict, str]:
 
 
 def _headline(run: RunLog) -> list[tuple[str, str, str]]:
-    """Cards (title, value, explanation) of the newest scores, the cost and the speed."""
+    """Cards (title, value, explanation): newest scores, cost, speed."""
     entries, source = _scores(run)
     scores = {name: value for name, entry in entries.items() if (value := number_of(entry)) is not None}
 

@@ -1,7 +1,7 @@
-"""Self-contained HTML page that plays a denoising: every step, the feedback in each mask, curves.
+"""Self-contained HTML page that plays a denoising: tokens, feedback in each mask, curves.
 
-Frame f shows the tokens after step f and, at its masks, the input of step f + 1: lambda and the likeliest tokens of
-step f's prediction. Frame 0 is the sampler's input, whose masks are plain.
+Frame f shows the tokens after step f and, at masks, the input of step f + 1: lambda and the top tokens of step f's
+prediction. Frame 0 is the sampler's input with plain masks.
 """
 import dataclasses
 import json
@@ -17,10 +17,10 @@ from softmask_jax.report.viewer_pieces import Pieces
 from softmask_jax.samplers.result import Generated
 
 MOST_ROWS = 8
-# Lambda is written in parts of the page's largest, pi and entropy (nats) in thousandths.
+# Units of integers: lambda in parts of the page's largest, pi and entropy (nats) in thousandths.
 LAMBDA_PARTS, PARTS = 9999, 1000
 SPEEDS = (1, 2, 4, 8, 16, 32)
-# About how long a page plays, seconds, unless the reader chooses.
+# Default duration of playback, seconds.
 PLAYS_FOR = 16
 
 
@@ -46,20 +46,20 @@ class Row:
         return self.tokens == self.mask_token_id
 
     def counts(self) -> dict[str, np.ndarray]:
-        """Tokens that each step [S] committed, re-masked and exchanged for others."""
+        """Numbers of tokens committed, re-masked and replaced by each step, [S] each."""
         before, after = self.masked[:-1], self.masked[1:]
         other = ~before & ~after & (self.tokens[:-1] != self.tokens[1:])
         return {"committed": (before & ~after).sum(1), "re-masked": (~before & after).sum(1), "changed": other.sum(1)}
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """[S L] -> [S]: mean over each step's input masks; NaN where there were none."""
+        """[S L] -> [S]: mean over the input masks of each step; NaN without masks."""
         mask = self.masked[:-1]
         count = mask.sum(1)
         return np.where(count > 0, (values * mask).sum(1) / np.maximum(count, 1), np.nan)
 
 
 def row_of(made: Generated, index: int, *, mask_token_id: int, attention_mask: np.ndarray | None = None) -> Row:
-    """A row of a sampler's result, cut to the steps that were made; arguments and errors as of `trajectory_page`."""
+    """A row of a sampler's result, cut to the steps made; arguments and errors as in `trajectory_page`."""
     if made.trace is None:
         raise ValueError("A page of the denoising needs its trace: call the sampler with trace=True.")
     steps, tokens = int(made.steps), np.asarray(made.tokens)
@@ -90,14 +90,11 @@ def trajectory_page(
     title: str = "A text, step by step", facts: Mapping[str, object] | None = None, note: str = "",
     attention_mask: np.ndarray | None = None,
 ) -> str:  # fmt: skip
-    """The page as HTML.
+    """The page as HTML, all text escaped.
 
-    Args:
-      made: result with its `trace`; the reader chooses among several `rows` of it.
-      facts: model, sampler, settings by name. note: a sentence below the facts. All text is escaped.
-      attention_mask: [B L]; positions where it is 0 are padding and left out.
-
-    Raises ValueError: no trace, no step, no such row, more than `MOST_ROWS` rows, a mask of another shape.
+    made: result with a `trace`; several `rows` of it give the reader a choice. facts: model, sampler, settings by name.
+    note: a sentence below them. attention_mask: [B L], 0 at padding, which is left out.
+    ValueError: no trace, no step, a row out of range, more than `MOST_ROWS` rows, a mask of another shape.
     """
     if not 1 <= len(rows) <= MOST_ROWS:
         raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(rows)}.")
@@ -122,25 +119,24 @@ def trajectory_page(
         *(_ending(row, of, tokenizer) for row, _, of in samples),
         page.asset("viewer_guide.html"),
         f'<script type="application/json" id="trace">{content}</script>\n',
-        # The tint of a mask is one hue from the ground's lightness to full colour: readable without colour vision too.
+        # Mask tints vary in lightness of one hue: readable without colour vision.
         style="\n" + page.asset("viewer.css"),
         script="\n" + page.asset("viewer.js"),
     )
 
 
 def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
-    """Input of viewer.js; -1 stands for the mask, other tokens are positions in `pieces`.
+    """Input of viewer.js; tokens are indices into "pieces", -1 is the mask.
 
-    Returns:
-      "pieces": [id, text, kind] each (see `Pieces`). "unit": lambda of one part. "k": candidates of a mask. "rows": of
-      each "start", the tokens of frame 0; "changes", per step the position and new token of each change, flat; "masks",
-      per frame and mask lambda, the entropy of the prediction (-1 if the step before had a token there) and k times
-      token and pi, flat, empty before the first prediction; "called", per step.
+    "pieces": [id, text, kind] each, see `Pieces`. "unit": lambda of one part. "k": candidates per mask. "rows", each
+    with "start": tokens of frame 0; "changes" per step: position and new token of each, flat; "masks" per frame, flat
+    over masks: lambda, entropy of the prediction (-1 if the previous step had a token there), k times token and pi,
+    empty before the first prediction; "called" per step.
     """
-    # Tokens, and candidates of all masks with a prediction.
+    # Tokens, and candidates at masks with a prediction.
     used = [part.ravel() for row in rows for part in (row.tokens, row.token_ids[1:][row.masked[1:-1]])]
     ids, counts = np.unique(np.concatenate(used), return_counts=True)
-    # The most frequent tokens get the shortest numbers.
+    # Frequent tokens get short indices.
     ids, mask = ids[np.argsort(-counts, kind="stable")], rows[0].mask_token_id
     ids = ids[ids != mask]
     piece_of = np.full(max(ids.max(initial=0), mask) + 1, -1)
@@ -176,7 +172,7 @@ def _encoded_row(row: Row, piece_of: np.ndarray, unit: float) -> dict:
 
 
 def _player(rows: Sequence[Row]) -> str:
-    """Controls, legend, and the boxes that viewer.js fills."""
+    """Controls, legend and containers filled by viewer.js."""
     steps = rows[0].steps
     usual = min(SPEEDS, key=lambda speed: abs(speed - steps / PLAYS_FOR))
     speeds = "".join(

@@ -1,4 +1,4 @@
-"""Single tokens as readable text: partial UTF-8, control characters and special tokens included."""
+"""Readable text of single tokens, including partial UTF-8, control characters and special tokens."""
 import functools
 import json
 import re
@@ -9,16 +9,14 @@ from softmask_jax.data.tokenizers.ranks import ALPHABET
 
 ORDINARY, SPECIAL, BYTES = range(3)
 SHOWN = {"\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5\t"}
-# Controls, formatting such as marks of direction, surrogates, characters without a glyph.
+# Unicode categories: control, format (direction marks), surrogate, private, unassigned, separators.
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 BYTE_OF = {letter: byte for byte, letter in enumerate(ALPHABET)}
 
 
 class Pieces:
     """`pieces(id) -> (text, kind)`: ORDINARY text, the name of a SPECIAL token, or BYTES in hexadecimal.
-
-    A line's end is followed by a line break, a tab by a tab; an id that stands for no text is `#id`.
-    """
+    Symbols of line ends and tabs are followed by the character itself; an id without text is `#id`."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -28,7 +26,7 @@ class Pieces:
     def __call__(self, token: int) -> tuple[str, int]:
         if not 0 <= token < self._tokenizer.vocab_size:
             return f"#{token}", SPECIAL
-        # Behind a mask, because decoders of word pieces drop the space before a text's first word.
+        # After a mask, as word-piece decoders drop the space before a text's first word.
         text = self._tokenizer.decode([self._tokenizer.mask_token_id, token], mask="")
         if token in self._special:
             return visible(self._names.get(token, text)), SPECIAL
@@ -40,7 +38,7 @@ class Pieces:
         return (visible(text), ORDINARY) if text else (f"#{token}", SPECIAL)
 
     def _bytes(self, token: int) -> bytes | None:
-        """The token's bytes: of byte-level BPE, byte fallback (`<0xE2>`) or plain bytes; None if unknown."""
+        """Bytes of a token in byte-level BPE, byte fallback (`<0xE2>`) or plain bytes; None if unknown."""
         if isinstance(self._tokenizer, ByteTokenizer):
             return bytes([token])
         spelling = self._spellings.get(token, "")
@@ -57,7 +55,7 @@ class Pieces:
 
 
 def visible(text: str) -> str:
-    """The text with invisible and disturbing characters spelled out."""
+    """The text with invisible and control characters spelled out."""
     shown = "".join(
         SHOWN.get(letter) or (f"\u27e8U+{ord(letter):04X}\u27e9" if unicodedata.category(letter) in UNSEEN else letter)
         for letter in text

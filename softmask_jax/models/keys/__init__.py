@@ -1,20 +1,16 @@
-"""Key tables of the families: which PyTorch tensor is which of our arrays. Numpy only."""
+"""Tables that map PyTorch tensors to our arrays, by family. Numpy only."""
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """One tensor: our path and PyTorch's key; with {i}, a block's number, blocks are stacked on our axis 0.
+    """One tensor, or with {i} (block number) in the key one of every block, stacked on our axis 0."""
 
-    change: "none", "transpose" ([out, in] <-> [in, out]) or "vocabulary" (axis 0 zero-padded to a multiple of 128).
-    shape: PyTorch's, as sizes or letters ("D", or "3D" for three times D). dtype: "float" is any floating-point type.
-    """
-
-    path: str
-    key: str
-    change: str
-    shape: tuple[str | int, ...]
-    dtype: str = "float"
+    path: str  # ours
+    key: str  # PyTorch's
+    change: str  # "none", "transpose" ([out, in] <-> [in, out]) or "vocabulary" (axis 0 padded to a multiple of 128)
+    shape: tuple[str | int, ...]  # PyTorch's, as sizes or letters: "D", or "3D" for three times D
+    dtype: str = "float"  # "float" is any floating-point type
 
     @property
     def stacked(self) -> bool:
@@ -22,16 +18,12 @@ class Entry(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Key table of a family.
+    """Key table of a family."""
 
-    name: in errors. roots: regular expressions of the modules at the network's root. table, sizes: entries of the
-    backbone and sizes of their letters, from config.json of a converted model.
-    """
-
-    name: str
-    roots: tuple[str, ...]
-    table: Callable[[Mapping], tuple[Entry, ...]]
-    sizes: Callable[[Mapping], dict[str, int]]
+    name: str  # for errors
+    roots: tuple[str, ...]  # regular expressions of the top-level modules
+    table: Callable[[Mapping], tuple[Entry, ...]]  # backbone, from config.json of a converted model
+    sizes: Callable[[Mapping], dict[str, int]]  # of the letters, from the same
 
 
 def linear(path: str, key: str, shape: tuple, change: str = "transpose", bias: bool = True) -> tuple[Entry, ...]:
@@ -41,7 +33,7 @@ def linear(path: str, key: str, shape: tuple, change: str = "transpose", bias: b
     return (kernel, Entry(f"{path}/bias", f"{key}.bias", "none", out)) if bias else (kernel,)
 
 
-# Soft-masking's scalars, of every family.
+# Soft-masking scalars, the same in every family.
 SOFT_MASK = (
     Entry("raw_scale", "tran_head.raw_scale", "none", ()),
     Entry("raw_centre", "tran_head.raw_centre_neg", "none", ()),

@@ -30,7 +30,7 @@ BACKBONE = (
     Entry("final_norm/scale", "model.norm.weight", "none", ("D",)),
     Entry("head/weight", "lm_head.weight", "vocabulary", ("V", "D")),
 )
-# Kernels of `convert.int8`, each with a scale for every output.
+# After `convert.int8`: kernels with a scale per output.
 BACKBONE_INT8 = (
     *(entry._replace(dtype="int8") if entry.path.endswith("/kernel") else entry for entry in BACKBONE),
     *(Entry(f"layers/{o}/kernel_scale", f"{BLOCK}{t}.weight_scale", "none", s[:1]) for o, (t, s) in LINEAR.items()),
@@ -39,7 +39,7 @@ ADAPTER_KEY = "base_model.model." + BLOCK
 
 
 def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
-    """Entries of low-rank factors, and DoRA's magnitudes, of the layers that `targets` lists by our names."""
+    """Entries of the low-rank factors, and of DoRA's magnitudes, for `targets` by our names."""
     entries = []
     for ours in targets:
         theirs, (out, width) = LINEAR[ours]
@@ -54,7 +54,7 @@ def adapter_table(targets: Iterable[str], use_dora: bool) -> tuple[Entry, ...]:
 
 
 def sizes(config: Mapping) -> dict[str, int]:
-    """The letters' sizes from Hugging Face's config. Raises ValueError for missing, wrong and unsupported fields."""
+    """Sizes of the letters from Hugging Face's config. ValueError for missing, wrong or unsupported fields."""
     built = DreamConfig.from_hf(config)
     return {
         "V": built.vocab_size, "D": built.hidden_size, "F": built.intermediate_size,

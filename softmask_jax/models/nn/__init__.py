@@ -1,1 +1,1 @@
-"""Networks in Flax NNX, their parameters as nested dicts of arrays."""
+"""Networks in Flax NNX with parameters as nested dicts of arrays; independent of masks, losses and samplers."""

@@ -1,14 +1,13 @@
-"""Keys and values that a trunk keeps, so that a later call computes a slice of the sequence alone.
+"""Key/value caches of a trunk, so that a later call computes only a slice of the sequence.
 
-Attention here is bidirectional: a changed token changes the keys of every layer but the first at all positions, so what
-is kept is an approximation unless nothing outside the slice has changed. Both caches of Fast-dLLM (arXiv 2505.22618)
-are this one operation: in `dual` the slice is the block that is being decoded, in `prefix` everything from its start on.
+Attention is bidirectional: a changed token changes the keys of all positions from layer 2 on, so cached keys are an
+approximation unless everything outside the slice is unchanged. Both caches of Fast-dLLM (arXiv 2505.22618) are slices:
+`dual` the block being decoded, `prefix` everything from its start on.
 
-A trunk takes `cache=None` (nothing is kept), `cache=True` (x is the whole sequence; returns a `Cache`), or a `Window`
-(x is a slice; its queries see all L positions; returns the cache with the slice's keys and values in it, which costs
-nothing under `jit` if it is not used).
+A trunk takes `cache=None`, `cache=True` (x is the whole sequence; returns a `Cache`) or a `Window` (x is a slice whose
+queries see all L positions; returns the updated cache, free under `jit` if unused).
 
-Letters: N layers, B batch, L length, S length of the slice, G key/value heads, d head width.
+Letters: N layers, B batch, L length, S slice length, G key/value heads, d head width.
 """
 from typing import NamedTuple
 
@@ -20,46 +19,38 @@ from softmask_jax.models.nn import layers
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values of every layer, k and v [N B L G d] in the compute dtype.
-
-    2 N G d numbers a position: Dream-7B in bfloat16 keeps 56 KiB, or 112 MiB for a row of 2,048.
-    """
+    """Rotated keys and values of every layer, [N B L G d] in the compute dtype.
+    Dream-7B in bfloat16: 56 KiB per position, 112 MiB for a row of 2,048."""
 
     k: Array
     v: Array
 
 
 class Window(NamedTuple):
-    """Where a slice [B S D] of a sequence lies, and what is known of the rest.
+    """A slice [B S D] of a sequence and the cache of the rest."""
 
-    kept: of a call with the whole sequence. start: [] the slice's first position, at most L - S; it may be traced.
-    fresh: [] positions of the slice before this one keep their cached keys and values, so that slices of many lengths
-      can share a program of one size; None: `start`.
-    segment_ids: [B L] of all keys, together with the trunk's own [B S] of the queries; or neither.
-    before: [B D] the hidden state of the position before `fresh`; only a denoiser whose predictions are shifted by one
-      reads it. None: that position keeps its own.
-    """
-
-    kept: Cache
-    start: Array | int
+    kept: Cache  # from a call with the whole sequence
+    start: Array | int  # first position of the slice, at most L - S; may be traced
+    # Positions of the slice before `fresh` (default: `start`) keep their cached keys and values, so that slices of
+    # different lengths share one compiled size.
     fresh: Array | int | None = None
-    segment_ids: Array | None = None
-    before: Array | None = None
+    segment_ids: Array | None = None  # [B L] of all keys; needed if the trunk gets those [B S] of the queries
+    before: Array | None = None  # [B D] hidden state of the position before `fresh`, for predictions shifted by one
 
     @property
     def first(self) -> Array | int:
-        """Index in the slice of its first position with keys and values of its own."""
+        """Index in the slice of its first fresh position."""
         return 0 if self.fresh is None else self.fresh - self.start
 
 
 class Slot:
-    """The cache of one layer while that layer runs: what is put in stays in `kept`."""
+    """The cache of one layer while that layer runs, updated in place."""
 
     def __init__(self, kept: Cache | None, window: Window | None):
         self.kept, self.window = kept, window
 
     def put(self, k: Array, v: Array) -> Cache:
-        """The layer's new k, v [B S G d] -> all that its queries see, [B L G d]."""
+        """Store new k, v [B S G d]; return all that the queries see, [B L G d]."""
         if self.window is None:
             self.kept = Cache(k, v)
         else:
@@ -74,7 +65,7 @@ class Slot:
 
 
 def window_of(cache: object) -> Window | None:
-    """The window that a trunk's `cache` is, if it is one. ValueError for anything but None, True and a Window."""
+    """A trunk's `cache` if it is a Window, else None. ValueError unless it is None, True or a Window."""
     if isinstance(cache, Window):
         return cache
     if cache is None or cache is True:
@@ -84,13 +75,13 @@ def window_of(cache: object) -> Window | None:
 
 
 def positions_of(x: Array, window: Window | None) -> Array:
-    """Positions [S] of embeddings x [B S D] in a sequence without padding."""
+    """Positions [S] of x [B S D] in a sequence without padding."""
     own = jnp.arange(x.shape[1])
     return own if window is None else own + window.start
 
 
 def attention_for_slices(name: str, dtype: jnp.dtype, head_width: int) -> str:
-    """As `layers.choose_attention`; splash attention, a kernel for as many queries as keys, becomes what `auto` is."""
+    """`layers.choose_attention`, with splash as `auto`: its kernel needs as many queries as keys."""
     return layers.choose_attention("auto" if name == "splash" else name, dtype, head_width)
 
 

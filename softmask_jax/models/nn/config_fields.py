@@ -1,10 +1,7 @@
-"""Entries of other libraries' config files: read, fixed to what is built here, or without effect on the network.
-
-An entry that is none of these and is set is refused by name, because nobody here knows what it changes.
-"""
+"""Checks of other libraries' config files: entries that are set must be read, built or known to be harmless."""
 from collections.abc import Collection, Mapping
 
-# Written by transformers into any model's config.json: names, labels, what a pass returns, and how text is drawn.
+# Entries that transformers writes for any model: names, labels, outputs, generation.
 TRANSFORMERS = frozenset("""
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation
     auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id dtype eos_token_id finetuning_task id2label
@@ -19,22 +16,22 @@ TRANSFORMERS = frozenset("""
 
 
 def is_off(value) -> bool:
-    """Whether an entry asks for nothing: null, false or empty."""
+    """Whether an entry is null, false or empty."""
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def check_values(config: Mapping, file: str, values: Mapping[str, tuple]) -> None:
-    """ValueError for an entry with another value than those that are built; missing and null ones are fine."""
+    """ValueError for an entry with a value that is not built; missing and null ones pass."""
     for name, built in values.items():
         value = config.get(name)
-        # 1 equals True, and is no boolean.
+        # 1 == True, but is no boolean.
         same = [one for one in built if value == one and (type(value) is bool) == (type(one) is bool)]
         if value is not None and not same:
             raise ValueError(f"{file} has {name} = {value!r:.60}; only {' or '.join(map(repr, built))} is built here.")
 
 
 def check_unknown(config: Mapping, file: str, known: Collection[str]) -> None:
-    """ValueError naming every entry that is set and not known."""
+    """ValueError naming all entries that are set but unknown."""
     unknown = [f"{name} = {value!r:.40}" for name, value in config.items() if name not in known and not is_off(value)]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

@@ -1,11 +1,11 @@
 """MDLM's diffusion transformer (arXiv 2406.07524; `kuleshov-group/mdlm`).
 
-Embedding, N blocks of bidirectional attention and MLP with adaptive layer norm (adaLN) from the noise level, a final
-adaptive layer norm; `vocab_head` applies the output matrix. Without time conditioning (sigma None) the network runs as
-at sigma = 0, which the weights expect. The vocabulary axis is padded with zeros to a multiple of 128.
+Embedding, N blocks of bidirectional attention and MLP with adaptive layer norm (adaLN) on the noise level, and a final
+adaLN; `vocab.head` applies the output matrix. Without time conditioning the network runs at sigma = 0, as the released
+weights expect. The vocabulary is zero-padded to a multiple of 128.
 
-Precision: matrix products in `compute_dtype`; residual stream, norms, modulation, rotary angles and softmax in float32:
-the residual is a sum of 2N small updates, which bfloat16 would round away one by one (the reference keeps it in float32).
+Matrix products in `compute_dtype`, everything else in float32, as in the reference: bfloat16 would round away the 2N
+small updates of the residual stream.
 
 Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width.
 """
@@ -26,16 +26,12 @@ from softmask_jax.models.nn.scan import remat_attention, scan_layers
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(NetworkConfig):
-    """Shape and execution of a DiT.
-
-    mlp_ratio: width of the MLP / hidden_size. dropout: rate on the residual branches, used only where dropout keys are
-    given.
-    """
+    """Shape and execution of a DiT."""
 
     num_blocks: int
     cond_dim: int
-    mlp_ratio: int
-    dropout: float = 0.0
+    mlp_ratio: int  # MLP width / hidden_size
+    dropout: float = 0.0  # on residual branches, if dropout keys are given
     implementations = layers.ATTENTION
 
     @property
@@ -64,13 +60,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None,
                  constrain: Callable[[Array], Array], slot: Slot | None = None) -> Array:
-        """x [B L D] float32, condition [1|B C], angles from `rotary_angles`, keys [B] and cache of this layer.
-
-        `constrain` fixes the layout of what joins the residual stream: without it the partitioner of jax 0.10 gave wrong
-        sums where a product over `heads` meets a gate (on a 2 x 2 x 2 mesh).
-        """
+        """x [B L D] float32, condition [1|B C], angles of `rotary_angles`, dropout keys [B], cache of this layer.
+        constrain: layout of branches before the residual sum (jax 0.10 gave wrong sums without on a 2 x 2 x 2 mesh)."""
         rate, dtype = self.config.dropout, jnp.dtype(self.config.compute_dtype)
-        # Float32: one row per sequence, so it is free, and the gates scale every update of the residual.
+        # Float32 costs nothing (one row per sequence), and the gates scale every update of the residual.
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.adaln(condition)[:, None], 6, axis=-1)
 
         def add(x: Array, branch: Array, gate: Array, which: int) -> Array:
@@ -83,12 +76,12 @@ class Block(nnx.Module):
         return add(x, self.mlp_out(jax.nn.gelu(self.mlp_in(inside), approximate=True)), gate2, 1)
 
     def attention(self, x: Array, angles, segment_ids: Array | None, slot: Slot | None = None) -> Array:
-        """Multi-head attention before its output projection, [B L D] -> [B L D]; qkv is laid out (three, heads, d)."""
+        """Multi-head attention before its output projection, [B L D] -> [B L D]; qkv is laid out (3, K, d)."""
         config = self.config
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, config.num_heads, config.head_width), 2, 0)
         chosen = layers.choose_attention(config.attention, x.dtype, config.head_width)
         attend = partial(layers.attend, implementation=chosen)
-        if chosen == "xla":  # cuDNN's kernel never keeps the attention weights
+        if chosen == "xla":  # cuDNN never stores attention weights
             attend = remat_attention(attend, config.remat)
         q, k, others = layers.rotate(q, angles), layers.rotate(k, angles), None
         if slot is not None:
@@ -97,7 +90,7 @@ class Block(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table [Vpad D] whose pad rows are zero."""
+    """Token table [Vpad D] with zero pad rows."""
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
         table = layers.uniform_fan_in(rngs.params(), (config.vocab_size, config.hidden_size), config.hidden_size)
@@ -106,7 +99,7 @@ class Embedding(nnx.Module):
 
 
 class Final(nnx.Module):
-    """The last adaptive layer norm."""
+    """Final adaptive layer norm."""
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
         self.norm = layers.LayerNorm(config.hidden_size)
@@ -118,7 +111,7 @@ class Final(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The output matrix and bias, not tied to the embedding; zero at the start."""
+    """Untied output matrix and bias, initially zero."""
 
     def __init__(self, config: DiTConfig):
         shape = (config.padded_vocab_size, config.hidden_size)
@@ -127,7 +120,7 @@ class Head(nnx.Module):
 
 
 class Shell(nnx.Module):
-    """Everything but the blocks, which are stored stacked."""
+    """Everything but the blocks."""
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
         self.embed = Embedding(config, rngs)
@@ -142,7 +135,7 @@ embed, embedding = stack.embed, stack.embedding
 
 
 def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
-    """Conditioning [1|B C] from noise levels [B]; None is sigma = 0 for everybody, computed once."""
+    """Conditioning [1|B C] from noise levels [B]; None: sigma = 0, computed once."""
     sigma = jnp.zeros((1,), jnp.float32) if sigma is None else sigma
     return jax.nn.silu(shell(config, params).sigma_map(sigma))
 
@@ -150,7 +143,7 @@ def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
 def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
                segment_ids: Array | None = None, dropout_keys: Array | None = None,
                constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
-    """All blocks: x [B L D] -> the residual stream [B L D], float32, before the final norm; with a cache (x, cache)."""
+    """x [B L D] -> residual stream [B L D] float32 before the final norm; with a cache (x, cache)."""
     window = window_of(cache)
     positions = positions_of(x, window) if positions is None else positions
     angles = layers.rotary_angles(positions, config.head_width, config.rope_base)
@@ -170,12 +163,12 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
 @lru_cache
 def trunk(config: DiTConfig,
           constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, Cache | None]]:
-    """The network between embedding and output matrix, as a function of its parameters; the same object per config.
+    """Function from embeddings to final hidden states; cached, so the same object for equal configs.
 
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None). A position attends to all
-    positions of its segment. `cache`: see `nn.cache`. `constrain` lays out [B L D] activations on a mesh. ValueError for
-    wrong shapes, untyped keys, and a cache together with a noise level.
+    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None). Attention stays within a
+    segment. `cache`: see `nn.cache`. constrain: layout of [B L D] activations on a mesh.
+    ValueError for wrong shapes, untyped keys, or a cache with a noise level.
     """
 
     def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
@@ -200,10 +193,9 @@ def trunk(config: DiTConfig,
 
 
 def flops_per_token(config: DiTConfig, seq_len: int) -> int:
-    """Floating-point operations of the forward pass's matrix products for one token, a multiply-add counting as two.
+    """FLOPs per token of a forward pass's matrix products (a multiply-add is 2); backward costs twice as much again.
 
-    N (8 D^2 [qkv, output] + 4 D F [MLP] + 4 L D [scores and mixing]) + 2 D V [head], F = mlp_ratio D. Not counted:
-    elementwise work, and conditioning (once per sequence). A backward pass costs twice as much again.
+    N (8 D^2 [qkv, output] + 4 D F [MLP] + 4 L D [attention]) + 2 D V [head], F = mlp_ratio D; conditioning not counted.
     """
     width, hidden = config.hidden_size, config.mlp_ratio * config.hidden_size
     block = 8 * width**2 + 4 * width * hidden + 4 * seq_len * width

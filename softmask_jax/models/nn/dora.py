@@ -1,12 +1,10 @@
-"""Low-rank adapters on a frozen base: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353), as PEFT computes them.
+"""Low-rank adapters on a frozen base as in PEFT: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353).
 
     LoRA   y = x W + s (x a) b + bias
-    DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, the norm of every output's weights
+    DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, a norm per output
 
-The norm is a constant to the gradient. W may be int8 with a scale of every output (`layers.quantised`). An adapter is
-a float32 tree: {"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}.
-
-Letters: B batch, L length, N layers, r rank.
+No gradient flows through the norm. W may be int8 (`layers.quantised`). An adapter is a float32 tree
+{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}; N layers, r rank.
 """
 import re
 import zlib
@@ -24,18 +22,15 @@ KINDS = ("dora", "lora")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Which adapter, on which products. ValueError for impossible values.
-
-    targets: a regular expression, searched in the names of a layer's products. dropout: rate on the input of the
-    low-rank branch alone, used only where dropout keys are given (PEFT's DoRA drops the input of W in its correction
-    m / ||.|| - 1 too, at the price of a second product with W).
-    """
+    """Kind and targets of an adapter. ValueError for impossible values."""
 
     kind: str
     rank: int
     alpha: float
+    # On the input of the low-rank branch alone, if dropout keys are given. (PEFT's DoRA also drops the input of W in
+    # its correction m / ||.|| - 1, at the cost of a second product with W.)
     dropout: float
-    targets: str
+    targets: str  # regular expression, searched in the names of a layer's products
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -57,7 +52,7 @@ class AdapterConfig:
 
 
 def targets(config: AdapterConfig, names: Iterable[str]) -> list[str]:
-    """The products that get an adapter, sorted; ValueError if there are none."""
+    """Sorted names of the products with an adapter; ValueError if there are none."""
     names = sorted(names)
     matches = [name for name in names if re.search(config.targets, name)]
     if not matches:
@@ -66,7 +61,7 @@ def targets(config: AdapterConfig, names: Iterable[str]) -> list[str]:
 
 
 def fold_name(key: Array, name: str) -> Array:
-    """A key for one product, the same whichever other products there are."""
+    """Key of one product, independent of which others exist."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -75,7 +70,7 @@ def _kernels(backbone: dict) -> dict[str, Array]:
 
 
 def init(backbone: dict, config: AdapterConfig, key: Array) -> dict:
-    """A fresh adapter, which changes nothing: a as PyTorch's default linear layer, b zero, magnitude = ||W||."""
+    """A fresh adapter that changes nothing: PyTorch's default for a, b zero, magnitude = ||W||."""
     kernels, adapter = _kernels(backbone), {}
     for name in targets(config, kernels):
         depth, fan_in, fan_out = kernels[name].shape
@@ -90,7 +85,7 @@ def init(backbone: dict, config: AdapterConfig, key: Array) -> dict:
 
 
 def logical_axes(axes: dict, config: AdapterConfig) -> dict:
-    """The tree of `init` with logical axis names for arrays; axes: those of the backbone. The rank is called "rank"."""
+    """The tree of `init` as logical axis names, from those of the backbone; the rank's axis is "rank"."""
     kernels, adapter = _kernels(axes), {}
     for name in targets(config, kernels):
         depth, fan_in, fan_out = kernels[name]
@@ -105,13 +100,10 @@ def _square_norm(kernel: Array) -> Array:
 
 
 def column_norm(kernel: Array, a: Array, b: Array, scaling: float, scale: Array | None = None) -> Array:
-    """||W + s a b|| of every output: kernel [in, out], a [in, r], b [r, out] -> [out] float32, no gradient.
+    """||W + s a b|| per output: kernel [in, out], a [in, r], b [r, out] -> [out] float32, no gradient.
 
-    scale: [out] float32, if W = kernel * scale.
-
-    Expanded to ||W||^2 + 2 s <W, a b> + s^2 ||a b||^2 per output, with a'W and the Gram matrix a'a: no second array of
-    W's size. All in float32, from W's stored values whatever the products compute in: within 1e-6 of the direct norm
-    as long as the adapter does not cancel W.
+    W = kernel * scale if scale [out] is given. Expanded to ||W||^2 + 2 s <W, a b> + s^2 ||a b||^2, without a second
+    array of W's size; within 1e-6 of the direct norm unless the adapter cancels W.
     """
     kernel, a, b = jax.lax.stop_gradient((kernel, a, b))
     scale = 1.0 if scale is None else jax.lax.stop_gradient(scale)
@@ -124,14 +116,11 @@ def column_norm(kernel: Array, a: Array, b: Array, scaling: float, scale: Array 
 
 def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: AdapterConfig,
           keys: Array | None = None, scale: Array | None = None) -> Array:
-    """An adapted product: x [B L in] -> [B L out] in the dtype of x.
-
-    adapter: one layer's {"a" [in r], "b" [r out], "magnitude" [out]}; keys: [B] typed keys, for dropout; scale: [out]
-    float32, if W = kernel * scale.
-    """
+    """Adapted product x [B L in] -> [B L out] in the dtype of x; adapter: of one layer.
+    keys: [B] typed keys, for dropout. scale: [out] float32, if W = kernel * scale."""
     dropped = layers.dropout(x, keys, config.dropout) if config.dropout > 0 else x
     low = layers.wide_product(layers.wide_product(dropped, adapter["a"]).astype(x.dtype), adapter["b"])
-    # Rounded once, at the end: a magnitude that has moved by less than 1/256 would change no bfloat16 number.
+    # Round once, at the end: bfloat16 would lose changes of the magnitude below 1/256.
     y = layers.wide_product(x, kernel)
     y = (y if scale is None else y * jax.lax.stop_gradient(scale)) + config.scaling * low
     if config.kind == "dora":
@@ -140,10 +129,9 @@ def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: Ad
 
 
 def merge(backbone: dict, adapter: dict, config: AdapterConfig) -> dict:
-    """The backbone with the adapter inside its kernels, in their dtype; computed in float32, a layer at a time.
+    """The backbone with the adapter merged into its kernels, in float32, layer by layer.
 
-    ValueError if the adapter's products are not the config's targets, or the kernels are int8: what an adapter adds is
-    smaller than their steps.
+    ValueError for other products than the config's targets, or int8 kernels, whose steps are larger than the update.
     """
     if any("kernel_scale" in leaves for leaves in backbone["layers"].values()):
         raise ValueError("An adapter is not merged into int8 kernels; take the model that they were made from.")

@@ -1,12 +1,11 @@
 """Dream (`DreamLM/Dream`): the Qwen2.5 architecture (arXiv 2412.15115) with bidirectional attention.
 
-Embedding, N layers of grouped-query attention and gated MLP, each behind an RMSNorm, and a final RMSNorm; `vocab_head`
-applies the output matrix. The logits of position i stand at position i - 1: `shift` moves the hidden states. With an
-`AdapterConfig` the trunk expects an adapter (`dora`) in its parameters: {**base, "adapter": adapter}. The vocabulary
-axis is padded with zeros to a multiple of 128.
+Embedding, N layers of grouped-query attention and gated MLP with pre-RMSNorm, and a final RMSNorm; `vocab.head` applies
+the output matrix. Logits for position i are at i - 1: `shift` moves the hidden states. With an `AdapterConfig` the
+parameters are {**base, "adapter": adapter} (`dora`). The vocabulary is zero-padded to a multiple of 128.
 
-Precision: matrix products and the residual stream in `compute_dtype` (as PyTorch's bfloat16 model was trained, and it is
-what full rematerialisation keeps of every layer); norms, rotary angles, softmax and DoRA's scale in float32.
+Matrix products and the residual stream in `compute_dtype`, as PyTorch's bfloat16 model was trained (and full
+rematerialisation stores that stream for every layer); norms, rotary angles, softmax and DoRA's scale in float32.
 
 Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers.
 """
@@ -57,10 +56,8 @@ class Layer(nnx.Module):
     def __call__(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
                  constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None,
                  slot: Slot | None = None) -> Array:
-        """x [B L D] in the compute dtype, angles from `rotary_angles`; adapt(name, linear, x) applies a product.
-
-        slot: this layer's cache, if one is kept.
-        """
+        """x [B L D] in the compute dtype, angles of `rotary_angles`, slot: cache of this layer.
+        adapt(name, linear, x): applies a product, with its adapter if any."""
         x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout, slot))
         inside = self.mlp_norm(x).astype(x.dtype)
         gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
@@ -84,13 +81,13 @@ class Layer(nnx.Module):
             attend = partial(splash.attend, layout=layout)
         else:
             attend = partial(layers.attend, implementation=chosen)
-        if chosen == "xla":  # the kernels never keep the attention weights
+        if chosen == "xla":  # the kernels never store attention weights
             attend = remat_attention(attend, config.remat)
         return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
 
 
 class Table(nnx.Module):
-    """One matrix [Vpad D] whose pad rows are zero, under the given name."""
+    """One matrix [Vpad D] with zero pad rows, under the given name."""
 
     def __init__(self, name: str, config: DreamConfig, rngs: nnx.Rngs):
         shape, dtype = (config.vocab_size, config.hidden_size), jnp.dtype(config.param_dtype)
@@ -100,7 +97,7 @@ class Table(nnx.Module):
 
 
 class Shell(nnx.Module):
-    """Everything but the layers, which are stored stacked."""
+    """Everything but the layers."""
 
     def __init__(self, config: DreamConfig, rngs: nnx.Rngs):
         self.embed = Table("table", config, rngs)
@@ -114,11 +111,10 @@ embed, embedding = stack.embed, stack.embedding
 
 
 def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None = None) -> Array:
-    """Hidden states [B L D] moved to where their predictions belong: i gets i - 1's, position 0 keeps its own.
+    """Move hidden states [B L D] to the positions they predict: i gets i - 1's, position 0 keeps its own.
 
-    segment_ids: [B L], 0 for padding: a row's first token behind padding keeps its own, as without that padding.
-
-    Of a slice, the first position that is fresh gets `window.before` [B D], or without it keeps its own.
+    segment_ids: [B L], 0 for padding; a row's first token after padding also keeps its own, as without padding.
+    In a window, the first fresh position gets `window.before` [B D], or keeps its own without.
     """
     moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if segment_ids is not None:
@@ -132,10 +128,9 @@ def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None
 
 
 def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
-    """(positions, segment_ids), both [B L], of rows whose pads are 0 in attention_mask [B L] and tokens 1.
+    """Positions and segment_ids, both [B L], from an attention_mask [B L]: 1 at tokens, 0 at pads.
 
-    Tokens are counted from 0, pads stand at 1. Tokens see tokens; pads see pads, so that they are finite (and nothing
-    reads them). A mask without zeros gives what no mask gives.
+    Tokens count from 0. Pads are at position 1 and see only pads, so that they stay finite.
     """
     real = jnp.asarray(attention_mask) != 0
     return jnp.where(real, jnp.cumsum(real, axis=1) - 1, 1), real.astype(jnp.int32)
@@ -145,13 +140,12 @@ def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
 def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x,
           adapter: AdapterConfig | None = None,
           layout: Layout | None = None) -> Callable[..., tuple[Array, Cache | None]]:
-    """The network between embedding and output matrix, as a function of its parameters; the same object per config.
+    """Function from embeddings to final hidden states, not shifted; cached, so the same object for equal configs.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
-    dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None), not shifted. A position
-    attends to all positions of its segment. `cache`: see `nn.cache`. dropout_keys: for an adapter with dropout.
-    `constrain` lays out [B L D] activations on a mesh, `layout` those of attention kernels. ValueError for wrong shapes,
-    untyped keys, noise levels, and for an adapter or a cache that is not the config's.
+    dropout_keys=None [B] typed keys, for an adapter) -> (hidden [B L D] in the compute dtype, cache or None). Attention
+    stays within a segment. `cache`: see `nn.cache`. On a mesh, constrain: layout of [B L D] activations, layout: that
+    of attention kernels. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache.
     """
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
@@ -205,16 +199,16 @@ def _check_adapter(params: dict, adapter: AdapterConfig | None) -> None:
 
 
 def num_params(config: DreamConfig) -> int:
-    """Number of parameters without the vocabulary's padding and any adapter: 7,615,616,512 for V = 152,064."""
-    # The scales of an int8 kernel stand for no parameters of their own.
+    """Number of parameters without vocabulary padding and adapter: 7,615,616,512 for V = 152,064."""
+    # Scales of int8 kernels do not count.
     return STACK.num_params(replace(config, base_dtype="float"))
 
 
 def flops_per_token(config: DreamConfig, seq_len: int) -> int:
-    """Floating-point operations of the forward pass's matrix products for one token, a multiply-add counting as two.
+    """FLOPs per token of a forward pass's matrix products (a multiply-add is 2), without an adapter.
 
-    N (4 D^2 [q, o] + 4 D G d [k, v] + 6 D F [MLP] + 4 L D [scores and mixing]) + 2 D V [head], without an adapter. A
-    backward pass costs twice as much again, with a frozen base about once.
+    N (4 D^2 [q, o] + 4 D G d [k, v] + 6 D F [MLP] + 4 L D [attention]) + 2 D V [head]. A backward pass costs twice as
+    much again, with a frozen base about as much.
     """
     width, keys = config.hidden_size, config.num_kv_heads * config.head_width
     layer = 4 * width**2 + 4 * width * keys + 6 * width * config.intermediate_size + 4 * seq_len * width

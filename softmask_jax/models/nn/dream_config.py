@@ -1,4 +1,4 @@
-"""Shape and execution of Dream's network (`dream`), and how they are read from Hugging Face's config.json."""
+"""Shape and execution of Dream (`dream`), and their reader from Hugging Face's config.json."""
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,28 +24,24 @@ BUILT = {
     "tie_word_embeddings": (False,), "hidden_act": ("silu", "swish"), "use_sliding_window": (False,),
     "attention_bias": (True,), "mlp_bias": (False,), "partial_rotary_factor": (1.0,),
 }  # fmt: skip
-# Where transformers 4 and 5 keep the rotary embedding's settings; the base may also be on top, as rope_theta.
+# Rotary settings of transformers 4 and 5; the base may also be at the top level, as rope_theta.
 ROPE = ("rope_parameters", "rope_scaling")
 ROPE_BUILT = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1.0,)}
-# Of training and sampling, or without effect while use_sliding_window is false.
+# For training and sampling, or without effect as use_sliding_window is false.
 HARMLESS = ("attention_dropout", "mask_token_id", "max_position_embeddings", "max_window_layers", "sliding_window")
 KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "head_dim", "layer_types")) | TRANSFORMERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamConfig(NetworkConfig):
-    """Shape and execution of a Dream.
-
-    param_dtype: "float32" or "bfloat16". base_dtype: "float" (every parameter in param_dtype), or "int8" for the kernels
-    of the layers, which then cannot be trained (`layers.quantised`).
-    """
+    """Shape and execution of a Dream."""
 
     num_layers: int
     num_kv_heads: int
     intermediate_size: int
     norm_eps: float
-    param_dtype: str = "float32"
-    base_dtype: str = "float"
+    param_dtype: str = "float32"  # or "bfloat16"
+    base_dtype: str = "float"  # param_dtype everywhere; "int8": kernels of the layers, then frozen (`layers.quantised`)
     implementations = ATTENTION
 
     @property
@@ -68,7 +64,7 @@ class DreamConfig(NetworkConfig):
     def from_hf(cls, config_json: Mapping, **overrides) -> "DreamConfig":
         """Sizes from Hugging Face's config.json, execution from `overrides` (which may replace sizes too).
 
-        ValueError naming every missing key, and for a network that is not this one (tied head, scaled rotary angles).
+        ValueError naming every missing key, or for another network (tied head, scaled rotary angles).
         """
         sizes = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
         if missing := [theirs for theirs, value in sizes.items() if value is None]:
@@ -90,10 +86,8 @@ class DreamConfig(NetworkConfig):
 
 
 def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]:
-    """The mask, the tokens that end a text and the padding of config.json; without padding the first end, if any.
-
-    ValueError for what is no token of the vocabulary, or without a mask.
-    """
+    """(mask, ends of text, padding) of config.json; padding defaults to the first end, or None.
+    ValueError for ids outside the vocabulary, or without a mask."""
     ids, vocab_size = {}, config_json["vocab_size"]
     for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
         value = config_json.get(name)
@@ -106,7 +100,7 @@ def special_ids(config_json: Mapping) -> tuple[int, tuple[int, ...], int | None]
 
 
 def _rope_base(config_json: Mapping):
-    """The base of the rotary embedding, wherever config.json has it; None where it is missing."""
+    """Base of the rotary embedding, wherever config.json has it; None if missing."""
     bases = {"rope_theta": config_json.get("rope_theta")}
     for name in ROPE:
         if is_off(entry := config_json.get(name)):

@@ -1,14 +1,10 @@
-"""GPT-2 (Radford et al. 2019; `openai-community/gpt2-large` and its family): a causal network that scores texts.
+"""GPT-2 (Radford et al. 2019; `openai-community/gpt2-large`): a causal network that scores texts.
 
-Embeddings of tokens and positions, N layers of causal attention and MLP, each behind a LayerNorm, and a final
-LayerNorm; the output matrix is applied by `vocab_head`. Whole texts, padded on the right: what is behind a token changes
-nothing at it, so that padding needs no mask. There is no cache and no dropout.
+Token and position embeddings, N pre-LayerNorm layers of causal attention and MLP, a final LayerNorm; `vocab.head`
+applies the output matrix. Whole texts padded on the right, which causality makes harmless; no cache, no dropout.
 
-Parameters are a nested dict, layers stacked on axis 0: matrices [in, out] in the compute dtype, vectors in float32. The
-vocabulary axis is padded to a multiple of 128; pad rows are zero.
-
-Precision: `compute_dtype` is the type of the matrix products and of what flows between them. The residual stream, norms
-and softmax are float32, as in `dit`.
+Parameters: nested dict with layers stacked on axis 0, matrices [in, out] in the compute dtype, vectors float32; the
+vocabulary is zero-padded to a multiple of 128. Residual stream, norms and softmax in float32, as in `dit`.
 
 Letters: B batch, L length, D width, V vocabulary, K heads, d head width, F MLP width, P positions, N layers.
 """
@@ -34,14 +30,14 @@ HUGGING_FACE = {
     "vocab_size": "vocab_size", "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads",
     "n_positions": "max_positions",
 }  # fmt: skip
-# What may be missing, with what it then is.
+# config.json -> (GPT2Config, default)
 OPTIONAL = {
     "layer_norm_epsilon": ("norm_eps", 1e-5), "activation_function": ("activation", "gelu_new"),
     "scale_attn_weights": ("scale_by_width", True), "scale_attn_by_inverse_layer_idx": ("scale_by_layer", False),
     "tie_word_embeddings": ("tied", True),
 }  # fmt: skip
 BUILT = {"add_cross_attention": (False,)}
-# Of training, of heads that classify, and of how float16 is multiplied.
+# For training, classification heads, float16 products.
 HARMLESS = frozenset("""
     attn_pdrop embd_pdrop gradient_checkpointing n_ctx n_special output_past predict_special_tokens
     reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout summary_proj_to_labels summary_type
@@ -52,11 +48,7 @@ KNOWN = HARMLESS | TRANSFORMERS | {*HUGGING_FACE, *OPTIONAL, *BUILT, "n_inner"}
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Shape and execution; ValueError when it cannot be built.
-
-    scale_by_width: scores are divided by sqrt d; scale_by_layer: and by the number of the layer, counted from 1. tied: the
-    output matrix is the embedding. compute_dtype: "float32" or "bfloat16".
-    """
+    """Shape and execution; ValueError for impossible values."""
 
     vocab_size: int
     hidden_size: int
@@ -66,10 +58,10 @@ class GPT2Config:
     mlp_width: int
     norm_eps: float = 1e-5
     activation: str = "gelu_new"
-    scale_by_width: bool = True
-    scale_by_layer: bool = False
-    tied: bool = True
-    compute_dtype: str = "float32"
+    scale_by_width: bool = True  # divide scores by sqrt d
+    scale_by_layer: bool = False  # and by the layer's number, from 1
+    tied: bool = True  # the output matrix is the embedding
+    compute_dtype: str = "float32"  # or "bfloat16"
 
     def __post_init__(self):
         for name in (*HUGGING_FACE.values(), "mlp_width"):
@@ -89,7 +81,7 @@ class GPT2Config:
 
     @classmethod
     def from_hf(cls, config_json: dict, **overrides) -> "GPT2Config":
-        """From Hugging Face's config.json, execution from `overrides`. ValueError for a network that is not this one."""
+        """Shape from Hugging Face's config.json, execution from `overrides`. ValueError for another network."""
         if (kind := config_json.get("model_type")) != "gpt2":
             raise ValueError(f"config.json has model_type = {kind!r:.60}; only GPT-2's family ('gpt2') is built here.")
         missing = [key for key in HUGGING_FACE if config_json.get(key) is None]
@@ -114,7 +106,7 @@ class GPT2Config:
 
 
 def shapes(config: GPT2Config) -> dict:
-    """The parameters' tree as shapes and dtypes."""
+    """Tree of parameters as shapes and dtypes."""
     width, inner, depth = config.hidden_size, config.mlp_width, config.num_layers
 
     def matrix(*shape: int) -> jax.ShapeDtypeStruct:
@@ -140,12 +132,12 @@ def shapes(config: GPT2Config) -> dict:
 
 
 def head(params: dict) -> Array:
-    """The output matrix [Vpad D]."""
+    """Output matrix [Vpad D]."""
     return params["head"]["weight"] if "head" in params else params["embed"]["table"]
 
 
 def embed(config: GPT2Config, params: dict, tokens: Array) -> Array:
-    """Token ids [B L] -> embeddings [B L D] float32, positions counted from 0; an id beyond the table gives NaN."""
+    """Token ids [B L] -> embeddings [B L D] float32, positions from 0; an id outside the table gives NaN."""
     if tokens.ndim != 2 or not 0 < tokens.shape[1] <= config.max_positions:
         raise ValueError(f"tokens must be [B L] with L in 1..{config.max_positions}, got {tokens.shape}.")
     rows = jnp.asarray(params["embed"]["table"]).at[tokens].get(mode="fill", fill_value=jnp.nan)
@@ -154,10 +146,7 @@ def embed(config: GPT2Config, params: dict, tokens: Array) -> Array:
 
 
 def hidden(config: GPT2Config, params: dict, tokens: Array, constrain: Callable[[Array], Array] = lambda x: x) -> Array:
-    """Tokens [B L] -> states behind the final norm [B L D], in the compute dtype.
-
-    `constrain` lays out [B L D] activations on a mesh. ValueError for more positions than there are.
-    """
+    """Tokens [B L] -> final hidden states [B L D] in the compute dtype; constrain: layout of [B L D] on a mesh."""
     def layer(parameters: dict, index: Array, x: Array) -> Array:
         return run_layer(config, parameters, index, x, constrain)
 
@@ -167,7 +156,7 @@ def hidden(config: GPT2Config, params: dict, tokens: Array, constrain: Callable[
 
 def run_layer(config: GPT2Config, parameters: dict, index: Array, x: Array,
               constrain: Callable[[Array], Array] = lambda x: x) -> Array:
-    """One layer: its parameters (a slice of params["layers"]) and number, x [B L D] float32 -> the same."""
+    """One layer: its slice of params["layers"], its index, x [B L D] float32 -> the same."""
     dtype = jnp.dtype(config.compute_dtype)
 
     def linear(name: str, x: Array) -> Array:
@@ -183,7 +172,7 @@ def run_layer(config: GPT2Config, parameters: dict, index: Array, x: Array,
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
-    """Causal attention of scaled queries, all [B L K d]; the softmax in float32."""
+    """Causal attention of scaled queries, all [B L K d]; softmax in float32."""
     if layers.choose_attention("auto", q.dtype, q.shape[-1]) == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -196,7 +185,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 
 def layer_norm(x: Array, parameters: dict, epsilon: float) -> Array:
-    """Layer normalisation over the last axis with {"scale", "bias"}; float32 in the inside and as a result."""
+    """LayerNorm over the last axis with {"scale", "bias"}, in float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Layers shared by the network bodies: MDLM's DiT (arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748), Dream.
+"""Layers shared by the networks: MDLM's DiT (arXiv 2406.07524, after Peebles and Xie, arXiv 2212.09748), Dream.
 
-A layer computes in the dtype of its input; normalisation, softmax and rotary angles in float32. Every `nnx.Param` carries
-its logical axis names as plain metadata (`axes`).
+Layers compute in the dtype of their input; normalisation, softmax and rotary angles in float32. Every `nnx.Param` has
+its logical axis names as metadata `axes`.
 
 Letters: B batch, L length, S queries, D width, K heads, G key/value heads, d head width.
 """
@@ -30,13 +30,13 @@ def normal(key: Array, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> 
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis with a weight and no bias; float32 in the inside and as a result."""
+    """LayerNorm over the last axis with a scale and no bias, in float32."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("embed",))
 
     def __call__(self, x: Array) -> Array:
-        # A mean over D in bfloat16 loses the small differences that the normalisation is there to amplify.
+        # A bfloat16 mean would lose the small differences that normalisation amplifies.
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -44,13 +44,13 @@ class LayerNorm(nnx.Module):
 
 
 def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
-    """x / sqrt(mean x^2 + epsilon) * scale over the last axis; float32 in the inside and as a result."""
+    """x / sqrt(mean x^2 + epsilon) * scale over the last axis, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with a learned scale that starts at one."""
+    """`rms_norm` with a learned scale, initially 1."""
 
     def __init__(self, width: int, epsilon: float, dtype: jnp.dtype):
         self.epsilon = epsilon
@@ -61,23 +61,22 @@ class RMSNorm(nnx.Module):
 
 
 def exact(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Float32 products as float32: left to itself a TPU rounds operands to bfloat16, a recent GPU to TF32."""
+    """Precision for true float32 products: by default a TPU rounds operands to bfloat16, a recent GPU to TF32."""
     return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
 
 
 def product(x: Array, kernel: Array) -> Array:
     """x [... in] @ kernel [in, out] in the dtype of x."""
-    # As one matrix: XLA's CPU backend takes twice as long for the gradients of a product with three axes.
+    # Flattened: XLA's CPU backend takes twice as long for gradients of a product with three axes.
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype))
     return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
 def wide_product(x: Array, kernel: Array) -> Array:
-    """`product` before it is rounded to the dtype of x: float32, and so is the kernel's gradient.
+    """`product` with a float32 result and float32 sums in the kernel's gradient; an int8 kernel gets none.
 
-    An int8 kernel has none. Its integers are exact in bfloat16, and the scale of an output comes out of the sum: scaled
-    after the product, in float32, they lose nothing to rounding, and no second array of the kernel's size is formed.
+    Int8 is exact in bfloat16, and scaling the float32 product per output avoids a second array of the kernel's size.
     """
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype),
                    preferred_element_type=jnp.float32)
@@ -85,7 +84,7 @@ def wide_product(x: Array, kernel: Array) -> Array:
 
 
 def _wide_product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    # Left to itself, differentiation would multiply float32 by bfloat16: the kernel upcast, or TF32, or several passes.
+    # The automatic derivative would multiply float32 by bfloat16, upcasting the kernel.
     x, kernel = kept
     g = g.astype(x.dtype)
     if kernel.dtype == jnp.int8:  # frozen
@@ -99,12 +98,9 @@ wide_product.defvjp(lambda x, kernel: (wide_product(x, kernel), (x, kernel)), _w
 
 
 def quantised(kernel: Array) -> tuple[Array, Array]:
-    """A kernel [in, out] as int8 of the same shape and float32 scales [out] of its outputs: kernel = int8 * scale.
-
-    Symmetric: the largest weight of an output becomes 127. An output without weights has scale 1.
-    """
-    # Own code: for a bfloat16 x qwix 0.1.8 makes the kernel float32 before the product, and its gradient's product runs
-    # in float32. Its arrays would not spare the conversion, which works by the piece without JAX.
+    """Int8 kernel [in, out] and float32 scales [out]: kernel = int8 * scale.
+    Symmetric: the largest weight of an output becomes 127; the scale of an all-zero output is 1."""
+    # Not qwix 0.1.8, which for bfloat16 x makes the kernel float32 before the product and in its gradient.
     wide = kernel.astype(jnp.float32)
     largest = jnp.abs(wide).max(0)
     scale = jnp.where(largest > 0, largest / 127, 1.0)
@@ -112,11 +108,8 @@ def quantised(kernel: Array) -> tuple[Array, Array]:
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias) in the dtype of x. Kernels are [in, out].
-
-    The start: PyTorch's default; with `zero` all zeros; with `std` a normal kernel and no bias to begin with.
-    With `int8` the kernel is frozen: `quantised`, without a gradient of its own.
-    """
+    """x @ kernel [in, out] (+ bias) in the dtype of x; int8: a frozen `quantised` kernel.
+    Initialised as in PyTorch; with `zero` to zeros, with `std` to a normal kernel and a zero bias."""
 
     def __init__(self, fan_in: int, fan_out: int, *, axes: tuple[str, str], rngs: nnx.Rngs, bias: bool = True,
                  zero: bool = False, std: float | None = None, dtype: jnp.dtype = jnp.float32, int8: bool = False):
@@ -143,10 +136,10 @@ class Linear(nnx.Module):
 
 
 class TimestepMLP(nnx.Module):
-    """Noise level sigma [B] -> conditioning [B C]: 256 cosines and sines, Linear, SiLU, Linear. Float32."""
+    """Noise level sigma [B] -> conditioning [B C]: 256 sinusoids, Linear, SiLU, Linear, in float32."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        # Both inputs are named "freq": two equal names could not be sharded, and this matrix is tiny.
+        # Input axes are "freq", as two equal names ("cond") could not be sharded.
         setattr(self, "in", Linear(FREQUENCIES, width, axes=("freq", "cond"), rngs=rngs))
         self.out = Linear(width, width, axes=("freq", "cond"), rngs=rngs)
 
@@ -168,29 +161,23 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def rotary_angles(positions: Array, head_width: int, base: float) -> tuple[Array, Array]:
-    """Cosines and sines of the rotary embedding.
-
-    positions [L] or [B L] -> two float32 arrays [1|B L 1 d/2]. Float32 because bfloat16 cannot even count
-    positions past 256.
-    """
+    """Cosines and sines of the rotary embedding: positions [L] or [B L] -> two arrays [1|B L 1 d/2].
+    Float32: bfloat16 cannot count past 256."""
     frequencies = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angles = jnp.atleast_2d(positions).astype(jnp.float32)[:, :, None, None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
-    """Rotary embedding in the half-split layout: channel c turns with channel c + d/2. x [B L K d], same dtype out."""
+    """Rotary embedding in the half-split layout (channel c with c + d/2): x [B L K d] -> same shape and dtype."""
     cos, sin = angles
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
 
 
 def choose_attention(name: str, dtype: jnp.dtype, head_width: int) -> str:
-    """The implementation behind an attention name on this machine: "xla" or "cudnn".
-
-    `auto` is cuDNN's flash attention on a GPU in bfloat16 with a head width it takes, otherwise plain XLA.
-    Raises ValueError for an unknown name and for cuDNN where there is none.
-    """
+    """Resolve an attention name to "xla" or "cudnn" on this machine; ValueError if unknown or unavailable.
+    auto: cuDNN on a GPU in bfloat16 with a head width that it supports, else XLA."""
     if name not in ATTENTION:
         raise ValueError(f"Unknown attention {name!r}; choose one of {', '.join(ATTENTION)}.")
     on_gpu = jax.default_backend() == "gpu"
@@ -203,23 +190,22 @@ def choose_attention(name: str, dtype: jnp.dtype, head_width: int) -> str:
 
 def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, key_segment_ids: Array | None = None, *,
            implementation: str = "xla") -> Array:
-    """Bidirectional attention, softmax(q k^T / sqrt d) v, the softmax in float32.
+    """Bidirectional attention softmax(q k^T / sqrt d) v, softmax in float32: q [B S K d], k, v [B L G d] -> [B S K d].
 
-    q [B S K d], k, v [B L G d] -> [B S K d]; with segment_ids [B S], a position sees only positions of its own segment;
-    key_segment_ids [B L] are those of the keys where these are more than the queries. G divides K: consecutive K / G
-    query heads share a key/value head.
+    Attention stays within segment_ids [B S]; key_segment_ids [B L] are those of the keys, if L is not S. G divides K:
+    consecutive K / G query heads share a key/value head.
     """
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     visible = None if segment_ids is None else (segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :])
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")
     shape, group = q.shape, q.shape[2] // k.shape[2]
-    if group > 1:  # the heads of a group become more queries of one head: [B S G*R d] -> [B R*S G d]
+    if group > 1:  # heads of a group as more queries of one head: [B S G*R d] -> [B R*S G d]
         q = q.reshape(*shape[:2], -1, group, shape[3]).transpose(0, 3, 1, 2, 4)
         q = q.reshape(shape[0], -1, *k.shape[2:])
         visible = None if visible is None else jnp.tile(visible, (1, 1, group, 1))
-    # Heads in front make both products plain batched matrix products, and dividing by the normaliser after the second
-    # one saves two passes over [B K S L]: on a CPU a third of jax.nn.dot_product_attention's forward time.
+    # Heads in front make plain batched products; normalising last saves two passes over [B K S L] (a CPU: 1/3 faster
+    # forward than jax.nn.dot_product_attention).
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     precise = exact(q.dtype)
@@ -236,11 +222,8 @@ def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, key_s
 
 
 def dropout(x: Array, keys: Array | None, rate: float) -> Array:
-    """Inverted dropout of x [B L D] with one key per row (keys [B]), so a row's mask depends on its own key alone.
-
-    The rate is rounded to 1/65536: one 32-bit draw decides two elements, and hashing is what dropout costs. The kept
-    elements are scaled by the rounded rate, so the mean is exact. D must be even.
-    """
+    """Inverted dropout of x [B L D], D even; with a key per row [B], a row's mask depends on its own key alone.
+    The rate is rounded to 1/65536, as one 32-bit draw decides two elements; the scale uses the rounded rate."""
     limit = round((1.0 - rate) * 2**16)
     if keys is None or limit == 2**16:
         return x
@@ -252,7 +235,7 @@ def dropout(x: Array, keys: Array | None, rate: float) -> Array:
 
 def check_inputs(width: int, x: Array, positions: Array | None, segment_ids: Array | None,
                  dropout_keys: Array | None) -> None:
-    """ValueError unless embeddings [B L width] and what goes with them have the shapes of a trunk's inputs."""
+    """ValueError unless the inputs of a trunk with this width have the right shapes."""
     if x.ndim != 3 or x.shape[-1] != width:
         raise ValueError(f"The trunk takes embeddings [B, L, {width}], got shape {x.shape}.")
     rows, both = x.shape[:1], x.shape[:2]

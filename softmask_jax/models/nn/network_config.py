@@ -1,35 +1,29 @@
-"""Shape and execution that every network has."""
+"""Shape and execution common to all networks."""
 import dataclasses
 import math
 import typing
 
 from softmask_jax.models.nn.scan import check_remat
 
-VOCABULARY_MULTIPLE = 128  # so that the vocabulary shards over any usual number of devices
+VOCABULARY_MULTIPLE = 128  # shards over any usual number of devices
 DTYPES = ("float32", "bfloat16")
 FLASH = ("cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes, without defaults, and execution, by default plain float32. ValueError for what cannot be built.
+    """Sizes and execution; ValueError for impossible values. Subclasses define `depth`, the number of layers."""
 
-    A subclass has `depth`, its number of layers.
-
-    compute_dtype: "float32" or "bfloat16". remat: a name from `scan.REMAT`. unroll: a Python loop over the layers
-    instead of a scan (the same numbers; for tests).
-    """
-
-    implementations: typing.ClassVar[tuple[str, ...]] = ("auto", "xla")  # what `attention` may be
+    implementations: typing.ClassVar[tuple[str, ...]] = ("auto", "xla")  # choices of `attention`
 
     vocab_size: int
     hidden_size: int
     num_heads: int
     rope_base: float
-    compute_dtype: str = "float32"
-    remat: str = "none"
+    compute_dtype: str = "float32"  # or "bfloat16"
+    remat: str = "none"  # a name of `scan.REMAT`
     attention: str = "auto"
-    unroll: bool = False
+    unroll: bool = False  # a Python loop over the layers instead of a scan, for tests
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

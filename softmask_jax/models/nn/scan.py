@@ -1,8 +1,5 @@
-"""A stack of equal layers as one `lax.scan`, with rematerialisation chosen by name.
-
-Parameters of all layers are stored stacked on axis 0: an unrolled deep model lowers many times slower to a many times
-larger program. The body of the scan gets one layer's parameters and its index.
-"""
+"""Equal layers as one `lax.scan` over stacked parameters, with rematerialisation chosen by name.
+Unrolled, a deep model compiles many times slower."""
 from collections.abc import Callable
 from typing import Any
 
@@ -22,20 +19,20 @@ REMAT = {
 
 
 def check_remat(name: str) -> str:
-    """Returns the name of a rematerialisation policy; ValueError listing the valid ones for any other."""
+    """The name, if it is a rematerialisation policy; else ValueError."""
     if name not in REMAT:
         raise ValueError(f"Unknown remat policy {name!r}; choose one of {', '.join(REMAT)}.")
     return name
 
 
 def remat_attention(attention: Callable, name: str) -> Callable:
-    """The attention core as the policy wants it: under "attention" only its inputs are kept."""
+    """Attention under a policy: "attention" keeps only its inputs."""
     return jax.checkpoint(attention, prevent_cse=False) if check_remat(name) == "attention" else attention
 
 
 def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable:
-    """A whole layer as the policy wants it; in_scan: whether it will be the body of a `lax.scan`."""
-    # A scan's loop keeps XLA from merging the recomputation with the original; elsewhere only a barrier does.
+    """A layer under a policy; in_scan: whether it is the body of a `lax.scan`."""
+    # A loop already keeps XLA from merging the recomputation with the original.
     if check_remat(name) == "full":
         return jax.checkpoint(layer, prevent_cse=not in_scan)
     if name == "dots":
@@ -46,11 +43,10 @@ def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable
 
 def scan_layers(layer: Layer, stacked: Tree, x: Any, *, remat: str = "none", unroll: bool = False,
                 keep: bool = False) -> Any:
-    """Applies layer(parameters, index, x) -> x for every layer in turn.
+    """Apply layer(parameters, index, x) -> x for every layer in turn.
 
-    stacked: pytree whose leaves have the number of layers as axis 0; x: the carry, any pytree of fixed shapes.
-    remat: a name from REMAT. unroll: a plain Python loop instead (the same numbers; slow to compile).
-    keep: layer returns (x, extra) instead, and the result is (x, extras stacked on axis 0).
+    stacked: pytree with layers on axis 0. x: carry, any pytree of fixed shapes. remat: a name of REMAT. unroll: a
+    Python loop instead. keep: layer returns (x, extra); the result is (x, extras stacked on axis 0).
     """
     layer = remat_layer(layer, remat, in_scan=not unroll)
     depths = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}

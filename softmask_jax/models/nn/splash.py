@@ -1,7 +1,4 @@
-"""Flash attention on a TPU: JAX's splash attention kernel, never holding the weights [K L L].
-
-A kernel is no array program that a partitioner could cut, so on a mesh it runs under `shard_map`, each device with its
-own rows and heads: `Layout` says which those are.
+"""JAX's splash attention kernel for TPUs (flash attention, without weights [K L L]), under `shard_map` on a mesh.
 
 Letters: B batch, L length, K query heads, G key/value heads, d head width.
 """
@@ -18,26 +15,25 @@ from softmask_jax.models.nn import layers
 
 ATTENTION = (*layers.ATTENTION, "splash")
 LANES = 128
-BLOCKS = (512, 256, 128)  # rows of q or k at a time: larger ones reuse more, and 512 fit every TPU's scratch memory
+BLOCKS = (512, 256, 128)  # rows of q or k: larger blocks reuse more, and 512 fit every TPU's scratch memory
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where activations lie: mesh axes that cut the rows, the one that cuts the heads, and the one that cuts the positions
-    of queries (None: no mesh axis); keys and values are gathered over it."""
+    """Mesh axes of the activations; keys and values are gathered over `sequence`."""
 
     mesh: Mesh
     rows: tuple[str, ...] = ()
-    heads: str | None = None
-    sequence: str | None = None
+    heads: str | None = None  # None: not sharded
+    sequence: str | None = None  # of the queries
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices, which need not be here: a program may be compiled ahead of time."""
+        """Platform of the mesh's devices, which may be absent (ahead-of-time compilation)."""
         return self.mesh.devices.flat[0].platform
 
     def over_devices(self, attend: Callable, kv_heads: int) -> Callable:
-        """attend(q, k, v, segments of q, of k) on each device's own rows, heads and queries."""
+        """attend(q, k, v, query segments, key segments) on each device's own rows, heads and queries."""
         parts = self.mesh.shape[self.heads] if self.heads else 1
         if kv_heads % parts:
             raise ValueError(f"attention='splash' needs the {kv_heads} key/value heads to be divisible by the mesh's "
@@ -45,20 +41,19 @@ class Layout:
         own, all_ = (P(self.rows or None, places, self.heads, None) for places in (self.sequence, None))
         segments = P(self.rows or None, self.sequence), P(self.rows or None, None)
         specs = {"in_specs": (own, all_, all_, *segments), "out_specs": own}
-        # check_vma: the kernel's outputs do not say over which axes they vary.
+        # check_vma=False: the kernel does not declare over which axes its outputs vary.
         return jax.shard_map(attend, mesh=self.mesh, **specs, check_vma=False)
 
 
 def fits(dtype, head_width: int, length: int) -> bool:
-    """Whether the kernel takes such an attention, and is the better choice."""
+    """Whether the kernel supports these sizes."""
     return dtype == "bfloat16" and head_width % LANES == 0 and length % LANES == 0
 
 
 def choose(name: str, dtype, head_width: int, length: int, layout: Layout | None) -> str:
-    """As `layers.choose_attention`, with "splash", which `auto` takes on a TPU where it fits. ValueError elsewhere."""
+    """`layers.choose_attention` with "splash", which `auto` takes on a TPU where it fits. ValueError elsewhere."""
     platform = jax.default_backend() if layout is None else layout.platform
     if layout is not None and layout.sequence:
-        # Each device has its share of the queries.
         length = length // layout.mesh.shape[layout.sequence]
     if name == "auto" and platform == "tpu" and fits(dtype, head_width, length):
         return "splash"
@@ -74,7 +69,7 @@ def choose(name: str, dtype, head_width: int, length: int, layout: Layout | None
 
 def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, layout: Layout | None = None,
            interpret: bool = False) -> Array:
-    """As `layers.attend`: q [B L K d], k, v [B L G d] -> [B L K d]; `interpret` runs the kernel on a CPU, for tests."""
+    """`layers.attend` for q [B L K d], k, v [B L G d]; interpret: run the kernel on a CPU, for tests."""
     local, both = partial(_attend, interpret=interpret), (segment_ids, segment_ids)
     if layout is None:
         return local(q, k, v, *both)
@@ -85,7 +80,7 @@ def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, la
 
 def _attend(q: Array, k: Array, v: Array, q_segments: Array | None, k_segments: Array | None, *,
             interpret: bool) -> Array:
-    # Imported late: it is there on every machine, but only a TPU's program needs it.
+    # Imported late: only TPU programs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     (length, heads, width), keys = q.shape[1:], k.shape[1]

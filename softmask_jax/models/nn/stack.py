@@ -1,7 +1,4 @@
-"""Parameters of a network: a shell (tables, final norm) and equal layers, which are stored stacked on axis 0.
-
-A network is a nested dict of arrays: the shell's entries, and the layers' under one name.
-"""
+"""Parameters of a network as a nested dict: a shell (tables, final norm), and equal layers stacked on axis 0."""
 import math
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -15,7 +12,7 @@ from softmask_jax.models.nn.network_config import NetworkConfig
 
 
 class Stack(NamedTuple):
-    """Modules of a network, made by `module(config, rngs)`. name: of the layers' entry."""
+    """Module classes of a network, made by `module(config, rngs)`, and the name of the layers' entry."""
 
     shell: type[nnx.Module]
     layer: type[nnx.Module]
@@ -32,7 +29,7 @@ class Stack(NamedTuple):
         return {**make(self.shell, shell_key), self.name: layers}
 
     def logical_axes(self, config: NetworkConfig) -> dict:
-        """The tree of `init` with a tuple of logical axis names, one per axis, in place of every array."""
+        """The tree of `init` with a tuple of logical axis names for every array."""
 
         def axes(module: type[nnx.Module], *front: str) -> dict:
             flat = nnx.to_flat_state(_split(module, config)[1])
@@ -41,16 +38,16 @@ class Stack(NamedTuple):
         return {**axes(self.shell), self.name: axes(self.layer, "layers")}
 
     def merged_shell(self, config: NetworkConfig, params: dict) -> nnx.Module:
-        """The shell, holding these parameters."""
+        """The shell module with these parameters."""
         own = {name: tree for name, tree in params.items() if name != self.name}
         return nnx.merge(_split(self.shell, config)[0], own)
 
     def merged_layer(self, config: NetworkConfig, parameters: dict) -> nnx.Module:
-        """One layer, holding these parameters (a slice of the stacked ones)."""
+        """A layer module with these parameters (one slice of the stack)."""
         return nnx.merge(_split(self.layer, config)[0], parameters)
 
     def num_params(self, config: NetworkConfig) -> int:
-        """Number of parameters without the vocabulary's padding."""
+        """Number of parameters without vocabulary padding."""
         shapes = jax.eval_shape(partial(self.init, config), jax.random.key(0, impl="threefry2x32"))
 
         def count(leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> int:
@@ -62,15 +59,15 @@ class Stack(NamedTuple):
 
 @lru_cache
 def _split(module: type[nnx.Module], config: NetworkConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure of a module, and its parameters as shapes; nothing is allocated."""
+    """Structure of a module and shapes of its parameters; nothing is allocated."""
     return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
 
 
 def embedding(params: dict) -> Array:
-    """The embedding table [Vpad D]."""
+    """Embedding table [Vpad D]."""
     return params["embed"]["table"]
 
 
 def embed(params: dict, tokens: Array) -> Array:
-    """Token ids [B L] -> their rows [B L D]; an id beyond the table gives NaN, never another token's row."""
+    """Token ids [B L] -> rows [B L D]; an id outside the table gives NaN, never another token's row."""
     return jnp.asarray(embedding(params)).at[tokens].get(mode="fill", fill_value=jnp.nan)
