@@ -17,8 +17,7 @@ KEY = re.compile(
 )
 FILE = "adapter_config.json"
 BUILT = {"bias": ("none",), "use_dora": (False, True), "use_rslora": (False, True)}
-# Fields of PEFT's LoraConfig (0.21) that are read, or harmless: of training, of the initial A and B, of what is off.
-# Any other one that is set is refused.
+# Fields of PEFT's LoraConfig (0.21) that are read or harmless; any other one that is set is refused.
 KNOWN = (
     *BUILT, "exclude_modules", "init_lora_weights", "lora_alpha", "peft_type", "r", "target_modules",
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
@@ -66,9 +65,7 @@ def read_config(config: Mapping) -> Adapter:
 
 def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     """The config with `target_modules` as a list of names, instead of a pattern or with `exclude_modules`.
-
-    A foreign pattern is never run: the names come from the file's (canonical) keys. ValueError if layers differ.
-    """
+    A foreign pattern is never run: the names come from the file's (canonical) keys. ValueError if layers differ."""
     targets, excludes = config.get("target_modules"), not is_off(config.get("exclude_modules"))
     if targets == "all-linear" and not excludes:
         return {**config, "target_modules": list(dream.TARGETS)}

@@ -56,10 +56,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_params(path: Path, abstract: dict) -> dict:
-    """The trees of a converted model, such as {"backbone", "soft_mask"}, with `abstract` shapes, dtypes and shardings.
-
-    Raises ValueError for another model's parameters, RuntimeError for damage.
-    """
+    """Trees of a converted model, like `abstract`. ValueError for another model's, RuntimeError for damaged ones."""
     try:
         return tree_files.read_trees(path, ("params",), {"params": abstract})["params"]
     except tree_files.Damaged as damage:
@@ -67,8 +64,7 @@ def read_params(path: Path, abstract: dict) -> dict:
 
 
 def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
-    """`trees` of a converted Dream, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None.
-    trees, raises: as `read_params`."""
+    """`read_params` of a Dream, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None."""
     scalars = {"soft_mask": jax.eval_shape(soft_masking.init_scalars)} if read_ours(path)["soft_mask"] else {}
     params = read_params(path, trees | scalars)
     return {name: params[name] for name in trees}, params.get("soft_mask")
@@ -88,7 +84,7 @@ def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
 
 
 def start(path: Path, tokenizer: Tokenizer, abstract: dict) -> dict:
-    """Initial trees of a run that continues a converted MDLM: "backbone" and, if it has learned some, "soft_mask".
+    """Initial "backbone", and learned "soft_mask" if any, of a run that continues a converted MDLM.
     Raises as `read_params`, and ValueError for another tokenizer (by sizes, if the model has none)."""
     own, config = read_tokenizer(path), config_schema.of_run(read_ours(path)["config"])
     ours, theirs = ((one.vocab_size, one.mask_token_id) for one in (own, tokenizer))

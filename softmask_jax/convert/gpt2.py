@@ -1,7 +1,4 @@
-"""Hugging Face's GPT-2 checkpoints (safetensors), read straight into our tree.
-
-Letters: D width, V vocabulary, F MLP width, P positions.
-"""
+"""Hugging Face's GPT-2 (safetensors) read into our tree. D: width, V: vocabulary, F: MLP width, P: positions."""
 import functools
 import hashlib
 import json
@@ -52,10 +49,7 @@ UNTIED = Entry("head/weight", HEAD, "vocabulary", ("V", "D"))
 
 
 class Checkpoint:
-    """The weights in a folder, under the names of `GPT2Model`, and their config.
-
-    Raises FileNotFoundError without config.json or safetensors; ValueError for another model, as `match`.
-    """
+    """Weights in a folder and their config. FileNotFoundError without either, ValueError for another model."""
 
     def __init__(self, folder: Path, compute_dtype: str = "float32"):
         self.folder = folder
@@ -78,8 +72,7 @@ class Checkpoint:
         self._table = match(table, specs, config.num_layers, f"a GPT-2 ({folder})", sizes)
 
     def read(self) -> tuple[dict, str]:
-        """The tree of `models.gpt2.shapes` as numpy arrays, and a hash of config and weights, not of names and files.
-        ValueError for a tied head that is not the embedding."""
+        """Tree of `models.nn.gpt2.shapes`; hash of config and weights. ValueError for a tied head that differs."""
         if self._copied_head:
             self._check_copied_head()
         tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jnp.dtype(leaf.dtype)), shapes(self.config))

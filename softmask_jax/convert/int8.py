@@ -1,7 +1,4 @@
-"""Int8 kernels for a frozen base: a Dream's linear layers quantised piece by piece while they are read. Numpy only.
-
-As `models.layers.quantised`, in float32: symmetric, one scale for each output. All else is unchanged.
-"""
+"""Int8 kernels for a frozen base: Dream's linear layers, quantised as by `models.nn.layers` while they are read."""
 import collections
 import dataclasses
 import re
@@ -38,8 +35,7 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Quantised:
-    """Other tensors, Dream's linear kernels as int8 with scales under "...weight_scale". Reading a kernel that is not
-    finite is a ValueError."""
+    """Tensors, Dream's linear kernels as int8 with scales "...weight_scale". ValueError for a kernel not finite."""
 
     def __init__(self, tensors: Tensors):
         self.tensors, self.specs = tensors, {}

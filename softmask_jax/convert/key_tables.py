@@ -51,9 +51,7 @@ def count_blocks(table: Iterable[Entry], names: Iterable[str]) -> int:
 def match(table: Sequence[Entry], specs: Mapping[str, Spec], num_blocks: int, model: str,
           sizes: Mapping[str, int] | None = None) -> dict[str, tuple[Entry, int]]:
     """Entry and block number of every key of PyTorch's tensors. sizes: of some letters, from the model's config.
-
-    Raises ValueError naming every missing, unexpected, misshapen and mistyped key. model: its name there.
-    """
+    Raises ValueError, calling it `model`, that names every missing, unexpected, misshapen and mistyped key."""
     expected = {key: (entry, i) for entry in table for i, key in keys(entry, num_blocks)}
     problems = [f"missing: {key}" for key in expected if key not in specs]
     problems += [f"unexpected: {key}" for key in specs if key not in expected]

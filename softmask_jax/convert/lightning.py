@@ -1,4 +1,4 @@
-"""MDLM's and soft-masked MDLM's Lightning checkpoints: raw or averaged weights, and what their configs say."""
+"""MDLM's and soft-masked MDLM's Lightning checkpoints: raw or averaged weights, and their configs."""
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,7 @@ from softmask_jax.models.keys import dit
 from softmask_jax.models.nn.config_fields import check_values
 
 DEEPEST = 20
-# The method in configs of MDLM, Duo, ReMDM and soft-masked MDLM, on top or under `algo`, as far as it is built here.
-# SEDD, D3PM, Duo and others have the very same tensors.
+# Settings, on top of a config or under `algo`, of what is built here: SEDD, D3PM and Duo have the very same tensors.
 METHOD = {
     "diffusion": ("absorbing_state",), "parameterization": ("subs",), "backbone": ("dit", "hf_dit"),
     "time_conditioning": (False,), "subs_masking": (False,), "causal_attention": (False,), "causal": (False,),
@@ -37,9 +36,7 @@ def open_checkpoint(path: Path, weights: str | None) -> Model:
 
 def read(path: Path, weights: str | None) -> tuple[Tensors, dict]:
     """Tensors of a checkpoint by key, and {"weights", "step", "config", "notes"} as plain values. ValueError, one line.
-
-    The average holds the backbone's parameters in the order of the `state_dict`; soft-masking scalars are raw.
-    """
+    The average holds the backbone's parameters in the order of the `state_dict`; soft-masking scalars are raw."""
     file = TorchZip(path)
     content = _dict(file.content)
     state = _dict(content.get("state_dict"))

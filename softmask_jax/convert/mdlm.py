@@ -1,4 +1,4 @@
-"""What MDLM's checkpoints hold beside the parameters of `models.keys.dit`. Numpy only."""
+"""Rotary buffer of MDLM's checkpoints, which is no parameter of `models.keys.dit`. Numpy only."""
 import numpy as np
 
 ROPE_BASE = 1e4

@@ -30,22 +30,19 @@ KNOWN_IDS = {50_258: (50_256, 50_256, 50_257), 30_522: (101, 102, 103), 35: (2, 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A checkpoint.
+    """A checkpoint of any format.
 
-    kind: of a family of `models.families`, or "adapter".
-    tensors: under PyTorch's keys, with raw soft-masking scalars if there are any ("dit" always has them).
     about: config.json of our folder without format, version and kind: Hugging Face's "hf_config"; "config" (dit), our
       own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels.
-    files: small files copied unchanged, by name. placed: the safetensors file of each key. notes: for the user.
     """
 
-    kind: str
-    tensors: Tensors
+    kind: str  # of `models.families`, or "adapter"
+    tensors: Tensors  # by PyTorch's keys, with raw soft-masking scalars if there are any ("dit" always has them)
     num_blocks: int
     about: dict
-    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
-    placed: Mapping[str, str] | None = None
-    notes: tuple[str, ...] = ()
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)  # small files copied unchanged, by name
+    placed: Mapping[str, str] | None = None  # the safetensors file of each key
+    notes: tuple[str, ...] = ()  # for the user
 
     @property
     def soft_mask(self) -> dict | None:
@@ -92,7 +89,7 @@ def keys_of(kind: str) -> Keys:
 
 
 def entries(kind: str, about: Mapping, scalars: bool) -> tuple[Entry, ...]:
-    """The table of a params folder."""
+    """Key table of a params folder: backbone or adapter, and soft-masking scalars if it has them."""
     tree = "adapter" if kind == "adapter" else "backbone"
     return below(tree, keys_of(kind).table(about)) + (below("soft_mask", SOFT_MASK) if scalars else ())
 

@@ -1,7 +1,6 @@
-"""Our parameters in Orbax's layout, written and read one block at a time.
+"""Our parameters in Orbax's layout, written and read one block at a time; Orbax itself saves whole arrays from memory.
 
-Orbax itself saves whole arrays from memory, in chunks across the stacked blocks. Here each block is one chunk, a plain
-file of an uncompressed zarr array; Orbax makes the folder and its metadata and restores it. Any layout is read.
+Each block is one chunk, a plain file of an uncompressed zarr array; Orbax makes the metadata. Any layout is read.
 """
 import itertools
 import json
@@ -26,9 +25,7 @@ CHUNK_BYTES = 64 * 2**20
 
 def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]], num_blocks: int) -> dict:
     """Write a params folder for `tree_files.read_trees`; each tensor is read once. table: entry and block of every key.
-
-    Returns [size, CRC-32] of every file of values, by its name in the folder, as they were in memory.
-    """
+    Returns [size, CRC-32] of every file of values, by its name in the folder, as they were in memory."""
     arrays, written = {}, {}
     for key, (entry, _) in table.items():
         dtype, shape = tensors.specs[key]
@@ -52,11 +49,8 @@ def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]]
 
 
 class OurTensors:
-    """Parameters stored by Orbax, as tensors under PyTorch's keys: `write` inverted.
-
-    vocab_size: rows of "vocabulary" arrays without padding. Raises ValueError for a foreign folder, naming every array
-    that is missing, unexpected or misshapen.
-    """
+    """Parameters stored by Orbax, as tensors under PyTorch's keys: `write` inverted. vocab_size: rows without padding.
+    Raises ValueError naming every array that is missing, unexpected or misshapen."""
 
     def __init__(self, folder: Path, entries: Sequence[Entry], vocab_size: int = 0):
         self.folder, self.vocab_size, self._arrays, self.specs = folder, vocab_size, {}, {}

@@ -26,11 +26,8 @@ MDLM_CLASSES = "kuleshov-group/mdlm-owt"
 
 @contextlib.contextmanager
 def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
-    """A folder to write into, which becomes `dst` at the end, or nothing after an error or a kill.
-
-    A `dst` of the same files stays, and so does a link. Raises OSError without space for `needed` bytes, RuntimeError
-    while another process writes it, FileExistsError at the end for a `dst` of other files.
-    """
+    """A folder to write into, which becomes `dst` when the block ends without an error. OSError without space for
+    `needed` bytes, RuntimeError while another process writes it, FileExistsError for a `dst` with other files."""
     dst = Path(os.path.realpath(dst))
     if dst.is_mount():
         raise OSError(f"{dst} is a mount point, which no folder can replace; give a folder in it.")
@@ -69,9 +66,7 @@ def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
 def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokenizer | None,
           progress: Progress) -> dict[str, str]:
     """Write `model` into an empty folder, to: orbax | hf. Returns SHA-256 of every tensor read, by PyTorch's key.
-
-    Raises ValueError as `Model.table`, and for what the format cannot hold; OSError when the disk is full.
-    """
+    Raises ValueError as `Model.table`, and for what the format cannot hold; OSError when the disk is full."""
     table, hashed = model.table(), Hashed(model.written(to), progress)
     if to == "orbax":
         _write_ours(folder, model, table, hashed, source, tokenizer)
@@ -91,8 +86,7 @@ def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokeni
 
 def verify(folder: Path, model: Model, to: str, *, expected: Mapping[str, str] | None = None,
            progress: Progress = lambda _: None) -> None:
-    """Compare a written folder with `model`, its source. ValueError names differences. expected: what `write` returned;
-    None reads the source again."""
+    """Raise ValueError where a folder differs from `model`. expected: hashes of `write`; None reads `model` again."""
     if expected is None:
         expected = hashes(model.written(to), progress)
     if to == "orbax":

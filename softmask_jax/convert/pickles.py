@@ -1,7 +1,4 @@
-"""A pickle as plain data: no class is imported, no function called, no `pickle` used.
-
-`read` interprets the opcodes. Imports become `Stub`s with a name, their calls `Stub`s with arguments, even `os.system`.
-"""
+"""A pickle as plain data, without `pickle`: nothing is imported or called, even `os.system` becomes a `Stub`."""
 import pickletools
 from collections.abc import Callable
 from typing import Any
@@ -33,10 +30,7 @@ class BadPickle(ValueError):
 
 
 def read(content: bytes, call: Callable[[str, tuple], Any] = Stub) -> Any:
-    """The object that a pickle describes. Raises BadPickle when it is damaged, too large, or uses what none needs.
-
-    call: makes the result of a call from the function's name and the arguments.
-    """
+    """The object of a pickle, its calls made by `call(name, arguments)`. BadPickle if damaged, malicious or large."""
     if len(content) > MOST_BYTES:
         raise BadPickle(f"a pickle of {len(content):,} bytes")
     machine = _Machine(call)
@@ -72,7 +66,7 @@ class _Machine:
         return value
 
     def last(self, count: int) -> list:
-        """Pop so many values."""
+        """Pop `count` values, oldest first."""
         return [self.pop() for _ in range(count)][::-1]
 
     def to_mark(self) -> list:
@@ -124,7 +118,7 @@ _SCALARS = (
     "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING",
     "SHORT_BINSTRING", "STRING",
 )  # fmt: skip
-# What an opcode does with the machine and the opcode's argument. Elements of sets are not needed.
+# Actions by opcode, on the machine and the opcode's argument. Elements of sets are not needed.
 _ACTIONS = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys(_SCALARS, lambda m, value: m.push(value)),

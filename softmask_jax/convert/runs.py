@@ -18,11 +18,8 @@ from softmask_jax.models.keys import SOFT_MASK, dream
 
 
 def open_run(path: Path, weights: str | None) -> Model:
-    """The run in a folder, in float32; a Dream without an adapter in its config's `model.param_dtype`.
-
-    weights: raw | ema; None is ema, unless the run has none. FileNotFoundError without a checkpoint, ValueError for a
-    damaged one and for parameters that the config does not describe.
-    """
+    """The run in a folder, in float32; a Dream without an adapter in its `model.param_dtype`. weights: raw | ema; None
+    is ema if there is one. FileNotFoundError without a checkpoint, ValueError for damage or a wrong config."""
     config = config_schema.from_dict(read_json(path, "config.json")).to_dict()
     model, soft = config["model"], config["soft_mask"]
     folder, step = _newest(path)

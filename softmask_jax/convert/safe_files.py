@@ -8,8 +8,7 @@ JSON_BYTES = OTHER_BYTES = 64 * 2**20
 
 
 def inside(folder: Path, name: str, limit: float = math.inf) -> Path:
-    """The regular file `name` of a folder. ValueError for a name or link that leads out of the folder, for an irregular
-    file, and for one of more than `limit` bytes; FileNotFoundError."""
+    """Path of a regular file in a folder. ValueError for a link out of it or over `limit` bytes; FileNotFoundError."""
     if not isinstance(name, str) or not name or "\\" in name or "\0" in name or len(PurePosixPath(name).parts) != 1:
         raise ValueError(f"{folder}: refused the file name {name!r:.100}, which is not a plain name in this folder.")
     path = folder / name

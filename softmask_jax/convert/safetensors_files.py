@@ -1,7 +1,6 @@
 """Safetensors, one file or several with an index: read and written in pieces.
 
-The library checks every header (limits, overlaps, holes, lengths). Its readers map whole files, whose pages count as
-this process's memory, and its writer needs all tensors at once.
+The library only checks headers: its readers map whole files, counted as our memory, its writer needs all tensors.
 """
 import contextlib
 import json
@@ -29,7 +28,7 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 class SafetensorsFile:
-    """One file. Raises ValueError, one line, for a header that lies, and for types that are not read here."""
+    """One file. Raises ValueError for an invalid header or an unsupported dtype."""
 
     def __init__(self, path: Path):
         self.path, self.specs, self._starts = path, {}, {}

@@ -1,4 +1,4 @@
-"""Opening what can be converted: folders of Hugging Face and PEFT, Lightning checkpoints, our models and runs."""
+"""Opening models to convert: folders of Hugging Face and PEFT, Lightning checkpoints, our models and runs."""
 import re
 from pathlib import Path
 
@@ -41,9 +41,7 @@ SOURCES = (
 
 def open_model(path: Path, weights: str | None = None) -> Model:
     """The model at `path`, its tensors unread and unchecked (`Model.table` checks them).
-
-    weights: raw | ema; None is ema where there are both. FileNotFoundError or ValueError, one line with a remedy.
-    """
+    weights: raw | ema; None is ema where there are both. FileNotFoundError or ValueError, one line with a remedy."""
     if not path.exists():
         raise FileNotFoundError(f"--src: {path} does not exist; {SOURCES}, or hf://owner/name.")
     if path.suffix == ".safetensors" and path.is_file():

@@ -37,7 +37,7 @@ def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
 
 
 def without(tensors: Tensors, keys: Container[str]) -> Tensors:
-    """The other tensors."""
+    """The tensors except `keys`."""
     return renamed(tensors, {key: key for key in tensors.specs if key not in keys})
 
 
@@ -55,7 +55,7 @@ def joined(*parts: Tensors) -> Tensors:
 
 
 def in_memory(arrays: Mapping[str, np.ndarray]) -> Tensors:
-    """Arrays in memory."""
+    """Tensors from arrays."""
     return View({key: Spec(array.dtype, array.shape) for key, array in arrays.items()}, lambda key: iter([arrays[key]]))
 
 

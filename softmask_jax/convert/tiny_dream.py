@@ -38,8 +38,7 @@ STD = 0.05
 
 
 def make(out: Path, *, conversations: int = 160, sizes: Mapping = CONFIG) -> None:
-    """Write `out`/hf and `out`/chats.jsonl unless they exist. sizes: entries of config.json, on top of CONFIG's.
-    FileExistsError for other files under these names, OSError when the folder cannot be written."""
+    """Write `out`/hf and `out`/chats.jsonl unless they exist. sizes: entries of config.json, on top of CONFIG's."""
     random, chats = np.random.default_rng(0), out / "chats.jsonl"
     with explained(out, ELSEWHERE), whole_folder(out / "hf", 0, ELSEWHERE) as folder:
         _write_model(folder, random, CONFIG | dict(sizes))

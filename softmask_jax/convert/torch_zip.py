@@ -1,7 +1,4 @@
-"""Tensors in zip files of `torch.save`, such as Lightning's checkpoints, read without PyTorch and `pickle`.
-
-A file holds `<name>/data.pkl` and the storages `<name>/data/<number>`, never compressed.
-"""
+"""Tensors in zip files of `torch.save`, `<name>/data.pkl` and `<name>/data/<number>`; no PyTorch and no `pickle`."""
 import math
 import re
 import threading
@@ -45,8 +42,7 @@ class Tensor(NamedTuple):
 
 
 class TorchZip:
-    """A file of `torch.save`: `content` is its object, tensors as `Tensor`s and other classes as `Stub`s. ValueError
-    for a file that is damaged, of another format, or malicious."""
+    """A file of `torch.save`; `content` is its object, in `Tensor`s and `Stub`s. ValueError if damaged or malicious."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -25,9 +25,7 @@ def old_keys(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
 
 def without_wrappers(keys: Iterable[str], network: re.Pattern, where: str) -> tuple[dict[str, str], str]:
     """`old_keys` by the network's own keys (unknown keys are kept), and a note of what was removed or "".
-
-    network: of `own_keys`. ValueError also for a wrapper on some of a module's keys only.
-    """
+    network: of `own_keys`. ValueError also for a wrapper on some of a module's keys only."""
     # torch's AveragedModel stores a counter beside the network.
     unwrapped = {key: _unwrapped(key, network) for key in keys if key != "n_averaged"}
     names = old_keys(((new, key) for key, (new, _) in unwrapped.items()), where)

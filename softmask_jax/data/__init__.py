@@ -1,7 +1,4 @@
-"""Texts to batches of token ids: `build` opens sources, tokenizers and the corpus that the pipeline reads by index.
-
-JAX is not imported before batches are made.
-"""
+"""Texts to batches of token ids. `build` opens corpus and tokenizer; JAX is imported with the first batches only."""
 import dataclasses
 import math
 import platform
@@ -55,10 +52,8 @@ def build(config: Texts = Texts(), **overrides) -> Data:
 
 
 def mixture_parts(config: Texts) -> list[tuple[float, Texts]]:
-    """Weight and config of each corpus of a mixture, such as `0.7 jsonl:a.jsonl; 0.3 stdlib`; others are one corpus.
-
-    Repeats are removed within a corpus, not across; under the rule `hash` identical texts share a split.
-    """
+    """Weight and config of each corpus of a mixture such as `0.7 jsonl:a.jsonl; 0.3 stdlib`, or of a single one.
+    Duplicates are dropped within a corpus only; under the rule `hash` they share a split."""
     if config.source != "mixture":
         return [(1.0, config)]
     if config.validation_rule == "paths":

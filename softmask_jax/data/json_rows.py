@@ -1,7 +1,4 @@
-"""Rows of JSON files: JSON Lines, or an array or values over several lines, as the beginning of the file decides.
-
-Lines are parsed one by one: a damaged one affects no other. Arrays are read by row: files may be larger than memory.
-"""
+"""Rows of JSON Lines, or of arrays and values over several lines; files may be larger than memory."""
 import codecs
 import io
 import json
@@ -22,10 +19,8 @@ DECODER = json.JSONDecoder()
 
 
 def json_rows(opened: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
-    """Name and JSON of each row: `name:17` is a line, `name:row 16`, counted from 0, an element of an array.
-
-    Blank lines are skipped. An array of messages is one row. Raises ValueError for a damaged array or too large a row.
-    """
+    """Name and JSON of each row: lines as `name:17`, not parsed, elements of an array as `name:row 16`, from 0.
+    Skips blank lines; an array of messages is one row. ValueError for a damaged array or too large a row."""
     head = opened.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
     first_line = head.lstrip().partition(b"\n")[0]
     if first_line.startswith(b"[") or first_line.rstrip() == b"{":

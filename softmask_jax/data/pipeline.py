@@ -1,8 +1,7 @@
-"""Windows to batches, by index: the batch of a step depends on the seed and the step only.
+"""Windows to batches by index. A batch depends on seed and step alone: any number of hosts can resume at any step.
 
-Grain shuffles all windows anew in each epoch, epochs follow each other without a seam. Item s * B + r of that endless
-order is row r of step s; host i of n reads rows i, i + n, ...: any number of hosts can resume a run at any step, and
-the cursor is one integer. In a mixture each corpus has its own order, and a fixed pattern takes from them by weight.
+Grain shuffles the windows anew each epoch; item s * B + r of that endless order is row r of step s, and host i of n
+reads rows i, i + n, ... In a mixture each corpus has its own order, and a fixed pattern takes from them by weight.
 """
 import contextlib
 import warnings
@@ -16,10 +15,7 @@ MOST_PARTS = 64
 
 
 class Batches(Iterator, contextlib.AbstractContextManager):
-    """An endless iterator over {"tokens": int32 [B/hosts L], "rows": int32 [B/hosts]}, read ahead by threads.
-
-    `rows` are numbers in the global batch. `close`, or the end of a `with` block, ends the threads.
-    """
+    """Endless {"tokens": int32 [B/hosts L], "rows": int32 [B/hosts], in the global batch}; `close` ends its threads."""
 
     def __init__(self, iterator):
         self._iterator = iterator
@@ -38,10 +34,8 @@ def batches(
     windows: Windows | Mixture, *, global_batch_size: int, seed: int, start_step: int = 0, host_index: int = 0,
     host_count: int = 1, micro_batches: int = 1, prefetch: int = 2,
 ) -> Batches:  # fmt: skip
-    """This host's share of the training batches from `start_step` on, its rows in the order of `rows_of_host`.
-
-    `prefetch` batches are read ahead (0: none). Raises ValueError as `rows_of_host`; warns of repeats within a batch.
-    """
+    """This host's share of the training batches from `start_step` on, `prefetch` of them read ahead (0: none).
+    Raises ValueError as `rows_of_host`; warns of repeats within a batch."""
     # Grain imports JAX, which users of sources and tokenizers need not load.
     import grain
 
@@ -83,21 +77,15 @@ def _endless(windows: Windows | Mixture, global_batch_size: int, seed: int):
 
 
 def micro_batch_of(rows: np.ndarray, global_batch_size: int, micro_batches: int) -> np.ndarray:
-    """The micro-batch of each row, by its number in the global batch: 0..micro_batches - 1, each equally often.
-
-    With M rows to a micro-batch, rows r, r + M, ... go to different ones: a host, with rows i, i + n, ..., n a divisor
-    of M, holds M / n rows of each. So do neighbours: each micro-batch needs the full range of t, stratified by row.
-    """
+    """Micro-batch of each row, by its number in the global batch. With M rows each, rows r and r + M differ, so that a
+    host holds equally many of all; so do neighbours: t is stratified by row, and each needs its full range."""
     size = global_batch_size // micro_batches
     return (rows // size + rows % size) % micro_batches
 
 
 def rows_of_host(global_batch_size: int, host_index: int, host_count: int, micro_batches: int = 1) -> np.ndarray:
-    """int64 [B/hosts] numbers of a host's rows i, i + n, ... in the global batch, in the order of its share.
-
-    Position p holds a row of micro-batch p % micro_batches. Raises ValueError for micro-batches that do not divide by
-    the hosts.
-    """
+    """int64 [B/hosts] numbers of a host's rows i, i + n, ... in the global batch; position p holds a row of micro-batch
+    p % micro_batches. Raises ValueError unless the batch divides by hosts x micro-batches."""
     if not 0 <= host_index < host_count:
         raise ValueError(f"host_index={host_index} must lie in 0..{host_count - 1}")
     if global_batch_size < 1 or micro_batches < 1 or global_batch_size % (host_count * micro_batches):
@@ -112,11 +100,10 @@ def validation_batches(
     windows: Windows | Mixture, *, global_batch_size: int, host_index: int = 0, host_count: int = 1,
     max_windows: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """Every window once, in a fixed order, as this host's share of ceil(n / B) batches.
+    """This host's share of every window once, or of `max_windows` evenly spaced ones, in a fixed order.
 
-    Yields tokens int32 [B/hosts L]; rows int32 [B/hosts] in the global batch; index int32 [B/hosts], the window's
-    number, the same for every batch size; valid bool [B/hosts], False on the rows that fill up the last batch (they
-    repeat the first windows). `max_windows`: that many, evenly spaced (0: all).
+    Yields int32 tokens [B/hosts L], rows (in the global batch) and index (the window's number) [B/hosts]; valid bool
+    [B/hosts], False on rows that fill up the last batch with the first windows again.
     """
     rows = rows_of_host(global_batch_size, host_index, host_count)
     if max_windows < 0:

@@ -40,11 +40,8 @@ NOT_HERE = ("seq_len", "prefetch")
 
 
 def prepare(config: Texts, out: str, *, workers: int = 0, shard_megabytes: int = 256) -> Manifest:
-    """Make, or finish, the prepared corpus in the folder `out`.
-
-    workers: processes; 0 is one a core. shard_megabytes: million characters of text a shard. Raises ValueError or
-    OSError for wrong settings, changed text or a full disk, RuntimeError for a folder in use or a killed worker.
-    """
+    """Make or finish the corpus in `out`. workers: 0 is one a core. shard_megabytes: million characters a shard.
+    Raises ValueError, OSError, or RuntimeError for a folder in use or a killed worker."""
     if config.source in ("mixture", "shards"):
         raise ValueError(f"data.source={config.source} cannot be prepared; prepare each text by itself, then mix them")
     if shard_megabytes < 1 or workers < 0:
@@ -172,7 +169,7 @@ def _scan(job: Job, workers: int, max_documents: int) -> list:
 
 
 def _tasks(corpus: Corpus, part_sizes: list[int], characters: int) -> Iterator[Task]:
-    """The source's items in ranges with so many characters of texts that are not dropped."""
+    """Ranges of the source's items, each with at most so many characters of texts to keep, or one item."""
     firsts = np.cumsum([0, *part_sizes])
     weights = np.where(corpus.roles == DROPPED, 0, corpus.items["characters"])
     before = np.concatenate([[0], np.cumsum(weights)])

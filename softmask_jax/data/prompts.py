@@ -1,13 +1,11 @@
-"""Prompts for generation, rows of a file.
+"""Prompts for generation: lines of a .txt file, or rows of a JSON file, each a text or an object with one of
 
-A row is a line of JSON, or an element of a file's one array: a text, or an object with one of
     "prompt": text to continue
-    "messages": [{"role", "content"}, ...] to answer, rendered by the model's chat template; in any form of
-        `chat.conversations`, "system" beside it
+    "messages": [{"role", "content"}, ...] to answer by the model's chat template; any form of `chat.conversations`
     "parts": [text, 24, text, ...], a number being that many masks to fill
     "tokens": [ids], with the mask's id where text is to be generated
 and optionally "id", "max_new_tokens" (of a prompt or messages) and "forced": {"3": text or id, ...}, fixed tokens at
-positions of the answer, counted from 0 over the row's masks. In a .txt file every line is a prompt.
+positions of the answer, counted from 0 over the row's masks.
 """
 import dataclasses
 import hashlib
@@ -31,17 +29,14 @@ MASKS = "masks"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a file. name: for messages. kind: of `KINDS`, or `MASKS` with value None.
+    """A row of a file."""
 
-    max_new_tokens: None if unset. forced: (position in the answer, text or id), in the row's order.
-    """
-
-    name: str
-    kind: str
+    name: str  # for error messages
+    kind: str  # of `KINDS`, or `MASKS` with value None
     value: object
     id: str | int | None = None
     max_new_tokens: int | None = None
-    forced: tuple[tuple[int, str | int], ...] = ()
+    forced: tuple[tuple[int, str | int], ...] = ()  # (position in the answer, text or id)
 
     @property
     def is_pattern(self) -> bool:

@@ -1,8 +1,4 @@
-"""Windows of token streams, and mixtures of them.
-
-The wrap rule is MDLM's (arXiv 2406.07524; the 169M recipe of arXiv 2510.17206): a stream is cut into windows of L - 2
-tokens, each between a BOS and an EOS. The last incomplete window is dropped.
-"""
+"""Token streams in windows, as by MDLM (arXiv 2406.07524): BOS, L - 2 tokens, EOS; the incomplete last is dropped."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +7,7 @@ from softmask_jax.data.shards import ShardStream
 
 
 class Windows:
-    """A token stream as windows of `seq_len` ids: BOS, seq_len - 2 tokens, EOS.
-
-    `gather(indices [n])` is int32 [n L]. Raises ValueError when the stream fills no window.
-    """
+    """A token stream in windows; `gather(indices [n])`: int32 [n L]. ValueError for a stream shorter than a window."""
 
     def __init__(self, stream: np.ndarray | ShardStream, seq_len: int, bos_id: int, eos_id: int, name: str = "corpus"):
         if seq_len < 3:

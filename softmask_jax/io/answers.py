@@ -1,7 +1,6 @@
-"""The file of answers, each written once in spite of kills.
+"""The file of answers, resumable: rows are appended and synced by batch; `finish` puts them in the prompts' order.
 
-Rows are appended and synced by batch; `finish` puts them into the order of the prompts. Beside `out.jsonl` are
-`out.jsonl.settings.json`, what the rows depend on, and at the end `out.jsonl.summary.json`.
+Beside `out.jsonl` are `out.jsonl.settings.json`, what the rows depend on, and, finished, `out.jsonl.summary.json`.
 """
 import contextlib
 import glob
@@ -25,10 +24,9 @@ def key_of(row: Mapping) -> Key:
 
 
 class AnswerFile:
-    """The answers in `path`, locked for this process within a `with` block.
+    """The `total` answers of `path`, locked within a `with` block; a half-written last line is dropped.
 
-    rows: those in the file, by key; a last line that a kill left half-written is dropped. total: their final number.
-    settings: JSON values that decide the answers, by flag; those of `settle` are known later, but before `add`. Raises
+    settings: JSON values that decide the answers, by flag; `settle` adds those known later, before `add`. Raises
     ValueError for rows of other settings or lines that are no answers, RuntimeError for a file in use, OSError.
     """
 
@@ -135,11 +133,8 @@ def _lines(rows: Iterable[Mapping]) -> bytes:
 
 
 def summarize(rows: Iterable[Mapping]) -> dict:
-    """Statistics of answers.
-
-    Of rows without an error, 0 without any: shares "empty" and "ended", means of "new_tokens" and "calls"; of all:
-    "tokens_per_call" (masks filled by a network call), "seconds" and "tokens_per_second" (new tokens up to their ends).
-    """
+    """Statistics of answers: shares "empty" and "ended" and means of "new_tokens" and "calls" (rows without an error);
+    in total "tokens_per_call" (masks filled by a network call), "seconds" and "tokens_per_second" (new tokens)."""
     rows = list(rows)
     good = [row for row in rows if "error" not in row]
     total = {name: sum(row[name] for row in good) for name in ("empty", "ended", "new_tokens", "calls", "filled")}
@@ -155,12 +150,12 @@ def summarize(rows: Iterable[Mapping]) -> dict:
 
 
 def count(number: int, what: str, plural: str = "s") -> str:
-    """Such as "1,000 answers"."""
+    """A count as text, such as "1,000 answers"."""
     return f"{number:,} {what}{plural if number != 1 else ''}"
 
 
 def described(summary: Mapping) -> str:
-    """The summary in a few lines."""
+    """The summary as text for the terminal."""
     errors = f", {summary['errors']:,} of them failed (NaN or infinite logits)" if summary["errors"] else ""
     return "\n".join([
         f"{count(summary['rows'], 'answer')}{errors}: {summary['empty']:.1%} empty, "

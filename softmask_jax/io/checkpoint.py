@@ -1,8 +1,7 @@
-"""Checkpoints of a run: asynchronous, atomic, checked when they are read.
+"""Checkpoints of a run: asynchronous, atomic, checked when they are read. Damaged ones are reported, never deleted.
 
-Layout: `<folder>/<step>/{params,ema,optimizer,data}` and `<step>/checksums.json`. The first three are Orbax trees (see
-tree_files.py), `data` is JSON: data cursor and metrics. Orbax renames a temporary folder when everything, checksums
-included, is written: a kill leaves a whole checkpoint or none. Damaged checkpoints are reported and never deleted.
+`<folder>/<step>/` holds `params`, `ema` and `optimizer`, Orbax trees (see tree_files.py), `data`, JSON with cursor and
+metrics, and `checksums.json`. It gets its name once all is written: a kill leaves a whole checkpoint or none.
 """
 import atexit
 import contextlib
@@ -30,12 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints in one folder. A context manager; `close` waits for the save that is still running.
+    """The checkpoints in one folder: the newest `keep`, and the `keep_best` of lowest `BEST_METRIC`.
 
-    `save` and `restore_latest` change the folder: they are for the run that owns it, in which all processes make the
-    same calls. The rest may be used while another process trains there.
-
-    keep, keep_best: numbers of the newest checkpoints, and of those with the lowest `BEST_METRIC`, that are kept.
+    `save` and `restore_latest` are for the run that owns the folder, in which all processes make the same calls; the
+    rest may be used while another process trains there.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: int = 1):
@@ -89,20 +86,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return max(self.all_steps(), default=None)
 
     def save(self, step: int, state: Any, cursor: Mapping, metrics: Mapping[str, Any] | None = None) -> bool:
-        """Wait for the previous save, then start writing; False if the step is on disk already.
+        """Wait for the previous save, then start one; False if the step is on disk. The arrays may then be donated.
 
-        The caller may donate or change the arrays afterwards.
-
-        Args:
-          step: updates done.
-          state: has `params`, `ema`, `opt_state`; or a dict with names in TREES. Empty trees are not written.
-          cursor: position in the data, JSON values.
-          metrics: stored with the step and ranked by `BEST_METRIC`.
-
-        Raises:
-          OSError: the disk is full, now or during the previous save.
-          RuntimeError: one of the two failed otherwise.
-          ValueError: the folder has a newer step.
+        state: has `params`, `ema`, `opt_state`; or a dict with names in TREES. cursor: position in the data. Raises
+        OSError (disk full) or RuntimeError if this save or the previous one fails, ValueError below a newer step.
         """
         self.wait()
         steps = self.all_steps()
@@ -127,9 +114,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def restore_latest(self, abstract: Mapping[str, Any]) -> tuple[int, dict, dict] | None:
         """Step, trees like `abstract` and cursor of the newest undamaged checkpoint; None without a checkpoint.
 
-        Damaged ones above it are renamed `<step>.damaged-<n>`, so that the run can save these steps again. abstract:
-        dict with names in TREES of leaves with shape, dtype and maybe sharding, on any mesh. Raises ValueError for a
-        checkpoint with other keys, shapes or dtypes, RuntimeError if every one is damaged (nothing is renamed).
+        Damaged ones above it are renamed `<step>.damaged-<n>`, so that the run can save these steps again. ValueError
+        as `read_trees`, RuntimeError if every one is damaged (nothing is renamed).
         """
         self.wait()
 
@@ -147,9 +133,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         narrow: bool = False,
     ) -> tuple[int, dict]:  # fmt: skip
         """The step (None: the newest undamaged one) and some of its trees; see `read_trees`. Renames nothing.
-
-        Raises FileNotFoundError without such a step, RuntimeError when it, or every one, is damaged.
-        """
+        Raises FileNotFoundError without such a step, RuntimeError when it, or every one, is damaged."""
         steps = self.all_steps()
         if step is None and steps:
             return self._newest(lambda folder: read_trees(folder, items, abstract, narrow=narrow))[0]
@@ -221,8 +205,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self.folder / f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}"
 
     def _seal(self) -> None:
-        # Called by Orbax's background thread, on one process, after the data of all and before the rename.
-        # Object stores have no rename and check their objects themselves.
+        # In Orbax's thread, on one process, before the rename. Object stores have none and check objects themselves.
         folder = self._temporary(self._saving) if self._is_local else self.folder / str(self._saving)
         tree_files.read_back(folder, *self._written)
         if self._is_local:

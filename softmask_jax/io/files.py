@@ -40,10 +40,7 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 
 def check_folder(path: str | os.PathLike, flag: str = "") -> None:
-    """Raise a one-line ValueError for a local folder that Orbax or TensorStore would take for another, or refuse.
-
-    flag: such as "--workdir=", for the message.
-    """
+    """Raise ValueError for a local folder that Orbax or TensorStore would misread or refuse. flag: for the message."""
     real = os.path.realpath(path)
     top, *_ = names = real.split("/")[1:]
     reasons = {
@@ -69,10 +66,8 @@ def literal_part(path: str) -> str:
 
 def split_paths(text: str, separator: str, is_one: Callable[[str], bool] | None = None) -> list[str]:
     """The paths or patterns in a list; a separator in the name of an existing file does not separate.
-
-    is_one: whether text with separators is one path; by default, if they are in its `literal_part`, or in that of the
-      part after its first colon or equals sign, as in `jsonl:PATH` and `name=PATH`.
-    """
+    is_one: whether text is one path, by default if its separators are in the `literal_part` of PATH, KIND:PATH or
+    NAME=PATH."""
 
     def by_default(piece: str) -> bool:
         halves = [piece.partition(sign) for sign in ":="]
@@ -102,10 +97,7 @@ def check_writable(path: str, flag: str = "--json") -> None:
 
 
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old content or the new, never a part.
-
-    Of a link, the target is replaced. Devices and pipes are written directly. Raises OSError, see `explained`.
-    """
+    """Write a file, or a link's target, so that a kill leaves the old content or the new. OSError as `explained`."""
     chunks = [content.encode()] if isinstance(content, str) else content
     if is_device(path):
         with explained(path, **explanation), open(path, "wb") as file:
@@ -175,11 +167,8 @@ def plain(value):
 
 @contextlib.contextmanager
 def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[None]:
-    """Lock a folder for this process until the block ends or the process dies.
-
-    elsewhere: end of the remedy in errors. names: files to be replaced. Raises RuntimeError, naming the process with
-    the lock, FileExistsError for a folder with some of `names` that was never locked: it is another program's.
-    """
+    """Lock a folder until the block ends or the process dies. RuntimeError, naming the process that holds the lock.
+    FileExistsError for a never locked folder with some of `names`, files to be replaced: it is another program's."""
     path = folder / ".lock"
     if not path.exists() and (others := [name for name in names if _holds(folder / name)]):
         raise FileExistsError(f"{folder} holds files of something else ({', '.join(others)}); {elsewhere}.")

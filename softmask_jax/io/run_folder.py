@@ -1,8 +1,4 @@
-"""A run's folder: one writer at a time, its config, versions and metrics.
-
-Layout: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` (see checkpoint.py). In a run of
-several processes only the first locks and writes; the others read.
-"""
+"""A run's folder: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`. One process writes."""
 import contextlib
 import importlib.metadata
 import json
@@ -33,11 +29,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 class RunFolder(contextlib.AbstractContextManager):
-    """The folder of one run, created if missing and locked until `close` or the process's death.
-
-    lock: False for readers, which write nothing; None is True in the first process of the run only. names: what the run
-    replaces in it. Raises RuntimeError or FileExistsError as `locked`, NotADirectoryError for a file.
-    """
+    """The folder of one run, created if missing and locked until `close` or the process's death. Raises as `locked`.
+    lock: False for readers; None is True in the first process only. names: see `locked`."""
 
     def __init__(self, path: str | os.PathLike, *, lock: bool | None = None, names: Iterable[str] = ()):
         self.path = Path(path).absolute()
@@ -48,7 +41,7 @@ class RunFolder(contextlib.AbstractContextManager):
         if self.is_writer:
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                # A run that was copied without its lock has its config.
+                # A run may have been copied without its lock; its config shows that the folder is a run.
                 names = () if (self.path / "config.json").exists() else names
                 self._lock.enter_context(locked(self.path, "give another --workdir", names))
             for part in (self.path, self.path / "tokenizer"):
@@ -83,7 +76,6 @@ class RunFolder(contextlib.AbstractContextManager):
             return summary if isinstance(summary, dict) and isinstance(summary.get("step"), int) else None
 
     def write_config(self, config: Mapping) -> None:
-        """Store the nested config."""
         if self.is_writer:
             write_json(self.path / "config.json", config)
 
@@ -127,10 +119,7 @@ class RunFolder(contextlib.AbstractContextManager):
                 line = line[self._metrics.write(line) :]
 
     def truncate_metrics(self, step: int, again: Iterable[str] = ()) -> int:
-        """Drop what an interrupted run logged after the checkpoint of `step`, and at it of kinds in `again`.
-
-        Also drops lines that are no JSON object, such as half-written ones. Returns the number of lines dropped.
-        """
+        """Drop damaged lines, those after `step`, and at `step` those of kinds in `again`; return their number."""
         path = self.path / "metrics.jsonl"
         if not self.is_writer or not path.exists():
             return 0

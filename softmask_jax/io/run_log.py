@@ -1,7 +1,4 @@
-"""Config, versions, summary and metrics of a run, finished, running or interrupted, from its folder.
-
-What is missing or damaged is noted in `RunLog.notes`, one line each.
-"""
+"""Config, versions, summary and metrics of a run, finished or not, from its folder."""
 import collections
 import contextlib
 import dataclasses
@@ -24,21 +21,17 @@ NAMED_LINES = 5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunLog:
-    """columns: {(kind, name): (steps [N], values [N])} of the rows that have such a number, by ascending step.
-
-    last: {kind: the newest row of that kind}; samples: the newest rows of samples, oldest first; histogram: the newest
-    row with lambda's, or None; config: nested, {} if it cannot be read; summary: None before the run's end.
-    """
+    """Contents of a run's folder."""
 
     path: Path
-    config: dict
+    config: dict  # nested; {} if it cannot be read
     versions: dict
-    summary: dict | None
-    columns: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
-    last: dict[str, dict]
-    samples: list[dict]
-    histogram: dict | None
-    notes: list[str]
+    summary: dict | None  # None before the run's end
+    columns: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]  # (kind, name): (steps [N], values [N]), ascending
+    last: dict[str, dict]  # the newest row of each kind
+    samples: list[dict]  # the newest rows of samples, oldest first
+    histogram: dict | None  # the newest row with lambda's
+    notes: list[str]  # what is missing or damaged, one line each
 
     @property
     def name(self) -> str:
@@ -82,22 +75,20 @@ class RunLog:
         return np.asarray(steps) * float(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
 
     def flops(self, steps) -> np.ndarray | None:
-        """Matrix-product FLOPs of training up to steps [N]; None for a run that has not measured its speed.
-
-        A step costs 3 forward passes, or 4 with two passes; recomputation does not count.
-        """
+        """Matrix-product FLOPs of training up to steps [N], without recomputation; None if speed was not measured."""
         at, share = self.column("train", "two_pass_share")
         timed, speed = self.column("train", "tokens_per_second")
         both, used = self.column("train", "model_flops_per_second")
         if not len(speed) or len(speed) != len(used) or self.tokens(steps) is None:
             return None
+        # A step costs 3 forward passes, or 4 with two passes.
         forward = np.nanmedian(used / (speed * (3.0 + np.interp(timed, at, share) if len(share) else 3.0)))
         passes = np.cumsum(np.diff(at, prepend=0) * (3.0 + np.nan_to_num(share)))
         return np.interp(steps, [0, *at], [0, *passes]) * self.tokens(1) * forward
 
 
 def read(path: str | Path, summary: dict | None = None) -> RunLog:
-    """The run in a folder, `summary` in place of its summary.json. FileNotFoundError: the folder holds no run."""
+    """Read a run's folder, with `summary` in place of its summary.json. FileNotFoundError if it holds no run."""
     path = Path(os.path.expanduser(path))
     if not any((path / name).is_file() for name in ("config.json", "metrics.jsonl")):
         remedy = "give the --workdir of a training run"
@@ -138,7 +129,7 @@ def number(value) -> float | None:
 
 
 class _Rows:
-    """Columns of rows: 200,000 rows as dicts would fill the memory of a laptop."""
+    """Rows of metrics by column: 200,000 of them as dicts would fill the memory of a laptop."""
 
     def __init__(self):
         self.last, self.samples, self.histogram = {}, collections.deque(maxlen=KEPT_SAMPLES), None

@@ -1,7 +1,4 @@
-"""Arrays in Orbax's folders, and whether they are complete.
-
-Orbax and etils glob every path, and etils, fsspec and TensorStore read some as URLs: folders pass through `literal`.
-"""
+"""Arrays in Orbax's folders. Its libraries glob every path and read some as URLs: folders pass through `literal`."""
 import glob
 import json
 import math
@@ -32,7 +29,7 @@ def literal(folder: str | os.PathLike) -> epath.Path:
 
 
 def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.TensorStore]:
-    """The arrays of one tree by path, in any layout of Orbax, values not read yet. Other folders are errors."""
+    """The arrays of one tree by path, in any layout of Orbax, values not read yet. Other folders raise any error."""
     folder = literal(folder)
     metadata = json.loads((folder / METADATA).read_text("utf-8"))
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -47,14 +44,12 @@ def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.
 
 
 def check_values(folder: str | os.PathLike) -> None:
-    """Raise ValueError unless every chunk of a tree's arrays, those of all hosts, is stored in full.
-
-    Only small chunks are decoded: decoding all would take half as long as writing them.
-    """
+    """Raise ValueError unless every chunk of a tree's arrays, those of all hosts, is stored in full."""
     folder = literal(folder)
     for names, array in open_arrays(folder).items():
         if not array.storage_statistics(query_fully_stored=True).result().fully_stored:
             raise ValueError(f"{'/'.join(names)} lacks values")
+        # Decoding large chunks, too, would take half as long as writing them.
         if math.prod(array.chunk_layout.read_chunk.shape or ()) * array.dtype.numpy_dtype.itemsize <= DECODED_BYTES:
             array[tuple(slice(max(size - 1, 0), None) for size in array.shape)].read().result()
     if (folder / PACKED).exists():

@@ -1,8 +1,4 @@
-"""Trees of arrays and checksums in the folder of a checkpoint or of a converted model.
-
-Orbax stores trees under plain nested keys (a NamedTuple's field, a list's index, a dict's key) and reads them, on any
-mesh, into a tree with the same paths.
-"""
+"""Orbax trees, stored by path and read on any mesh, and checksums, in folders of checkpoints and converted models."""
 import contextlib
 import json
 import logging
@@ -57,10 +53,7 @@ def storable(state) -> dict[str, dict]:
 
 
 def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None = None) -> None:
-    """Record size and CRC-32 of every file of a checkpoint in its checksums.json.
-
-    known: checksums of files as they were in memory, by name in the folder; these are not read again.
-    """
+    """Write checksums.json: size and CRC-32 of every file. known: those taken in memory, by name; not read again."""
     folder = literal(folder)
     names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
     known = known or {}
@@ -70,9 +63,7 @@ def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None =
 
 def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
     """Compare a checkpoint's files, or those of its sub-folders `items`, with its checksums; False without checksums.
-
-    The first process reads, all get its verdict. Raises Damaged for a file that is missing, unreadable or changed.
-    """
+    The first process reads for all. Raises Damaged for a file that is missing, unreadable or changed."""
     verdict, problem = 0, ""
     if jax.process_index() == 0:
         try:
@@ -89,21 +80,12 @@ def verify(folder: os.PathLike, items: Sequence[str] | None = None) -> bool:
 def read_trees(
     folder: os.PathLike, items: Sequence[str], abstract: Mapping[str, Any] | None = None, *, narrow: bool = False
 ) -> dict:
-    """Read trees of a checkpoint, or of another folder with Orbax trees of these names, such as a converted model.
+    """Read the trees `items` of a checkpoint or converted model; None for one that neither it nor `abstract` has.
 
-    Args:
-      folder: holds the sub-folders `items`.
-      abstract: trees by item with shape, dtype and sharding. Floating-point arrays are read into its wider dtypes: a
-        run in bfloat16 can continue in float32. Other items are nested dicts of arrays on the default device.
-      narrow: read floating-point arrays into narrower dtypes, too, rounded.
-
-    Returns:
-      Trees by item; None for an item, other than `params`, that neither the folder nor `abstract` has.
-
-    Raises:
-      FileNotFoundError: no `params` in the folder.
-      ValueError: keys, shapes or dtypes differ from `abstract`; they are named.
-      Damaged: see `verify`; without checksums, also what Orbax cannot read.
+    abstract: trees by item with shape, dtype and sharding; other items are nested dicts on the default device. Floats
+      are read into wider dtypes (a bfloat16 run can continue in float32), with `narrow` also, rounded, into narrower.
+    FileNotFoundError without `params`; ValueError names keys, shapes and dtypes that differ from `abstract`; Damaged as
+    `verify` and, without checksums, for what Orbax cannot read.
     """
 
     def converts(stored, wanted) -> bool:
@@ -129,10 +111,7 @@ def read_trees(
 
 
 def read_back(folder: os.PathLike, trees: Mapping[str, dict], data: Mapping | None = None) -> None:
-    """Raise ValueError, one line, unless a folder just written can be restored: structure, shapes, dtypes and chunks.
-
-    trees: nested dicts by item, of leaves with shape and dtype, as they were saved. data: cursor and metrics, if any.
-    """
+    """Raise ValueError unless a folder just written restores to `data` and `trees`, by item with shapes and dtypes."""
     folder = literal(folder)
     try:
         for item, tree in trees.items():
@@ -152,7 +131,7 @@ def read_json(folder: os.PathLike, verified: bool) -> dict:
 
 
 def disk_full(error: BaseException | None) -> int | None:
-    """The errno, if an error or what it came from says that a disk, quota or file-size limit is full."""
+    """The errno if an error, or one of its causes, is a full disk, a used-up quota or a file-size limit; else None."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)

@@ -1,9 +1,8 @@
-"""Batches of prompts and responses, padded, in buckets of length.
+"""Padded batches of prompts and responses, in buckets of length.
 
-The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple of 8); they are
-attended to, corrupted and supervised: they teach the model to stop. Bucket pads fill a row up to the length of its
-batch, a multiple of 128, as a segment of their own without loss. A batch holds examples of one bucket, which depend on
-the seed and the step only: any number of hosts can resume a run at any step.
+The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple of 8). Attended to,
+corrupted and supervised, they teach the model to stop. Bucket pads, up to a multiple of 128, are a segment of their own
+without loss. A batch depends on seed and step alone: any number of hosts can resume a run at any step.
 """
 import dataclasses
 import functools
@@ -36,16 +35,12 @@ def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Buckets:
-    """Examples with their padding, sorted into buckets.
-
-    pad_id: of both kinds of pads. seed: of the recipe's pads. sizes: lengths of the buckets, ascending multiples of
-    128, which must hold every example; () is every multiple that is needed. Raises ValueError.
-    """
+    """Examples with their padding, sorted into buckets. Raises ValueError for sizes that do not hold every example."""
 
     examples: Examples
-    pad_id: int
-    seed: int
-    sizes: tuple[int, ...] = ()
+    pad_id: int  # of both kinds of pads
+    seed: int  # of the recipe's pads
+    sizes: tuple[int, ...] = ()  # ascending multiples of 128; (): every one that is needed
 
     def __post_init__(self):
         if any(size < 1 or size % BUCKET_MULTIPLE for size in self.sizes) or list(self.sizes) != sorted({*self.sizes}):
@@ -88,9 +83,7 @@ class Buckets:
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """One epoch in random order: example numbers [steps B] and the bucket [steps] of each step.
-
-        Examples that do not fill a batch go to the next larger bucket: at most B - 1 are left out, others each epoch.
-        """
+        Examples that fill no batch go to the next larger bucket: at most B - 1, others each epoch, are left out."""
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(self))
         buckets = self.bucket_of[order]
@@ -114,12 +107,8 @@ def bucket_batches(
     buckets: Buckets, *, global_batch_size: int, seed: int, start_step: int = 0, host_index: int = 0,
     host_count: int = 1, micro_batches: int = 1,
 ) -> Batches:  # fmt: skip
-    """This host's share of the endless training batches from `start_step` on, epoch after epoch.
-
-    Each is a `Buckets.gather` with `rows` int32 [B/hosts] in the global batch, in the order of `rows_of_host`, and
-    `epoch` int32 [B/hosts], how many epochs came before. Raises ValueError as `rows_of_host`, or for fewer examples
-    than a batch.
-    """
+    """This host's share of the endless training batches from `start_step` on: `Buckets.gather` with int32 [B/hosts]
+    rows (see `rows_of_host`) and epoch (from 0). Raises ValueError, also for fewer examples than a batch."""
     rows = rows_of_host(global_batch_size, host_index, host_count, micro_batches).astype(np.int32)
     if len(buckets) < global_batch_size:
         count = f"{len(buckets)} examples, fewer than train.global_batch_size={global_batch_size}"
@@ -143,10 +132,8 @@ def bucket_batches(
 def bucket_validation_batches(
     buckets: Buckets, *, global_batch_size: int, host_index: int = 0, host_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in a fixed order by bucket, as this host's share of the batches.
-
-    As `bucket_batches`, with valid bool [B/hosts]: False on repeated examples that fill up a batch.
-    """
+    """This host's share of every example once, in a fixed order by bucket: `Buckets.gather` with rows, and
+    valid bool [B/hosts], False on repeated examples that fill up a batch."""
     rows = rows_of_host(global_batch_size, host_index, host_count)
 
     def generate() -> Iterator[dict[str, np.ndarray]]:

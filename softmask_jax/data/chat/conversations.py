@@ -1,8 +1,7 @@
-"""Conversations in rows of data, in any common format, as messages of one form.
+"""Conversations of any common format as messages of one form.
 
-A row has a list of messages under the first of `KEYS` that is filled, or the two halves of one in `PAIRS`, and maybe a
-system message in `SYSTEM_KEY`. A message is {"role", "content"} or {"from", "value"}; the list may also be an object of
-lists, a data set's columns. Content is text, or a list of parts of text.
+A row has messages under the first filled one of `KEYS`, or a pair of `PAIRS`, and maybe a `SYSTEM_KEY`. Messages are
+{"role", "content"} or {"from", "value"}, a list or an object of lists; content is text or a list of parts of text.
 """
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -37,7 +36,7 @@ class Rejected(NamedTuple):
 
 
 class NoConversation(ValueError):
-    """Reason why a row holds no conversation, a sentence without its subject; `kind`: of `Rejected`."""
+    """A row without a conversation: `kind` as in `Rejected`; the message is a sentence without its subject."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)

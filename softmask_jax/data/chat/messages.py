@@ -22,11 +22,8 @@ BATCH_ROWS = 500
 
 
 class Rows:
-    """Rows by number. Reading raises ValueError for a damaged file, or OSError.
-
-    Subclasses add `files`, (name, number of rows) in order; `identity()`, which changes with the rows; and `_read`, the
-    rows of a file, by its number, at `rows` [n], ascending.
-    """
+    """Rows by number; reading raises ValueError for a damaged file, or OSError. Subclasses add `files`: (name, number
+    of rows) in order, `identity()`, which changes with the rows, and `_read(file's number, ascending rows [n])`."""
 
     def __len__(self) -> int:
         return sum(count for _, count in self.files)
@@ -48,7 +45,7 @@ def between(numbers: np.ndarray, first: int, end: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class JsonRows(Rows):
-    """See `json_rows`; plain or compressed."""
+    """Rows of JSON files (see `json_rows`), plain or compressed."""
 
     listing: tuple[Listed, ...]
 
@@ -84,7 +81,7 @@ def _json_rows(patterns: str, key: str) -> JsonRows:
 
 @dataclass(frozen=True)
 class ParquetRows(Rows):
-    """Some columns of each file."""
+    """Rows of Parquet files, only the columns with conversations."""
 
     listing: tuple[Listed, ...]
     columns: tuple[tuple[str, ...], ...]
@@ -157,9 +154,7 @@ KINDS = {"jsonl": _json_rows, "parquet": _parquet_rows, "hf": _hub_rows}
 
 def open_rows(entry: str, key: str = "") -> Rows:
     """The rows of `jsonl:GLOBS`, `parquet:GLOBS` or `hf:OWNER/NAME[/CONFIG]:SPLIT`; `key`: see `conversation`.
-
-    Raises ValueError, ImportError or OSError, one line, also for a file without rows.
-    """
+    Raises ValueError, ImportError or OSError, also for a file without rows."""
     kind, colon, paths = entry.strip().partition(":")
     if not colon or kind not in KINDS:
         raise ValueError(f"data.paths: {entry.strip()!r} is not KIND:PATHS with a kind of {', '.join(KINDS)}")

@@ -1,8 +1,7 @@
-"""Rows of sources to examples: split, shuffled, cut to a number, rendered, filtered.
+"""Rows of sources to examples, as for the soft-masked Dream-7B (arXiv 2510.17206).
 
-As for the soft-masked Dream-7B (arXiv 2510.17206): each source is split by itself, the splits are joined and shuffled,
-cut to a number of rows, and only then filtered. With the permutations of the reference's data library, the same files
-and seed give the same examples.
+Each source is split, the splits are joined, shuffled and cut to a number of rows, and only then filtered. Permutations
+are those of the reference's data library: the same files and seed give the same examples.
 """
 import collections
 import math

@@ -1,10 +1,8 @@
 """Chat templates: messages to text by the tokenizer's Jinja template, and that text to ids.
 
-The template is trusted, contents of messages are not: `<|im_end|>` is one id where the template writes it and ordinary
-text where a message spells it. Special tokens in contents are broken up by a character that no content has, which is
-removed once the rendering is cut at the remaining special tokens.
-
-Templates are rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but on the day `DATE`.
+Contents of messages are untrusted: `<|im_end|>` is one id where the template writes it, ordinary text where a message
+spells it: a shield, a character that no content has, breaks it up until the rendering is cut at special tokens.
+Rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but on the day `DATE`.
 """
 import datetime
 import functools
@@ -179,11 +177,8 @@ def _compile(text: str) -> Callable[..., str]:
 def load_template(
     name: str | Path, cache_folder: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> ChatTemplate:
-    """The chat template in a file (*.jinja), or of the tokenizer that `data.tokenizer` names; `CHATML` without one.
-
-    tokenizer: owner of the tokens that the template may name, by default the files beside the template. cache_folder:
-    see `open_tokenizer`. Raises ValueError, OSError or ImportError.
-    """
+    """The chat template in a *.jinja file, or of a tokenizer named as for `open_tokenizer`; `CHATML` if it has none.
+    tokenizer: owner of the tokens that the template may name. Raises ValueError, OSError or ImportError."""
     path = _local(name, cache_folder)
     is_template = path.is_file() and path.suffix not in (".json", ".tiktoken")
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Prepared corpora: token streams in ArrayRecord shards, as `softmask_jax.data.prepare` writes them.
+"""Folders of `softmask_jax.data.prepare`: `manifest.json`, `tokenizer/` and token streams in ArrayRecord shards.
 
-A folder holds `manifest.json`, `tokenizer/` and shards. The records of a split's shards, in the manifest's order, are
-its token stream: little-endian ids, uint16 or uint32, `RECORD_TOKENS` a record (fewer only in the last of a shard).
+A stream is the records of a split's shards, in the manifest's order: little-endian ids, uint16 or uint32,
+`RECORD_TOKENS` a record (fewer only in the last of a shard).
 """
 import bisect
 import dataclasses
@@ -38,11 +38,11 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """`fingerprint`: a hash of its texts and their order, as `Corpus.fingerprint`."""
+    """One split of a prepared corpus."""
 
     documents: int
     tokens: int
-    fingerprint: str
+    fingerprint: str  # as `Corpus.fingerprint`
     shards: tuple[Shard, ...]
 
 
@@ -70,7 +70,7 @@ class Manifest:
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """Raises FileNotFoundError for a folder that holds no finished corpus, ValueError for a damaged manifest."""
+    """Manifest of a prepared folder. FileNotFoundError for an unfinished one, ValueError for a damaged manifest."""
     try:
         values = json.loads(folder.read(MANIFEST))
         if values.pop(CHECKSUM, None) not in (None, content_key(**values)):
@@ -143,11 +143,8 @@ class ShardStream:
 
 
 class PreparedCorpus:
-    """Prepared folders in a row as a corpus.
-
-    paths: folders or URLs, comma-separated or a sequence; remote ones are copied into `cache` when a stream is opened.
-    Raises FileNotFoundError or ValueError for an unfinished corpus, different tokenizers or a repeated shard.
-    """
+    """Prepared folders joined into a corpus; remote ones are copied into `cache` when a stream is opened.
+    FileNotFoundError or ValueError for an unfinished corpus, different tokenizers or a repeated shard."""
 
     def __init__(self, paths: str | Sequence[str], cache: Path):
         paths = split_paths(paths, ",") if isinstance(paths, str) else paths
@@ -183,7 +180,7 @@ class PreparedCorpus:
         return load_tokenizer(open_tokenizer_folder(self.folders[0], self._cache))
 
     def stream(self, split: int, tokenizer: Tokenizer, folder: Path) -> ShardStream:
-        """Raises ValueError for another tokenizer than the shards', or a shard that is not as long as it was."""
+        """Token stream of a split. ValueError for another tokenizer than the shards', or a shard of another size."""
         if tokenizer.fingerprint() != self.manifests[0].tokenizer:
             reason = "was prepared with another tokenizer than data.tokenizer names: its ids mean other tokens"
             remedy = "give --config.data.tokenizer=shards, or prepare the text with yours"

@@ -1,7 +1,6 @@
-"""The cache of tokenized streams, each complete or absent.
+"""Cache of token streams: `<key>.bin` (raw integers) and, written last, `<key>.json` (dtype, length, checksum).
 
-A stream is `<key>.bin` (raw integers) and `<key>.json` (dtype, length, checksum), written last as the commit
-marker. The key hashes everything that decides the content: concurrent writers write the same bytes.
+The key hashes everything that decides the content: concurrent writers write the same bytes.
 """
 import contextlib
 import hashlib

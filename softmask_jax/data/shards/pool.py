@@ -16,9 +16,7 @@ from softmask_jax.data.shards.writer import Job
 
 def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) -> Iterator[tuple]:
     """(task, function(job, task, progress)) of each task, in any order; `progress(documents, tokens)` moves the bar.
-
-    A single worker is this process; several are spawned and die with it. Raises RuntimeError for a killed worker.
-    """
+    A single worker is this process; several are spawned and die with it. Raises RuntimeError for a killed worker."""
     tokens = 0
 
     def progress(documents: int, new_tokens: int) -> None:
@@ -65,7 +63,7 @@ _worker: dict = {}
 
 
 def _start(function: Callable, job: Job, parent: int, counters: tuple) -> None:
-    """Make this process a worker: its parent handles Ctrl-C, and it does not outlive its parent."""
+    """Set up a worker process, which ignores Ctrl-C and dies with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,7 +1,4 @@
-"""Work of the processes of `prepare`: scan a part of a source, write the shards of a range of documents.
-
-Deterministic and atomic: rerunning a killed worker gives identical bytes.
-"""
+"""Workers of `prepare`, deterministic and atomic: rerunning a killed worker gives identical bytes."""
 import contextlib
 import dataclasses
 import hashlib
@@ -21,7 +18,7 @@ from softmask_jax.data.sources.storage import ELSEWHERE, Folder
 from softmask_jax.data.tokenizers import Tokenizer
 from softmask_jax.io.files import DISK_FULL, explained, write_atomically
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # called with numbers of further documents and tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +67,7 @@ def read_scan(job: Job, part: int) -> Scan | None:
 
 
 def write_shards(job: Job, task: Task, progress: Progress) -> dict[str, Shard]:
-    """Tokenize a task's documents into one shard for each split that has any, and save the shards' descriptions.
-
-    progress: called with numbers of further documents and tokens. Raises OSError, one line, when the disk is full.
-    """
+    """Tokenize a task's documents into one shard for each split; save descriptions. OSError when the disk is full."""
     texts = checked(_items(job.source, task), task.items, task.roles, splits=(0, 1))
     dtype, pid = token_dtype(job.tokenizer), os.getpid()
     names = [f"{split}-{task.number:05}.arrayrecord" for split in SPLIT_NAMES]

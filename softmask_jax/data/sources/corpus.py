@@ -14,7 +14,7 @@ from softmask_jax.data.tokenizers import Tokenizer
 TRAIN, VALIDATION, DROPPED = 0, 1, 2
 SPLIT_NAMES = ("train", "validation")
 GOOD, BLANK, BAD = 0, 1, 2
-# An item of a source as sorting needs it: about 40 bytes a document.
+# What sorting needs of an item: about 40 bytes a document.
 ITEM = np.dtype([("digest", "u1", 16), ("words", "u1", 16), ("characters", "<i8"), ("kind", "i1")])
 ROW = struct.Struct("<32sqb")
 EXAMPLES = 3
@@ -24,15 +24,11 @@ ENCODE_CHARACTERS = 1 << 22
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Validation documents: a `fraction` by a `hash` of the content, the `last` `documents`, or those of other `paths`.
+    """Choice of the validation documents. Raises ValueError for impossible rules."""
 
-    With `hash` a document keeps its split when others come or go; `last` is the OpenWebText recipe. Raises ValueError
-    for impossible rules.
-    """
-
-    rule: str = "hash"
-    fraction: float = 0.05
-    documents: int = 0
+    rule: str = "hash"  # hash of the content: stable as documents come and go | last: OpenWebText's recipe | paths
+    fraction: float = 0.05  # of `hash`
+    documents: int = 0  # of `last`
 
     def __post_init__(self):
         if self.rule not in ("hash", "last", "paths"):
@@ -43,8 +39,8 @@ class SplitRule:
             raise ValueError("data.validation_rule=last needs data.validation_documents of at least 1")
 
     def assign(self, digests: np.ndarray, for_validation: np.ndarray) -> np.ndarray:
-        """int8 [n] TRAIN or VALIDATION of distinct documents: digests [n 16] uint8; for_validation [n] bool, for the
-        rule `paths`. Raises ValueError when a split is empty."""
+        """int8 [n] TRAIN or VALIDATION. digests: uint8 [n 16]; for_validation: bool [n], for the rule `paths`.
+        Raises ValueError when a split is empty."""
         setting, other = "data.validation_paths", ""
         if self.rule == "hash":
             setting = f"data.validation_fraction={self.fraction}"
@@ -92,16 +88,12 @@ def _digest(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source whose documents are sorted into splits.
-
-    items [n] ITEM in the source's order, and their roles int8 [n]: TRAIN, VALIDATION or DROPPED; more may follow in the
-    source, unread. bad: examples of bad rows.
-    """
+    """A source whose documents are sorted into splits."""
 
     source: Source
-    items: np.ndarray
-    roles: np.ndarray
-    bad: tuple[str, ...]
+    items: np.ndarray  # [n] ITEM, the first of the source, in order
+    roles: np.ndarray  # int8 [n]: TRAIN, VALIDATION or DROPPED
+    bad: tuple[str, ...]  # examples of bad rows
     duplicates: int
 
     @property
@@ -141,7 +133,7 @@ class Corpus:
 def checked(
     items: Iterable[Document | BadRow], expected: np.ndarray, roles: np.ndarray, splits: tuple[int, ...]
 ) -> Iterator[tuple[int, str]]:
-    """(split, text) of the items of `splits`. ValueError where an undropped one is not the `expected` [n] ITEM."""
+    """(split, text) of the items of `splits`. ValueError where a kept item differs from `expected` [n] ITEM."""
     read = 0
     for read, (role, was, item) in enumerate(zip(roles, expected, items, strict=False), 1):
         if role == DROPPED:
@@ -187,11 +179,10 @@ def read_corpus(source: Source, rule: SplitRule, max_documents: int = 0) -> Corp
 
 
 def sort_documents(source: Source, scans: list[Scan], rule: SplitRule, max_documents: int = 0) -> Corpus:
-    """A corpus from the scans of a source's first parts.
+    """A corpus from the scans of a source's first parts. Raises ValueError for a split without documents.
 
-    Blank documents, bad rows and documents that repeat another up to white space, which would leak between splits, are
-    dropped. `max_documents`: number of distinct documents kept, of either part of a `SplitSource` (0: all). Raises
-    ValueError for a split without documents.
+    Drops blank documents, bad rows and repeats up to white space, which would leak between splits. max_documents:
+    number of distinct documents kept, for each half of a `SplitSource` (0: all).
     """
     if max_documents < 0:
         raise ValueError(f"data.max_documents={max_documents} must not be negative (0 means all)")
@@ -223,7 +214,7 @@ def enough(source: Source, scans: list[Scan], max_documents: int) -> bool:
 
 
 def _first_of_each(items: np.ndarray) -> np.ndarray:
-    """int64 [m], ascending: positions of documents with text that equal no earlier one up to white space."""
+    """int64 [m], ascending: positions of documents that are not blank and repeat no earlier one up to white space."""
     good = np.flatnonzero(items["kind"] == GOOD)
     _, first = np.unique(items["words"][good].view("V16").ravel(), return_index=True)
     return good[np.sort(first)]

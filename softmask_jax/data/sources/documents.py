@@ -18,11 +18,8 @@ class BadRow(NamedTuple):
 
 
 class Source:
-    """Documents in a stable order, cut into parts that processes can share. Sources can be pickled and hold no text.
-
-    Subclasses add a `name` for messages; `read(part)`, 0 <= part < num_parts(), the same items each time; `identity()`,
-    which changes with the texts and their division into parts; and `_groups`, one for each part, or `num_parts`.
-    """
+    """Documents in a stable order, in parts that processes can share; picklable, holds no text. Subclasses add `name`,
+    `read(part)`, `identity()`, which changes with texts and parts, and `_groups`, one for each part, or `num_parts`."""
 
     def num_parts(self) -> int:
         return len(self._groups)

@@ -73,7 +73,7 @@ def _name_and_split(paths: str | Iterable[str], kind: str, example: str, alone=l
 
 @dataclass(frozen=True)
 class Tfds(_Rows):
-    """A split of a data set that TFDS has built in `folder` in files readable by row. No TensorFlow."""
+    """A split of a data set built by TFDS in `folder`, in a format readable by row; no TensorFlow."""
 
     title: str
     folder: str
@@ -91,11 +91,8 @@ class Tfds(_Rows):
 
 
 def tfds(paths: str | Iterable[str], text_key: str = "text") -> Tfds:
-    """`NAME:SPLIT`: NAME is TFDS's (`lm1b`, `wiki40b/en:1.3.0`), built in $TFDS_DATA_DIR, or the folder of a version.
-
-    Nothing is downloaded. Raises ImportError, FileNotFoundError with the command that builds a missing data set, and
-    ValueError for a split, column or format that cannot be read.
-    """
+    """`NAME:SPLIT`; NAME is built in $TFDS_DATA_DIR (`lm1b`, `wiki40b/en:1.3.0`) or is the folder of a version.
+    Downloads nothing. ImportError, FileNotFoundError with the command that builds the data set, or ValueError."""
     tensorflow_datasets = required("tensorflow_datasets", "tfds", "data.source=tfds")
     title, name, split = _name_and_split(paths, "tfds", "lm1b:train")
     root = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
@@ -170,9 +167,7 @@ def _load(title: str, location: str, split: str):
 
 def open_hugging_face(paths: str | Iterable[str]) -> tuple[str, str, str, Sequence]:
     """Title, location, split ("": the only one) and rows of `OWNER/NAME[/CONFIG]:SPLIT`, or of a folder.
-
-    Never runs code of data sets. Raises ImportError without the package, OSError, ValueError for unknown names.
-    """
+    Never runs a data set's code. Raises ImportError, OSError, or ValueError for unknown names."""
     if not hasattr(required("datasets", "hf", "data.source=hf"), "load_dataset"):
         raise ImportError("a folder called datasets hides the package; run from another folder")
     title, location, split = _name_and_split(paths, "hf", "Skylion007/openwebtext:train", alone=_is_saved)
@@ -188,7 +183,7 @@ def hugging_face_stamp(location: str, rows) -> str:
 
 
 def hugging_face(paths: str | Iterable[str], text_key: str = "text") -> HuggingFace:
-    """`OWNER/NAME[/CONFIG]:SPLIT` (or such as `train[:1%]`), downloaded once, or a folder, as `open_hugging_face`."""
+    """A split, such as `train` or `train[:1%]`, as `open_hugging_face` names it; downloaded once."""
     title, location, split, rows = open_hugging_face(paths)
     _check(title, len(rows), text_key, rows.column_names, lambda: rows.select_columns([text_key])[:1][text_key][0])
     return HuggingFace(title, location, split, len(rows), hugging_face_stamp(location, rows), text_key)

@@ -34,11 +34,8 @@ def listed(name: str, path: Path) -> Listed:
 
 
 def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/**/*.txt") -> tuple[Listed, ...]:
-    """Files that match glob patterns (comma-separated, or a sequence when a name holds a comma); ** is recursive.
-
-    Existing paths are taken literally. Order: by pattern, then by name; each file occurs once. Raises ValueError
-    without patterns, FileNotFoundError for one without a file, ImportError or OSError for a URL that cannot be read.
-    """
+    """Files that match glob patterns (comma-separated or a sequence), each once, by pattern, then by name.
+    Existing paths are literal. ValueError, FileNotFoundError for no match, ImportError or OSError for a bad URL."""
     commas = isinstance(patterns, str) and "," in patterns
     # Names in a sequence may hold commas, but no zero byte.
     lists = [(patterns, ",")] if isinstance(patterns, str) else [(one, "\0") for one in patterns]

@@ -16,16 +16,16 @@ from softmask_jax.data.sources.listing import (
 from softmask_jax.io.files import one_line
 
 PART_BYTES = 64 << 20
-# Text in a decoded batch of Parquet, about.
+# Approximate text in a decoded batch of Parquet.
 BATCH_BYTES = 4 << 20
-# So many bad rows without a good one are an error.
+# This many bad rows without a good one are an error.
 HOPELESS_ROWS = 20
 # Typical ratio.
 COMPRESSION = 4
 ONE_A_LINE = "this is JSON, but not JSON Lines: write one object a line, as `jq -c` does"
 STRING_TYPES = ("string", "large_string", "string_view")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Of a surrogate pair: JSON can hold it, no encoding does.
+# Half a surrogate pair: valid in JSON, in no encoding.
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -76,15 +76,11 @@ def text_or_bad(name: str, value: object, key: str) -> Document | BadRow:
 
 @dataclass(frozen=True)
 class JsonLines(Source):
-    """One JSON object a line, its text under `text_key` (`meta.text` is `text` inside `meta`); blank lines are ignored.
-
-    A part has the lines that begin in ranges of `part_bytes`. Reading raises ValueError for a damaged file or one
-    without text, OSError for an unreadable one.
-    """
+    """One JSON object a line; blank lines are ignored. Reading raises ValueError for damage or no text, or OSError."""
 
     listing: tuple[Listed, ...]
-    text_key: str = "text"
-    part_bytes: int = PART_BYTES
+    text_key: str = "text"  # `meta.text` is `text` inside `meta`
+    part_bytes: int = PART_BYTES  # a part has the lines that begin in such ranges
     name: str = "jsonl"
 
     @cached_property

@@ -22,7 +22,7 @@ class Folder:
         try:
             if self.is_remote:
                 self._files, self._root = fsspec.core.url_to_fs(self.url)
-            else:  # in a path "::" and "file:" mean nothing
+            else:  # "::" and "file:" are part of a local name
                 self._files, self._root = fsspec.filesystem("file"), os.path.join(os.getcwd(), self.url)
         except (ImportError, ValueError) as error:
             remedy = "gs:// folders need `pip install 'softmask_jax[gcs]'`, or give a mounted folder"
@@ -54,12 +54,12 @@ class Folder:
             return None
 
     def wrong_size(self, name: str, expected: int) -> str:
-        """What is wrong with a file that is missing or of another size; "" for others."""
+        """Problem with a file that is missing or of another size; "" for others."""
         size = self.size(name)
         return "" if size == expected else "is missing" if size is None else f"has {size} bytes instead of {expected}"
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Content of a file. Raises FileNotFoundError."""
         return self._files.cat_file(f"{self._root}/{name}")
 
     def sha256(self, name: str) -> str:

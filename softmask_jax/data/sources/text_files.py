@@ -82,14 +82,11 @@ class LibrarySource(FileSource):
 
 
 def stdlib() -> LibrarySource:
-    """The interpreter's standard library: every *.py outside tests and installed packages, about 12 MB, by name.
-
-    Machines with the same Python have the same corpus. Raises FileNotFoundError for an interpreter without sources.
-    """
+    """The standard library's *.py files without tests, about 12 MB, by name. FileNotFoundError without sources."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, subfolders, names in os.walk(root):
-        # `config-*` and `_sysconfigdata*` record how this interpreter was built.
+        # `config-*` and `_sysconfigdata*` differ between builds: the same Python has the same corpus without them.
         subfolders[:] = [n for n in subfolders if n not in STDLIB_SKIPPED_FOLDERS and not n.startswith("config-")]
         paths = (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
         files += [(path.relative_to(root).as_posix(), path) for path in paths if path.is_file()]

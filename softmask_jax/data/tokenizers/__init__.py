@@ -1,7 +1,6 @@
-"""Text to token ids and back: raw bytes, text8's letters, byte-level BPE trained on the corpus, others' tokenizers.
+"""Tokenizers: raw bytes, text8's letters, byte-level BPE trained on the corpus, and those of other projects.
 
-A saved tokenizer is a folder with `softmask_tokenizer.json` (kind, ids, fingerprint) and, for those of Hugging Face's
-library, a `tokenizer.json`. `vocab_size` counts all ids, BOS, EOS and mask included.
+Saved as a folder: `softmask_tokenizer.json` (kind, ids, fingerprint) and, for Hugging Face's library, `tokenizer.json`.
 """
 import json
 import os
@@ -92,11 +91,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
 
 
 def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names, unless it has to be trained.
+    """The tokenizer that `data.tokenizer` names, except bpe. Raises ValueError or OSError, one line with a remedy.
 
-    name: bytes | text8 | a folder of `save` | a tokenizer.json, a *.tiktoken file, or a folder with either or with
-      vocab.json and merges.txt | hf://owner/name.
-    cache_folder: for downloads; None is the hub library's own. Raises ValueError or OSError, one line with a remedy.
+    name: bytes | text8 | hf://owner/name | a tokenizer.json or *.tiktoken file, or a folder with one | a folder of
+      `save`, or with vocab.json and merges.txt. cache_folder: for downloads; None is the hub library's own.
     """
     if name in SIMPLE:
         return SIMPLE[name]()

@@ -15,13 +15,13 @@ MASK_TEXT = "▁"
 
 
 class Tokenizer:
-    """Base class; equal are those with equal fingerprints. Subclasses add `kind` and the abstract methods."""
+    """Base class, compared by fingerprint. Subclasses add `kind`, ids and the abstract methods."""
 
     kind: str
     bos_id: int
     eos_id: int
     mask_token_id: int
-    vocab_size: int
+    vocab_size: int  # with BOS, EOS and mask
     # Ids of special tokens by their text, for trusted text (chat templates).
     special_tokens: Mapping[str, int] = MappingProxyType({})
 

@@ -10,8 +10,7 @@ import tokenizers
 
 from softmask_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, hash_of, utf8
 
-# About the length of pieces of long texts, and of all texts in a call of the library, which needs some hundred bytes a
-# character.
+# Length of the pieces of long texts, and of all texts in a call of the library, which takes some 100 bytes a character.
 PIECE_CHARACTERS, CALL_CHARACTERS = 2**20, 2**23
 
 QWEN_PATTERN = (
@@ -20,8 +19,7 @@ QWEN_PATTERN = (
 )
 # Patterns that always begin a match at `CUT`, as GPT-2's in ByteLevel does.
 CUTTABLE_PATTERNS = (QWEN_PATTERN, QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
-# Before a space or after a newline, alone between a visible character and one that NFC never joins to its predecessor.
-# U+180E was white space in older versions of Unicode.
+# A lone space or newline between characters that NFC never joins; U+180E was white space in older versions of Unicode.
 CUT = re.compile(r"(?<=[^\s\u180e])(?: (?=[0-9A-Za-z])|\n(?=\w))")
 
 
@@ -113,10 +111,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return [self._encode_literally(text) if self._forbidden[ids].any() else ids for text, ids in pairs]
 
     def _encode_literally(self, text: str) -> np.ndarray:
-        """Cut special tokens, for models that know them as words, after their first character.
-
-        Ids that are still special, of one character, become unknown, or are left out without an unknown token.
-        """
+        """Ids of a text whose words the model takes for special tokens: these are cut after their first character.
+        Special ids of one character become unknown, or vanish without an unknown token."""
         encoding = self._library.encode(text, add_special_tokens=False)
         cuts = {0, len(text)}
         for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -187,8 +183,7 @@ def open_library(tokenizer_json: str):
 
 def is_cuttable(content: dict) -> bool:
     """Whether cuts at `CUT` keep a text's ids: a known pattern, then bytes, and nothing that looks back."""
-    # The patterns match a space or a newline after a visible character only at the beginning of a match, or end it with
-    # the newline, and look no further than the white space around it.
+    # After a visible character, the patterns start a match at a space, and start or end one at a newline.
     split = content.get("pre_tokenizer") or {}
     steps = split.get("pretokenizers", [split])
     if [step.get("type") for step in steps] not in (["ByteLevel"], ["Split", "ByteLevel"]):

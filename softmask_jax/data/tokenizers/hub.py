@@ -11,11 +11,8 @@ NAME = re.compile(r"hf://(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?"
 
 
 def download(flag: str, patterns: Sequence[str], remedy: str, cache_folder: Path | None = None) -> Path:
-    """The folder with the files of a repository that match `patterns`, in the hub library's cache by default.
-
-    flag: setting and value, such as `--src=hf://owner/name@revision`. remedy: end of the error of a failed download.
-    Raises ValueError for another value or without the library, OSError for files neither downloaded nor cached.
-    """
+    """Folder with a repository's files that match `patterns`. flag: such as `--src=hf://owner/name@revision`.
+    Raises ValueError for another flag or a missing library, OSError, ending in `remedy`, for a failed download."""
     match = NAME.fullmatch(flag.partition("=")[2])
     if match is None:
         raise ValueError(f"{flag} is no name on the hub; write {PREFIX}owner/name")

@@ -1,7 +1,6 @@
-"""BOS, EOS and mask of foreign vocabularies.
+"""BOS, EOS and mask of foreign vocabularies, as their config files name them, else by well-known names.
 
-Named by `tokenizer_config.json` or `special_tokens_map.json`, else the first known name in the vocabulary; a missing
-mask becomes the last id. Qwen's vocabulary always gets Dream's two tokens: 151665, BOS, and 151666, the mask.
+A missing mask becomes a new last id. Qwen's vocabulary always gets Dream's BOS, 151665, and mask, 151666.
 """
 import json
 from collections.abc import Mapping
