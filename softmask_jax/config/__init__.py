@@ -1,4 +1,4 @@
-"""The schema of a run's config, and its reading, overriding and checking.
+"""The config of a run: its schema, reading, overriding and checking.
 
 A file in `configs/` returns an `ml_collections.ConfigDict` of what differs from the defaults: the paper's 169M recipe
 (arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524).
@@ -44,14 +44,12 @@ class Config:
 
     @property
     def longest_row(self) -> int:
-        """Tokens; rows of conversations may be shorter."""
+        """In tokens; rows of conversations may be shorter."""
         return self.data.max_tokens if self.data.source == "chat" else self.data.seq_len
 
     def bought(self, plain: float) -> int:
-        """Updates that the budget buys, if one without soft-masking costs `plain` forward passes.
-
-        The paper (section 4) halves the steps of a soft-masked run; by FLOPs its updates cost p_sm passes more.
-        """
+        """Updates that the budget buys: iso_compute_paper halves them (paper, section 4); iso_flops keeps the FLOPs, an
+        update costing `plain` forward passes, and p_sm more with soft-masking."""
         shares = {"iso_update": 1.0, "iso_compute_paper": 0.5, "iso_flops": plain / (plain + self.soft_mask.p_sm)}
         steps = self.train.steps
         return steps if self.soft_mask.variant == "none" else max(1, round(shares[self.train.budget] * steps))
@@ -69,10 +67,8 @@ def layer_passes(model: Model) -> int:
 
 
 def of_run(values: Mapping) -> Config:
-    """A run's config.json, with the number of its updates; ValueError as `from_dict`.
-
-    Where train.updates is missing, iso_flops counted 3 forward passes an update.
-    """
+    """A run's config.json, with the number of its updates (without train.updates: iso_flops at 3 forward passes each);
+    ValueError as `from_dict`."""
     config = from_dict(values)
     return config.with_updates(config.train.updates or config.bought(3.0))
 
@@ -116,11 +112,8 @@ def _section(section: str, entries: dict, defaults):
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `configs/name.py` or `configs/name.py:variant`, apply overrides, complete and validate.
-
-    The file defines `get_config()` or, for variants, `get_config(variant)`. Overrides are strings `section.key=value`
-    with Python literals or plain text. Raises FileNotFoundError, ValueError: with what to do.
-    """
+    """Read `configs/name.py[:variant]`, which defines `get_config()` or `get_config(variant)`; apply overrides, strings
+    `section.key=value` with Python literals or plain text; complete and validate. FileNotFoundError, ValueError."""
     return from_dict(read(path, overrides, Config))
 
 

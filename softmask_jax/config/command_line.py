@@ -13,15 +13,11 @@ ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 
 
 def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_memory: str = "", result: bool = True):
-    """Decorate `main(words) -> exit status` as a command; its words are those of the process by default.
+    """Decorate `main(words) -> exit status` as a command; words are the process's by default. An error is one line on
+    standard error and exit status 1; Ctrl-C prints `interrupted`, status 130.
 
-    An error is one line on standard error and exit status 1, Ctrl-C is status 130.
-
-    Args:
-      interrupted: message at Ctrl-C.
-      debug: whether the command has --debug, which shows tracebacks.
-      out_of_memory: advice for a device whose memory is too small.
-      result: whether unwritable standard output is an error; a closed pipe never is.
+    debug: the command has --debug, which shows tracebacks. out_of_memory: advice for a device with too little memory.
+    result: unwritable standard output is an error; a closed pipe never is.
     """
 
     def decorate(body: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
@@ -45,7 +41,7 @@ def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_me
                     first = f"The memory of the device is too small ({first:.100}); {out_of_memory}"
                 if debug and more:
                     first += " (--debug shows the rest)"
-                # This package's ValueErrors may be lists; further lines of other errors help developers only.
+                # Our ValueErrors may be lists; of other errors only the first line helps a user.
                 say(f"Error: {whole if isinstance(error, ValueError) and not debug else first}")
                 return 1
             except KeyboardInterrupt:

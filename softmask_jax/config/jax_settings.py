@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Keyed draws depend on the key alone with this implementation; those of rbg depend on the batch.
+# With it keyed draws depend on the key alone; rbg's depend on the batch.
 KEY_IMPL = "threefry2x32"
-# Context managers of `jax`, and the value under which everything here is traced, whatever a process has set.
+# Context managers of `jax`, and the values that hold here, whatever the process has set.
 HELD = {
     "enable_x64": False,
     "default_prng_impl": KEY_IMPL,
@@ -20,9 +20,9 @@ HELD = {
     "legacy_prng_key": "allow",
     "debug_key_reuse": False,  # its checker takes a key that is folded twice for one that is used twice
 }
-# Flags of `jax.config` that have no such manager; at another value JAX's own draws fail where they are vectorised.
+# Flags of `jax.config` without a context manager; at other values JAX's vectorised draws fail.
 NEEDED = {f"jax_error_checking_behavior_{what}": "ignore" for what in ("nan", "divide", "oob")}
-# Flags of XLA with which it assumes that there are neither NaN nor infinities: a diverged run would be saved.
+# Flags of XLA that assume no NaN or infinity: a diverged run would be saved.
 FAST_MATH = tuple(f"{name}{value}" for name in ("fast_math", "fast_min_max") for value in ("", "=true", "=1"))
 # The user's choice between speed and rounding: flags of `jax.config` with their defaults, and variables.
 RECORDED = {
@@ -69,7 +69,7 @@ def chosen() -> str:
 
 def _flag(name: str, default):
     """A flag of `jax.config` in this thread, `default` where this JAX has no such flag."""
-    # Some flags are per process only, and no attributes.
+    # Some flags are per process only, not attributes.
     return getattr(jax.config, name, jax.config.values.get(name, default))
 
 

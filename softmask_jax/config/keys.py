@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Allowed values of a number. text: the rule in words, "must be ..."."""
+    """Allowed values of a number."""
 
-    text: str
+    text: str  # the rule in words, "must be ..."
     holds: Callable[[float], bool]
 
 
@@ -22,12 +22,8 @@ SHARE = Bound("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def key(default, meaning: str, values: Bound | Collection[str] | None = None):
-    """A field of a section.
-
-    Args:
-      meaning: for `--help`, with the unit; the choices are added.
-      values: bound of a number, or choices of a text; None is any value of the field's type.
-    """
+    """A field of a section. meaning: for `--help`, with the unit; choices are added. values: bound of a number, or
+    choices of a text; None allows any value of the type."""
     if values and not isinstance(values, Bound):
         meaning += f": {' | '.join(choice or repr('') for choice in values)}"
     return dataclasses.field(default=default, metadata={"help": meaning, "values": values})

@@ -3,10 +3,10 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """from_base: sizes and weights are those of `model.base`. chat: trained on conversations, else on running text."""
+    """A family of models."""
 
-    from_base: bool = False
-    chat: bool = False
+    from_base: bool = False  # sizes and weights are those of `model.base`
+    chat: bool = False  # trained on conversations, else on running text
 
 
 # By model.kind; `models.families.register` adds others.

@@ -7,12 +7,9 @@ from collections.abc import Callable, Mapping
 
 
 def add(parser, fields_of: type, *, helps: Mapping[str, str], readers: Mapping[str, Callable] = {}) -> None:
-    """Add a flag for each field; without it on the command line, the parsed flags lack the field.
+    """Add a flag for each field to a parser or group; fields not on the command line are absent from the parsed flags.
 
-    Args:
-      parser: or a group of it.
-      helps: texts by field; the default is the field's name, and a field whose text is "" gets no flag.
-      readers: converters of a flag's text, by field, in place of the type's.
+    helps: help by field (default: the field's name); "" gives no flag. readers: converters by field, else the type's.
     """
     hints = typing.get_type_hints(fields_of)
     for field in dataclasses.fields(fields_of):

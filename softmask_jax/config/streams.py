@@ -26,11 +26,8 @@ class Tolerant(io.FileIO):
 
 
 def secure() -> None:
-    """Make the standard streams of this process tolerant; streams that something else has replaced stay.
-
-    A closed descriptor becomes the null device: a file opened later would get its number and whatever libraries log.
-    Characters that an encoding lacks are escaped as in JSON.
-    """
+    """Make the process's standard streams tolerant, unless something has replaced them: a closed descriptor becomes the
+    null device (else the next opened file would get its number), unencodable characters are escaped."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

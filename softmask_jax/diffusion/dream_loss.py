@@ -1,10 +1,8 @@
 """Dream's loss with soft-masking: weighted cross-entropy of a response's masked tokens (arXiv 2510.17206, 2508.15487).
 
-The prompt is never corrupted. The denoiser's trunk returns hidden states that are shifted already
-(`models.nn.dream.shift`), and its head does not suppress the mask, which may be among the k tokens that are fed back.
-
-Noise depends on the root key, the epoch and the example's number, not on the step: in one epoch an example is corrupted
-the same way in every batch, bucket and mesh. B batch, L length.
+The prompt is never corrupted. The trunk's hidden states are already shifted (`models.nn.dream.shift`); the head does
+not suppress the mask, which may be fed back among the top k. Noise depends on the root key, the epoch and the example's
+number, not on the step: within an epoch it is the same in every batch, bucket and mesh. B batch, L length.
 """
 import dataclasses
 
@@ -51,11 +49,9 @@ class DreamLoss(Objective):
         return example_coins(root_key, batch["index"], p_sm, self.epoch(batch))
 
     def draw(self, batch: Batch, root_key: jax.Array, *, mask_token_id: int, t=None, epoch=0) -> Noisy:
-        """Draw t and x_t, at least one mask a row, and weigh the masked tokens.
+        """Draw t [B] unless given, and x_t, at least one mask a row; weigh the masks. epoch: see `example_keys`.
 
-        Args:
-          batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
-          t: [B]; None draws it. epoch: see `example_keys`.
+        batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
         """
         tokens, index = batch["tokens"], batch["index"]
         t_keys, mask_keys = (example_keys(root_key, stream, index, epoch) for stream in (Stream.T, Stream.MASK))
@@ -106,8 +102,8 @@ def example_coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -
 def context_weights(known: jax.Array, p: float) -> jax.Array:
     """Dream's context-adaptive weights (CART, arXiv 2508.15487, section 3; `context_adaptive_reweight` of its code).
 
-    Every known (unmasked) token, known [B L] bool, adds half a geometric distribution of its distance: w_i = sum over
-    known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32. Near 1 amid known tokens, near 0 far from any.
+    known [B L] bool -> w_i = sum over known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32: near 1 amid known
+    tokens, near 0 far from any.
     """
     position = jnp.arange(known.shape[1])
     distance = jnp.abs(position[:, None] - position)

@@ -1,7 +1,6 @@
-"""Mixtures of a few embedding rows per position, along a line and along the unit sphere, never gathered as [B L k D].
+"""Mixtures of a few embedding rows per position, along a line or the unit sphere, never gathered as [B L k D].
 
-On the sphere everything happens in coefficients: the inner products of the rows determine the angles between their
-combinations, so that a spherical mean and a slerp are weights [B L n] of the same weighted sum of rows.
+On the sphere the rows' inner products determine all angles: spherical mean and slerp are weighted sums of rows, too.
 """
 import functools
 import math
@@ -23,10 +22,10 @@ def rows(embedding: jax.Array, ids: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def weighted_rows(weights: jax.Array, ids: jax.Array, embedding: jax.Array) -> jax.Array:
-    """sum_j weights[..., j] * embedding[ids[..., j]]: [..., n] and [V D] to [..., D], one row at a time.
+    """sum_j weights[..., j] * embedding[ids[..., j]]: [..., n] and [V D] to [..., D].
 
-    The backward pass scatters row after row into one buffer: neither [..., n, D] nor n copies of [V D] are built.
-    Where the first weight is 1 the result is the first row bit for bit (0 * x + y can lose y's sign of zero).
+    Row by row, forward and backward: neither [..., n, D] nor n copies of [V D] are built. Where the first weight is 1
+    the result is the first row bit for bit (0 * x + y can lose y's sign of zero).
     """
     first = rows(embedding, ids[..., 0])
     total = weights[..., :1] * first
@@ -75,13 +74,9 @@ gram.defvjp(lambda *args: (gram(*args), args), _gram_backward)
 def slerp_weights(products: jax.Array, shares: jax.Array, amount: jax.Array) -> jax.Array:
     """Weights [..., n] of rows: from row 0 go `amount` of the way along the great circle to the mean of the others.
 
-    The result has row 0's length. Rows of length 0 take no part in the mean. Where no point is defined (no mean, or
-    half-way to the opposite point) row 0 stays; amount 0 gives exactly row 0. Gradients are finite everywhere.
-
-    Args:
-      products: [..., n, n] inner products of the rows.
-      shares: [..., n-1] weights of rows 1.. in their mean, the weighted Karcher mean of the normalised rows.
-      amount: [...] in [0, 1].
+    products: [..., n, n] inner products of the rows. shares: [..., n-1] weights in the mean, the weighted Karcher mean
+    of the normalised rows 1.., without those of length 0. amount: [...] in [0, 1]; 0 gives exactly row 0. The result
+    has row 0's length, and is row 0 where no point is defined (no mean, half-way to the opposite). Finite gradients.
     """
     squared = jnp.diagonal(products, axis1=-2, axis2=-1)
     directed = squared > _NO_DIRECTION

@@ -29,12 +29,9 @@ class Nelbo(Objective):
         return self.draw(tokens, rows, len(rows), root_key, step, mask_token_id=mask_token_id)
 
     def draw(self, tokens, rows, n, root_key, step, *, mask_token_id: int, strata=None) -> Noisy:
-        """Draw t and x_t; a row's noise depends on (root_key, step, row) alone.
+        """Draw t and x_t of tokens [B L]; noise depends on (root_key, step, row) alone, rows [B] in the global batch.
 
-        Args:
-          tokens: [B L] ids. rows: [B] index of each row within the global batch.
-          n: number of strata of t, an int or [B].
-          strata: [B] the stratum of each row; its index by default, which is right where rows come in random order.
+        n: number of strata of t, an int or [B]. strata: [B], by default the rows, right for rows in random order.
         """
         t_keys, mask_keys = (noise.row_keys(noise.stream_key(root_key, stream, step), rows)
                              for stream in (Stream.T, Stream.MASK))

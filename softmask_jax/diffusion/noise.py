@@ -1,6 +1,4 @@
-"""Masked diffusion's forward process and the keyed noise behind every random choice.
-
-Source: MDLM (arXiv 2406.07524). A token is replaced by the mask token with probability 1 - alpha_t, independently.
+"""Masked diffusion's forward process (MDLM, arXiv 2406.07524) and the keyed noise behind every random choice.
 
 Every draw depends on fold_in(root, stream, step, global row) alone: a row gets the same noise on any number of devices,
 in any split into micro-batches and after a resume.
@@ -38,10 +36,9 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
 
 def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, positions: jax.Array, *,
                 stream: int | None = None) -> jax.Array:
-    """law(key) -> [...] at every position, on any batch, length and device a function of (row key, stream, position).
+    """law(key) -> [...] at every position: on any batch, length and device a function of (row key, stream, position).
 
-    keys: [B], one a row; positions: [B L], or [B] for one a row; the result is [B L ...] or [B ...]. stream: separates
-    several uses of the same keys.
+    keys [B] and positions [B L] give [B L ...], positions [B] give [B ...]. stream separates uses of the same keys.
     """
     if stream is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
@@ -80,11 +77,8 @@ class LogLinear:
 
 def stratified_t(keys: jax.Array, rows: jax.Array, n: int, t_eps: float = 1e-3, *,
                  stratified: bool = True) -> jax.Array:
-    """Times [B] float32 in [t_eps, 1]: row i of the global batch of n draws from the i-th of n equal strata.
-
-    Covering [0, 1) evenly lowers the variance of the loss. stratified=False draws every t from the whole range.
-    keys: [B] row keys; rows: [B] int32, positions in the global batch.
-    """
+    """Times [B] float32 in [t_eps, 1]: row i of the global batch of n draws from the i-th of n equal strata, which
+    lowers the variance of the loss; stratified=False: from the whole range. keys [B]: of rows [B] int32."""
     uniforms = jax.vmap(jax.random.uniform)(keys)
     if stratified:
         uniforms = (uniforms + (rows % n).astype(jnp.float32)) / n

@@ -1,6 +1,6 @@
-"""The interface of a training objective: how it corrupts a batch, and which rows get two passes.
+"""Training objectives: how they corrupt a batch (B rows, L positions), and which rows get two passes.
 
-The loss is the same for all: the mean over rows of sum(weights * cross-entropy). B rows, L positions.
+The loss is the same for all: the mean over rows of sum(weights * cross-entropy).
 """
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Batch: TypeAlias = Mapping[str, jax.Array]
 
 
 class Noisy(NamedTuple):
-    """A corrupted batch."""
+    """A batch with masks, and the loss's weights."""
 
     x0: jax.Array  # [B L] the tokens
     xt: jax.Array  # [B L] the same with masks

@@ -1,14 +1,10 @@
-"""Soft-masking: the input embedding of a masked position in the next denoising step, as pure functions.
-
-Source: «Soft-Masked Diffusion Language Models» (arXiv 2510.17206), section 3. A position that is still masked gets
+"""Soft-masking: the input embedding of masked positions in the next denoising step (arXiv 2510.17206, section 3).
 
     x = (1 - lambda) e_mask + lambda * sum_i pi_i e_i,      lambda = w_s * sigmoid(w_a * (-H(p) - w_b))
 
 with pi the prediction p renormalised over its k likeliest tokens (`topk`), or all of softmax(z / temperature) (`full`).
-`slerp` goes from e_mask to the mixture along a great circle instead of a straight line, which would shorten the vector.
-
-The learned scalars are stored raw (unconstrained float32, `params["soft_mask"]`); `effective` puts them into range.
-B batch, L length, D width, k candidates.
+`slerp` goes from e_mask to the mixture along a great circle: a straight line would shorten the vector. Scalars are
+stored raw (unconstrained float32, `params["soft_mask"]`), see `effective`. B batch, L length, D width, k candidates.
 """
 import dataclasses
 import math
@@ -63,10 +59,8 @@ class SoftMask:
         return self.k if self.variant in ("topk", "slerp") else 0
 
     def scale(self, masks: jax.Array, at_start: jax.Array) -> jax.Array:
-        """The schedule's factor on lambda [B], from the masks left after this step and those at the start [B].
-
-        `none`: 1; `linear`: the share of masks left; `stepwise`: 1 above a share of one half, 0 from there on.
-        """
+        """The schedule's factor on lambda [B], from the masks left [B] and those at the start: `none`: 1; `linear`: the
+        share left; `stepwise`: 1 above a share of one half, else 0."""
         share = jnp.asarray(masks / jnp.maximum(at_start, 1), jnp.float32)
         if self.schedule == "linear":
             return share
@@ -98,10 +92,10 @@ class Feedback(NamedTuple):
 
 def init_scalars(scale: float = 0.0, centre: float = -0.75, steepness: float = 6.66,
                  temperature: float = 1.0) -> dict[str, jax.Array]:
-    """Raw float32 scalars at the start of training, by the reference's formulas.
+    """Raw float32 scalars at the start of training, by the reference's formulas. ValueError out of range.
 
-    A scale of 0 or 1 is kept 1e-6 away from it. As in the reference, `effective` of the result lies 1e-6 beyond the
-    centre, steepness and temperature asked for; `raw_from_effective` is the exact inverse. ValueError out of range.
+    A scale of 0 or 1 is kept 1e-6 away from it; as in the reference, `effective` returns the other values 1e-6 further
+    from 0 (`raw_from_effective` is exact).
     """
     _check_ranges(scale, centre, steepness, temperature)
     # The clamp is rounded to float32 before the logit, as in the reference: logit(1) is 13.802, not 13.816.
@@ -110,10 +104,7 @@ def init_scalars(scale: float = 0.0, centre: float = -0.75, steepness: float = 6
 
 
 def raw_from_effective(scale: float, centre: float, steepness: float, temperature: float = 1.0) -> dict[str, jax.Array]:
-    """Raw float32 scalars with these `effective` values, those of a finished model for example.
-
-    A scale of exactly 0 or 1 is stored as a raw value of -80 or 80. ValueError out of range.
-    """
+    """Raw float32 scalars with these `effective` values; -80 or 80 for a scale of 0 or 1. ValueError out of range."""
     _check_ranges(scale, centre, steepness, temperature)
     if min(-centre, steepness, temperature) <= _OFFSET:
         raise ValueError(f"soft_mask: centre {centre}, steepness {steepness} and temperature {temperature} must be "
@@ -176,20 +167,16 @@ def one_hot_feedback(tokens: jax.Array, k: int) -> Feedback:
 def blend(tokens: jax.Array, feedback: Feedback | None, raw: Mapping[str, jax.Array], embedding: jax.Array, *,
           mask_token_id: int, scale: jax.Array | float = 1.0, variant: str = "topk",
           head: vocab_head.Head | None = None) -> jax.Array:
-    """Input embeddings [B L D] (float32 at least) of tokens [B L], soft-masked by the previous pass's prediction.
+    """Input embeddings [B L D] (at least float32) of tokens [B L], soft-masked by the previous pass's prediction.
 
-    Positions other than the mask token get exactly their token's row. Gradients flow into the scalars and the
-    embedding only, `feedback` is a constant.
+    Positions without a mask get exactly their token's row. Only the scalars and the embedding get gradients.
 
     Args:
       raw: the raw scalars, `params["soft_mask"]`.
       embedding: [Vpad D].
       scale: factor on lambda (coin, schedule), a scalar, [B], [B 1] or [B L]; where it is 0 the result is exactly the
         mask embedding and no gradient reaches the scalars.
-      variant: `full` needs `feedback.hidden` and `head`; `none` ignores the feedback.
-
-    Raises:
-      ValueError: an unknown variant, or feedback that lacks what the variant needs.
+      variant: `full` needs `feedback.hidden` and `head`; `none` ignores the feedback. ValueError if unknown or lacking.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown soft-masking variant {variant!r}; choose one of {', '.join(VARIANTS)}")

@@ -1,7 +1,5 @@
-"""`transparency_config.json`: soft-masking's settings and effective scalars as the PyTorch reference publishes them.
-
-It lies beside an adapter of "Soft-Masked Diffusion Language Models" (arXiv 2510.17206).
-"""
+"""`transparency_config.json`: soft-masking's settings and effective scalars, as the PyTorch reference publishes them
+beside an adapter (arXiv 2510.17206)."""
 from collections.abc import Mapping
 
 import jax
@@ -16,11 +14,8 @@ KEYS = ("transparency_alg", *SCALARS, "mixinputs_k", "mixture_temp", "transparen
 
 
 def read(config: Mapping) -> tuple[dict, dict[str, jax.Array] | None]:
-    """The entries of the file -> ({"variant", "k", "schedule"}, raw scalars float32, or None without soft-masking).
-
-    The file's scalars are effective values; no `transparency_alg` is `none`. ValueError for unknown keys or names,
-    missing scalars and values out of range.
-    """
+    """The file's entries -> ({"variant", "k", "schedule"}, raw scalars float32; None without soft-masking). A missing
+    `transparency_alg` is `none`. ValueError for unknown keys or names, missing scalars and values out of range."""
     if unknown := sorted(set(config) - set(KEYS)):
         raise ValueError(f"Unknown soft-masking settings {', '.join(unknown)}; there are {', '.join(KEYS)}.")
     chosen = variant(config.get("transparency_alg") or "none")

@@ -77,10 +77,8 @@ def feedback_if(coin, denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy,
 
 
 def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedback, scale=1.0, *, dropout_keys=None):
-    """Pass 2: -log p(x_0) at masked positions, 0 elsewhere: [B L] float32, nats, unweighted.
-
-    feedback: of pass 1, or None for a single pass; scale: of lambda, a scalar or [B], 0 where a row has a single pass.
-    """
+    """Pass 2: -log p(x_0) at masked positions, 0 elsewhere: [B L] float32, nats, unweighted. feedback: of pass 1, or
+    None. scale: of lambda, a scalar or [B], 0 where a row has a single pass."""
     denoiser = within(denoiser, noisy.segment_ids)
     x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback, scale)
     hidden, _ = denoiser.trunk(params["backbone"], x, dropout_keys=dropout_keys)
@@ -103,10 +101,8 @@ class RowScores(NamedTuple):
 
 
 def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> RowScores:
-    """Score rows with one pass and with two on the same masks, without dropout: the source of every estimated loss.
-
-    Both cost two passes together, since the first is pass 1 of the second.
-    """
+    """Score rows with one pass and with two on the same masks, without dropout, for the cost of two passes; every
+    estimated loss comes from here."""
     denoiser, backbone = within(denoiser, noisy.segment_ids), params["backbone"]
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.xt))
     by_pass = {"one_pass": hidden}

@@ -72,8 +72,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def check_comparable(runs: Sequence[Run]) -> data.Windows:
-    """The runs' validation windows. ValueError for runs that differ in text, tokenizer, window length or noise, or
-    whose text on this machine has changed."""
+    """The validation windows. ValueError if text, tokenizer, window length or noise differ, or the text has changed."""
     first = runs[0]
     for other in runs[1:]:
         pair, ours, theirs = f"{first.path} and {other.path}", first.model, other.model
@@ -99,17 +98,14 @@ def score(run: Run, windows: data.Windows, *, draws: int, batch_size: int, seed:
 
 @settled()
 def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: int = 40_000) -> dict:
-    """Score runs on the same masks, with as many draws as 100,000 tokens need, at least `draws`.
+    """Score runs on the same masks, with at least `draws` draws, more if 100,000 tokens need them.
 
-    Returns:
-      JSON values: "baseline", the first run's name; "runs" by name, each "path", "step", "planned_steps", "init" (the
-      checkpoint it started from), "flops", "flops_ratio" to the baseline, "equal_flops" within 2 %, "forwards_per_step"
-      and "nelbo" {"one_pass", "two_pass"} as (mean, low, high) in nats per token, ends None for a single window;
-      "differences", paired, as (mean, low, high) by "first - second": each run's best estimate and the baseline's, two
-      passes and one of each soft-masked run; "validation" {"windows", "draws", "tokens"}.
-
-    Raises:
-      ValueError: see `check_comparable`.
+    Returns JSON values, estimates as (mean, low, high) in nats per token (low and high None for a single window):
+      "baseline": the first run's name. "validation": {"windows", "draws", "tokens"}.
+      "runs": by name {"path", "step", "planned_steps", "init" (checkpoint it started from), "flops", "flops_ratio" (to
+        the baseline), "equal_flops" (within 2 %), "forwards_per_step", "nelbo": {"one_pass", "two_pass"}}.
+      "differences": paired, by "first - second": a run's best estimate and the baseline's; two passes of a run and one.
+    ValueError: see `check_comparable`.
     """
     windows = check_comparable(runs)
     draws = max(draws, math.ceil(LEAST_TOKENS / (len(windows) * windows.seq_len)))

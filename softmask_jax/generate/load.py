@@ -32,14 +32,12 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
 
     Args:
       path: folder of a run, or of a converted model (float or int8) or adapter.
-      weights: "ema" (what is evaluated) or "raw" of a run.
+      weights: "ema" (what is evaluated) or "raw", of a run.
       step: checkpoint of a run; the newest undamaged one by default.
-      base: converted model with the frozen weights of an adapter or a run; by default the one that the run names.
+      base: converted model with the frozen weights of an adapter or run; by default the one that the run names.
       mesh: layout of parameters and rows, see `sharding.make_mesh`; one device by default.
 
-    Raises:
-      FileNotFoundError: no model, or no such checkpoint.
-      ValueError: unknown `weights`, an adapter without its base, or parameters of another model.
+    FileNotFoundError: no model or checkpoint. ValueError: unknown `weights`, an adapter without base, other parameters.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights is '{weights}'; choose ema or raw.")
@@ -66,8 +64,7 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
 
 
 def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
-    """Config of a run or a converted MDLM; as far as known, of a converted Dream or adapter. model.base is the folder
-    with the frozen weights."""
+    """Config of a run or converted MDLM, or what is known of a converted Dream or adapter; model.base: frozen part."""
     if manifest is None:
         with RunFolder(path, lock=False) as folder:
             config = config_schema.of_run(folder.read_config())

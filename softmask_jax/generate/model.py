@@ -24,7 +24,7 @@ from softmask_jax.samplers import (
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.samplers.options import run
 
-# Prompts of many lengths share few compiled samplers.
+# Prompts are padded to it, for few compiled samplers.
 PROMPT_MULTIPLE = 64
 NEW_TOKENS = 256
 
@@ -68,13 +68,9 @@ class Model:
 
     @settled()
     def logits(self, tokens, attention_mask=None, *, shifted: bool = False) -> jax.Array:
-        """Plain forward pass: tokens [B L] -> logits [B L V] float32, the mask's column included.
+        """Plain forward pass of a few sequences: tokens [B L] -> logits [B L V] float32, the mask's column included.
 
-        The one place where B x L x V is formed: meant for a few sequences.
-
-        Args:
-          attention_mask: [B L], 0 at padding.
-          shifted: logits at i predict token i, as objectives and samplers see them, and not as PyTorch's Dream.
+        attention_mask: [B L], 0 at padding. shifted: logits at i predict token i (PyTorch's Dream: token i + 1).
         """
         tokens = self._checked(tokens)
         mask = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
@@ -84,10 +80,9 @@ class Model:
 
     @settled()
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
-        """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats.
+        """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats; unbiased for every row.
 
-        two_pass: with soft-masking's feedback, unless the model is binary.
-        draws: masks of each row, averaged over, their t stratified; an unbiased estimate for every row.
+        two_pass: with soft-masking's feedback, unless the model is binary. draws: masks of each row, t stratified.
         """
         return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
@@ -101,21 +96,20 @@ class Model:
         """Fill masks, or continue prompts; `decode` turns the result into text.
 
         Args:
-          prompts: of models of fixed length: ids [B L] with `mask_token_id` where text is wanted, or None for `count`
-            rows of `length` (the training length) masks. Of others: token ids of any lengths, or chats, lists of
+          prompts: of models of fixed length: ids [B L], `mask_token_id` where text is wanted, or None for `count` rows
+            of `length` (the training length) masks. Of others: token ids of any lengths, or chats, lists of
             {"role", "content"}, which are continued by `max_new_tokens` (256).
           tokens: another name of `prompts`.
           key: None where nothing is drawn.
-          steps: by default 128 of mdlm and remdm, else one a position that may be filled.
-          soft_mask: settings in place of the model's, "none" for plain masks; for prompts also the entries of
-            `transparency_config.json`.
+          steps: by default 128 for mdlm and remdm, else one a position that may be filled.
+          soft_mask: in place of the model's, "none" for plain masks; for prompts also a `transparency_config.json`.
           attention_mask: shape of prompts, 0 for padding.
           draws: recorded randomness of a reference: uniforms [steps B L V] of mdlm and remdm, `Draws` of prompts.
           trace: keep every step, for `viewer`.
-          options: fields of `samplers.Options`; of `DreamSampler`, with the defaults of Dream's `diffusion_generate`
-            (alg "origin", top_k 50), for models that are not of fixed length.
+          options: fields of `samplers.Options`; where lengths are not fixed of `DreamSampler`, with the defaults of
+            Dream's `diffusion_generate` (alg "origin", top_k 50).
 
-        Raises ValueError: options that the sampler or the family does not have, rows that are too long.
+        ValueError for unknown options, or rows that are too long.
         """
         prompts = tokens if prompts is None else prompts
         if not self.family.fixed_length:
@@ -155,10 +149,8 @@ class Model:
     fill = fill
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """The prompt [P] of a chat (see `data.conversations`), generation prompt included.
-
-        Raises ValueError for a model that does not chat, and for invalid messages.
-        """
+        """The prompt [P] of a chat (see `data.conversations`), generation prompt included. ValueError for a model that
+        does not chat, and for invalid messages."""
         if self.template is None:
             advice = "give token ids, or convert it again with its tokenizer files"
             raise ValueError(f"This model has no chat template; {advice}.")
@@ -168,12 +160,8 @@ class Model:
             raise ValueError(f"The chat {error}.") from error
 
     def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
-        """[B L] ids -> B strings, without padding; masks stay visible.
-
-        new_tokens: decode only so many last positions of each row, up to the first token that ends a text.
-
-        Raises ValueError for a model without a tokenizer.
-        """
+        """[B L] ids -> B strings, without padding; masks stay visible. new_tokens: only so many last positions of each
+        row, up to the first token that ends a text. ValueError for a model without a tokenizer."""
         if self.tokenizer is None:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
         texts = []
@@ -200,7 +188,7 @@ class Model:
         def logits(params, tokens, mask, unshift):
             backbone = params["backbone"]
             if unshift:
-                # One more position at the end of each row: the shift drops the first one.
+                # One more position at the end: the shift drops the first.
                 mask = jnp.pad(jnp.ones_like(tokens) if mask is None else mask, ((0, 0), (0, 1)))
                 tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.pad_token_id)
             layout = {} if mask is None else dict(zip(("positions", "segment_ids"), dream.padded_inputs(mask)))

@@ -41,7 +41,7 @@ def run(command: str, *words: str) -> None:
     except SystemExit as end:
         status = end.code
     finally:
-        # Parameters in reference cycles would keep the accelerator's memory from the next command.
+        # Free the accelerator's memory that reference cycles hold.
         gc.collect()
     if status:
         raise RuntimeError(f"python -m softmask_jax.{command} ended with status {status}; its message is above.")
@@ -51,7 +51,7 @@ def remove(folder: str | os.PathLike, mark: str) -> None:
     """Remove a folder if it holds the file `mark`, as one that an earlier run of the same cell wrote."""
     folder = Path(folder)
     if (folder / mark).is_file():
-        # Renamed first: a kill leaves no half of it under its name.
+        # Renamed first: a kill leaves no partial folder under its name.
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -170,10 +170,10 @@ def _cost(rows: Sequence[Mapping]) -> str:
 
 def side_by_side(model, prompts: Sequence[str], ways: Mapping[str, Options], *, max_new_tokens: int | None = None,
                  seed: int = 0) -> SideBySide:  # fmt: skip
-    """Answer each prompt with each of the options `ways`; all run twice, so that times are without compilation.
+    """Answer each prompt with each of the options `ways`, all run twice, so that times are without compilation.
 
-    A model that chats takes prompts as a user's messages, another continues them; max_new_tokens is by default what
-    fits into the model's length. Raises ValueError for prompts that are too long, invalid options, or nothing to do.
+    A model that chats takes prompts as a user's messages, another continues them. max_new_tokens: what fits by default.
+    ValueError for prompts that are too long, invalid options, or nothing to do.
     """
     if not prompts or not ways:
         raise ValueError("side_by_side needs a prompt and a way to answer it at least.")

@@ -1,9 +1,8 @@
 """Decoding block by block, left to right, with a key/value cache (Fast-dLLM, arXiv 2505.22618); one compiled loop.
 
 A full call at a block's start computes all positions, keeps their keys and values and commits the block's first token.
-The steps after it compute only a slice, the block (`dual`) or everything from its start on (`prefix`), and see the rest
-as it was at the full call. Unlike the reference it is soft-masked (arXiv 2510.17206): a mask carries its last
-prediction, within its block and before.
+Later steps compute only a slice, the block (`dual`) or everything from its start on (`prefix`), and reuse the rest.
+Unlike the reference it is soft-masked (arXiv 2510.17206): a mask carries its last prediction.
 """
 import dataclasses
 from collections.abc import Callable
@@ -24,11 +23,10 @@ CACHES = ("none", "prefix", "dual")
 
 @dataclasses.dataclass(frozen=True)
 class BlockSampler(DreamSampler):
-    """`DreamSampler` within blocks; recorded draws are [most_calls(L) B L ...].
+    """`DreamSampler` in blocks, each with a time grid of steps // blocks steps; draws are [most_calls(L) B L ...].
 
-    Time grids are the block's own, of steps // blocks steps. With stop_at_end a row is also finished where its block is
-    done and only masks behind an end token are left; they become the end token at once, in the history too, are not
-    counted as filled, and cost nothing.
+    stop_at_end also finishes a row when its block is done and only masks after an end token are left; they become that
+    token at once, in the history too, uncounted and at no cost.
     """
 
     steps: int = 512
@@ -69,7 +67,7 @@ class BlockSampler(DreamSampler):
         return -(-(length - self.prompt_length) // self.block_length)
 
     def max_steps(self, length: int) -> int:
-        # Without a grid every step commits a token; only the full call's one may be the mask.
+        # Without a grid every step commits a token; only that of the full call may be the mask.
         return self.steps // self.blocks(length) if self.grid else self.block_length + (self.full_call == "first")
 
     def decode(self, decoding: Decoding, carry: Carry) -> Carry:
@@ -79,11 +77,11 @@ class BlockSampler(DreamSampler):
             return decoding.to_fill(carry, begin, decoding.length)
 
         def body_fn(state):
-            # Blocks where no row has a mask are passed over.
+            # Skip blocks without a mask in any row.
             first, carry = jnp.argmax(to_fill(state).any(0)).astype(jnp.int32), state[1]
             begin = first - (first - self.prompt_length) % self.block_length
             carry, end = self.decode_block(decoding, carry, begin), begin + self.block_length
-            # What this block could not fill is left behind.
+            # Masks that this block could not fill stay.
             return end, decoding.finish_rows(carry._replace(stuck=jnp.zeros_like(carry.stuck)), end, fill=True)
 
         return lax.while_loop(lambda state: to_fill(state).any(), body_fn, (jnp.int32(self.prompt_length), carry))[1]
@@ -137,10 +135,8 @@ class Slices(NamedTuple):
 
 
 def slice_sizes(region: int, block_length: int) -> list[int]:
-    """Compiled slice lengths with a cache of the prefix, shortest first: all blocks, half of them, ...
-
-    One for each block would be exact, but the program would grow with them; these compute at most twice as much.
-    """
+    """Compiled slice lengths with a cache of the prefix, shortest first: all blocks, half of them, ...; at most twice
+    the needed compute, without a program for each block."""
     blocks = -(-region // block_length)
     counts = {-(-blocks // 2**halvings) for halvings in range(blocks.bit_length() + 1)}
     return sorted({min(count * block_length, region) for count in counts})

@@ -1,8 +1,8 @@
 """Rules for committing: how many of a row's surest masks become tokens in a step.
 
-`origin` and grids of shares are Dream's (HKU NLP and Huawei), threshold and factor Fast-dLLM's (arXiv 2505.22618).
-A rule is called as rule(confidence [B n], masks [B], at_start [B], step []) -> [B] int32 with each row's confidences
-sorted, highest first, -inf where there is no mask; it may count more masks than there are.
+rule(confidence [B n], masks [B], at_start [B], step []) -> [B] int32, confidences sorted, highest first, -inf where
+there is no mask; it may count more masks than there are. Sources: Dream (HKU NLP and Huawei) for `origin` and shares,
+Fast-dLLM (arXiv 2505.22618) for threshold and factor.
 """
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,8 @@ def shares(confidence, masks, at_start, step, *, steps: int, eps: float):
 
 
 def threshold(confidence, masks, at_start, step, *, threshold: float, steps: int | None = None):
-    """Every mask whose confidence is at least `threshold`, and always the surest.
-
-    steps: at most masks / steps of them a step at first, unused ones later (Fast-dLLM without blocks); after `steps`
-    steps, or with None, without a limit.
-    """
+    """Every mask with confidence of at least `threshold`, at least one. steps: at most masks / steps of them a step at
+    first, unused ones later (Fast-dLLM without blocks); no limit from the last of `steps` steps on, or with None."""
     count = jnp.maximum((confidence >= threshold).sum(-1), 1)
     if steps is not None:
         by_now = -(-at_start // steps) * (step + 1)
@@ -53,11 +50,8 @@ def threshold(confidence, masks, at_start, step, *, threshold: float, steps: int
 
 
 def factor(confidence, masks, at_start, step, *, factor: float):
-    """The largest n with (n + 1) (1 - c_n) < factor, c_n the n-th highest confidence; at least one.
-
-    n tokens drawn independently are then the arg-max of their joint distribution if the factor is below 1 (Fast-dLLM,
-    theorem 1).
-    """
+    """The largest n, at least 1, with (n + 1) (1 - c_n) < factor, c_n the n-th highest confidence. For factor < 1 the n
+    independent arg-maxes are the arg-max of the joint distribution (Fast-dLLM, theorem 1)."""
     rank = jnp.arange(1, confidence.shape[-1] + 1)
     sure = (rank + 1) * (1 - confidence) < factor
     return jnp.maximum(jnp.cumprod(sure, -1).sum(-1), 1).astype(jnp.int32)

@@ -187,7 +187,7 @@ class Decoding(NamedTuple):
         )  # fmt: skip
         if not sampler.by_blocks:
             return self.finish_rows(carry, 0, fill=False)
-        # A row that is stuck in a block waits for none of the block's masks.
+        # A stuck row waits for none of the block's masks.
         return self.finish_rows(carry, jnp.where(stuck, block.end, block.begin), fill=True)
 
     def choose(self, carry: Carry, index: Int, block: Block, candidates: BoolBL, confidence: FloatBL, masks: IntB,
@@ -228,10 +228,8 @@ class Decoding(NamedTuple):
         return feedback.where(where, old)
 
     def finish_rows(self, carry: Carry, begin: Int | IntB, *, fill: bool) -> Carry:
-        """With stop_at_end, finish rows without a mask from `begin` to their first end token.
-
-        fill: the masks behind become that token, in the history too.
-        """
+        """With stop_at_end, finish rows without a mask from `begin` to their first end token; fill: masks after it
+        become it, in the history too."""
         if not self.sampler.stop_at_end:
             return carry
         masked, position = self.canvas.masks(carry.tokens), jnp.arange(self.length)

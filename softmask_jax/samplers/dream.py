@@ -1,9 +1,9 @@
 """Dream's sampler with soft-masking, one compiled loop (`diffusion_generate` of the Dream models, HKU NLP and Huawei).
 
-From t = 1 down the grid every step predicts all masks and commits some: each by a coin (`origin`) or the most confident
-ones. With soft-masking (arXiv 2510.17206) the first step reads plain masks, every later one the prediction before it.
-`confidence_threshold` and `confidence_factor` commit all that is sure enough (Fast-dLLM, arXiv 2505.22618).
-The denoiser's hidden states predict their own position: Dream's shift by one belongs into its `trunk`.
+From t = 1 down the grid every step predicts all masks and commits some: by a coin each (`origin`), the most confident
+ones, or with `confidence_threshold` and `confidence_factor` all that are sure enough (Fast-dLLM, arXiv 2505.22618).
+With soft-masking (arXiv 2510.17206) every step after the first reads the prediction before it. The denoiser's hidden
+states predict their own position: Dream's shift by one belongs into its `trunk`.
 """
 import dataclasses
 import math
@@ -28,10 +28,10 @@ ALGORITHMS = {
 @dataclasses.dataclass(frozen=True)
 class DreamSampler:
     """`sampler(params, keys [B], tokens [B L], attention_mask=None) -> Generated`; pure, jit it with the sampler closed
-    over. ValueError for options that make no sense.
+    over. ValueError for invalid options.
 
-    A prediction may be the mask unless suppress_mask is set, as in the reference. On a time grid it counts as committed
-    and may stay to the end; elsewhere the step passes it over, and a row with nothing else is done.
+    Without suppress_mask a prediction may be the mask, as in the reference: on a time grid it counts as committed and
+    may stay to the end; elsewhere the step skips it, and a row with nothing else is done.
     """
 
     denoiser: object  # a `models.Denoiser`
@@ -123,10 +123,10 @@ class DreamSampler:
 
         Args:
           params: {"backbone", "soft_mask"}; the raw scalars are read only with soft-masking.
-          keys: one a row: noise is a function of (row key, number of the row's calls before, position from its first
-            token), so a row's text depends neither on the rows beside it nor on its padding.
+          keys: one a row; noise depends on (row key, the row's calls before, position from its first token), so a row's
+            text depends neither on other rows nor on its padding.
           tokens: ids, the mask where text is wanted.
-          attention_mask: 1 for tokens and 0 for padding, which is neither seen nor filled.
+          attention_mask: 1 for tokens, 0 for padding, which is neither seen nor filled.
           draws: recorded random numbers, used instead of `keys`.
         """
         canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id, self.prompt_length)

@@ -1,8 +1,8 @@
 """Predictions of Dream's samplers: filters, draw, confidence and feedback in one pass over the vocabulary.
 
-Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; the token, its
-probability, margin and entropy are all of that distribution. The filters need all columns of a position at once, so
-blocks of positions are dense in V, and only masked positions are visited. P positions of a block.
+Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; token,
+probability, margin and entropy are of that distribution. Filters need all columns of a position: blocks of P masked
+positions are dense in V.
 """
 import dataclasses
 import math
@@ -53,13 +53,11 @@ class Predicted(NamedTuple):
 
 def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *, k: int = 0, draw: Draw = Draw(),
             positions: jax.Array | None = None, suppress_mask: bool = False) -> Predicted:
-    """hidden [B L D] -> predictions at the positions `where` [B L]. No gradient flows. ValueError if shapes do not fit.
+    """hidden [B L D] -> predictions at the positions `where` [B L]; no gradient. ValueError if shapes do not fit.
 
-    Args:
-      k: the size of soft-masking's feedback, read from the plain logits of all columns that `head` has; 0 for none.
-      draw: its noise and bias are used; with temperature 0 no noise is needed.
-      positions: [B L], the positions that keyed noise depends on; 0..L-1 by default.
-      suppress_mask: leave the mask token out of the draw, also where `head` has it.
+    k: candidates of soft-masking's feedback, from the plain logits of all columns of `head`; 0 for none. draw: its
+    noise and bias; no noise is needed at temperature 0. positions [B L]: what keyed noise depends on, by default
+    0..L-1. suppress_mask: never draw the mask token.
     """
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 0 <= k <= plan.count:
@@ -131,10 +129,9 @@ def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
 
 
 def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
-    """[P V] columns of y in the nucleus, lower ids first between equals; exact without sorting.
+    """[P V] columns of y in the nucleus (the mass before them is at most top_p), lower ids first between equals.
 
-    A column belongs to it while the mass before it is at most top_p. The nucleus's smallest value is searched bit by
-    bit: floats are ordered as integers are, so 31 halvings leave one float32 value.
+    Exact without sorting: floats order as integers do, so a bitwise search of 31 halvings finds its smallest value.
     """
     y = y - y.max(-1, keepdims=True)
     p = jax.nn.softmax(y, -1)

@@ -21,10 +21,8 @@ def soft_mask_from(config: Mapping) -> tuple[SoftMask, dict | None]:
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of any lengths -> (tokens, attention mask), both [B P] int32, padded on the left.
-
-    P is rounded up to a `multiple`, so that many lengths share few compiled programs. ValueError for an empty prompt.
-    """
+    """Prompts of any lengths -> (tokens, attention mask), both [B P] int32, padded on the left, P a `multiple` for few
+    compiled programs. ValueError for an empty prompt."""
     prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
     if not prompts:
         raise ValueError("There are no prompts.")
@@ -47,14 +45,12 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
 
     Args:
       prompts: token lists of any lengths, or an array [B P] with an attention_mask [B P] if it is padded on the left.
-      key: one key, from which every row gets its own by its index, or [B] keys; None if nothing is drawn.
+      key: one key, folded with each row's index, or [B] keys; None if nothing is drawn.
       soft_mask: settings for the scalars in `params["soft_mask"]`, or the entries of `transparency_config.json`.
       max_length: the most positions that the model can take, padding aside.
       options: fields of `DreamSampler`.
 
-    Raises:
-      ValueError: prompts that are empty or too long, options out of range.
-      FloatingPointError: a logit was NaN or infinite.
+    ValueError: prompts empty or too long, options out of range. FloatingPointError: a logit was NaN or infinite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")

@@ -1,8 +1,7 @@
 """MDLM's sampler and ReMDM's, with soft-masking, one compiled loop (arXiv 2406.07524, section 4; arXiv 2503.00307).
 
-From t = 1 down the grid, each mask takes a token drawn from the prediction or stays; `transitions` say how likely each
-is, and whether a token may be masked again. A step's prediction is fed back into the next one's masks; for a token that
-was just masked again it is certain of that token.
+From t = 1 down the grid each mask takes a token drawn from the prediction or stays, and tokens may be masked again (see
+`transitions`). A step's prediction is fed back into the next step's masks, one-hot for a token just masked again.
 """
 import dataclasses
 from typing import NamedTuple
@@ -45,8 +44,7 @@ class _Carry(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class MDLMSampler:
     """`sampler(params, keys [B], tokens [B L], attention_mask=None, gumbel=None) -> Generated`; pure, jit it with the
-    sampler closed over. ValueError for options that make no sense.
-    """
+    sampler closed over. ValueError for invalid options."""
 
     denoiser: object  # a `models.Denoiser`
     soft_mask: SoftMask = SoftMask()  # settings of the feedback; its schedule follows the share of a row's masks left
@@ -82,13 +80,8 @@ class MDLMSampler:
 
     def __call__(self, params: dict, keys: KeysB, tokens: IntBL, attention_mask: IntBL | None = None,
                  gumbel: FloatTBLV | None = None) -> Generated:
-        """Fill the masks of `tokens`; other tokens stay.
-
-        Args:
-          params, tokens, attention_mask: as `DreamSampler.__call__`.
-          keys: one a row: a row's text depends neither on the rows beside it nor on its padding.
-          gumbel: recorded noise instead of `keys` (`recorded_gumbel`), to replay a reference exactly.
-        """
+        """Fill the masks of `tokens`; arguments as of `DreamSampler.__call__`. gumbel: recorded noise instead of `keys`
+        (`recorded_gumbel`), to replay a reference exactly."""
         shape = (self.steps, *tokens.shape, self.denoiser.vocab_size)
         if gumbel is not None and gumbel.shape != shape:
             raise ValueError(f"Recorded noise must have the shape [steps B L V] = {shape}, not {gumbel.shape}.")

@@ -36,10 +36,8 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which sampler, and how it samples; None is the sampler's default. ValueError for options that clash.
-
-    Options without a comment: see `MDLMSampler`, the `transitions`, `DreamSampler`, `BlockSampler`.
-    """
+    """Which sampler, and how it samples; None is the sampler's default. ValueError for options that clash. Fields
+    without a comment: see `MDLMSampler`, the `transitions`, `DreamSampler`, `BlockSampler`."""
 
     alg: str = ""  # the model's own: mdlm, or entropy for Dream
     # 128 for mdlm and remdm, else one a position that may be filled; unused by confidence_factor, tokens_per_step and,
@@ -68,7 +66,7 @@ class Options:
     compat: bool = False  # as the reference: see `MDLMSampler.reuse` and `BlockSampler.compat`
 
     def __post_init__(self):
-        # Notebooks write a list, which has no hash: nothing could be compiled for it.
+        # A list has no hash, which jit needs.
         object.__setattr__(self, "forbidden", tuple(self.forbidden))
         if self.alg and self.alg not in ALGORITHMS:
             raise ValueError(f"alg is '{self.alg}'; choose one of {', '.join(ALGORITHMS)}.")
@@ -83,12 +81,8 @@ class Options:
 
     def sampler(self, denoiser, soft_mask: SoftMask, end_token_ids: tuple[int, ...], *, new_tokens: int,
                 prompt_length: int = 0, alg: str = "", trace: bool = False) -> MDLMSampler | DreamSampler:
-        """The sampler over a denoiser.
-
-        Args:
-          soft_mask, end_token_ids, alg: the model's settings, the tokens that end its texts, its default algorithm.
-          new_tokens: positions that may be filled, for the default number of steps. prompt_length: where blocks begin.
-        """
+        """The sampler over a denoiser; soft_mask, end_token_ids, alg: the model's own. new_tokens: positions that may
+        be filled, for the default number of steps. prompt_length: where blocks begin."""
         alg = self.alg or alg
         values = {name: value for name, value in vars(self).items() if not (value is None or value is False)}
         for name, (family, algorithms) in FAMILIES.items():
@@ -127,17 +121,11 @@ def run(sampler, params: dict, keys, tokens, attention_mask, *more) -> Generated
 @settled()
 def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Options, prompt_length: int = 0,
          trace: bool = False) -> Generated:
-    """Fill masks wherever they stand; other tokens stay.
+    """Fill the masks of tokens [B L] for a `generate.model.Model`; other tokens stay.
 
-    Args:
-      model: a `generate.model.Model`.
-      tokens: [B L] ids, the mask where text is wanted. attention_mask: [B L], 0 for padding.
-      keys: [B] one typed key a row: a row's answer depends neither on the rows beside it nor on padding.
-      prompt_length: where blocks begin; positions from there on are the default number of steps of Dream's algorithms.
-      trace: keep every step, for `report.viewer`.
-
-    Raises:
-      ValueError: ids that do not exist, rows that are too long, nothing masked, options that make no sense.
+    attention_mask: [B L], 0 for padding. keys: [B] typed, one a row, whose answer depends on no other row or padding.
+    prompt_length: where blocks begin; positions from there on are Dream's default number of steps. trace: keep every
+    step, for `report.viewer`. ValueError: unknown ids, rows that are too long, nothing masked, invalid options.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
@@ -154,7 +142,7 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
     mask, rows = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32), len(tokens)
     arrays = (checked_key(keys), jnp.asarray(tokens, jnp.int32), mask)
     if rows % model.row_shards:
-        # Devices of a mesh take equal numbers of rows: the first ones are computed twice to fill up.
+        # Devices take equal numbers of rows: repeat the first ones.
         repeated = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
         arrays = jax.tree.map(lambda x: x[repeated], arrays)
     return run(sampler, model.params, *arrays).first_rows(rows)

@@ -17,8 +17,7 @@ SHOWN = 3
 class Trace(NamedTuple):
     """The denoising step by step; T is how many steps the sampler may make, `Generated.steps` how many it made.
 
-    A mask's embedding in a step's input was (1 - weight) e_mask + weight * sum_i shares_i e_i; plain masks, as all are
-    at the first step and without soft-masking, have weight 0.
+    A mask's input embedding was (1 - weight) e_mask + weight * sum_i shares_i e_i; weight 0 is a plain mask.
     """
 
     tokens: jax.Array  # [T B L] int32, before each step
@@ -83,14 +82,8 @@ def empty_trace(steps: int, tokens: IntBL, k: int) -> Trace:
 
 def record_trace(carry, sampler, params: dict, step: Int | int, scale: FloatBL, neg_entropy: FloatBL, masked: BoolBL,
                  called: jax.Array | bool = True) -> Trace | None:
-    """The carry's trace with a step in it; None stays None.
-
-    Args:
-      carry: state before the step: its tokens, and the feedback of its input.
-      scale: factor on the input's lambda.
-      neg_entropy: of the step's own prediction, read where `masked`.
-      called: [] bool, whether the network was called.
-    """
+    """The carry's trace with a step added; None stays None. carry: state before the step; scale: factor on its input's
+    lambda; neg_entropy: of the step's prediction, read where `masked`; called []: whether the network was."""
     if carry.trace is None:
         return None
     tokens, feedback = carry.tokens, carry.feedback

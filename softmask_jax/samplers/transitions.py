@@ -1,8 +1,7 @@
 """How a step of MDLM's samplers moves tokens: MDLM (arXiv 2406.07524) and ReMDM's re-masking (arXiv 2503.00307).
 
 From time t to s < t a token is re-masked with probability sigma; a mask takes a token drawn from the prediction with
-weight `take` or stays with weight `stay`; alpha = 1 - t. All three depend on the step alone: a transition is a frozen
-dataclass that tabulates them, transition(times [T], dt) -> `Rates`.
+weight `take` or stays with weight `stay`; alpha = 1 - t. transition(times [T], dt) -> `Rates` tabulates all three.
 """
 import dataclasses
 from typing import NamedTuple
@@ -73,8 +72,8 @@ class RemdmRescale(_Remasking):
 
 @dataclasses.dataclass(frozen=True)
 class RemdmConf(_Remasking):
-    """sigma_i = min(1, (1 - alpha_s) / alpha_t) * softmax over the row's tokens of minus the probability that token i
-    had when it was drawn: the less sure it was, the likelier it goes."""
+    """sigma_i = min(1, (1 - alpha_s) / alpha_t) * softmax_i(-p), p the probabilities that the row's tokens had when
+    drawn: less sure tokens go first."""
 
     by_confidence = True
 
@@ -124,11 +123,9 @@ def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, dr
          mask_noise: jax.Array, own_noise: jax.Array, *, mask_token_id: int) -> jax.Array:
     """x_s from x_t = tokens, all [B L]; the larger of two log-weight + Gumbel noise is an exact draw.
 
-    Args:
-      rates: of this step, scalars or [B L].
-      masked, free: masks of x_t that may be filled, and tokens that may be re-masked.
-      drawn, score: tokens from the prediction p, and their log p + Gumbel noise.
-      mask_noise, own_noise: Gumbel noise of the mask, and of the token of x_t.
+    rates: of this step, scalars or [B L]. masked: masks that may be filled; free: tokens that may be re-masked. drawn,
+    score: tokens from the prediction p, and their log p + Gumbel noise. mask_noise, own_noise: Gumbel noise of the
+    mask, and of the token of x_t.
     """
     takes = masked & (score + jnp.log(rates.take) > jnp.log(rates.stay) + mask_noise)
     goes = free & (jnp.log(rates.remask) + mask_noise > jnp.log1p(-rates.remask) + own_noise)
@@ -148,5 +145,5 @@ def _kept_marginals(sigma, alpha_t, alpha_s) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rates(*rates: np.ndarray) -> Rates:
-    # Rounding may take a weight that is 0 just below it.
+    # Rounding may leave a weight of 0 just below 0.
     return Rates(*(np.maximum(rate, 0).astype(np.float32) for rate in rates))

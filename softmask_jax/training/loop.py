@@ -31,19 +31,12 @@ class NonFinite(RuntimeError):
 
 @settled()
 def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.Member | None = None) -> dict:
-    """Train, or continue, the run in `workdir`.
+    """Train, or continue, the run in `workdir`; member: this process among several, by default from the environment.
 
-    Args:
-      member: this process among several; None: from the environment.
-
-    Returns:
-      The summary, as in summary.json; {"finished": False, "step": n} where SIGTERM or Ctrl-C ended it.
-
-    Raises:
-      ValueError, FileNotFoundError, OSError: config, data, mesh or checkpoint don't fit; the message says what to do.
-      RuntimeError: the hosts of a run do not come together, or differ in what they run.
-      NonFinite: names the step and the last good checkpoint.
-      KeyboardInterrupt: SIGTERM or Ctrl-C before the first step or after the last, when everything is saved.
+    Returns the summary, as in summary.json, or {"finished": False, "step": n} if SIGTERM or Ctrl-C ended the loop.
+    KeyboardInterrupt: SIGTERM or Ctrl-C before the first or after the last step. NonFinite names the step and the last
+    good checkpoint. ValueError, OSError: config, data, mesh or checkpoint do not fit. RuntimeError: the hosts do not
+    come together, or run different things.
     """
     hosts.start(member or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
@@ -126,8 +119,8 @@ class Trainer:
         self.heart.close()
 
     def _loop(self, state: TrainState, start: int) -> tuple[TrainState, bool]:
-        """(state, whether a signal ended the loop). Every interruption of the steps closes a row of metrics first, so
-        that a run continued from any checkpoint of the schedule writes the same rows."""
+        """(state, whether a signal ended the loop). Every interruption of the steps closes a row of metrics first: a
+        run continued from any scheduled checkpoint writes the same rows."""
         config, clock, pending, stopping = self.config, Clock(), [], False
         with self.task.batches(start) as batches:
             for step in range(start + 1, config.updates + 1):
@@ -148,8 +141,7 @@ class Trainer:
                 if not (logs or validates or samples or saves or stopping or ends):
                     continue
                 self._log(step, state, pending, clock)
-                # The last checkpoint is scored too; the last samples come with the final validation. A signal's grace
-                # may be short: save first, the next start makes up for the rest.
+                # The last step is scored; `_finish` samples. After a signal save first: a restart makes up for `owed`.
                 due = {"validation": validates or (ends and config.eval.every > 0), "samples": samples and not ends}
                 ranks, owed = {}, []
                 for kind in (kind for kind, is_due in due.items() if is_due):
@@ -192,8 +184,7 @@ class Trainer:
         return TrainState(count, trees["params"], trees["ema"], trees["optimizer"], base), step
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
-        """Weights of another run or of a converted model, with its soft-masking scalars if it has learned some. The
-        EMA starts from them."""
+        """Weights of another run or a converted model, with trained soft-masking scalars; the EMA starts from them."""
         source = Path(os.path.expanduser(self.config.init.checkpoint))
         if converted.is_converted(source):
             params = state.params | converted.start(source, self.tokenizer, abstract.params)
@@ -272,7 +263,7 @@ class Trainer:
         summary = {"finished": True, "step": step, "validation": row, "samples": texts, "data": plain(self.task.info)}
         if self.folder.is_writer:
             run_page.write_at_end(self.folder.path, summary)
-            # The last of all: a run without it repeats its end.
+            # Written last: a run without it repeats its end.
             write_json(self.folder.path / "summary.json", summary)
         return summary
 

@@ -1,7 +1,4 @@
-"""AdamW with a learning rate for each group of parameters; clipping over all of them; EMA.
-
-Source: method of arXiv 2510.17206 (backbone and soft-masking scalars are updated together with their own rates).
-"""
+"""AdamW with a learning rate for each group of parameters (arXiv 2510.17206); clipping over all of them; EMA."""
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,10 +32,8 @@ def labels(params: dict) -> dict:
 
 
 def make(config: Optimizer, steps: int) -> optax.GradientTransformationExtraArgs:
-    """The whole update; `update(..., soft_masked=bool)` says whether the soft-masking scalars had a gradient.
-
-    Without one, their values and Adam state stay (PyTorch skips such a parameter; stale momentum would move it).
-    """
+    """The whole update; with `update(..., soft_masked=False)` (no gradient) the soft-masking scalars and their Adam
+    state stay: PyTorch skips such a parameter, and stale momentum would move it."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     adam_with_decay = optax.chain(adam, optax.add_decayed_weights(config.weight_decay))
     scalars = optax.conditionally_mask(adam, lambda step, soft_masked, **_: soft_masked, forward_extra_args=True)

@@ -1,7 +1,4 @@
-"""Validation perplexity: NELBO of held-out windows with one pass and with two, on the same masks.
-
-The NELBO is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); perplexity is its exponential per token.
-"""
+"""Validation perplexity: exp of the NELBO per token, an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10)."""
 import dataclasses
 import itertools
 import math
@@ -21,9 +18,9 @@ FIELDS = ("tokens", "index", "valid")
 
 @dataclasses.dataclass(frozen=True)
 class Nats:
-    """Per-window NELBO sums of one estimate: `windows` [W] nats; L tokens each."""
+    """NELBO of windows."""
 
-    windows: np.ndarray
+    windows: np.ndarray  # [W] sums over a window's tokens, nats
     tokens_per_window: int
 
     @property
@@ -48,14 +45,12 @@ class Nats:
 
 
 class Perplexity:
-    """`perplexity(params, batches, n, seed) -> {"one_pass": Nats, "two_pass": Nats}`; compiled once per batch shape.
-
-    A binary model (variant "none") has only "one_pass".
-    """
+    """`perplexity(params, batches, n, seed) -> {"one_pass": Nats, "two_pass": Nats}` on the same masks; a binary model
+    (variant "none") has only "one_pass"."""
 
     def __init__(self, denoiser, objective: Nelbo, mesh: jax.sharding.Mesh):
         self.denoiser, self.objective, self.mesh = denoiser, objective, mesh
-        # Every host reads every row's result.
+        # Replicated: every host reads all results.
         self._step = jax.jit(self._rows, static_argnums=2, out_shardings=sharding.replicated(mesh))
 
     def _rows(self, params, batch, n, key):
@@ -69,12 +64,10 @@ class Perplexity:
 
     @settled()
     def __call__(self, params: dict, batches: Iterable[dict], n: int, seed: int) -> dict[str, Nats]:
-        """NELBO of every valid window.
+        """NELBO of every valid window; t is stratified over all `n`.
 
-        Args:
-          batches: {"tokens" [B L], "index" [B] the window's number, "valid" [B]}; noise is keyed by the number: a
-            window has the same masks in any batch and for any model.
-          n: number of windows, over which t is stratified.
+        batches: {"tokens" [B L], "index" [B], "valid" [B]}; noise is keyed by the window's index, so a window has the
+        same masks in any batch and for any model.
         """
         key, batches = root_key(seed), iter(batches)
         if (first := next(batches, None)) is None:

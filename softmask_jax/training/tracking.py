@@ -158,20 +158,16 @@ class Profiler:
         return starts or ends
 
     def stop(self) -> None:
-        """End a running trace."""
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
 
 
 class Tracker:
-    """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, to Weights & Biases; shows a progress bar.
-    Only the first process does.
+    """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, W&B; a progress bar. Process 0 only.
 
-    Args:
-      start: the step a resumed run continues from; TensorBoard drops later entries.
-
-    Raises OSError, ValueError, RuntimeError: the folder cannot be written, or W&B cannot be started (see `WandbRows`).
+    start: step that a resumed run continues from; TensorBoard drops later entries. OSError for an unwritable folder;
+    ValueError or RuntimeError if W&B cannot be started (see `WandbRows`).
     """
 
     def __init__(self, folder: RunFolder, config: Config, *, start: int):
@@ -211,10 +207,8 @@ class Tracker:
 
 
 class Board:
-    """A TensorBoard event file, flushed after every row.
-
-    tensorboardX's `SummaryWriter` writes from a thread, which dies on a full disk: the program would wait for ever.
-    """
+    """A TensorBoard event file, flushed after every row: the writer thread of tensorboardX's `SummaryWriter` dies on a
+    full disk, and the program would hang."""
 
     def __init__(self, folder: Path, start: int):
         self.folder = folder

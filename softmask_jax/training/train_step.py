@@ -1,7 +1,7 @@
 """The train step of every objective: two passes with soft-masking (arXiv 2510.17206, Algorithm 1).
 
-Draw t, x_t and the coins of the global batch; for every micro-batch run pass 1 under `lax.cond`, outside the gradient,
-and take the gradient of pass 2; then update once. Pass 2 is compiled once: rows with a single pass have lambda 0.
+Draw t, x_t and the coins of the global batch; per micro-batch run pass 1 under `lax.cond`, outside the gradient, and
+differentiate pass 2; then update once. Pass 2 is compiled once: rows with a single pass have lambda 0.
 """
 import dataclasses
 from typing import NamedTuple
@@ -40,22 +40,17 @@ class Metrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """Algorithm 1 of the paper; jit `train_step`, its state donated.
-
-    Attributes:
-      p_sm: probability of two passes.
-      micro_batches: position p of the batch is in micro-batch p % micro_batches; gradients are their mean.
-    """
+    """Algorithm 1 of the paper; jit `train_step`, its state donated."""
 
     denoiser: Denoiser
     tx: optax.GradientTransformationExtraArgs
     objective: Objective
-    p_sm: float
-    micro_batches: int
+    p_sm: float  # probability of two passes
+    micro_batches: int  # batch position p is in micro-batch p % micro_batches; gradients are their mean
     ema_decay: float
 
     def train_step(self, state: TrainState, batch: dict, root_key, coins=None) -> tuple[TrainState, Metrics]:
-        """coins: [B] bool, or None to draw them."""
+        """One update of the state. coins: [B] bool, or None to draw them."""
         noisy = self.objective.corrupt(batch, root_key, state.step, mask_token_id=self.denoiser.mask_token_id)
         coins = self._coins(batch, root_key, state.step) if coins is None else jnp.asarray(coins, bool)
         dropout_keys = None
@@ -76,8 +71,7 @@ class TrainStep:
 
     def accumulate(self, state: TrainState, noisy: Noisy, coins, dropout_keys=None):
         """((loss, gradient), sums for the metrics): means, and sums, of `gradient` over the micro-batches."""
-        # Neighbouring positions go to different micro-batches, so each device keeps its own rows. The loaders order
-        # rows such that the row numbers of a micro-batch don't depend on the number of hosts.
+        # Strided: each device keeps its rows. The loaders' order makes micro-batches independent of the host count.
         rows = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, coins, dropout_keys)
         )
@@ -88,7 +82,7 @@ class TrainStep:
         def add(total, micro_batch):
             return jax.tree.map(jnp.add, total, self.gradient(state, *micro_batch)), None
 
-        # Starts from zeros, so that the network is compiled once.
+        # Start from zeros: the network is compiled once.
         shapes = jax.eval_shape(self.gradient, state, *first)
         (mean, sums), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), rows)
         return jax.tree.map(lambda x: x / self.micro_batches, mean), sums

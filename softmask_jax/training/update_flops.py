@@ -29,11 +29,8 @@ def parts(denoiser, length: int) -> tuple[float, float, float]:
 
 
 def model_flops(denoiser, model, tokens: int, length: int, *, two_passes: bool, again: bool = False) -> float:
-    """FLOPs that a step has to compute: the numerator of model-FLOPs utilisation.
-
-    A backward pass costs two forward ones, or one on a frozen base; attention's always two. again: count what `remat`
-    repeats, too.
-    """
+    """FLOPs that a step has to compute, the numerator of MFU: a backward pass costs two forward ones, or one on a
+    frozen base (attention's always two). again: count what `remat` repeats, too."""
     forward, backward = 1.0 + two_passes, 1.0 if model.adapter != "none" else 2.0
     layers, attention = again and model.remat == "full", again and model.remat != "none"
     cost = Passes(forward + backward + layers, forward + 2.0 + attention, forward + backward)

@@ -1,7 +1,6 @@
-"""Rows of metrics for the project config.train.wandb in Weights & Biases: each once, in their order.
+"""Rows of metrics for Weights & Biases (config.train.wandb): each once, in order.
 
-wandb.json in the run's folder holds the id of the W&B run, in which a continued run goes on, and its last row: a run
-that continues from an earlier checkpoint computes rows again.
+wandb.json in the run's folder holds the W&B run's id and last row; rows computed again after it are not sent twice.
 """
 import contextlib
 import json
@@ -34,10 +33,8 @@ def package(project: str) -> Any:
 class WandbRows:
     """The run's rows in W&B; starts with those of metrics.jsonl that W&B lacks.
 
-    start: the step the run continues from. say: shows the user a line.
-
-    Raises ValueError: wandb is not installed. RuntimeError: W&B cannot be started and the run is new. Later failures
-    end the logging to W&B with one line, not the run.
+    start: the step the run continues from. say: shows the user a line. ValueError if wandb is not installed;
+    RuntimeError if W&B cannot be started at step 0. Later failures end only the logging to W&B, with one line.
     """
 
     def __init__(self, folder: RunFolder, project: str, config: dict, start: int, say: Callable[[str], None]):
@@ -69,7 +66,7 @@ class WandbRows:
         kinds = [*before["kinds"], kind] if step == before["step"] else [kind]
         self._last = before | {"step": step, "kinds": kinds}
         try:
-            # Recorded first: a kill in between loses a row rather than writing it twice.
+            # Recorded first: a kill in between loses a row instead of repeating it.
             write_json(self._file, self._last)
             row = {f"{kind}/{name}": self._shown(name, value) for name, value in values.items()}
             self._run.log({"step": step, **row})

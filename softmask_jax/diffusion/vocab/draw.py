@@ -1,9 +1,9 @@
 """Exact draws from the vocabulary's distribution, without B x L x V noise.
 
-The Gumbel-max trick draws argmax_v(log p_v + g_v). Within a block of columns the maximum is itself a Gumbel variable,
-shifted by the log of the block's mass, and independent of where it is attained (max-stability). So one Gumbel number
-for every block of 128 columns chooses the block, and 128 more choose within it: the same law of (token, score) from
-V / 128 + 128 random numbers a position instead of V. Recorded noise [B L V] is replayed literally. P positions.
+The Gumbel-max trick draws argmax_v(log p_v + g_v). A block's maximum is itself Gumbel, shifted by the log of the
+block's mass, and independent of its place (max-stability). So one Gumbel number for every block of 128 columns chooses
+the block, and 128 more choose within it: the same law of (token, score) from V / 128 + 128 numbers a position instead
+of V. Recorded noise [B L V] is replayed literally. P positions.
 """
 import dataclasses
 from functools import partial
@@ -148,11 +148,8 @@ def dense_draw(y: jax.Array, exists: jax.Array, noise: Noise) -> Drawn:
 
 
 def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: jax.Array, nucleus_p: float) -> Drawn:
-    """From the nucleus of softmax(z / temperature), on one device's positions [P] and columns.
-
-    The filter needs every column of a position in sorted order, so blocks of positions are dense in V instead; over a
-    sharded vocabulary each device sorts its share of a block's positions.
-    """
+    """Draw from the nucleus of softmax(z / temperature), on one device's positions [P] and columns. Its sort needs all
+    of a position's columns: blocks are dense in V, shared out over the devices of a sharded vocabulary."""
     total = len(projection.hidden)
     block = max(1, min(DENSE_BLOCK // plan.size, total // 8))
 

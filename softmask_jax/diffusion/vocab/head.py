@@ -1,14 +1,12 @@
 """Top-k, entropy, cross-entropy, mixtures and draws over a large vocabulary, without B x L x V logits.
 
-Formulas: "Soft-Masked Diffusion Language Models" (arXiv 2510.17206) for lambda and the feedback mixture, MDLM (arXiv
-2406.07524) for the likelihood. Matrix products take operands in the hidden states' dtype; from there on everything is
-float32 (float64 for float64 hidden states). Columns that do not exist (padding, the suppressed mask) are left out of
-every sum. Small vocabularies take one dense window.
+Formulas: arXiv 2510.17206 for lambda and the feedback mixture, MDLM (arXiv 2406.07524) for the likelihood. Matrix
+products take operands in the hidden states' dtype; all else is float32 (float64 for float64). Columns that do not exist
+(padding, the suppressed mask) are left out of every sum. Small vocabularies take one dense window.
 
-With a `VocabSharding` every device works on its own rows and columns, with the same noise. Over the devices that share
-the vocabulary a sweep takes 2 all-reduces (of the maximum and of the sums) and 2 all-gathers (of the top k), a draw 1
-more all-reduce; a cross-entropy 2 all-reduces forward and 1 backward (of d hidden), beside the 1 that sums the
-head's gradient over the rows.
+With a `VocabSharding` every device works on its own rows and columns, with the same noise. Over the vocabulary's
+devices a sweep takes 2 all-reduces (maximum, sums) and 2 all-gathers (top k), a draw 1 more all-reduce, a cross-entropy
+2 all-reduces forward and 1 backward (d hidden), beside the 1 that sums the head's gradient over the rows.
 """
 import dataclasses
 from functools import partial
@@ -44,15 +42,12 @@ class Sweep(NamedTuple):
 
 def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | float = 1.0, draw: Draw | None = None,
           where: jax.Array | None = None, positions: jax.Array | None = None) -> Sweep:
-    """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position. No gradient flows.
+    """hidden [B L D] -> top-k, entropy, logsumexp and, if asked, one exact draw a position; no gradient.
 
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
-    draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. The reference's 1e-10 inside the entropy's
-    logarithm is left out: neg_entropy changes by less than V * 1e-10. ValueError for arguments that do not fit.
-
-    Args:
-      where: [B L] bool, positions whose results are needed: the others' are undefined, no time is spent on them.
-      positions: [B L], the positions that keyed noise depends on; 0..L-1 by default.
+    draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. Without the reference's 1e-10 inside the
+    entropy's logarithm neg_entropy changes by less than V * 1e-10. where [B L] bool: positions to compute, others are
+    undefined. positions [B L]: what keyed noise depends on, by default 0..L-1. ValueError for unfit arguments.
     """
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 1 <= k <= plan.count:
@@ -141,8 +136,8 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_he
     """-log softmax(logits)[target]: hidden [B L D], targets [B L] integer -> [B L], nats.
 
     Gradients for hidden and, if `train_head`, the head's weight and bias, accumulated in float32; the backward pass
-    computes the logits again, chunk by chunk. A target that does not exist (padding, the suppressed mask, negative)
-    has probability 0: +inf and no gradient; leave such positions out with `jnp.where`, not by a weight of 0.
+    recomputes the logits by chunks. A target that does not exist (padding, the suppressed mask, negative) gives +inf
+    and no gradient; leave such positions out with `jnp.where`, not by a weight of 0.
     """
     plan = make_plan(hidden, head)
     if targets.shape != hidden.shape[:2] or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -217,8 +212,8 @@ def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float,
             embedding: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The full-vocabulary variant: p = softmax(z / temperature) -> (sum p log p [B L], sum_v p_v e_v [B L D]).
 
-    hidden [B L D], embedding [Vpad D]. Gradients flow to the temperature (through both results) and the embedding;
-    the hidden states and the head are cut off. The entropy is as in `sweep`. ValueError if shapes do not fit.
+    hidden [B L D], embedding [Vpad D]. Gradients flow to the temperature and the embedding, not to hidden states and
+    head. The entropy is as in `sweep`. ValueError if shapes do not fit.
     """
     plan = make_plan(hidden, head)
     if embedding.ndim != 2 or embedding.shape[0] != plan.size or jnp.ndim(temperature) != 0:
@@ -265,8 +260,8 @@ def _mixture_backward(plan, saved, cotangents):
 
 def _local_mixture_gradient(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array,
                             neg_entropy: jax.Array, logsumexp: jax.Array, d_neg_entropy: jax.Array, d_mix: jax.Array):
-    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix /
-    d y_v = p_v (e_v - mix). Both sum to 0 over v: centring y by its mean changes nothing and keeps the sums small."""
+    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix / d
+    y_v = p_v (e_v - mix). Both sum to 0 over v: centring y by its mean changes nothing and keeps the sums small."""
     mean = neg_entropy + logsumexp
 
     def step(chunk: Chunk, carry):

@@ -60,11 +60,8 @@ class OnlineSoftmax(NamedTuple):
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """(values, indices) of the k largest along the last axis, the lower index first between equals.
-
-    The k largest lie in the k blocks with the largest maxima, so only those are sorted: several times faster than
-    `lax.top_k` over the whole width.
-    """
+    """(values, indices) of the k largest along the last axis, the lower index first between equals. Only the k blocks
+    with the largest maxima are sorted: several times faster than `lax.top_k` over the whole width."""
     n = values.shape[-1]
     if n <= 8 * LANES or k > n // LANES // 2:
         return lax.top_k(values, k)

@@ -1,8 +1,8 @@
-"""Enter the sandbox, or only set limits, and become the interpreter that runs one program.
+"""Enter the sandbox, or only set limits, and become the interpreter that runs one program: `enter.py SPEC`.
 
-`enter.py SPEC` starts anew for every program, so it imports little. SPEC: `running._spec`, marshalled, as hexadecimal
-digits. A failure writes "error: ..." to its report file. This process waits for the first one in the namespaces, with
-which the kernel kills all in them, and that one for the program. Each dies with the one before.
+It starts anew for every program, so it imports little. SPEC: `running._spec`, marshalled, in hex. A failure writes
+"error: ..." to the report file. Three processes, each killed with its parent: this one, PID 1 of the namespaces, whose
+end kills all in them, and the program.
 """
 import ctypes
 import marshal
@@ -152,7 +152,7 @@ def become_program(spec: dict) -> None:
 
 def exit_like(pid: int) -> None:
     """Wait for a child and exit with its status, or 128 + the signal that killed it."""
-    # So that the pipes end with the program.
+    # The pipes should close when the program ends.
     os.closerange(0, REPORT + 1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os._exit(code if code >= 0 else 128 - code)
@@ -179,7 +179,7 @@ def main(spec: dict) -> None:
     if spec["report"] != REPORT:
         os.dup2(spec["report"], REPORT)
         os.close(spec["report"])
-    # The first to go when memory is short.
+    # The first victim of the OOM killer.
     write("/proc/self/oom_score_adj", "1000")
     if not spec["isolated"]:
         become_program(spec)

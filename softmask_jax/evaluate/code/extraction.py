@@ -11,19 +11,18 @@ from softmask_jax.evaluate.code.statements import BUILT_IN, Statement, UNREADABL
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem, family
 from softmask_jax.evaluate.code.prompts import FENCE
 
-# Lines of an answer, prompt included, that compat reads.
+# Lines of an answer, with its prompt, that compat reads.
 LINES = 100
 INDENT = "    "
 
 
 def program(task: str, problem: Problem, text: str, chat: bool, compat: bool = False) -> str:
-    """Source text to try for an answer's `text`, which begins in an open block of code or function's body.
+    """Source text to try for an answer's `text`, which begins in an open code block or function body.
 
-    It is the function under test with all that it and its tests need, from the last block of code that has it (of a
-    continued prompt the first), the other blocks and HumanEval's prompt. Text that is no program stays as it is.
-
-    compat: as in the reference. MBPP: the text. HumanEval: prompt and text; in a chat the first block of code with what
-    the function needs, but not what its tests need, which loses HumanEval/50.
+    It has the function under test and all that it and its tests need, from the last code block with it (the first, for
+    a continued prompt), the other blocks and HumanEval's prompt; the whole text if no block has it. compat: the
+    reference's extraction. MBPP: the text. HumanEval: prompt and text; in a chat the first code block with what the
+    function needs, but not what its tests need, which loses HumanEval/50.
     """
     continued = family(task) == HUMANEVAL
     head = problem.prompt if continued else ""
@@ -41,7 +40,7 @@ def _newlines(text: str) -> str:
 
 
 def _requested(problem: Problem, head: str, text: str, chat: bool) -> str:
-    """Source text that a problem asks for; "" if `text` has nothing of it."""
+    """The program for a problem in `text`; "" if nothing in it implements the function under test."""
     tests = statements(problem.tests)
     unbound = set().union(*(part.uses for part in tests)) - set().union(*(part.binds for part in tests))
     wanted = unbound | {problem.entry_point} - {""}
@@ -95,12 +94,9 @@ def _without_repeats(block: Sequence[Statement], names: Collection[str]) -> list
 
 
 def cleaned(text: str, wanted: Collection[str]) -> str:
-    """Imports and the definitions that `wanted` need, of the longest run of lines that is a program.
-
-    Definitions are top-level classes, functions that return something and assignments to a name; a later one counts.
-    The longest run has the most non-blank lines, the first of equals.
-    """
-    # Escapes that Python does not know are warnings.
+    """Imports and the definitions (classes, functions that return, assignments to a name; the last one counts) that
+    `wanted` need, of the run of lines that parses and has the most non-blank lines, the first of equals."""
+    # Invalid escape sequences warn.
     with warnings.catch_warnings(action="ignore"):
         tree = _longest(_newlines(text.replace("\t", "    ")).strip() + "\n")
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]

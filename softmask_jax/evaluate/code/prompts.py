@@ -1,8 +1,7 @@
-"""Prompts for programs: wording and stops of the evaluations that Dream's papers report.
+"""Prompts and stop texts of the code evaluations in Dream's papers (its lm-evaluation-harness).
 
-With a chat template the question is a user's message, and the answer begins with the opening of a block of code
-(humaneval_instruct and mbpp_instruct of Dream's lm-evaluation-harness); without one the model continues HumanEval's
-function, or MBPP's text after its mark, zero-shot (humaneval and mbpp).
+Chat: a user's question, and an answer that opens a code block (humaneval_instruct, mbpp_instruct). Else zero-shot: the
+model continues HumanEval's function, or MBPP's text after a mark (humaneval, mbpp).
 """
 import numpy as np
 
@@ -14,7 +13,7 @@ from softmask_jax.report.patterns import Pattern
 
 FENCE = "```"
 OPENING = f"Here is the completed function:\n{FENCE}python\n"
-# The reference's.
+# The reference's, used with compat.
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>")
 
 
@@ -44,8 +43,7 @@ def _wording(task: str, problem: Problem, chat: bool) -> tuple[str, str]:
 
 
 def stops(task: str, chat: bool, compat: bool = False) -> tuple[str, ...]:
-    """Texts at which an answer is cut. compat: the reference's, which lose code behind a function, or before it; by
-    default `extraction.program` finds the program instead."""
+    """Texts at which an answer is cut. compat: the reference's, which may cut code that `extraction` needs."""
     if family(task) == HUMANEVAL:
         return HUMANEVAL_STOPS if compat else ()
     return ("[DONE]",) if not chat else (FENCE,) if compat else ()
@@ -58,12 +56,8 @@ def ends(model, compat: bool) -> tuple[int, ...] | None:
 
 
 def pattern(model, row: prompts.Row, *, new_tokens: int, prompt_tokens: int) -> Pattern:
-    """Tokens of a row's prompt, the last `prompt_tokens`, and masks for its answer.
-
-    new_tokens: of the answer; fewer, but at least half the model's length, where that is short.
-
-    Raises ValueError for a prompt that has no tokens, or the mask's own among them.
-    """
+    """The last `prompt_tokens` of a row's prompt, then `new_tokens` masks; where the model's length is short fewer, but
+    at least half of it. ValueError for a prompt that is empty or contains the mask."""
     ids = _ids(model, row)[-prompt_tokens:]
     room, mask = model.max_length, model.mask_token_id
     if not len(ids) or (ids == mask).any():

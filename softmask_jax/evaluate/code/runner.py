@@ -1,13 +1,11 @@
-"""Runs in the sandbox: a program, then its tests, then the word that says that they came to their end.
+"""Runs in the sandbox: a program, then its tests, then a secret word that proves that they came to their end.
 
-Standard input is a marshalled dict (importing json takes longer than all else here): "word", a secret; "program" and
-"tests", source text; "site", the folder of packages. File 3 takes a line before anything untrusted begins, and the word
-when the tests have passed.
+Standard input is a marshalled dict (json is slow to import): "word"; "program" and "tests", source text; "site", the
+folder of packages. File descriptor 3 takes a line before anything untrusted begins, and the word after the tests.
 
-The program shares this interpreter with its tests, as in the benchmarks' own evaluations, so one that is written to
-cheat can. What does not pass: ending early by any exit, printing, writing to open files, replacing builtins or modules.
-The word is in no variable of any frame or module, nor in the garbage collector's lists; only a search of the memory
-finds it.
+A program shares this interpreter with its tests, as in the benchmarks' own evaluations, so one written to cheat can.
+But exiting early, printing, writing to open files or replacing builtins or modules does not pass: only a search of the
+memory finds the word, which is in no frame, module or list of the garbage collector.
 """
 import gc
 import itertools
@@ -21,10 +19,10 @@ REPORT, STARTED = 3, b"started\n"
 
 
 def steps():
-    """The steps, one after the other, as calls that no name leads to."""
+    """Iterator over the calls that run the program, the tests and the report; no name leads to it."""
     with open(0, "rb") as file:
         content = marshal.load(file)
-    # The file has the word, too.
+    # Standard input contains the word: close it to the program.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(REPORT + 1, 64)
     sys.path.append(content["site"])
@@ -40,7 +38,6 @@ def steps():
     return results
 
 
-# Up to the last call, the only one that returns something. Unlike others, `any` takes the iterator without a tuple of
-# arguments, which would be listed.
+# Stops after the last call, which alone returns a true value. `any` keeps no tuple of arguments, which gc would list.
 if any(steps()):
     os._exit(0)

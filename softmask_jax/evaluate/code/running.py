@@ -20,9 +20,9 @@ from softmask_jax.evaluate.code import system_calls
 
 # MiB of files, open files, threads (a limit on processes; starting one is refused).
 DISK, FILES, THREADS = 32, 64, 64
-# Seconds until a program must have begun: what takes longer is no fault of the program.
+# Seconds until a program must have begun; a longer wait is the machine's fault.
 START = 60.0
-# Bytes of output: the end that is kept, and the total after which the program is killed.
+# Bytes of output: kept from the end, and in total before the program is killed.
 KEPT, FLOOD = 4_096, 16 << 20
 ENTER, RUNNER = (Path(__file__).with_name(name) for name in ("enter.py", "runner.py"))
 STARTED = b"started\n"
@@ -38,26 +38,26 @@ PASSED, FAILED, TIMED_OUT, KILLED, FLOODED = "passed", "failed", "timed out", "k
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one program: seconds, MiB of memory."""
+    """Limits of one program."""
 
-    timeout: float = 10.0
-    memory: int = 1_024
+    timeout: float = 10.0  # seconds
+    memory: int = 1_024  # MiB
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Source text, and that of the tests, which run after it in the same module."""
+    """A program with its tests."""
 
     source: str
-    tests: str = ""
+    tests: str = ""  # run after it, in the same module
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """kind: how it ended. detail: the signal that killed it, or a failed program's last line, which may be anything."""
+    """How a program ended."""
 
     kind: str
-    detail: str = ""
+    detail: str = ""  # the signal that killed it, or a failed program's last line, which may be anything
     seconds: float = 0.0
 
     @property
@@ -66,8 +66,8 @@ class Verdict:
 
 
 class Running:
-    """A started program. number: registered with its files in `selector`, whose events go to `read`. deadline: the
-    time.monotonic at which `verdict` must be called at the latest."""
+    """A started program. Its files are registered in `selector` under `number`; pass their events to `read`, and call
+    `verdict` after each, and by `deadline` (time.monotonic) at the latest."""
 
     def __init__(self, number: int, program: Program, limits: Limits, isolated: bool, selector: selectors.BaseSelector):
         self.limits, self.isolated, self._selector = limits, isolated, selector
@@ -124,7 +124,7 @@ class Running:
             if now < self.deadline and self._written <= FLOOD:
                 return None
             self._cause = TIMED_OUT if now >= self.deadline else FLOODED
-        # Drain what was written before the end; a pipe holds no more than this.
+        # Drain the pipes, at most 1 MiB and an end of file.
         for file in [*self._text] * 17:
             if file in self._open:
                 self.read(file)
@@ -148,7 +148,7 @@ class Running:
     def end(self) -> None:
         """Kill it and all that it started, and close its files."""
         if self._process.poll() is None:
-            # Within its namespaces everything dies with this one process.
+            # Everything in its namespaces dies with this process.
             self._process.kill()
         if not self.isolated:
             with contextlib.suppress(ProcessLookupError):

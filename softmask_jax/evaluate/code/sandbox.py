@@ -1,11 +1,9 @@
-"""A sandbox for programs that a model wrote: a process each, in namespaces of its own, within limits.
+"""Linux sandbox for programs that a model wrote: each a process in its own namespaces, within limits.
 
-A program has an interpreter with its standard library and NumPy, read-only; 32 MiB of files in /scratch, in memory;
-/dev/null, zero and random. It does not have any other file, /proc, the environment, a network, another process to see
-or signal, a way to start one, privileges or a way to gain them (Linux user, mount, process, network, IPC, host name and
-control group namespaces; a filter of system calls; `setrlimit`; a time limit kept from outside by killing the
-namespaces' first process, with which the kernel kills all in them). It dies with its parent. The sandbox is as safe as
-Linux's kernel; whether a solution is honest is another matter: see `runner`.
+A program has the interpreter, its standard library and NumPy, read-only; 32 MiB in memory at /scratch; /dev/null, zero
+and random. It has no other file, /proc, environment, network, other process, child or privilege: user, mount, PID,
+network, IPC, UTS and cgroup namespaces, seccomp, `setrlimit`, and a timeout from outside that kills PID 1 and so all in
+them. As safe as the kernel; `runner` says what keeps a program from cheating its tests.
 """
 import functools
 import selectors
@@ -34,7 +32,7 @@ assert os.getuid() != 0 and os.getpid() == 2, "no namespaces"
 
 @functools.cache
 def available() -> str:
-    """Why a sandbox cannot be made here, in a few words; "" if one was made for a try."""
+    """Why a sandbox cannot be made here, in a few words; "" if a trial succeeded."""
     if not sys.platform.startswith("linux"):
         return "its namespaces are Linux's"
     try:
@@ -49,10 +47,9 @@ def run(
 ) -> Iterator[tuple[int, Verdict]]:
     """Number and verdict of each program, as they end. Closing the iterator kills the running ones.
 
-    isolated: False only sets limits, in a folder of its own: a program can then read and write whatever this user can,
-    though neither start processes nor reach a network where the kernel has filters.
-
-    Raises RuntimeError if a sandbox cannot be made, ValueError on a machine whose system calls are not known.
+    isolated: False only sets limits, in a temporary folder: a program can then read and write what this user can, but
+    start no process and reach no network where the kernel has seccomp. RuntimeError if a sandbox cannot be made,
+    ValueError for a machine with unknown system calls.
     """
     waiting, running = enumerate(programs), {}
     with selectors.DefaultSelector() as selector:

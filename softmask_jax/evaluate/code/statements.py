@@ -78,7 +78,7 @@ def statements(text: str) -> list[Statement]:
     """Readable statements of `text`; an unreadable line at the margin is left out with the indented lines below it."""
     starts = [match.start() for match in START.finditer(text)] + [len(text)]
     read, first = [], 0
-    # Escapes that Python does not know are warnings.
+    # Invalid escape sequences warn.
     with warnings.catch_warnings(action="ignore"):
         while first < len(starts) - 1:
             stop = _end(text, starts, first)
@@ -154,11 +154,8 @@ def _is_stub(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def needed(blocks: Sequence[Sequence[Statement]], wanted: Collection[str], entries: Collection[str]) -> list[Statement]:
-    """Statements that `wanted` names need, of blocks in running order; the last block that binds a name counts.
-
-    They are imports, definitions and assignments of needed names, calls that change these, and all that these use; not
-    examples, tests or input. entries: functions under test. Their callers are left out unless they bind a needed name.
-    """
+    """Statements that `wanted` names need, of blocks in running order; the last block that binds a name counts. No
+    examples, tests or input; nor callers of the functions under test, `entries`, unless they bind a needed name."""
     providers = {name: block for block in blocks for part in block for name in part.binds}
     ordered = [(part, block) for block in blocks for part in block]
     defined = {name for part, _ in ordered for name in part.binds if part.defines(name)}

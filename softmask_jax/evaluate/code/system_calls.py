@@ -1,9 +1,8 @@
-"""System calls that a program in the sandbox may not make, as a filter for Linux's seccomp.
+"""Seccomp filter of the system calls that a program in the sandbox may not make.
 
-Refused are calls that make processes (threads are allowed), reach a network (namespaces do not hold everything: vsock),
-keep memory that no limit counts (shared segments, memory files, message queues, wide buffers of sockets) or look into
-other processes, and parts of the kernel that were attacked often and that no solution of a problem needs. Namespaces and
-limits hold the rest. Numbers are from the kernel's table for x86-64 and its generic one for 64-bit Arm.
+Refused: making processes (not threads); network (namespaces don't cover vsock); memory that no limit counts (shared
+segments, memory files, message queues, socket buffers); looking into other processes; often attacked parts of the
+kernel that no solution needs. Numbers are from the kernel's x86-64 and generic (64-bit Arm) tables.
 """
 import errno
 import platform
@@ -56,12 +55,12 @@ def assembled(machine: str = "") -> bytes:
     refused, special = ERROR | errno.EPERM, ("clone", "clone3", "socket", "socketpair")
     lines = [(LOAD, 0, 0, MACHINE), (JUMP_EQUAL, 1, 0, identity), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     if machine == "x86_64":
-        # The same calls by other numbers.
+        # The x32 ABI: the same calls by other numbers.
         lines += [(JUMP_AT_LEAST, 0, 1, X32), (RETURN, 0, 0, refused)]
     for name, number in numbers.items():
         if name not in special:
             lines += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, refused)]
-    # A filter cannot see what clone3 is asked for; the C library then uses clone, whose flags it can.
+    # A filter cannot read clone3's flags; on ENOSYS the C library uses clone, whose flags it can.
     lines += [(JUMP_EQUAL, 0, 1, numbers["clone3"]), (RETURN, 0, 0, ERROR | errno.ENOSYS)]
     lines += [(JUMP_EQUAL, 0, 4, numbers["clone"]), (LOAD, 0, 0, ARGUMENT), (JUMP_BITS, 0, 1, CLONE_THREAD)]
     lines += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, refused)]

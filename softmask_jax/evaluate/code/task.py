@@ -1,7 +1,6 @@
-"""Evaluation tasks of code: a model's answers to a benchmark's problems, programs extracted from them, and pass@k.
+"""Code tasks: a model's answers to a benchmark's problems, the programs in them, pass@k.
 
-The numbers come from two files, `answers` and `verdicts`. Without --allow_code there are answers alone; the same
-command with it continues from them.
+Numbers come from the files `answers` and `verdicts`; a command without --allow_code only makes answers.
 """
 import collections
 import contextlib
@@ -44,7 +43,7 @@ class CodeTask:
     sweeps: bool = True
 
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
-        """ValueError, OSError or ImportError for impossible settings or problems, or without a sandbox."""
+        """ValueError, OSError or ImportError for impossible settings or problems, or if there is no sandbox."""
         code = settings.code
         check_least(settings, "code", limit=0, samples=1, max_new_tokens=0, steps=0, prompt_tokens=1, batch_size=1,
                     memory=LEAST_MEMORY, workers=0)  # fmt: skip
@@ -64,7 +63,7 @@ class CodeTask:
         asked = self._problems(code)
         answers = self._answers(work, asked)
         summary = summarize(answers.values())
-        # The median leaves out batches with compilation, once there are many.
+        # The median leaves out batches with compilation.
         cost = {"calls": summary["calls"], "seconds": float(np.median([row["seconds"] for row in answers.values()]))}
         details = {"answers": {name: summary[name] for name in ("empty", "ended", "new_tokens", "tokens_per_call")}}
         notes = _notes(answers, summary["errors"])

@@ -1,7 +1,6 @@
-"""MAUVE (Pillutla et al., arXiv 2102.01454; JMLR 2023) from precomputed features, by `mauve-text`.
+"""MAUVE (arXiv 2102.01454; JMLR 2023) from precomputed features, by `mauve-text`, with faiss and scikit-learn.
 
-The library normalises, reduces and clusters the features of both sides together, and compares the two histograms over
-the clusters. With precomputed features it needs faiss and scikit-learn, no PyTorch.
+It normalises, reduces and clusters both sides' features together, and compares their histograms over the clusters.
 """
 import contextlib
 import dataclasses
@@ -16,12 +15,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Mauve:
-    """value, star (smoothed histograms) in (0, 1], higher is nearer; frontier_integral, lower is nearer; clusters."""
+    """MAUVE and the library's other numbers."""
 
-    value: float
-    star: float
-    frontier_integral: float
-    buckets: int
+    value: float  # in (0, 1], higher is nearer
+    star: float  # the same of smoothed histograms
+    frontier_integral: float  # lower is nearer
+    buckets: int  # clusters
 
 
 def check_installed() -> None:
@@ -33,10 +32,8 @@ def check_installed() -> None:
 
 
 def mauve(references: np.ndarray, samples: np.ndarray, *, scaling: float = 5.0, seed: int = 25, buckets: int = 0) -> Mauve:
-    """MAUVE of features [N D] and [M D]. ValueError for more clusters than features.
-
-    scaling: c in exp(-c KL). seed: of the clustering. buckets: clusters, 0 is a tenth of the smaller side, at least 2.
-    """
+    """MAUVE of features [N D] and [M D]. scaling: c in exp(-c KL); seed: of the clustering; buckets: clusters, 0 for a
+    tenth of the smaller side (at least 2). ValueError for more clusters than features."""
     check_installed()
     ours, theirs = len(samples), len(references)
     if buckets > theirs + ours:

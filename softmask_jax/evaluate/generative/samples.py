@@ -1,7 +1,4 @@
-"""Texts that a model writes from masks alone, in a resumable file of rows.
-
-A row's tokens depend on the model, the sampler, the seed and the row's number, not on other rows or interruptions.
-"""
+"""Texts written from masks alone, in a resumable file; a row depends on model, sampler, seed and its number alone."""
 import dataclasses
 import logging
 import time
@@ -24,19 +21,19 @@ WITHOUT_STEPS = ("confidence_threshold", "confidence_factor")
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """tokens [N L] int32 and their texts; network calls, filled masks and seconds [N] of each row."""
+    """Texts of N rows, and their cost."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray  # [N L] int32
     texts: list[str]
-    calls: np.ndarray
-    filled: np.ndarray
-    seconds: np.ndarray
+    calls: np.ndarray  # [N] network calls
+    filled: np.ndarray  # [N] masks that became tokens
+    seconds: np.ndarray  # [N]
 
 
 def entropies(tokens: np.ndarray) -> np.ndarray:
     """Entropy of the frequencies of ids in each row: [N L] -> [N] nats (MDLM's `sample_entropy`)."""
     shares = [np.unique(row, return_counts=True)[1] / len(row) for row in tokens]
-    # An entropy of 0 as 0, not -0.
+    # + 0.0 turns -0 into 0.
     return np.array([-(share * np.log(share)).sum() for share in shares]) + 0.0
 
 
@@ -63,11 +60,8 @@ def check_model(model) -> None:
 
 
 def write(work: Work) -> Samples:
-    """A model's samples, the missing ones written first.
-
-    Raises:
-      ValueError: an impossible length, NaN or infinite logits, or rows of other settings. Stopped: after a signal.
-    """
+    """A model's samples, missing ones written first. ValueError for a wrong length, NaN or infinite logits, or rows of
+    other settings; Stopped after a signal."""
     model, seed, settings = work.model, work.settings.run.seed, work.settings.samples
     count, size, length = settings.count, settings.batch_size, settings.length or model.max_length
     if length > model.max_length:

@@ -1,7 +1,7 @@
 """Scorer of texts: GPT-2, or another causal model of its family, from a Hugging Face folder.
 
-One pass over a text gives -log p of each token given those before it, for generative perplexity, and the last token's
-state behind the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` at the last token).
+One pass gives -log p of each token given those before it, for generative perplexity, and the last token's state after
+the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` there).
 """
 import functools
 import os
@@ -41,10 +41,8 @@ def _folder(spec: str) -> Path:
 
 
 def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, Tokenizer]:
-    """Checkpoint (weights unread) and tokenizer of config.generative.scorer, a folder or hf://owner/name.
-
-    ValueError or OSError for missing or unsuitable files.
-    """
+    """Checkpoint (weights unread) and tokenizer of config.generative.scorer, a folder or hf://owner/name. ValueError or
+    OSError for missing or unsuitable files."""
     folder = _folder(spec)
     try:
         checkpoint, tokenizer = Checkpoint(folder, compute_dtype), open_tokenizer(folder)
@@ -52,7 +50,7 @@ def open_files(spec: str, compute_dtype: str = "float32") -> tuple[Checkpoint, T
         raise FileNotFoundError(f"{SETTING}: {str(error).rstrip('.')}; {DOWNLOAD}.") from error
     except ValueError as error:
         raise ValueError(f"{SETTING}: {error}") from error
-    # A vocabulary without a mask gets one, which is in no text.
+    # A mask added to the vocabulary occurs in no text.
     largest = tokenizer.vocab_size - 1 - (tokenizer.mask_token_id == tokenizer.vocab_size - 1)
     if max(largest, tokenizer.eos_id) >= checkpoint.config.vocab_size:
         raise ValueError(f"{SETTING}: the tokenizer in {folder} has ids up to {largest}, the network only "
@@ -68,7 +66,7 @@ class Scorer:
         params, weights = checkpoint.read()
         self.config, self.mesh = checkpoint.config, mesh
         self.fingerprint = f"{weights}-{self.tokenizer.fingerprint()}-{compute_dtype}"
-        # Whole everywhere: the largest GPT-2 has 6 GB in float32.
+        # Replicated: the largest GPT-2 has 6 GB in float32.
         self._params = jax.device_put(params, sharding.replicated(mesh))
         self._run = compiled(self.config, mesh)
 
@@ -83,8 +81,8 @@ class Scorer:
         return rows
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [B L] padded on the right, their lengths [B] -> (-log p of each next token [B L - 1] nats, the last
-        token's state [B D]), float32. Values behind a row's length are arbitrary."""
+        """Right-padded tokens [B L], lengths [B] -> (-log p of each next token [B L - 1], nats; state of the last token
+        [B D]), float32. Values behind a row's length are arbitrary."""
         layout = sharding.batch_sharding(self.mesh)
         batch = (jax.device_put(np.asarray(x, np.int32), layout) for x in (tokens, lengths))
         nll, features = self._run(self._params, *batch)
@@ -103,5 +101,5 @@ def compiled(config: gpt2.GPT2Config, mesh: jax.sharding.Mesh):
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
         return nll, last.astype(jnp.float32)
 
-    # Every host reads every row's result.
+    # Replicated: every host reads all results.
     return jax.jit(score, out_shardings=sharding.replicated(mesh))

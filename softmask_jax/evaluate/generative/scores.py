@@ -1,9 +1,9 @@
-"""Scores of many texts, kept batch by batch: -log p, numbers of tokens, features.
+"""Scores of many texts, stored by batch: -log p, numbers of tokens, features.
 
-Perplexity as in MDLM (`kuleshov-group/mdlm`, `compute_generative_perplexity`) and Duo (`s-sahoo/duo`,
-`record_generative_perplexity`), which the soft-masking reference uses: exp of the sum of -log p over all texts by the
-number of counted tokens. Counted are, behind a text's first token, all that are no EOS, and the text's first EOS (none
-if the text begins with one). There the first EOS of the padding counts for a text without EOS; here padding never does.
+Perplexity is exp(sum of -log p / counted tokens) over all texts, as in MDLM (`kuleshov-group/mdlm`,
+`compute_generative_perplexity`) and Duo (`s-sahoo/duo`, `record_generative_perplexity`), which the soft-masking
+reference uses. After a text's first token, all but EOS count, and the first EOS unless the text begins with one. In the
+references the first EOS of the padding counts for a text without EOS; here padding never does.
 """
 import dataclasses
 import hashlib
@@ -25,21 +25,19 @@ from softmask_jax.io.files import explained, write_atomically
 
 log = logging.getLogger("softmask_jax")
 FORMAT = 1
-# Lengths are rounded up to it, for few programs.
+# Lengths are rounded up to it, for fewer compiled programs.
 MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of T texts: nll [T] float64, summed over the `counted` [T] tokens; tokens [T] by the scorer's tokenizer;
-    features [T D] float32, zeros for a text without tokens; key: a hash of texts, scorer and settings."""
+    """Scores of T texts."""
 
-    nll: np.ndarray
-    counted: np.ndarray
-    tokens: np.ndarray
-    features: np.ndarray
-    key: str
-
+    nll: np.ndarray  # [T] float64, nats, summed over the counted tokens
+    counted: np.ndarray  # [T]
+    tokens: np.ndarray  # [T], by the scorer's tokenizer
+    features: np.ndarray  # [T D] float32, zeros for a text without tokens
+    key: str  # hash of texts, scorer and settings
     @property
     def written(self) -> np.ndarray:
         """[T] bool: texts with a token."""
@@ -60,13 +58,9 @@ def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
           check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
-    """Scores of texts, kept below `folder` by a hash of texts, scorer and settings; missing ones are computed.
-
-    They depend neither on other texts nor on padding. check_stop: called between two batches.
-
-    Raises:
-      ValueError: numbers that are not finite. OSError: the folder cannot be written, `elsewhere` is the remedy.
-    """
+    """Scores of texts, stored in `folder` under a hash of texts, scorer and settings; each is independent of other
+    texts and padding. check_stop is called between batches. ValueError for numbers that are not finite; OSError, with
+    the remedy `elsewhere`, if the folder cannot be written."""
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
     size = math.ceil(batch_size / shards) * shards

@@ -1,11 +1,10 @@
 """The task "generative": quality of texts that a model writes from masks alone.
 
-Generative perplexity by a causal model (GPT-2-large in the paper), entropy of a text's own tokens in nats, which shows
-the repetition that perplexity rewards, and MAUVE against human texts. As in the soft-masking reference
-(`language/main.py`, `sample_eval`, on top of `s-sahoo/duo`) texts are decoded with their `<|endoftext|>` and
-retokenized by the scorer, at most 1,024 tokens each. Unlike in the reference, decoding keeps spaces before punctuation.
-Human texts are whole windows of a validation split with BOS and EOS, as many and as long as the samples
-(`load_human_references`), in NumPy's order instead of PyTorch's.
+Generative perplexity by a causal model (GPT-2-large in the paper); entropy of a text's tokens, which shows the
+repetition that perplexity rewards; MAUVE against human texts, whole windows of a validation split with BOS and EOS, as
+many and as long as the samples. As in the reference (`language/main.py`, `sample_eval` and `load_human_references`, on
+top of `s-sahoo/duo`), texts are decoded with their `<|endoftext|>` and retokenized by the scorer, at most 1,024 tokens
+each; unlike there, decoding keeps spaces before punctuation and the order of human texts is NumPy's.
 """
 import dataclasses
 
@@ -102,7 +101,7 @@ class Generative:
                 notes.append(f"MAUVE is against {len(texts):,} references, all there are, fewer than the {count:,} samples.")
             notes += [NO_INTERVAL, *text.notes]
         estimates["tokens_per_call"] = Estimate.of_ratio(written.filled, written.calls, better="higher")
-        # The median leaves out batches with compilation, once there are more than two.
+        # The median leaves out batches with compilation.
         cost = {"calls": float(written.calls.mean()), "seconds": float(np.median(written.seconds))}
         return Result(estimates, cost, details, tuple(notes))
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from softmask_jax.config.command_line import command
 
 COMMANDS = ("run", "ls", "validate")
-# Defaults, and the flags in whose place they are.
+# Defaults, and the flags that replace them.
 DEFAULTS = (
     (["--model", "softmask_jax"], {"--model", "-M"}),
-    # The harness's own default is a single row; a file may have another.
+    # The harness's own default is 1; a config file may set another.
     (["--batch_size", "auto"], {"--batch_size", "-b", "--config", "-C"}),
 )  # fmt: skip
 

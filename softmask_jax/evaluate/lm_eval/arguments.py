@@ -54,7 +54,7 @@ _steps.__name__ = "number of steps or share of them"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its flags are the arguments; every fault is a ValueError of one line."""
+    """Parser whose flags are the arguments; an error is a ValueError of one line."""
     flags = _Parser(prog="--model_args", add_help=False, allow_abbrev=False, usage="--model_args NAME=VALUE ...")
     option_flags.add(flags.add_argument_group("the model"), Model, helps={})
     group = flags.add_argument_group("the sampler's options")
@@ -68,12 +68,12 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """options: of the sampler, without steps if `share` decides them. mesh: its sizes; None is a single device."""
+    """Parsed `--model_args`."""
 
     model: Model
-    options: Options
-    share: Fraction | None = None
-    mesh: Mesh | None = None
+    options: Options  # of the sampler, without steps if `share` decides them
+    share: Fraction | None = None  # of the default number of steps
+    mesh: Mesh | None = None  # its sizes; None is a single device
 
     def options_for(self, alg: str, new_tokens: int) -> Options:
         """Options for `new_tokens`, by default a step for each with Dream's samplers. alg: the model's own."""
@@ -106,7 +106,7 @@ def read(values: Mapping[str, object]) -> Arguments:
         raise ValueError(f"--model_args: seed must be in 0 .. 2**32 - 1, not {model.seed}.")
     share = None
     if isinstance(getattr(flags, "steps", None), Fraction):
-        # Any number of steps shows whether the sampler counts them.
+        # Parse with any number of steps, to see whether the sampler takes one.
         share, flags.steps = flags.steps, 1
     options = sampler_flags.options(flags)
     if share is not None:
@@ -118,5 +118,5 @@ def read(values: Mapping[str, object]) -> Arguments:
 def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
-    # The harness makes floats of whole numbers with a point or an exponent.
+    # The harness turns 1e3 or 8.0 into a float.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,13 +1,12 @@
-"""A lower bound on log p(continuation | context) under a masked diffusion model, averaged over masks.
+"""A lower bound on log p(continuation | context), averaged over masks (LLaDA, arXiv 2502.09992, algorithm 3).
 
-Only the continuation is masked. With l of its n tokens masked, l uniform on 1..n and the masked set uniform among those
-of its size, n / l times the summed log-probability of the masked tokens is in expectation
+With l of the continuation's n tokens masked, l uniform on 1..n and then the masked set uniform, n / l times the summed
+log-probability of the masked tokens is in expectation
 
     the mean over all orders of the n tokens of  sum_i log p(token_i | context, tokens before it in the order)
       <= log p(continuation | context)
 
-(LLaDA, arXiv 2502.09992, algorithm 3; its and Dream's evaluations report this number). With soft-masking a prediction takes
-two passes over the same masked input, as in training: still a function of what is not masked, so the bound holds.
+A soft-masked prediction, two passes over the same masked input, depends on unmasked tokens alone: the bound holds.
 """
 import dataclasses
 import functools
@@ -30,11 +29,11 @@ from softmask_jax.samplers import SoftMask
 
 
 class Span(NamedTuple):
-    """Tokens [n] int32, scored from `start` on; key: seeds its masks, below 2**64."""
+    """A continuation to score, behind its context."""
 
-    tokens: np.ndarray
-    start: int
-    key: int
+    tokens: np.ndarray  # [n] int32
+    start: int  # of the continuation
+    key: int  # seeds its masks, below 2**64
 
 
 def key_of(*parts) -> int:
@@ -43,10 +42,8 @@ def key_of(*parts) -> int:
 
 
 def masks(count: int, draws: int, seed: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks over `count` tokens [D count] bool, none empty, and weights of their summed log-probabilities [D].
-
-    All 2^count - 1 sets, for the exact expectation, if `draws` allows; else `draws` sets of stratified sizes.
-    """
+    """Masks over `count` tokens [D count] bool, none empty, and weights of their summed log-probabilities [D]: all
+    2^count - 1 sets, which is exact, if `draws` allows; else `draws` sets of stratified sizes."""
     if count <= draws.bit_length() and 2**count - 1 <= draws:
         masked = (np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1 == 1
         sizes = masked.sum(1)
@@ -60,12 +57,8 @@ def masks(count: int, draws: int, seed: int, key: int) -> tuple[np.ndarray, np.n
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked, real, counts) -> jax.Array:
-    """Summed log p of the masked tokens given all others: [B] float32, nats.
-
-    Args:
-      soft_mask: of the second pass; its schedule follows the masked share of a row's scored tokens.
-      tokens: [B L] ids. masked, real: [B L] bool; real is False for padding. counts: [B] scored tokens.
-    """
+    """Summed log p of the masked tokens given all others, [B] float32, nats; tokens [B L] ids, masked [B L], real [B L]
+    (False for padding). soft_mask's schedule follows the masked share of each row's `counts` [B] scored tokens."""
     xt = jnp.where(masked, jnp.asarray(denoiser.mask_token_id, tokens.dtype), tokens)
     noisy = Noisy(tokens, xt, masked, t=None, weights=None, segment_ids=real.astype(jnp.int32))
     feedback = two_pass.feedback_if(True, denoiser, soft_mask, params, noisy)
@@ -75,20 +68,16 @@ def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Called with spans, it gives index and nats of each, grouped by padded length, the longest first.
+    """Log-likelihoods of spans: called with them, it yields (index, nats), by padded length, the longest first.
 
-    A span's number depends on its tokens, its key, `draws` and `seed` alone, but for the rounding of bfloat16.
-
-    Attributes:
-      model: a `softmask_jax.Model`. draws: masks of a span at most, see `masks`. soft_mask: in place of the model's.
-      batch_size: rows of a network call, each a span under one mask.
+    Nats depend on the span, `draws` and `seed` alone, but for the rounding of bfloat16.
     """
 
-    model: object
-    draws: int = 128
-    batch_size: int = 8
+    model: object  # a `softmask_jax.Model`
+    draws: int = 128  # masks of a span at most, see `masks`
+    batch_size: int = 8  # rows of a network call, each a span under one mask
     seed: int = 0
-    soft_mask: SoftMask | None = None
+    soft_mask: SoftMask | None = None  # in place of the model's
 
     def __call__(self, spans: Sequence[Span]) -> Iterator[tuple[int, float]]:
         """ValueError for a span that is longer than the model, or whose likelihood is NaN."""

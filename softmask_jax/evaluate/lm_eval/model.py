@@ -29,28 +29,26 @@ log = logging.getLogger(__name__)
 NAME = "softmask_jax"
 # Defaults of the harness's other models: tokens of an answer, and of a row.
 NEW_TOKENS, MAX_LENGTH = 256, 2_048
-# Most continuations that an interruption loses; more make fuller batches.
+# Continuations scored at once: an interruption loses at most these, and more make fuller batches.
 AT_A_TIME = 1_024
 
 
 class Ask(NamedTuple):
-    """One answer to generate. key: (hash of the request, number of its repeat)."""
+    """One answer to generate."""
 
     pattern: Pattern
     options: Options
     stops: tuple[str, ...]
-    key: tuple[int, int]
+    key: tuple[int, int]  # hash of the request, number of its repeat
 
 
 @register_model(NAME)
 class SoftmaskLM(TemplateLM):
-    """A model by `arguments`, which go before a task's and --gen_kwargs' options of answers.
+    """A model by `arguments`; they win over options of a task and --gen_kwargs. Importing this module registers it.
 
     A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is greedy if the model
-    writes it, token by token, the surest first, by arg-max (LLaDA's rule, arXiv 2502.09992), with soft-masking's feedback
-    in between. Importing this module registers the model for `lm_eval.simple_evaluate`.
-
-    Raises ValueError, OSError or ImportError, each one line, for a model that cannot be loaded or used so.
+    writes it by arg-max, token by token, the surest first (LLaDA's rule, arXiv 2502.09992), with soft-masking's
+    feedback. ValueError, OSError or ImportError, one line, for a model that cannot be loaded or used.
     """
 
     def __init__(self, **model_args):
@@ -64,7 +62,7 @@ class SoftmaskLM(TemplateLM):
         if own.max_length and own.max_length > self.model.max_length:
             raise ValueError(f"--model_args: max_length={own.max_length} is above the model's {self.model.max_length:,}.")
         self.max_length = own.max_length or min(MAX_LENGTH, self.model.max_length)
-        # Wrong options of the sampler are errors before the tasks are read.
+        # Fail on wrong sampler options before the tasks are read.
         self.arguments.options_for(self.model.default_alg, 1)
         soft_mask = self.arguments.options.soft_mask
         soft_mask = SoftMask() if soft_mask == "none" else soft_mask
@@ -112,10 +110,8 @@ class SoftmaskLM(TemplateLM):
         return self.model.template.text
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as text, without the generation prompt up to the end of its last message.
-
-        An invisible character keeps special tokens broken that a message spells out (see `data.chat.template`).
-        """
+        """The chat as text; without the generation prompt it ends with its last message. Special tokens that a message
+        spells out are broken by an invisible character (see `data.chat.template`)."""
         self.chat_template(True)
         messages, _ = shield_contents(chat_history, self.model.tokenizer.special_tokens)
         text = self.model.template.render(messages, add_generation_prompt=add_generation_prompt)
@@ -143,13 +139,13 @@ class SoftmaskLM(TemplateLM):
         return super()._encode_pair(context, continuation)
 
     def get_model_info(self) -> dict:
-        """Entries of the file of results."""
+        """Entries for the results file."""
         return {"model_num_parameters": self.model.denoiser.num_params, "model_step": self.model.step}
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
         repeats, asks, groups = Counter(), [], {}
         for index, request in enumerate(requests):
-            # The harness repeats the very same object; others with the same text get the same answer.
+            # The harness repeats a request as the same object; other objects of the same text get the same answer.
             asks.append(self._ask(*request.args, repeat=repeats[id(request)]))
             repeats[id(request)] += 1
             groups.setdefault(asks[-1].options, []).append(index)
@@ -186,7 +182,7 @@ class SoftmaskLM(TemplateLM):
         generator = Generator(self.model, options, self.arguments.model.seed)
         shapes = [shape_of(pattern, self.model, self.max_length) for pattern in patterns]
         for batch in plan(shapes, samples=1, batch_size=self.arguments.model.batch_size):
-            # Every program takes a full batch, the first rows repeated.
+            # Full batches, the first rows repeated.
             rows = [row for row, _ in batch.filled]
             out = generator.fill([keys[row] for row in rows], [patterns[row] for row in rows], batch.shape)
             if not np.asarray(out.finite).all():

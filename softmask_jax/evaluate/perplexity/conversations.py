@@ -1,9 +1,8 @@
 """Validation of a Dream that was fine-tuned on conversations: the recipe's loss of every held-out response.
 
-A row is an example under one draw of t and masks, with one pass and with two on the same. By default the t of all
-examples and draws are stratified jointly between t_min and t_max (`mask_draws`). `compat` is the recipe's own
-validation and gives what training reports: t evenly spaced over the examples, the seed of config.eval, and a coin for
-each example that decides between its passes ("mixed").
+A row is an example under one draw of t and masks, with one pass and with two. By default t is stratified jointly over
+examples and draws in [t_min, t_max] (`mask_draws`). `compat` is the recipe's validation and gives training's numbers: t
+evenly spaced over the examples, the seed of config.eval, and a coin for each example between its passes ("mixed").
 """
 import dataclasses
 import functools
@@ -65,7 +64,7 @@ def measured(work: Work) -> Columns:
         raise ValueError(f"perplexity: {work.path} was fine-tuned on conversations and is measured on those alone; "
                          "leave config.perplexity.texts and own away, or evaluate it by itself.")
     config, buckets, fingerprint = conversations(work)
-    # The run's loss with the model's present soft-masking, every example with a t of its own.
+    # The run's loss, with the model's soft-masking (maybe turned off) and a t for each example.
     soft_mask, p_sm = SoftMask(model.soft_mask.variant, model.soft_mask.k), config.soft_mask.p_sm
     objective = dataclasses.replace(dream_loss.DreamLoss.from_config(config), soft_mask=soft_mask, t_per="row")
     numbers = evenly_spaced(len(buckets), settings.max_windows)

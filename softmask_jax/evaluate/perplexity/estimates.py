@@ -1,7 +1,7 @@
-"""From the columns of a record to estimates: means over windows, perplexity, paired differences, cross-entropy by t.
+"""Estimates from a record's columns: means over windows, perplexity, paired differences, cross-entropy by t.
 
-Standard errors are over windows, each the mean of its draws. They cover the choice of windows and the draws (an upper
-bound, as draws stratified over windows vary less in the mean); not the choice of checkpoint, nor windows of one document.
+Standard errors are over windows, each the mean of its draws: an upper bound, as draws stratified over windows vary less
+in the mean. They do not cover the choice of the checkpoint, nor the dependence of windows of one document.
 """
 import math
 
@@ -14,11 +14,8 @@ from softmask_jax.evaluate.task import Estimate
 def estimates(
     columns: Columns, metric: str, tokens: int, unit: str, characters: np.ndarray | None = None
 ) -> dict[str, Estimate]:
-    """`metric` of the pass that counts (`Columns.best`), behind an NELBO's perplexity; of a soft-masked model also of
-    one pass and the paired gain of two.
-
-    tokens: divisor of a window's sums. characters: of each window [W], for "bits_per_character".
-    """
+    """`metric` of the pass that counts (`Columns.best`), after its perplexity if it is an NELBO; with soft-masking also
+    of one pass, and the gain of two. tokens: divisor of a window's sums. characters [W]: for bits per character."""
     means = {name: columns.values[name].mean(1) / tokens for name in {*columns.passes, columns.best}}
     prefixes = {"": columns.best}
     if len(columns.passes) > 1:
@@ -40,8 +37,8 @@ def estimates(
 
 
 def differences(baseline: Columns, other: Columns, metric: str, tokens: int, unit: str) -> dict[str, Estimate]:
-    """`other` - `baseline`, paired by window: of the passes that count, of one pass, and of the gains; {} for other
-    windows, t (up to rounding on other devices) or numbers of masks."""
+    """`other` - `baseline`, paired by window: the pass that counts, one pass, and the gain; {} if windows, t (up to
+    rounding on other devices) or numbers of masks differ."""
     a, b = baseline.values, other.values
     if not (
         np.array_equal(baseline.numbers, other.numbers) and np.array_equal(a["masked"], b["masked"])
@@ -60,11 +57,8 @@ def differences(baseline: Columns, other: Columns, metric: str, tokens: int, uni
 
 
 def cross_entropy_by_t(columns: Columns, bins: int) -> list[dict]:
-    """Unweighted nats per masked token in each of `bins` equal parts of [0, 1] of t that has masks.
-
-    Returns:
-      by bin "t": [from, to], "rows" (windows under a draw), "masked" tokens, and by pass {"value", "low", "high"}.
-    """
+    """Unweighted nats per masked token for each of `bins` equal parts of t in [0, 1] with masks: "t": [from, to],
+    "rows" (windows under a draw), "masked" tokens, and by pass {"value", "low", "high"}."""
     t, masked = columns.values["t"], columns.values["masked"]
     bin_of = np.minimum((t * bins).astype(int), bins - 1)
     table = []

@@ -1,9 +1,8 @@
 """Draws of t for every window.
 
-The estimate of a window is the mean over its M draws, whose t lie in M equal parts of [0, 1], one in each. The W windows
-share each part in W strata, in random order: all W x M values of t cover [0, 1] evenly, and every single draw is uniform.
-t within its stratum and the masks depend on (seed, draw, number of the window), the stratum on (seed, windows, draws),
-and neither on batches, devices or models.
+The t of a window's M draws lie in M equal parts of [0, 1], one in each; the W windows share each part in W strata, in
+random order. So all W x M values cover [0, 1] evenly, and every single one is uniform. t within its stratum and the
+masks depend on (seed, draw, window's number), the stratum on (seed, windows, draws); not on batches, devices or models.
 """
 import functools
 from typing import NamedTuple
@@ -17,16 +16,16 @@ from softmask_jax.distributed import sharding
 
 
 class Strata(NamedTuple):
-    """Strata of t of windows under draws: `stratum` [W M] int32 of `count` [W M] int32 equal parts."""
+    """Strata of t of W windows under M draws."""
 
-    stratum: np.ndarray
-    count: np.ndarray
+    stratum: np.ndarray  # [W M] int32
+    count: np.ndarray  # [W M] int32, of equal parts of [0, 1]
 
 
 def stratified(windows: int, draws: int, seed: int) -> Strata:
     """Strata jointly over windows and draws; see the module."""
     random = np.random.default_rng([seed, windows, draws])
-    # A window's draws take the parts in a cycle from a random one on.
+    # A window's draws cycle through the parts from a random one.
     part = (random.integers(draws, size=(windows, 1)) + np.arange(draws)) % draws
     within = np.stack([random.permutation(windows) for _ in range(draws)], 1)
     stratum = part * windows + np.take_along_axis(within, part, 1)
@@ -54,5 +53,5 @@ def nelbo_program(denoiser, objective: Nelbo, mesh: jax.sharding.Mesh):
         unweighted = {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
         return {"t": noisy.t, "masked": scores.masked} | nats | unweighted
 
-    # Every host reads every row's result.
+    # Replicated: every host reads all results.
     return jax.jit(score, out_shardings=sharding.replicated(mesh))

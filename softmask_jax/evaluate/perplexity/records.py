@@ -19,15 +19,15 @@ from softmask_jax.io.answers import key_of
 
 log = logging.getLogger("softmask_jax")
 PASSES = ("one_pass", "two_pass")
-# Most work that a kill costs.
+# Work that a kill loses, at most.
 SYNC_SECONDS = 2.0
 
 
 class Columns(NamedTuple):
-    """numbers [W] of the windows, ascending; values by name, each [W M] over windows and draws."""
+    """Columns of a record over W windows and M draws."""
 
-    numbers: np.ndarray
-    values: dict[str, np.ndarray]
+    numbers: np.ndarray  # [W] of the windows, ascending
+    values: dict[str, np.ndarray]  # [W M] by name
 
     @property
     def passes(self) -> list[str]:
@@ -49,15 +49,11 @@ def settings_of(objective: Nelbo | DreamLoss) -> dict:
 def recorded(work: Work, name: str, settings: Mapping, batches: Iterable[Piece], *, numbers: np.ndarray,
              strata: Strata | None, gather: Callable[[np.ndarray, Piece], Mapping], program: Callable,
              extra: tuple = ()) -> Columns:
-    """Columns of the record `name`, its missing rows measured first.
+    """Columns of the record `name`, missing rows measured first; `settings` decide the rows.
 
-    Args:
-      settings: decide the rows, "windows", "draws", "seed" and "step" among them.
-      numbers: of the windows [W], ascending; strata: theirs, None if the program draws t alone.
-      gather: (window numbers [B], piece) -> batch. program: (params, batch, draw, key, *extra) -> columns [B].
-
-    Raises:
-      ValueError: a number that is not finite. Stopped: after a signal.
+    numbers [W]: of the windows, ascending; strata: theirs, None if the program draws t alone. gather: (window numbers
+    [B], piece) -> batch. program: (params, batch, draw, key, *extra) -> columns [B]. ValueError for a number that is
+    not finite; Stopped after a signal.
     """
     shards = sharding.batch_shards(work.mesh)
     size = math.ceil(min(work.settings.perplexity.batch_size, len(numbers)) / shards) * shards

@@ -1,8 +1,8 @@
 """The task "perplexity": the NELBO of held-out windows, with one pass and with soft-masking's two on the same masks.
 
-It is an upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS of a window
-included, is the papers' perplexity. Text8's bits per character are of the text alone. A model that was fine-tuned on
-conversations has no such bound: its validation loss is measured instead (`conversations`).
+An upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS included, is the
+papers' perplexity. Text8's bits per character count only the text's characters. A model fine-tuned on conversations has
+no such bound: its validation loss is measured (`conversations`).
 """
 import dataclasses
 
@@ -15,7 +15,7 @@ from softmask_jax.evaluate.settings import Settings, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work, pieces
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
-# Windows that are read at once.
+# Windows read at once.
 AT_A_TIME = 1_024
 # Settings that may differ between records of the same windows and masks.
 OF_THE_MODEL = ("step", "variant", "k", "p_sm")
@@ -107,7 +107,7 @@ def _measured(work: Work, text: Text) -> records.Columns:
     decisive = {
         "metric": "nelbo", "text": text.fingerprint(numbers), "tokenizer": model.tokenizer.fingerprint(),
         "tokens": text.windows.seq_len, "windows": len(numbers), "draws": draws, "seed": seed, "compat": settings.compat,
-        # Only in the reference's protocol do batches decide t.
+        # Batches decide t only in the reference's protocol.
         "batch_size": batch_size if settings.compat else 0, "step": model.step, **records.settings_of(objective),
     }  # fmt: skip
     return records.recorded(

@@ -1,7 +1,7 @@
 """Texts for perplexity: a run's own validation split, rebuilt from its config, and other texts.
 
-Other texts become windows as training text does (`data.windows`): every document followed by an EOS, a BOS in front of a
-window and an EOS behind it, by the model's own tokenizer. All of their documents count, repeated ones too.
+Other texts become windows as training text does (`data.windows`), by the model's tokenizer: an EOS after each document,
+BOS and EOS around each window. All documents count, repeated ones too.
 """
 import dataclasses
 import hashlib
@@ -31,11 +31,11 @@ WINDOWS_AT_ONCE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Windows [W L] of one text; notes: sentences that explain numbers on it."""
+    """A text cut into windows."""
 
     name: str
-    windows: data.Windows | data.Mixture
-    notes: tuple[str, ...] = ()
+    windows: data.Windows | data.Mixture  # [W L]
+    notes: tuple[str, ...] = ()  # sentences that explain numbers on it
 
     def fingerprint(self, chosen: np.ndarray) -> str:
         """Hash of the tokens of the `chosen` windows [W]."""
@@ -52,8 +52,8 @@ def evenly_spaced(total: int, most: int) -> np.ndarray:
 
 
 def described(texts: str) -> dict[str, tuple[str, str, dict[str, str]]]:
-    """Kind, paths and options by name of `perplexity.texts`: `name=source:paths`, joined by `;`, each with optional
-    `|text_key=`, `|separator=` or `|detokenizer=` as in config.data. ValueError for another form, or a name twice."""
+    """(kind, paths, options) by name from `perplexity.texts`, `name=source:paths|option=...` joined by `;`, options as
+    in config.data. ValueError for another form, or a name twice."""
     by_name = {}
     for entry in listed(texts):
         source, *parts = (part.strip() for part in entry.split("|"))
@@ -92,8 +92,8 @@ def trained_on(path: Path, step: int) -> str:
 
 
 def rebuilt(path: Path, step: int, build: Callable, fingerprint: Callable[..., str], changed: str, remedy: str):
-    """A run's training data from `build`. ValueError, with the phrases `changed` and `remedy`, if they cannot be read
-    here, or have another `fingerprint` than the run's."""
+    """A run's training data by `build`. ValueError, worded by `changed` and `remedy`, if they cannot be read here, or
+    their `fingerprint` is not the run's."""
     was = trained_on(path, step)
     try:
         built = build()
@@ -118,8 +118,8 @@ def own_text(path: Path, model, remedy: str = GIVE_TEXTS) -> Text:
 
 
 def other_text(name: str, source: Source, model) -> Text:
-    """Every document of a source as windows of the model's training length. ValueError for too little text, or a model
-    without a tokenizer; OSError if the cache of tokens cannot be written."""
+    """All documents of a source as windows of the model's training length. ValueError for too little text or no
+    tokenizer; OSError if the cache of tokens cannot be written."""
     scans = [scan(source.read(part)) for part in range(source.num_parts())]
     items = np.concatenate([part.items for part in scans])
     bad = tuple(line for part in scans for line in part.bad)[:1]
@@ -136,7 +136,7 @@ def other_text(name: str, source: Source, model) -> Text:
 
 
 def texts_of(path: Path, model, *, own: bool, others: dict[str, Source]) -> Iterable[Text]:
-    """The own split, unless `own` is False, and the others; if there is no own split, the others with a note."""
+    """The own split, if `own`, then the others; a converted model has no own split, which a note says."""
     note = ()
     if own and others and converted.is_converted(path):
         note = (f"{path} is a converted model: there is no validation split of its own.",)

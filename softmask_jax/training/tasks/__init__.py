@@ -5,5 +5,5 @@ from softmask_jax.training.tasks.task import Task
 
 
 def make(config, mesh) -> Task:
-    """The task of a config. Raises ValueError or OSError when its data or sizes do not fit."""
+    """The task of a config. ValueError or OSError when its data or sizes do not fit."""
     return (Conversations if config.data.source == "chat" else RunningText)(config, mesh)

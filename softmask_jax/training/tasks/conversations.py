@@ -25,7 +25,7 @@ from softmask_jax.training.tasks.task import Task
 from softmask_jax.training.tracking import ends
 
 SAMPLE_LENGTH = 128
-# Prompts of many lengths share few compiled samplers.
+# Prompts are padded to it, for few compiled samplers.
 PROMPT_MULTIPLE = 128
 GET_BASE = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst={} makes one"
 
@@ -49,7 +49,7 @@ class Conversations(Task):
             for examples in (self.sft.train, self.sft.validation)
         )
         self.row_length = round(float(self.train.bucket_of.mean()))
-        # A run that continues needs the same base, too.
+        # A continued run needs the same base, too.
         inputs = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
         self.info = self.sft.info | {"fingerprint": hashlib.sha256(inputs).hexdigest()}
         self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
@@ -130,7 +130,7 @@ class Conversations(Task):
 
 
 def read_base(folder: Path, kind: str) -> dict:
-    """config.json of a converted model of a family. Raises FileNotFoundError, ValueError: there is none."""
+    """config.json of a converted model of a family. FileNotFoundError or ValueError if there is none."""
     if not (folder / "config.json").is_file() or not converted.is_converted(folder):
         raise FileNotFoundError(f"config.model.base: no converted model in {folder}; {GET_BASE.format(folder)}.")
     about = converted.read_ours(folder)
@@ -140,7 +140,7 @@ def read_base(folder: Path, kind: str) -> dict:
 
 
 def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
-    """Raises ValueError for a tokenizer whose ids are not the model's."""
+    """ValueError for a tokenizer whose ids are not the model's."""
     if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
         raise ValueError(
             f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the "
@@ -149,7 +149,7 @@ def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
 
 
 def bucket_sizes(text: str) -> tuple[int, ...]:
-    """Of config.data.buckets, such as "512,1024,2048". Raises ValueError."""
+    """Row lengths of config.data.buckets, such as "512,1024,2048". ValueError for other text."""
     try:
         return tuple(int(size) for size in text.split(",") if size.strip())
     except ValueError:

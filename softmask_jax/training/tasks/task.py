@@ -13,9 +13,9 @@ class Task:
 
     Attributes:
       denoiser, tokenizer: see `denoiser.Denoiser`, `data.Tokenizer`.
-      info: facts of the data, JSON-able, with its "fingerprint".
+      info: JSON-able facts of the data, with its "fingerprint".
       row_length: mean tokens of a row.
-      forwards_per_step: cost of a step of a single pass, in forward passes.
+      forwards_per_step: cost of a single-pass step, in forward passes.
 
     Every task defines:
       describe_data() -> str: sizes of the splits.
