@@ -59,7 +59,7 @@ def compiled(layout: str):
     }
     key = jax.eval_shape(jax.random.key, 0)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-    step = jax.jit(train_step.make(c, model, tx), donate_argnums=0)
+    step = jax.jit(train_step.make(c, model, tx).train_step, donate_argnums=0)
     return step.lower(state, batch, key).compile(), state, B // (data * fsdp) * L * V // tensor
 
 
