@@ -55,8 +55,7 @@ def soak(windows: data.Windows, *, batch: int, seconds: float, every: float = 5.
     """Read batches for `seconds`, as a run does, sampling the memory.
 
     Returns "seconds", "resident_mib" of each sample; "tokens_per_second"; "growth_mib_per_hour", the slope after the
-    first fifth; "first_mib", "last_mib", medians of the first and last third of the rest.
-    """
+    first fifth; "first_mib", "last_mib", medians of the first and last third of the rest."""
     looks, count, started = [], 0, time.perf_counter()
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=2) as batches:
         while (now := time.perf_counter() - started) < seconds:

@@ -92,8 +92,7 @@ def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
     """Single-pass and two-pass train steps for each name in `remat` (see LIMITS), interleaved.
 
     Each: "remat"; "single", "two_pass": `spread` of seconds; "ratio" of medians; "ratio_quartiles" over neighbouring
-    pairs; "limit"; "temporary_bytes".
-    """
+    pairs; "limit"; "temporary_bytes"."""
     programs = {name: compiled_steps(sizes, name) for name in remat}
     calls = {(name, kind): call for name, (pair, _) in programs.items() for kind, call in pair.items()}
     seconds, rows = alternate(calls, steps), []
@@ -144,8 +143,7 @@ def compare_vocabulary(sizes: Sizes, vocab_size: int, calls: int) -> list[dict]:
     """The sweep, and the cross-entropy with its gradients, dense and chunked, for one V.
 
     Each: "operation", "vocab_size", "logits_bytes" of [B L V] float32; under "dense", "chunked": "temporary_bytes",
-    "argument_bytes", "output_bytes", "seconds" (`spread`).
-    """
+    "argument_bytes", "output_bytes", "seconds" (`spread`)."""
     rows, length, width = sizes.head_batch, sizes.head_seq_len, sizes.head_width
     padded = -(-vocab_size // 128) * 128
     random = np.random.default_rng(0)

@@ -1,7 +1,6 @@
 """FLOPs of a program's matrix products, counted in its jaxpr (a multiply-add is 2); closed form: `update_flops`.
 
-Unlike XLA's own count, loops are multiplied by their trip counts; conditionals count their costliest branch.
-"""
+Unlike XLA's own count, loops are multiplied by their trip counts; conditionals count their costliest branch."""
 import dataclasses
 import math
 from collections.abc import Callable

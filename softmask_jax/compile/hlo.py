@@ -108,8 +108,7 @@ class Module:
         """Trip count of a `while`, None if unknown before it runs.
 
         XLA's `known_trip_count` where printed (CPU). Else from a counter that starts at a constant (0 if not seen),
-        grows by constant steps of the body and must stay below a constant.
-        """
+        grows by constant steps of the body and must stay below a constant."""
         if known := first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known)
         condition, body = (self.computations[loop.called(name)] for name in ("condition", "body"))

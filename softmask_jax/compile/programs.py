@@ -94,8 +94,7 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
 
     options: of the sampler; `alg` "" is the model's own, `steps` None the config's. rows: generated together; 0 is
     `config.sample.count`, rounded up to the mesh's shards. length: of a row; 0 is the config's. prompt_length: where
-    blocks begin.
-    """
+    blocks begin."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     shards, over_rows = sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
     rows = -(-(rows or config.sample.count) // shards) * shards

@@ -96,8 +96,7 @@ class Loops:
     """Assumed trip counts of loops of unknown length and of the micro-batch loop.
 
     Innermost loops sweep the masked positions, on average half of all; the ones around them are sampler calls or
-    blocks.
-    """
+    blocks."""
 
     def __init__(self, program: Program, micro: int):
         self.program, self.micro = program, micro
@@ -129,8 +128,7 @@ def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     """Names of arrays with a number per token of the vocabulary and position of a chip.
 
     One dimension is the vocabulary, padded or not, whole or sharded. They have at least `SMALL_LOGITS` bytes, at least
-    as many elements as `positions` times the tensor axis's share of the vocabulary, and are no table [V D].
-    """
+    as many elements as `positions` times the tensor axis's share of the vocabulary, and are no table [V D]."""
     mesh, count = program.mesh.shape, positions(program)
     fewest = count * min(program.vocab_sizes) // mesh["tensor"]
     sizes = {v // cut for v in program.vocab_sizes for cut in {1, *mesh.values()} if v % cut == 0}

@@ -2,8 +2,7 @@
 
 Memory and work of a chip depend only on its own rows and the sharding of parameters. So each sharding is compiled once,
 on the smallest slice that has it (four chips of a data axis, else one fsdp x tensor group), with three micro-batches if
-gradients accumulate; more of them scale a loop, and a wider data axis changes only traffic.
-"""
+gradients accumulate; more of them scale a loop, and a wider data axis changes only traffic."""
 import dataclasses
 from collections.abc import Callable, Iterator
 

@@ -2,8 +2,7 @@
 
 Outside fusions every instruction reads its operands and writes its results once; slices and in-place updates count only
 the affected part, on-chip memory nothing. Not counted: repeated reads of kernels, layout padding. Conditionals count
-the branch that moves most.
-"""
+the branch that moves most."""
 import dataclasses
 import functools
 import math

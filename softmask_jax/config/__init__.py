@@ -1,8 +1,7 @@
 """The config of a run: its schema, reading, overriding and checking.
 
 A file in `configs/` returns an `ml_collections.ConfigDict` of what differs from the defaults: the paper's 169M recipe
-(arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524).
-"""
+(arXiv 2510.17206, appendix; MDLM, arXiv 2406.07524)."""
 import ast
 import dataclasses
 import difflib

@@ -17,8 +17,7 @@ def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_me
     standard error and exit status 1; Ctrl-C prints `interrupted`, status 130.
 
     debug: the command has --debug, which shows tracebacks. out_of_memory: advice for a device with too little memory.
-    result: unwritable standard output is an error; a closed pipe never is.
-    """
+    result: unwritable standard output is an error; a closed pipe never is."""
 
     def decorate(body: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(body)

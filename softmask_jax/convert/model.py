@@ -33,8 +33,7 @@ class Model:
     """A checkpoint of any format.
 
     about: config.json of our folder without format, version and kind: Hugging Face's "hf_config"; "config" (dit), our
-      own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels.
-    """
+      own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels."""
 
     kind: str  # of `models.families`, or "adapter"
     tensors: Tensors  # by PyTorch's keys, with raw soft-masking scalars if there are any ("dit" always has them)

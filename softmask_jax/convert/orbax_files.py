@@ -1,7 +1,6 @@
 """Our parameters in Orbax's layout, written and read one block at a time; Orbax itself saves whole arrays from memory.
 
-Each block is one chunk, a plain file of an uncompressed zarr array; Orbax makes the metadata. Any layout is read.
-"""
+Each block is one chunk, a plain file of an uncompressed zarr array; Orbax makes the metadata. Any layout is read."""
 import itertools
 import json
 import math

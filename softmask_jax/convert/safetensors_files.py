@@ -1,7 +1,6 @@
 """Safetensors, one file or several with an index: read and written in pieces.
 
-The library only checks headers: its readers map whole files, counted as our memory, its writer needs all tensors.
-"""
+The library only checks headers: its readers map whole files, counted as our memory, its writer needs all tensors."""
 import contextlib
 import json
 import math

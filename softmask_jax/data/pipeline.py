@@ -1,8 +1,7 @@
 """Windows to batches by index. A batch depends on seed and step alone: any number of hosts can resume at any step.
 
 Grain shuffles the windows anew each epoch; item s * B + r of that endless order is row r of step s, and host i of n
-reads rows i, i + n, ... In a mixture each corpus has its own order, and a fixed pattern takes from them by weight.
-"""
+reads rows i, i + n, ... In a mixture each corpus has its own order, and a fixed pattern takes from them by weight."""
 import contextlib
 import warnings
 from collections.abc import Iterator
@@ -103,8 +102,7 @@ def validation_batches(
     """This host's share of every window once, or of `max_windows` evenly spaced ones, in a fixed order.
 
     Yields int32 tokens [B/hosts L], rows (in the global batch) and index (the window's number) [B/hosts]; valid bool
-    [B/hosts], False on rows that fill up the last batch with the first windows again.
-    """
+    [B/hosts], False on rows that fill up the last batch with the first windows again."""
     rows = rows_of_host(global_batch_size, host_index, host_count)
     if max_windows < 0:
         raise ValueError(f"max_windows={max_windows} must not be negative (0 means all)")

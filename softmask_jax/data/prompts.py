@@ -5,8 +5,7 @@
     "parts": [text, 24, text, ...], a number being that many masks to fill
     "tokens": [ids], with the mask's id where text is to be generated
 and optionally "id", "max_new_tokens" (of a prompt or messages) and "forced": {"3": text or id, ...}, fixed tokens at
-positions of the answer, counted from 0 over the row's masks.
-"""
+positions of the answer, counted from 0 over the row's masks."""
 import dataclasses
 import hashlib
 import io

@@ -2,8 +2,7 @@
 
 The prompt is never corrupted. The trunk's hidden states are already shifted (`models.nn.dream.shift`); the head does
 not suppress the mask, which may be fed back among the top k. Noise depends on the root key, the epoch and the example's
-number, not on the step: within an epoch it is the same in every batch, bucket and mesh. B batch, L length.
-"""
+number, not on the step: within an epoch it is the same in every batch, bucket and mesh. B batch, L length."""
 import dataclasses
 
 import jax
@@ -51,8 +50,7 @@ class DreamLoss(Objective):
     def draw(self, batch: Batch, root_key: jax.Array, *, mask_token_id: int, t=None, epoch=0) -> Noisy:
         """Draw t [B] unless given, and x_t, at least one mask a row; weigh the masks. epoch: see `example_keys`.
 
-        batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B].
-        """
+        batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B]."""
         tokens, index = batch["tokens"], batch["index"]
         t_keys, mask_keys = (example_keys(root_key, stream, index, epoch) for stream in (Stream.T, Stream.MASK))
         if t is None:
@@ -103,8 +101,7 @@ def context_weights(known: jax.Array, p: float) -> jax.Array:
     """Dream's context-adaptive weights (CART, arXiv 2508.15487, section 3; `context_adaptive_reweight` of its code).
 
     known [B L] bool -> w_i = sum over known j != i of p (1 - p)^(|i - j| - 1) / 2, [B L] float32: near 1 amid known
-    tokens, near 0 far from any.
-    """
+    tokens, near 0 far from any."""
     position = jnp.arange(known.shape[1])
     distance = jnp.abs(position[:, None] - position)
     share = jnp.where(distance > 0, 0.5 * p * (1.0 - p) ** jnp.maximum(distance - 1, 0), 0.0)

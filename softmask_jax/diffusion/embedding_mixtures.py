@@ -1,7 +1,6 @@
 """Mixtures of a few embedding rows per position, along a line or the unit sphere, never gathered as [B L k D].
 
-On the sphere the rows' inner products determine all angles: spherical mean and slerp are weighted sums of rows, too.
-"""
+On the sphere the rows' inner products determine all angles: spherical mean and slerp are weighted sums of rows, too."""
 import functools
 import math
 
@@ -25,8 +24,7 @@ def weighted_rows(weights: jax.Array, ids: jax.Array, embedding: jax.Array) -> j
     """sum_j weights[..., j] * embedding[ids[..., j]]: [..., n] and [V D] to [..., D].
 
     Row by row, forward and backward: neither [..., n, D] nor n copies of [V D] are built. Where the first weight is 1
-    the result is the first row bit for bit (0 * x + y can lose y's sign of zero).
-    """
+    the result is the first row bit for bit (0 * x + y can lose y's sign of zero)."""
     first = rows(embedding, ids[..., 0])
     total = weights[..., :1] * first
     for j in range(1, ids.shape[-1]):
@@ -76,8 +74,7 @@ def slerp_weights(products: jax.Array, shares: jax.Array, amount: jax.Array) -> 
 
     products: [..., n, n] inner products of the rows. shares: [..., n-1] weights in the mean, the weighted Karcher mean
     of the normalised rows 1.., without those of length 0. amount: [...] in [0, 1]; 0 gives exactly row 0. The result
-    has row 0's length, and is row 0 where no point is defined (no mean, half-way to the opposite). Finite gradients.
-    """
+    has row 0's length, and is row 0 where no point is defined (no mean, half-way to the opposite). Finite gradients."""
     squared = jnp.diagonal(products, axis1=-2, axis2=-1)
     directed = squared > _NO_DIRECTION
     inverse = jnp.where(directed, jax.lax.rsqrt(jnp.where(directed, squared, 1.0)), 0.0)

@@ -31,8 +31,7 @@ class Nelbo(Objective):
     def draw(self, tokens, rows, n, root_key, step, *, mask_token_id: int, strata=None) -> Noisy:
         """Draw t and x_t of tokens [B L]; noise depends on (root_key, step, row) alone, rows [B] in the global batch.
 
-        n: number of strata of t, an int or [B]. strata: [B], by default the rows, right for rows in random order.
-        """
+        n: number of strata of t, an int or [B]. strata: [B], by default the rows, right for rows in random order."""
         t_keys, mask_keys = (noise.row_keys(noise.stream_key(root_key, stream, step), rows)
                              for stream in (Stream.T, Stream.MASK))
         strata = rows if strata is None else strata

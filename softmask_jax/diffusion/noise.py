@@ -1,8 +1,7 @@
 """Masked diffusion's forward process (MDLM, arXiv 2406.07524) and the keyed noise behind every random choice.
 
 Every draw depends on fold_in(root, stream, step, global row) alone: a row gets the same noise on any number of devices,
-in any split into micro-batches and after a resume.
-"""
+in any split into micro-batches and after a resume."""
 import dataclasses
 import enum
 from collections.abc import Callable
@@ -38,8 +37,7 @@ def keyed_noise(law: Callable[[jax.Array], jax.Array], keys: jax.Array, position
                 stream: int | None = None) -> jax.Array:
     """law(key) -> [...] at every position: on any batch, length and device a function of (row key, stream, position).
 
-    keys [B] and positions [B L] give [B L ...], positions [B] give [B ...]. stream separates uses of the same keys.
-    """
+    keys [B] and positions [B L] give [B L ...], positions [B] give [B ...]. stream separates uses of the same keys."""
     if stream is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
 

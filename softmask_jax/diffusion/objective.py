@@ -1,7 +1,6 @@
 """Training objectives: how they corrupt a batch (B rows, L positions), and which rows get two passes.
 
-The loss is the same for all: the mean over rows of sum(weights * cross-entropy).
-"""
+The loss is the same for all: the mean over rows of sum(weights * cross-entropy)."""
 import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, Self, TypeAlias

@@ -4,8 +4,7 @@
 
 with pi the prediction p renormalised over its k likeliest tokens (`topk`), or all of softmax(z / temperature) (`full`).
 `slerp` goes from e_mask to the mixture along a great circle: a straight line would shorten the vector. Scalars are
-stored raw (unconstrained float32, `params["soft_mask"]`), see `effective`. B batch, L length, D width, k candidates.
-"""
+stored raw (unconstrained float32, `params["soft_mask"]`), see `effective`. B batch, L length, D width, k candidates."""
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -95,8 +94,7 @@ def init_scalars(scale: float = 0.0, centre: float = -0.75, steepness: float = 6
     """Raw float32 scalars at the start of training, by the reference's formulas. ValueError out of range.
 
     A scale of 0 or 1 is kept 1e-6 away from it; as in the reference, `effective` returns the other values 1e-6 further
-    from 0 (`raw_from_effective` is exact).
-    """
+    from 0 (`raw_from_effective` is exact)."""
     _check_ranges(scale, centre, steepness, temperature)
     # The clamp is rounded to float32 before the logit, as in the reference: logit(1) is 13.802, not 13.816.
     clamped = float(np.clip(np.float32(scale), _SCALE_EPS, np.float32(1) - _SCALE_EPS))

@@ -2,8 +2,7 @@
 
 Pass 1 reads plain masks; its prediction is the feedback, cut from the gradient. Pass 2 reads the masks blended with it.
 A denoiser is three functions of parameters (`models.denoiser.Denoiser`); params is {"backbone", "soft_mask"}.
-B rows, L positions, D width, k candidates.
-"""
+B rows, L positions, D width, k candidates."""
 import dataclasses
 import functools
 from typing import NamedTuple

@@ -8,8 +8,7 @@ The first that applies:
 - TPU pod: several hosts in TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES, or MEGASCALE_*, as set by GKE (xpk) or a VM;
   or a TPU whose metadata server lists several workers;
 - Kubernetes: an indexed Job, with the package `kubernetes`;
-- a single process.
-"""
+- a single process."""
 import argparse
 import dataclasses
 import functools
@@ -73,8 +72,7 @@ def detect(
     """This process, from the arguments or else the environment (see the module).
 
     limits: `join_seconds` and `heartbeat_seconds`. ValueError: numbers incomplete, out of range or unlike the
-    cluster's. RuntimeError: a cluster was recognised, but not its other hosts.
-    """
+    cluster's. RuntimeError: a cluster was recognised, but not its other hosts."""
     alone = Member(**limits)
     count = processes if processes is not None else clusters.whole("JAX_NUM_PROCESSES")
     if count is not None and count < 1:
@@ -97,8 +95,7 @@ def detect(
 def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
     """Meet the other hosts, if any, and start JAX on all; no-op if already started.
 
-    All need an equal nested `config` and a shared `workdir`. RuntimeError of one line: a host is missing or differs.
-    """
+    All need an equal nested `config` and a shared `workdir`. RuntimeError of one line: a host is missing or differs."""
     import jax
 
     if member.processes == 1 or jax.distributed.is_initialized():

@@ -1,8 +1,7 @@
 """Messages between the supervisors of a run's hosts: one small file per host in the shared folder.
 
 Host i atomically writes `<workdir>/hosts/<i>.json` on changes and regularly as a sign of life. Readers judge its age by
-their own clock, so clocks need not agree; files that never change are from an earlier job and ignored.
-"""
+their own clock, so clocks need not agree; files that never change are from an earlier job and ignored."""
 import contextlib
 import dataclasses
 import json

@@ -15,8 +15,7 @@ class StopSignal:
 
     Any other signal raises KeyboardInterrupt, except SIGTERM again within SAME_SECONDS: both a scheduler and a
     supervisor may send it. With several processes JAX's own notice of SIGTERM is used, so that all stop at the same
-    step, and `noted` is always False.
-    """
+    step, and `noted` is always False."""
 
     def __enter__(self):
         self.noted, self._postponed, self._before, self._last = False, False, {}, (0, 0.0)

@@ -3,8 +3,7 @@
 JAX ends a process from C++ with a page of addresses if a host is missing, and never notices different code. So hosts
 first meet at the coordinator's address, still free then, and fail with one line that says what is wrong.
 
-One JSON object per line over TCP: hello {process, processes, host, prints} -> {token} -> {seen} -> {error}.
-"""
+One JSON object per line over TCP: hello {process, processes, host, prints} -> {token} -> {seen} -> {error}."""
 import collections
 import contextlib
 import json
@@ -46,8 +45,7 @@ def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike)
     """Return once all hosts have met at `address` (host:port, free on the first host) and agree.
 
     seconds: timeout for the others. folder: of the run, shared by all hosts. OSError if it is not writable.
-    RuntimeError: one line, equal on all hosts that came, naming the missing host or what differs and where.
-    """
+    RuntimeError: one line, equal on all hosts that came, naming the missing host or what differs and where."""
     if me.process == 0:
         with contextlib.closing(_Leader(address, me, seconds)) as leader:
             error = leader.call(Path(folder))

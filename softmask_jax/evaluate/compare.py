@@ -105,8 +105,7 @@ def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: 
       "runs": by name {"path", "step", "planned_steps", "init" (checkpoint it started from), "flops", "flops_ratio" (to
         the baseline), "equal_flops" (within 2 %), "forwards_per_step", "nelbo": {"one_pass", "two_pass"}}.
       "differences": paired, by "first - second": a run's best estimate and the baseline's; two passes of a run and one.
-    ValueError: see `check_comparable`.
-    """
+    ValueError: see `check_comparable`."""
     windows = check_comparable(runs)
     draws = max(draws, math.ceil(LEAST_TOKENS / (len(windows) * windows.seq_len)))
     scores = {

@@ -1,8 +1,7 @@
 """Evaluation from settings to numbers: every model, task and budget of steps; rerunning the command resumes it.
 
 A folder holds `results.json` (numbers, settings, versions), `results.md` (tables), plots, and for each job
-`<model>/<task>[/<budget>]/` with the task's own files and `result.json`.
-"""
+`<model>/<task>[/<budget>]/` with the task's own files and `result.json`."""
 import dataclasses
 import datetime
 import functools
@@ -58,8 +57,7 @@ class Evaluation:
     """One evaluation in the folder `out`; called, it runs `tasks` in order and returns the content of `results.json`.
 
     load: `softmask_jax.load`. allow_code, allow_unsafe_code: see `Work`. ValueError, OSError, ImportError or
-    RuntimeError, one line, before any model is loaded where possible; Stopped.
-    """
+    RuntimeError, one line, before any model is loaded where possible; Stopped."""
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,
                  allow_code: bool = False, allow_unsafe_code: bool = False):

@@ -1,8 +1,7 @@
 """Protocol of evaluation tasks: each measures one model at one budget of steps, resumably.
 
 A task computes its numbers from rows in files (`Work.records`) alone, so it may be killed at any time. Draws depend on
-the settings' seed and the row's number, never on the order of work.
-"""
+the settings' seed and the row's number, never on the order of work."""
 import contextlib
 import dataclasses
 import math
@@ -129,8 +128,7 @@ class Work:
                  sync_seconds: float = 0.0) -> None:
         """Append the missing rows of pieces to `file`, synced every `sync_seconds` and at the end. Stopped on a signal.
 
-        make: a piece's rows, with "index" and "sample"; an incomplete piece is made again whole, for equal rounding.
-        """
+        make: a piece's rows, with "index" and "sample"; an incomplete piece is made again whole, for equal rounding."""
         waiting, synced = [], time.monotonic()
         try:
             for piece in batches:

@@ -2,8 +2,7 @@
 
 An answer depends on its row, the row's number, the seed and the options, not on other rows or interruptions: the padded
 length follows from the row, the key from its number, and every program takes a full batch (in bfloat16 the number of
-rows changes the rounding of matrix products).
-"""
+rows changes the rounding of matrix products)."""
 import bisect
 import dataclasses
 import math

@@ -70,8 +70,7 @@ class Model:
     def logits(self, tokens, attention_mask=None, *, shifted: bool = False) -> jax.Array:
         """Plain forward pass of a few sequences: tokens [B L] -> logits [B L V] float32, the mask's column included.
 
-        attention_mask: [B L], 0 at padding. shifted: logits at i predict token i (PyTorch's Dream: token i + 1).
-        """
+        attention_mask: [B L], 0 at padding. shifted: logits at i predict token i (PyTorch's Dream: token i + 1)."""
         tokens = self._checked(tokens)
         mask = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
         if mask is not None and mask.shape != tokens.shape:
@@ -82,8 +81,7 @@ class Model:
     def nelbo(self, tokens, key: jax.Array, *, two_pass: bool = True, draws: int = 1) -> jax.Array:
         """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats; unbiased for every row.
 
-        two_pass: with soft-masking's feedback, unless the model is binary. draws: masks of each row, t stratified.
-        """
+        two_pass: with soft-masking's feedback, unless the model is binary. draws: masks of each row, t stratified."""
         return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
 
     @settled()
@@ -109,8 +107,7 @@ class Model:
           options: fields of `samplers.Options`; where lengths are not fixed of `DreamSampler`, with the defaults of
             Dream's `diffusion_generate` (alg "origin", top_k 50).
 
-        ValueError for unknown options, or rows that are too long.
-        """
+        ValueError for unknown options, or rows that are too long."""
         prompts = tokens if prompts is None else prompts
         if not self.family.fixed_length:
             _refuse("continues prompts: give prompts and max_new_tokens, or use fill", count=count, length=length)

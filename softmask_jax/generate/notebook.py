@@ -3,8 +3,7 @@
     from softmask_jax.generate import notebook
     with notebook.watch("runs/stdlib"):
         notebook.run("main", "--config=configs/stdlib.py", "--workdir=runs/stdlib")
-    notebook.read_page("runs/stdlib/report.html")
-"""
+    notebook.read_page("runs/stdlib/report.html")"""
 import contextlib
 import dataclasses
 import functools
@@ -173,8 +172,7 @@ def side_by_side(model, prompts: Sequence[str], ways: Mapping[str, Options], *, 
     """Answer each prompt with each of the options `ways`, all run twice, so that times are without compilation.
 
     A model that chats takes prompts as a user's messages, another continues them. max_new_tokens: what fits by default.
-    ValueError for prompts that are too long, invalid options, or nothing to do.
-    """
+    ValueError for prompts that are too long, invalid options, or nothing to do."""
     if not prompts or not ways:
         raise ValueError("side_by_side needs a prompt and a way to answer it at least.")
     rows, patterns, shapes = _encoded(model, prompts, max_new_tokens)

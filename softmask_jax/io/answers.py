@@ -1,7 +1,6 @@
 """The file of answers, resumable: rows are appended and synced by batch; `finish` puts them in the prompts' order.
 
-Beside `out.jsonl` are `out.jsonl.settings.json`, what the rows depend on, and, finished, `out.jsonl.summary.json`.
-"""
+Beside `out.jsonl` are `out.jsonl.settings.json`, what the rows depend on, and, finished, `out.jsonl.summary.json`."""
 import contextlib
 import glob
 import json
@@ -27,8 +26,7 @@ class AnswerFile:
     """The `total` answers of `path`, locked within a `with` block; a half-written last line is dropped.
 
     settings: JSON values that decide the answers, by flag; `settle` adds those known later, before `add`. Raises
-    ValueError for rows of other settings or lines that are no answers, RuntimeError for a file in use, OSError.
-    """
+    ValueError for rows of other settings or lines that are no answers, RuntimeError for a file in use, OSError."""
 
     def __init__(self, path: str | os.PathLike, settings: Mapping, total: int):
         self.path, self.total = Path(os.path.expanduser(path)), total

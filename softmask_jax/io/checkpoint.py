@@ -1,8 +1,7 @@
 """Checkpoints of a run: asynchronous, atomic, checked when they are read. Damaged ones are reported, never deleted.
 
 `<folder>/<step>/` holds `params`, `ema` and `optimizer`, Orbax trees (see tree_files.py), `data`, JSON with cursor and
-metrics, and `checksums.json`. It gets its name once all is written: a kill leaves a whole checkpoint or none.
-"""
+metrics, and `checksums.json`. It gets its name once all is written: a kill leaves a whole checkpoint or none."""
 import atexit
 import contextlib
 import logging
@@ -32,8 +31,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in one folder: the newest `keep`, and the `keep_best` of lowest `BEST_METRIC`.
 
     `save` and `restore_latest` are for the run that owns the folder, in which all processes make the same calls; the
-    rest may be used while another process trains there.
-    """
+    rest may be used while another process trains there."""
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: int = 1):
         if keep < 1 or keep_best < 0:
@@ -89,8 +87,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Wait for the previous save, then start one; False if the step is on disk. The arrays may then be donated.
 
         state: has `params`, `ema`, `opt_state`; or a dict with names in TREES. cursor: position in the data. Raises
-        OSError (disk full) or RuntimeError if this save or the previous one fails, ValueError below a newer step.
-        """
+        OSError (disk full) or RuntimeError if this save or the previous one fails, ValueError below a newer step."""
         self.wait()
         steps = self.all_steps()
         if step in steps:
@@ -115,8 +112,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Step, trees like `abstract` and cursor of the newest undamaged checkpoint; None without a checkpoint.
 
         Damaged ones above it are renamed `<step>.damaged-<n>`, so that the run can save these steps again. ValueError
-        as `read_trees`, RuntimeError if every one is damaged (nothing is renamed).
-        """
+        as `read_trees`, RuntimeError if every one is damaged (nothing is renamed)."""
         self.wait()
 
         def read(folder):

@@ -85,8 +85,7 @@ def read_trees(
     abstract: trees by item with shape, dtype and sharding; other items are nested dicts on the default device. Floats
       are read into wider dtypes (a bfloat16 run can continue in float32), with `narrow` also, rounded, into narrower.
     FileNotFoundError without `params`; ValueError names keys, shapes and dtypes that differ from `abstract`; Damaged as
-    `verify` and, without checksums, for what Orbax cannot read.
-    """
+    `verify` and, without checksums, for what Orbax cannot read."""
 
     def converts(stored, wanted) -> bool:
         floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (stored, wanted))

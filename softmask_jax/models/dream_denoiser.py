@@ -36,8 +36,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     """The denoiser of a converted Dream; with an adapter, only `backbone["adapter"]` is trained.
 
     hf_config: Hugging Face's config.json, kept in the converted folder. mesh: None on one device.
-    ValueError for impossible sizes, or a config.json without a mask token.
-    """
+    ValueError for impossible sizes, or a config.json without a mask token."""
     spec, adapter = dream_config(model, hf_config), adapter_config(model)
     mask, _, _ = special_ids(hf_config)
     if soft_mask.k > spec.vocab_size:

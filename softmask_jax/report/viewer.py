@@ -1,8 +1,7 @@
 """Self-contained HTML page that plays a denoising: tokens, feedback in each mask, curves.
 
 Frame f shows the tokens after step f and, at masks, the input of step f + 1: lambda and the top tokens of step f's
-prediction. Frame 0 is the sampler's input with plain masks.
-"""
+prediction. Frame 0 is the sampler's input with plain masks."""
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -94,8 +93,7 @@ def trajectory_page(
 
     made: result with a `trace`; several `rows` of it give the reader a choice. facts: model, sampler, settings by name.
     note: a sentence below them. attention_mask: [B L], 0 at padding, which is left out.
-    ValueError: no trace, no step, a row out of range, more than `MOST_ROWS` rows, a mask of another shape.
-    """
+    ValueError: no trace, no step, a row out of range, more than `MOST_ROWS` rows, a mask of another shape."""
     if not 1 <= len(rows) <= MOST_ROWS:
         raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(rows)}.")
     shown = [row_of(made, row, mask_token_id=mask_token_id, attention_mask=attention_mask) for row in rows]
@@ -131,8 +129,7 @@ def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
     "pieces": [id, text, kind] each, see `Pieces`. "unit": lambda of one part. "k": candidates per mask. "rows", each
     with "start": tokens of frame 0; "changes" per step: position and new token of each, flat; "masks" per frame, flat
     over masks: lambda, entropy of the prediction (-1 if the previous step had a token there), k times token and pi,
-    empty before the first prediction; "called" per step.
-    """
+    empty before the first prediction; "called" per step."""
     # Tokens, and candidates at masks with a prediction.
     used = [part.ravel() for row in rows for part in (row.tokens, row.token_ids[1:][row.masked[1:-1]])]
     ids, counts = np.unique(np.concatenate(used), return_counts=True)

@@ -2,8 +2,7 @@
 
 A full call at a block's start computes all positions, keeps their keys and values and commits the block's first token.
 Later steps compute only a slice, the block (`dual`) or everything from its start on (`prefix`), and reuse the rest.
-Unlike the reference it is soft-masked (arXiv 2510.17206): a mask carries its last prediction.
-"""
+Unlike the reference it is soft-masked (arXiv 2510.17206): a mask carries its last prediction."""
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -26,8 +25,7 @@ class BlockSampler(DreamSampler):
     """`DreamSampler` in blocks, each with a time grid of steps // blocks steps; draws are [most_calls(L) B L ...].
 
     stop_at_end also finishes a row when its block is done and only masks after an end token are left; they become that
-    token at once, in the history too, uncounted and at no cost.
-    """
+    token at once, in the history too, uncounted and at no cost."""
 
     steps: int = 512
     alg: str = "confidence_threshold"

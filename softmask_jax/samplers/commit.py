@@ -2,8 +2,7 @@
 
 rule(confidence [B n], masks [B], at_start [B], step []) -> [B] int32, confidences sorted, highest first, -inf where
 there is no mask; it may count more masks than there are. Sources: Dream (HKU NLP and Huawei) for `origin` and shares,
-Fast-dLLM (arXiv 2505.22618) for threshold and factor.
-"""
+Fast-dLLM (arXiv 2505.22618) for threshold and factor."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -3,8 +3,7 @@
 From t = 1 down the grid every step predicts all masks and commits some: by a coin each (`origin`), the most confident
 ones, or with `confidence_threshold` and `confidence_factor` all that are sure enough (Fast-dLLM, arXiv 2505.22618).
 With soft-masking (arXiv 2510.17206) every step after the first reads the prediction before it. The denoiser's hidden
-states predict their own position: Dream's shift by one belongs into its `trunk`.
-"""
+states predict their own position: Dream's shift by one belongs into its `trunk`."""
 import dataclasses
 import math
 from collections.abc import Callable
@@ -31,8 +30,7 @@ class DreamSampler:
     over. ValueError for invalid options.
 
     Without suppress_mask a prediction may be the mask, as in the reference: on a time grid it counts as committed and
-    may stay to the end; elsewhere the step skips it, and a row with nothing else is done.
-    """
+    may stay to the end; elsewhere the step skips it, and a row with nothing else is done."""
 
     denoiser: object  # a `models.Denoiser`
     soft_mask: SoftMask = SoftMask()  # settings of the feedback
@@ -127,8 +125,7 @@ class DreamSampler:
             text depends neither on other rows nor on its padding.
           tokens: ids, the mask where text is wanted.
           attention_mask: 1 for tokens, 0 for padding, which is neither seen nor filled.
-          draws: recorded random numbers, used instead of `keys`.
-        """
+          draws: recorded random numbers, used instead of `keys`."""
         canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id, self.prompt_length)
         length, draws, origin = tokens.shape[1], draws or Draws(), self.alg == "origin"
         rule, most_calls = self.rule(self.blocks(length)), self.most_calls(length)

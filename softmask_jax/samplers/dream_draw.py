@@ -2,8 +2,7 @@
 
 Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; token,
 probability, margin and entropy are of that distribution. Filters need all columns of a position: blocks of P masked
-positions are dense in V.
-"""
+positions are dense in V."""
 import dataclasses
 import math
 from functools import partial
@@ -57,8 +56,7 @@ def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *
 
     k: candidates of soft-masking's feedback, from the plain logits of all columns of `head`; 0 for none. draw: its
     noise and bias; no noise is needed at temperature 0. positions [B L]: what keyed noise depends on, by default
-    0..L-1. suppress_mask: never draw the mask token.
-    """
+    0..L-1. suppress_mask: never draw the mask token."""
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 0 <= k <= plan.count:
         raise ValueError(f"k must be between 0 and the {plan.count} tokens that exist, not {k}.")
@@ -131,8 +129,7 @@ def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
 def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
     """[P V] columns of y in the nucleus (the mass before them is at most top_p), lower ids first between equals.
 
-    Exact without sorting: floats order as integers do, so a bitwise search of 31 halvings finds its smallest value.
-    """
+    Exact without sorting: floats order as integers do, so a bitwise search of 31 halvings finds its smallest value."""
     y = y - y.max(-1, keepdims=True)
     p = jax.nn.softmax(y, -1)
     kind, bits = (jnp.int64, 63) if y.dtype == jnp.float64 else (jnp.int32, 31)

@@ -50,8 +50,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
       max_length: the most positions that the model can take, padding aside.
       options: fields of `DreamSampler`.
 
-    ValueError: prompts empty or too long, options out of range. FloatingPointError: a logit was NaN or infinite.
-    """
+    ValueError: prompts empty or too long, options out of range. FloatingPointError: a logit was NaN or infinite."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if attention_mask is None:

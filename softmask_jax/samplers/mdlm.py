@@ -1,8 +1,7 @@
 """MDLM's sampler and ReMDM's, with soft-masking, one compiled loop (arXiv 2406.07524, section 4; arXiv 2503.00307).
 
 From t = 1 down the grid each mask takes a token drawn from the prediction or stays, and tokens may be masked again (see
-`transitions`). A step's prediction is fed back into the next step's masks, one-hot for a token just masked again.
-"""
+`transitions`). A step's prediction is fed back into the next step's masks, one-hot for a token just masked again."""
 import dataclasses
 from typing import NamedTuple
 

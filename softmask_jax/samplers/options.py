@@ -125,8 +125,7 @@ def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Option
 
     attention_mask: [B L], 0 for padding. keys: [B] typed, one a row, whose answer depends on no other row or padding.
     prompt_length: where blocks begin; positions from there on are Dream's default number of steps. trace: keep every
-    step, for `report.viewer`. ValueError: unknown ids, rows that are too long, nothing masked, invalid options.
-    """
+    step, for `report.viewer`. ValueError: unknown ids, rows that are too long, nothing masked, invalid options."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")

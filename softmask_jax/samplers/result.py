@@ -17,8 +17,7 @@ SHOWN = 3
 class Trace(NamedTuple):
     """The denoising step by step; T is how many steps the sampler may make, `Generated.steps` how many it made.
 
-    A mask's input embedding was (1 - weight) e_mask + weight * sum_i shares_i e_i; weight 0 is a plain mask.
-    """
+    A mask's input embedding was (1 - weight) e_mask + weight * sum_i shares_i e_i; weight 0 is a plain mask."""
 
     tokens: jax.Array  # [T B L] int32, before each step
     called: jax.Array  # [T] bool, whether the network was called, or its last prediction used again

@@ -1,8 +1,7 @@
 """How a step of MDLM's samplers moves tokens: MDLM (arXiv 2406.07524) and ReMDM's re-masking (arXiv 2503.00307).
 
 From time t to s < t a token is re-masked with probability sigma; a mask takes a token drawn from the prediction with
-weight `take` or stays with weight `stay`; alpha = 1 - t. transition(times [T], dt) -> `Rates` tabulates all three.
-"""
+weight `take` or stays with weight `stay`; alpha = 1 - t. transition(times [T], dt) -> `Rates` tabulates all three."""
 import dataclasses
 from typing import NamedTuple
 
@@ -125,8 +124,7 @@ def move(rates: Rates, tokens: jax.Array, masked: jax.Array, free: jax.Array, dr
 
     rates: of this step, scalars or [B L]. masked: masks that may be filled; free: tokens that may be re-masked. drawn,
     score: tokens from the prediction p, and their log p + Gumbel noise. mask_noise, own_noise: Gumbel noise of the
-    mask, and of the token of x_t.
-    """
+    mask, and of the token of x_t."""
     takes = masked & (score + jnp.log(rates.take) > jnp.log(rates.stay) + mask_noise)
     goes = free & (jnp.log(rates.remask) + mask_noise > jnp.log1p(-rates.remask) + own_noise)
     return jnp.where(takes, drawn, jnp.where(goes, mask_token_id, tokens))

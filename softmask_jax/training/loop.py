@@ -36,8 +36,7 @@ def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.
     Returns the summary, as in summary.json, or {"finished": False, "step": n} if SIGTERM or Ctrl-C ended the loop.
     KeyboardInterrupt: SIGTERM or Ctrl-C before the first or after the last step. NonFinite names the step and the last
     good checkpoint. ValueError, OSError: config, data, mesh or checkpoint do not fit. RuntimeError: the hosts do not
-    come together, or run different things.
-    """
+    come together, or run different things."""
     hosts.start(member or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
         config = begun(config, folder.read_config())

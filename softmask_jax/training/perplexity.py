@@ -67,8 +67,7 @@ class Perplexity:
         """NELBO of every valid window; t is stratified over all `n`.
 
         batches: {"tokens" [B L], "index" [B], "valid" [B]}; noise is keyed by the window's index, so a window has the
-        same masks in any batch and for any model.
-        """
+        same masks in any batch and for any model."""
         key, batches = root_key(seed), iter(batches)
         if (first := next(batches, None)) is None:
             raise ValueError("The validation split holds no window: give it more documents (config.data.validation_*).")

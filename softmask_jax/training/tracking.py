@@ -167,8 +167,7 @@ class Tracker:
     """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, W&B; a progress bar. Process 0 only.
 
     start: step that a resumed run continues from; TensorBoard drops later entries. OSError for an unwritable folder;
-    ValueError or RuntimeError if W&B cannot be started (see `WandbRows`).
-    """
+    ValueError or RuntimeError if W&B cannot be started (see `WandbRows`)."""
 
     def __init__(self, folder: RunFolder, config: Config, *, start: int):
         self.first = jax.process_index() == 0

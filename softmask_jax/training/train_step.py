@@ -1,8 +1,7 @@
 """The train step of every objective: two passes with soft-masking (arXiv 2510.17206, Algorithm 1).
 
 Draw t, x_t and the coins of the global batch; per micro-batch run pass 1 under `lax.cond`, outside the gradient, and
-differentiate pass 2; then update once. Pass 2 is compiled once: rows with a single pass have lambda 0.
-"""
+differentiate pass 2; then update once. Pass 2 is compiled once: rows with a single pass have lambda 0."""
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,6 @@
 """Rows of metrics for Weights & Biases (config.train.wandb): each once, in order.
 
-wandb.json in the run's folder holds the W&B run's id and last row; rows computed again after it are not sent twice.
-"""
+wandb.json in the run's folder holds the W&B run's id and last row; rows computed again after it are not sent twice."""
 import contextlib
 import json
 import uuid
@@ -34,8 +33,7 @@ class WandbRows:
     """The run's rows in W&B; starts with those of metrics.jsonl that W&B lacks.
 
     start: the step the run continues from. say: shows the user a line. ValueError if wandb is not installed;
-    RuntimeError if W&B cannot be started at step 0. Later failures end only the logging to W&B, with one line.
-    """
+    RuntimeError if W&B cannot be started at step 0. Later failures end only the logging to W&B, with one line."""
 
     def __init__(self, folder: RunFolder, project: str, config: dict, start: int, say: Callable[[str], None]):
         self._file, self._say, self._run = folder.path / "wandb.json", say, None

@@ -2,8 +2,7 @@
 
 The recipe's pads follow every response (arXiv 2510.17206: a random 0..49, then up to a multiple of 8). Attended to,
 corrupted and supervised, they teach the model to stop. Bucket pads, up to a multiple of 128, are a segment of their own
-without loss. A batch depends on seed and step alone: any number of hosts can resume a run at any step.
-"""
+without loss. A batch depends on seed and step alone: any number of hosts can resume a run at any step."""
 import dataclasses
 import functools
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Conversations of any common format as messages of one form.
 
 A row has messages under the first filled one of `KEYS`, or a pair of `PAIRS`, and maybe a `SYSTEM_KEY`. Messages are
-{"role", "content"} or {"from", "value"}, a list or an object of lists; content is text or a list of parts of text.
-"""
+{"role", "content"} or {"from", "value"}, a list or an object of lists; content is text or a list of parts of text."""
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 

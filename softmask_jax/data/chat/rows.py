@@ -1,8 +1,7 @@
 """Rows of sources to examples, as for the soft-masked Dream-7B (arXiv 2510.17206).
 
 Each source is split, the splits are joined, shuffled and cut to a number of rows, and only then filtered. Permutations
-are those of the reference's data library: the same files and seed give the same examples.
-"""
+are those of the reference's data library: the same files and seed give the same examples."""
 import collections
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,6 @@
 """Supervised fine-tuning data by index: conversations as prompts and responses in token ids.
 
-Cached as one stream of ids for both splits, a table of examples for each and, written last, statistics of the rows.
-"""
+Cached as one stream of ids for both splits, a table of examples for each and, written last, statistics of the rows."""
 import collections
 import dataclasses
 import hashlib

@@ -2,8 +2,7 @@
 
 Contents of messages are untrusted: `<|im_end|>` is one id where the template writes it, ordinary text where a message
 spells it: a shield, a character that no content has, breaks it up until the rendering is cut at special tokens.
-Rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but on the day `DATE`.
-"""
+Rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), but on the day `DATE`."""
 import datetime
 import functools
 import json

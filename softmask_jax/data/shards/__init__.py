@@ -1,8 +1,7 @@
 """Folders of `softmask_jax.data.prepare`: `manifest.json`, `tokenizer/` and token streams in ArrayRecord shards.
 
 A stream is the records of a split's shards, in the manifest's order: little-endian ids, uint16 or uint32,
-`RECORD_TOKENS` a record (fewer only in the last of a shard).
-"""
+`RECORD_TOKENS` a record (fewer only in the last of a shard)."""
 import bisect
 import dataclasses
 import itertools

@@ -1,7 +1,6 @@
 """Cache of token streams: `<key>.bin` (raw integers) and, written last, `<key>.json` (dtype, length, checksum).
 
-The key hashes everything that decides the content: concurrent writers write the same bytes.
-"""
+The key hashes everything that decides the content: concurrent writers write the same bytes."""
 import contextlib
 import hashlib
 import json

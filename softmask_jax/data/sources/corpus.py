@@ -182,8 +182,7 @@ def sort_documents(source: Source, scans: list[Scan], rule: SplitRule, max_docum
     """A corpus from the scans of a source's first parts. Raises ValueError for a split without documents.
 
     Drops blank documents, bad rows and repeats up to white space, which would leak between splits. max_documents:
-    number of distinct documents kept, for each half of a `SplitSource` (0: all).
-    """
+    number of distinct documents kept, for each half of a `SplitSource` (0: all)."""
     if max_documents < 0:
         raise ValueError(f"data.max_documents={max_documents} must not be negative (0 means all)")
     items = np.concatenate([part.items for part in scans])

@@ -94,8 +94,7 @@ def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> 
     """The tokenizer that `data.tokenizer` names, except bpe. Raises ValueError or OSError, one line with a remedy.
 
     name: bytes | text8 | hf://owner/name | a tokenizer.json or *.tiktoken file, or a folder with one | a folder of
-      `save`, or with vocab.json and merges.txt. cache_folder: for downloads; None is the hub library's own.
-    """
+      `save`, or with vocab.json and merges.txt. cache_folder: for downloads; None is the hub library's own."""
     if name in SIMPLE:
         return SIMPLE[name]()
     if str(name).startswith(PREFIX):

@@ -1,7 +1,6 @@
 """BOS, EOS and mask of foreign vocabularies, as their config files name them, else by well-known names.
 
-A missing mask becomes a new last id. Qwen's vocabulary always gets Dream's BOS, 151665, and mask, 151666.
-"""
+A missing mask becomes a new last id. Qwen's vocabulary always gets Dream's BOS, 151665, and mask, 151666."""
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -2,8 +2,7 @@
 
 B x L x V logits would be the largest buffer of a language model by far, so they are never made. `walk` visits the
 columns in windows of equal width; the last window is shifted back to fit and skips columns seen before. Over a mesh
-every device walks the columns of its shard for its own rows, inside one `jax.shard_map`.
-"""
+every device walks the columns of its shard for its own rows, inside one `jax.shard_map`."""
 import dataclasses
 import math
 from collections.abc import Callable

@@ -6,8 +6,7 @@ products take operands in the hidden states' dtype; all else is float32 (float64
 
 With a `VocabSharding` every device works on its own rows and columns, with the same noise. Over the vocabulary's
 devices a sweep takes 2 all-reduces (maximum, sums) and 2 all-gathers (top k), a draw 1 more all-reduce, a cross-entropy
-2 all-reduces forward and 1 backward (d hidden), beside the 1 that sums the head's gradient over the rows.
-"""
+2 all-reduces forward and 1 backward (d hidden), beside the 1 that sums the head's gradient over the rows."""
 import dataclasses
 from functools import partial
 from typing import NamedTuple
@@ -47,8 +46,7 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
     draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. Without the reference's 1e-10 inside the
     entropy's logarithm neg_entropy changes by less than V * 1e-10. where [B L] bool: positions to compute, others are
-    undefined. positions [B L]: what keyed noise depends on, by default 0..L-1. ValueError for unfit arguments.
-    """
+    undefined. positions [B L]: what keyed noise depends on, by default 0..L-1. ValueError for unfit arguments."""
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 1 <= k <= plan.count:
         raise ValueError(f"k must be between 1 and the {plan.count} tokens that exist, got {k}")
@@ -137,8 +135,7 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_he
 
     Gradients for hidden and, if `train_head`, the head's weight and bias, accumulated in float32; the backward pass
     recomputes the logits by chunks. A target that does not exist (padding, the suppressed mask, negative) gives +inf
-    and no gradient; leave such positions out with `jnp.where`, not by a weight of 0.
-    """
+    and no gradient; leave such positions out with `jnp.where`, not by a weight of 0."""
     plan = make_plan(hidden, head)
     if targets.shape != hidden.shape[:2] or not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets must be integers {hidden.shape[:2]} [B L], got {targets.dtype} {targets.shape}")
@@ -213,8 +210,7 @@ def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float,
     """The full-vocabulary variant: p = softmax(z / temperature) -> (sum p log p [B L], sum_v p_v e_v [B L D]).
 
     hidden [B L D], embedding [Vpad D]. Gradients flow to the temperature and the embedding, not to hidden states and
-    head. The entropy is as in `sweep`. ValueError if shapes do not fit.
-    """
+    head. The entropy is as in `sweep`. ValueError if shapes do not fit."""
     plan = make_plan(hidden, head)
     if embedding.ndim != 2 or embedding.shape[0] != plan.size or jnp.ndim(temperature) != 0:
         raise ValueError(f"embedding must be [{plan.size} D] as the head's weight and the temperature a scalar, got "

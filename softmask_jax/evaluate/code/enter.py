@@ -2,8 +2,7 @@
 
 It starts anew for every program, so it imports little. SPEC: `running._spec`, marshalled, in hex. A failure writes
 "error: ..." to the report file. Three processes, each killed with its parent: this one, PID 1 of the namespaces, whose
-end kills all in them, and the program.
-"""
+end kills all in them, and the program."""
 import ctypes
 import marshal
 import os

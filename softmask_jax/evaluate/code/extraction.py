@@ -22,8 +22,7 @@ def program(task: str, problem: Problem, text: str, chat: bool, compat: bool = F
     It has the function under test and all that it and its tests need, from the last code block with it (the first, for
     a continued prompt), the other blocks and HumanEval's prompt; the whole text if no block has it. compat: the
     reference's extraction. MBPP: the text. HumanEval: prompt and text; in a chat the first code block with what the
-    function needs, but not what its tests need, which loses HumanEval/50.
-    """
+    function needs, but not what its tests need, which loses HumanEval/50."""
     continued = family(task) == HUMANEVAL
     head = problem.prompt if continued else ""
     whole = head + "\n" * (continued and chat) + text

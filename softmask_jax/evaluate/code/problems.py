@@ -3,8 +3,7 @@
 Fields of a row, a JSON object:
     humaneval, humaneval_plus: task_id, prompt, entry_point, test
     mbpp: task_id, text (or prompt), test_list; optionally test_setup_code or test_imports
-    mbpp_plus: as mbpp, and test, the program with all tests
-"""
+    mbpp_plus: as mbpp, and test, the program with all tests"""
 import dataclasses
 import gzip
 import hashlib

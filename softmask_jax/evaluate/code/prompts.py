@@ -1,8 +1,7 @@
 """Prompts and stop texts of the code evaluations in Dream's papers (its lm-evaluation-harness).
 
 Chat: a user's question, and an answer that opens a code block (humaneval_instruct, mbpp_instruct). Else zero-shot: the
-model continues HumanEval's function, or MBPP's text after a mark (humaneval, mbpp).
-"""
+model continues HumanEval's function, or MBPP's text after a mark (humaneval, mbpp)."""
 import numpy as np
 
 from softmask_jax.data import prompts

@@ -5,8 +5,7 @@ folder of packages. File descriptor 3 takes a line before anything untrusted beg
 
 A program shares this interpreter with its tests, as in the benchmarks' own evaluations, so one written to cheat can.
 But exiting early, printing, writing to open files or replacing builtins or modules does not pass: only a search of the
-memory finds the word, which is in no frame, module or list of the garbage collector.
-"""
+memory finds the word, which is in no frame, module or list of the garbage collector."""
 import gc
 import itertools
 import marshal

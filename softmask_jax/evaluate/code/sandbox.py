@@ -3,8 +3,7 @@
 A program has the interpreter, its standard library and NumPy, read-only; 32 MiB in memory at /scratch; /dev/null, zero
 and random. It has no other file, /proc, environment, network, other process, child or privilege: user, mount, PID,
 network, IPC, UTS and cgroup namespaces, seccomp, `setrlimit`, and a timeout from outside that kills PID 1 and so all in
-them. As safe as the kernel; `runner` says what keeps a program from cheating its tests.
-"""
+them. As safe as the kernel; `runner` says what keeps a program from cheating its tests."""
 import functools
 import selectors
 import sys
@@ -49,8 +48,7 @@ def run(
 
     isolated: False only sets limits, in a temporary folder: a program can then read and write what this user can, but
     start no process and reach no network where the kernel has seccomp. RuntimeError if a sandbox cannot be made,
-    ValueError for a machine with unknown system calls.
-    """
+    ValueError for a machine with unknown system calls."""
     waiting, running = enumerate(programs), {}
     with selectors.DefaultSelector() as selector:
         try:

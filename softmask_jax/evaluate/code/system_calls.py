@@ -2,8 +2,7 @@
 
 Refused: making processes (not threads); network (namespaces don't cover vsock); memory that no limit counts (shared
 segments, memory files, message queues, socket buffers); looking into other processes; often attacked parts of the
-kernel that no solution needs. Numbers are from the kernel's x86-64 and generic (64-bit Arm) tables.
-"""
+kernel that no solution needs. Numbers are from the kernel's x86-64 and generic (64-bit Arm) tables."""
 import errno
 import platform
 import struct

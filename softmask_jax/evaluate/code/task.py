@@ -1,7 +1,6 @@
 """Code tasks: a model's answers to a benchmark's problems, the programs in them, pass@k.
 
-Numbers come from the files `answers` and `verdicts`; a command without --allow_code only makes answers.
-"""
+Numbers come from the files `answers` and `verdicts`; a command without --allow_code only makes answers."""
 import collections
 import contextlib
 import dataclasses

@@ -1,7 +1,6 @@
 """MAUVE (arXiv 2102.01454; JMLR 2023) from precomputed features, by `mauve-text`, with faiss and scikit-learn.
 
-It normalises, reduces and clusters both sides' features together, and compares their histograms over the clusters.
-"""
+It normalises, reduces and clusters both sides' features together, and compares their histograms over the clusters."""
 import contextlib
 import dataclasses
 import importlib.util

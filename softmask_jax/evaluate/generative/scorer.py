@@ -1,8 +1,7 @@
 """Scorer of texts: GPT-2, or another causal model of its family, from a Hugging Face folder.
 
 One pass gives -log p of each token given those before it, for generative perplexity, and the last token's state after
-the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` there).
-"""
+the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` there)."""
 import functools
 import os
 from collections.abc import Sequence

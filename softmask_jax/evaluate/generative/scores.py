@@ -3,8 +3,7 @@
 Perplexity is exp(sum of -log p / counted tokens) over all texts, as in MDLM (`kuleshov-group/mdlm`,
 `compute_generative_perplexity`) and Duo (`s-sahoo/duo`, `record_generative_perplexity`), which the soft-masking
 reference uses. After a text's first token, all but EOS count, and the first EOS unless the text begins with one. In the
-references the first EOS of the padding counts for a text without EOS; here padding never does.
-"""
+references the first EOS of the padding counts for a text without EOS; here padding never does."""
 import dataclasses
 import hashlib
 import io

@@ -4,8 +4,7 @@ Generative perplexity by a causal model (GPT-2-large in the paper); entropy of a
 repetition that perplexity rewards; MAUVE against human texts, whole windows of a validation split with BOS and EOS, as
 many and as long as the samples. As in the reference (`language/main.py`, `sample_eval` and `load_human_references`, on
 top of `s-sahoo/duo`), texts are decoded with their `<|endoftext|>` and retokenized by the scorer, at most 1,024 tokens
-each; unlike there, decoding keeps spaces before punctuation and the order of human texts is NumPy's.
-"""
+each; unlike there, decoding keeps spaces before punctuation and the order of human texts is NumPy's."""
 import dataclasses
 
 import numpy as np

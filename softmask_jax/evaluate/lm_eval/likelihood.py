@@ -6,8 +6,7 @@ log-probability of the masked tokens is in expectation
     the mean over all orders of the n tokens of  sum_i log p(token_i | context, tokens before it in the order)
       <= log p(continuation | context)
 
-A soft-masked prediction, two passes over the same masked input, depends on unmasked tokens alone: the bound holds.
-"""
+A soft-masked prediction, two passes over the same masked input, depends on unmasked tokens alone: the bound holds."""
 import dataclasses
 import functools
 import hashlib
@@ -70,8 +69,7 @@ def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked
 class Likelihood:
     """Log-likelihoods of spans: called with them, it yields (index, nats), by padded length, the longest first.
 
-    Nats depend on the span, `draws` and `seed` alone, but for the rounding of bfloat16.
-    """
+    Nats depend on the span, `draws` and `seed` alone, but for the rounding of bfloat16."""
 
     model: object  # a `softmask_jax.Model`
     draws: int = 128  # masks of a span at most, see `masks`

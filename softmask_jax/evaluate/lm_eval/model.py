@@ -48,8 +48,7 @@ class SoftmaskLM(TemplateLM):
 
     A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is greedy if the model
     writes it by arg-max, token by token, the surest first (LLaDA's rule, arXiv 2502.09992), with soft-masking's
-    feedback. ValueError, OSError or ImportError, one line, for a model that cannot be loaded or used.
-    """
+    feedback. ValueError, OSError or ImportError, one line, for a model that cannot be loaded or used."""
 
     def __init__(self, **model_args):
         super().__init__()

@@ -2,8 +2,7 @@
 
 A row is an example under one draw of t and masks, with one pass and with two. By default t is stratified jointly over
 examples and draws in [t_min, t_max] (`mask_draws`). `compat` is the recipe's validation and gives training's numbers: t
-evenly spaced over the examples, the seed of config.eval, and a coin for each example between its passes ("mixed").
-"""
+evenly spaced over the examples, the seed of config.eval, and a coin for each example between its passes ("mixed")."""
 import dataclasses
 import functools
 import hashlib

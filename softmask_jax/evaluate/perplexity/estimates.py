@@ -1,8 +1,7 @@
 """Estimates from a record's columns: means over windows, perplexity, paired differences, cross-entropy by t.
 
 Standard errors are over windows, each the mean of its draws: an upper bound, as draws stratified over windows vary less
-in the mean. They do not cover the choice of the checkpoint, nor the dependence of windows of one document.
-"""
+in the mean. They do not cover the choice of the checkpoint, nor the dependence of windows of one document."""
 import math
 
 import numpy as np

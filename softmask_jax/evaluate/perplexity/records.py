@@ -53,8 +53,7 @@ def recorded(work: Work, name: str, settings: Mapping, batches: Iterable[Piece],
 
     numbers [W]: of the windows, ascending; strata: theirs, None if the program draws t alone. gather: (window numbers
     [B], piece) -> batch. program: (params, batch, draw, key, *extra) -> columns [B]. ValueError for a number that is
-    not finite; Stopped after a signal.
-    """
+    not finite; Stopped after a signal."""
     shards = sharding.batch_shards(work.mesh)
     size = math.ceil(min(work.settings.perplexity.batch_size, len(numbers)) / shards) * shards
 

@@ -2,8 +2,7 @@
 
 An upper bound on -log p(x) (MDLM, arXiv 2406.07524, eq. 10); its exponential per token, BOS and EOS included, is the
 papers' perplexity. Text8's bits per character count only the text's characters. A model fine-tuned on conversations has
-no such bound: its validation loss is measured (`conversations`).
-"""
+no such bound: its validation loss is measured (`conversations`)."""
 import dataclasses
 
 import numpy as np

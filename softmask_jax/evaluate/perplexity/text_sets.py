@@ -1,8 +1,7 @@
 """Texts for perplexity: a run's own validation split, rebuilt from its config, and other texts.
 
 Other texts become windows as training text does (`data.windows`), by the model's tokenizer: an EOS after each document,
-BOS and EOS around each window. All documents count, repeated ones too.
-"""
+BOS and EOS around each window. All documents count, repeated ones too."""
 import dataclasses
 import hashlib
 import re

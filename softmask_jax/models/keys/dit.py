@@ -1,7 +1,6 @@
 """Key table of MDLM and soft-masked MDLM (`kuleshov-group/mdlm`, `IBM/soft-masked-diffusion-language-models`).
 
-Letters: D width, V vocabulary, F MLP width, C conditioning width.
-"""
+Letters: D width, V vocabulary, F MLP width, C conditioning width."""
 from collections.abc import Mapping
 
 from softmask_jax.models.keys import Entry, Keys, linear

@@ -1,7 +1,6 @@
 """Key tables of Dream (`DreamLM/Dream`, Qwen2.5's architecture) and of PEFT's LoRA and DoRA adapters on it.
 
-Letters: D width, V vocabulary, Q queries (heads x head width), J keys and values, F MLP width, R rank.
-"""
+Letters: D width, V vocabulary, Q queries (heads x head width), J keys and values, F MLP width, R rank."""
 from collections.abc import Iterable, Mapping
 
 from softmask_jax.models.keys import Entry, Keys

@@ -7,8 +7,7 @@ approximation unless everything outside the slice is unchanged. Both caches of F
 A trunk takes `cache=None`, `cache=True` (x is the whole sequence; returns a `Cache`) or a `Window` (x is a slice whose
 queries see all L positions; returns the updated cache, free under `jit` if unused).
 
-Letters: N layers, B batch, L length, S slice length, G key/value heads, d head width.
-"""
+Letters: N layers, B batch, L length, S slice length, G key/value heads, d head width."""
 from typing import NamedTuple
 
 import jax

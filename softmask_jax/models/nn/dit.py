@@ -7,8 +7,7 @@ weights expect. The vocabulary is zero-padded to a multiple of 128.
 Matrix products in `compute_dtype`, everything else in float32, as in the reference: bfloat16 would round away the 2N
 small updates of the residual stream.
 
-Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width.
-"""
+Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -168,8 +167,7 @@ def trunk(config: DiTConfig,
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None). Attention stays within a
     segment. `cache`: see `nn.cache`. constrain: layout of [B L D] activations on a mesh.
-    ValueError for wrong shapes, untyped keys, or a cache with a noise level.
-    """
+    ValueError for wrong shapes, untyped keys, or a cache with a noise level."""
 
     def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
             segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):

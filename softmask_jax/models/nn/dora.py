@@ -4,8 +4,7 @@
     DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, a norm per output
 
 No gradient flows through the norm. W may be int8 (`layers.quantised`). An adapter is a float32 tree
-{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}; N layers, r rank.
-"""
+{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}; N layers, r rank."""
 import re
 import zlib
 from collections.abc import Iterable
@@ -103,8 +102,7 @@ def column_norm(kernel: Array, a: Array, b: Array, scaling: float, scale: Array 
     """||W + s a b|| per output: kernel [in, out], a [in, r], b [r, out] -> [out] float32, no gradient.
 
     W = kernel * scale if scale [out] is given. Expanded to ||W||^2 + 2 s <W, a b> + s^2 ||a b||^2, without a second
-    array of W's size; within 1e-6 of the direct norm unless the adapter cancels W.
-    """
+    array of W's size; within 1e-6 of the direct norm unless the adapter cancels W."""
     kernel, a, b = jax.lax.stop_gradient((kernel, a, b))
     scale = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     highest = jax.lax.Precision.HIGHEST
@@ -131,8 +129,7 @@ def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: Ad
 def merge(backbone: dict, adapter: dict, config: AdapterConfig) -> dict:
     """The backbone with the adapter merged into its kernels, in float32, layer by layer.
 
-    ValueError for other products than the config's targets, or int8 kernels, whose steps are larger than the update.
-    """
+    ValueError for other products than the config's targets, or int8 kernels, whose steps are larger than the update."""
     if any("kernel_scale" in leaves for leaves in backbone["layers"].values()):
         raise ValueError("An adapter is not merged into int8 kernels; take the model that they were made from.")
     kernels, merged = _kernels(backbone), dict(backbone["layers"])

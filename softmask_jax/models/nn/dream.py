@@ -7,8 +7,7 @@ parameters are {**base, "adapter": adapter} (`dora`). The vocabulary is zero-pad
 Matrix products and the residual stream in `compute_dtype`, as PyTorch's bfloat16 model was trained (and full
 rematerialisation stores that stream for every layer); norms, rotary angles, softmax and DoRA's scale in float32.
 
-Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers.
-"""
+Letters: B batch, L length, D width, V vocabulary, K query heads, G key/value heads, d head width, F MLP, N layers."""
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -114,8 +113,7 @@ def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None
     """Move hidden states [B L D] to the positions they predict: i gets i - 1's, position 0 keeps its own.
 
     segment_ids: [B L], 0 for padding; a row's first token after padding also keeps its own, as without padding.
-    In a window, the first fresh position gets `window.before` [B D], or keeps its own without.
-    """
+    In a window, the first fresh position gets `window.before` [B D], or keeps its own without."""
     moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if segment_ids is not None:
         padded = jnp.pad(segment_ids[:, :-1] == 0, ((0, 0), (1, 0)))
@@ -130,8 +128,7 @@ def shift(hidden: Array, window: Window | None = None, segment_ids: Array | None
 def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
     """Positions and segment_ids, both [B L], from an attention_mask [B L]: 1 at tokens, 0 at pads.
 
-    Tokens count from 0. Pads are at position 1 and see only pads, so that they stay finite.
-    """
+    Tokens count from 0. Pads are at position 1 and see only pads, so that they stay finite."""
     real = jnp.asarray(attention_mask) != 0
     return jnp.where(real, jnp.cumsum(real, axis=1) - 1, 1), real.astype(jnp.int32)
 
@@ -145,8 +142,7 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys, for an adapter) -> (hidden [B L D] in the compute dtype, cache or None). Attention
     stays within a segment. `cache`: see `nn.cache`. On a mesh, constrain: layout of [B L D] activations, layout: that
-    of attention kernels. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache.
-    """
+    of attention kernels. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache."""
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
             segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
@@ -208,8 +204,7 @@ def flops_per_token(config: DreamConfig, seq_len: int) -> int:
     """FLOPs per token of a forward pass's matrix products (a multiply-add is 2), without an adapter.
 
     N (4 D^2 [q, o] + 4 D G d [k, v] + 6 D F [MLP] + 4 L D [attention]) + 2 D V [head]. A backward pass costs twice as
-    much again, with a frozen base about as much.
-    """
+    much again, with a frozen base about as much."""
     width, keys = config.hidden_size, config.num_kv_heads * config.head_width
     layer = 4 * width**2 + 4 * width * keys + 6 * width * config.intermediate_size + 4 * seq_len * width
     return config.num_layers * layer + 2 * width * config.vocab_size

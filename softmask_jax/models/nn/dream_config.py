@@ -64,8 +64,7 @@ class DreamConfig(NetworkConfig):
     def from_hf(cls, config_json: Mapping, **overrides) -> "DreamConfig":
         """Sizes from Hugging Face's config.json, execution from `overrides` (which may replace sizes too).
 
-        ValueError naming every missing key, or for another network (tied head, scaled rotary angles).
-        """
+        ValueError naming every missing key, or for another network (tied head, scaled rotary angles)."""
         sizes = {theirs: config_json.get(theirs) for theirs in HUGGING_FACE} | {"rope_theta": _rope_base(config_json)}
         if missing := [theirs for theirs, value in sizes.items() if value is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config.json of a Dream model?")

@@ -6,8 +6,7 @@ applies the output matrix. Whole texts padded on the right, which causality make
 Parameters: nested dict with layers stacked on axis 0, matrices [in, out] in the compute dtype, vectors float32; the
 vocabulary is zero-padded to a multiple of 128. Residual stream, norms and softmax in float32, as in `dit`.
 
-Letters: B batch, L length, D width, V vocabulary, K heads, d head width, F MLP width, P positions, N layers.
-"""
+Letters: B batch, L length, D width, V vocabulary, K heads, d head width, F MLP width, P positions, N layers."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

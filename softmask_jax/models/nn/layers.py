@@ -3,8 +3,7 @@
 Layers compute in the dtype of their input; normalisation, softmax and rotary angles in float32. Every `nnx.Param` has
 its logical axis names as metadata `axes`.
 
-Letters: B batch, L length, S queries, D width, K heads, G key/value heads, d head width.
-"""
+Letters: B batch, L length, S queries, D width, K heads, G key/value heads, d head width."""
 import math
 
 import jax
@@ -76,8 +75,7 @@ def product(x: Array, kernel: Array) -> Array:
 def wide_product(x: Array, kernel: Array) -> Array:
     """`product` with a float32 result and float32 sums in the kernel's gradient; an int8 kernel gets none.
 
-    Int8 is exact in bfloat16, and scaling the float32 product per output avoids a second array of the kernel's size.
-    """
+    Int8 is exact in bfloat16, and scaling the float32 product per output avoids a second array of the kernel's size."""
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=exact(x.dtype),
                    preferred_element_type=jnp.float32)
     return y.reshape(*x.shape[:-1], -1)
@@ -193,8 +191,7 @@ def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, key_s
     """Bidirectional attention softmax(q k^T / sqrt d) v, softmax in float32: q [B S K d], k, v [B L G d] -> [B S K d].
 
     Attention stays within segment_ids [B S]; key_segment_ids [B L] are those of the keys, if L is not S. G divides K:
-    consecutive K / G query heads share a key/value head.
-    """
+    consecutive K / G query heads share a key/value head."""
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     visible = None if segment_ids is None else (segment_ids[:, None, :, None] == key_segment_ids[:, None, None, :])
     if implementation == "cudnn":

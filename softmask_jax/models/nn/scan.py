@@ -46,8 +46,7 @@ def scan_layers(layer: Layer, stacked: Tree, x: Any, *, remat: str = "none", unr
     """Apply layer(parameters, index, x) -> x for every layer in turn.
 
     stacked: pytree with layers on axis 0. x: carry, any pytree of fixed shapes. remat: a name of REMAT. unroll: a
-    Python loop instead. keep: layer returns (x, extra); the result is (x, extras stacked on axis 0).
-    """
+    Python loop instead. keep: layer returns (x, extra); the result is (x, extras stacked on axis 0)."""
     layer = remat_layer(layer, remat, in_scan=not unroll)
     depths = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
     if len(depths) != 1:

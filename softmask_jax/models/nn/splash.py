@@ -1,7 +1,6 @@
 """JAX's splash attention kernel for TPUs (flash attention, without weights [K L L]), under `shard_map` on a mesh.
 
-Letters: B batch, L length, K query heads, G key/value heads, d head width.
-"""
+Letters: B batch, L length, K query heads, G key/value heads, d head width."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -23,8 +23,7 @@ class Task:
       validate(state, *, final) -> dict[str, float]: a row of scores; of the whole validation split if final.
       rank(row) -> dict[str, float]: the score that ranks checkpoints; lower is better.
       describe(row) -> str: a row of scores in words.
-      sample(state, step) -> list[str]: texts.
-    """
+      sample(state, step) -> list[str]: texts."""
 
     forwards_per_step = 3.0
 
