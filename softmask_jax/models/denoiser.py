@@ -88,13 +88,8 @@ def abstract(denoiser: Denoiser, mesh=None) -> dict:
 
 def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
     """A function that returns the initial raw soft-masking scalars of a config."""
-    return functools.partial(
-        soft_masking.init_scalars,
-        scale=soft_mask.init_scale,
-        centre=soft_mask.init_centre,
-        steepness=soft_mask.init_steepness,
-        temperature=soft_mask.init_temperature,
-    )
+    names = ("scale", "centre", "steepness", "temperature")
+    return functools.partial(soft_masking.init_scalars, **{name: getattr(soft_mask, f"init_{name}") for name in names})
 
 
 class Layouts(NamedTuple):

@@ -7,7 +7,6 @@ Parameters: nested dict with layers stacked on axis 0, matrices [in, out] in the
 vocabulary is zero-padded to a multiple of 128. Residual stream, norms and softmax in float32, as in `dit`.
 
 Letters: B batch, L length, D width, V vocabulary, K heads, d head width, F MLP width, P positions, N layers."""
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from jax import Array
 
 from softmask_jax.models.nn import layers
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values
-from softmask_jax.models.nn.network_config import DTYPES, VOCABULARY_MULTIPLE
+from softmask_jax.models.nn.network_config import DTYPES, Sizes
 from softmask_jax.models.nn.scan import scan_layers
 
 _TANH, _ERF = partial(jax.nn.gelu, approximate=True), partial(jax.nn.gelu, approximate=False)
@@ -46,7 +45,7 @@ KNOWN = HARMLESS | TRANSFORMERS | {*HUGGING_FACE, *OPTIONAL, *BUILT, "n_inner"}
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Sizes):
     """Shape and execution; ValueError for impossible values."""
 
     vocab_size: int
@@ -94,14 +93,6 @@ class GPT2Config:
         width = config_json.get("n_inner")
         sizes["mlp_width"] = 4 * sizes["hidden_size"] if width is None else width
         return cls(**sizes | overrides)
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def shapes(config: GPT2Config) -> dict:

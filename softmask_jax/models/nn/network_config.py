@@ -10,8 +10,20 @@ DTYPES = ("float32", "bfloat16")
 FLASH = ("cudnn", "splash")
 
 
+class Sizes:
+    """Sizes that follow from others."""
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Sizes):
     """Sizes and execution; ValueError for impossible values. Subclasses define `depth`, the number of layers."""
 
     implementations: typing.ClassVar[tuple[str, ...]] = ("auto", "xla")  # choices of `attention`
@@ -51,11 +63,3 @@ class NetworkConfig:
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:
             raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
