@@ -32,10 +32,7 @@ class AnswerFile:
         self.path, self.total = Path(os.path.expanduser(path)), total
         self.rows: dict[Key, dict] = {}
         self._settings, self._file = dict(plain(settings)), None
-
-        self.settings_path, self.summary_path = (
-            self.path.with_name(f"{self.path.name}.{kind}.json") for kind in ("settings", "summary")
-        )
+        self.settings_path, self.summary_path = (Path(f"{self.path}.{kind}.json") for kind in ("settings", "summary"))
 
     @property
     def complete(self) -> bool:

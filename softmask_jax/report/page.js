@@ -1,6 +1,6 @@
 "use strict";
 addEventListener("error", event => { document.documentElement.dataset.error = event.message; });
-const shown = value => value === null ? "not finite" :
+const formatted = value => value === null ? "not finite" :
   Math.abs(value) >= 1e9 || (value && Math.abs(value) < 1e-4) ? value.toExponential(3) :
   value.toLocaleString("en", { maximumSignificantDigits: Math.abs(value) < 1000 ? 4 : 12, maximumFractionDigits: 4 });
 for (const figure of document.querySelectorAll("figure[data-series]")) {
@@ -18,8 +18,8 @@ for (const figure of document.querySelectorAll("figure[data-series]")) {
       value !== null && Math.abs(value - x) < Math.abs((one.x[best] ?? Infinity) - x) ? i : best, 0));
     const points = series.map((one, i) => one.x[nearest[i]]).filter(value => value !== null);
     const chosen = points.reduce((best, value) => Math.abs(value - x) < Math.abs(best - x) ? value : best, points[0]);
-    out.textContent = figure.dataset.xName + " " + shown(chosen) + ": " + series.map((one, i) =>
-      (series.length > 1 ? one.name + " " : "") + shown(one.y[nearest[i]])).join(", ");
+    out.textContent = figure.dataset.xName + " " + formatted(chosen) + ": " + series.map((one, i) =>
+      (series.length > 1 ? one.name + " " : "") + formatted(one.y[nearest[i]])).join(", ");
     for (const rule of figure.querySelectorAll(".rule")) {
       const pixel = left + (chosen - low) / (high - low) * (right - left);
       rule.setAttribute("x1", pixel);

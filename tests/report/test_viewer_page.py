@@ -12,6 +12,7 @@ from tests.helpers.crafted_trace import K, LENGTH, MASK, STEPS, WORDS, WordToken
 pytestmark = pytest.mark.full
 WIDTHS = (375, 1280)
 GIVEN = 4
+PANEL_HINT = "Point at a position, tap it, or reach it with Tab: here is what its mask carries."
 
 # Helpers of every probe, and what it ends with.
 BEFORE = """
@@ -111,7 +112,7 @@ def test_pointing_at_a_mask_tells_the_traces_numbers_and_a_tap_keeps_them(look, 
     said = re.search(r"Position (\d+)mask\u03bb = ([\d.]+).*Entropy of this prediction: ([\d.]+) nats", seen["said"])
     assert int(said[1]) == place and float(said[2]) == pytest.approx(weight, abs=6e-4)
     assert float(said[3]) == pytest.approx(-trace.neg_entropy[step - 1, 0, place], abs=6e-4)
-    assert seen["left"] == seen["touched"] == seen["closed"] == viewer.PANEL_HINT
+    assert seen["left"] == seen["touched"] == seen["closed"] == PANEL_HINT
     assert seen["tap"] == seen["hover"] == seen["back"] and seen["selected"] == "true" and f"position {place}" in seen["named"]
     assert "nothing has been predicted yet" in seen["start"]
 
@@ -171,7 +172,7 @@ def test_keys_walk_through_the_text_and_escape_leaves_it(look):
         key("ArrowRight", document.activeElement); seen.step = slider.value;
         key("Escape"); seen.left = panel.textContent;""")  # fmt: skip
     assert seen["first"] == "Position 0" and seen["walked"] == ["Position 2", "2"] and seen["tabs"] == 1
-    assert seen["step"] == "4" and seen["left"] == viewer.PANEL_HINT
+    assert seen["step"] == "4" and seen["left"] == PANEL_HINT
 
 
 def test_the_chooser_and_the_address_open_another_row(look, made):
@@ -180,7 +181,7 @@ def test_the_chooser_and_the_address_open_another_row(look, made):
         seen.titles = [...document.querySelectorAll(".curves:not([hidden]) figcaption")].map(one => one.textContent);
         find("row").value = 0; find("row").dispatchEvent(new Event("change")); seen.other = cells(); seen.closed = panel.textContent;
         """, fragment="#step=6&position=9&row=1")  # fmt: skip
-    assert seen["at"] == ["6", "1", "Position 9"] and seen["closed"] == viewer.PANEL_HINT
+    assert seen["at"] == ["6", "1", "Position 9"] and seen["closed"] == PANEL_HINT
     assert len(seen["titles"]) == 5 and all(title.endswith("sample 2") for title in seen["titles"])
     for row, cells in ((1, seen["cells"]), (0, seen["other"])):
         plain = [place for place in range(LENGTH) if WORDS[made.tokens[row, place]].startswith(" word")]
