@@ -4,8 +4,7 @@
 
 It takes the flags of `softmask_jax.main` and runs it as a watched process. When a host's process dies or stalls, the
 supervisors of all hosts say so in one line, end theirs, meet, and start again from the last checkpoint.
-Exit status 0 (done, or stopped and saved), 2 and 130 are never restarted. At SIGTERM and Ctrl-C all hosts save.
-"""
+Exit status 0 (done, or stopped and saved), 2 and 130 are never restarted. At SIGTERM and Ctrl-C all hosts save."""
 import argparse
 import signal
 import sys
@@ -54,12 +53,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until done, stopped or given up; return the exit status."""
-        code = None
-        while code is None:
-            code = self._meet()
-            if code is None:
-                self.child.start()
-                code = self._watch()
+        while (code := self._meet()) is None:
+            self.child.start()
+            if (code := self._watch()) is not None:
+                break
         return code
 
     def note(self, *_) -> None:
@@ -195,9 +192,8 @@ class Supervisor:
         """Exit status of a host that is over, as the others cannot continue without it."""
         mine = self.peers.mine
         for peer in self.peers.others:
-            if peer.alive and peer.sign.processes != mine.processes:
-                counts = f"{mine.processes} processes, host {peer.name} of {peer.sign.processes}"
-                return self._over(f"was told of {counts}", 2)
+            if peer.alive and (theirs := peer.sign.processes) != mine.processes:
+                return self._over(f"was told of {mine.processes} processes, host {peer.name} of {theirs}", 2)
             if peer.alive and peer.sign.state == OVER:
                 return self._over(f"ends, as host {peer.name} {peer.sign.why}", peer.sign.code)
         return None

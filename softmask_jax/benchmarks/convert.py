@@ -5,8 +5,7 @@
 A Dream of random bfloat16 weights (7B by default: 15.2 GB in shards of 5 GB, like the original) is written to the
 folder, copied, converted to our format and back; every step is a process of its own, whose time and peak of resident
 memory are printed. Files are read from the disk, not from memory, and a step ends when its files are on the disk. The
-folder needs room for the model three times.
-"""
+folder needs room for the model three times."""
 import filecmp
 import json
 import math

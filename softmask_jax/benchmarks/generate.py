@@ -5,8 +5,7 @@
 Three tables from one run, programs timed in turn, random weights: seconds of a step of the whole sampler without and
 with soft-masking (+12 % in the paper), for MDLM (169M parameters, k = 3) and a narrower Dream (k = 1); decoding in
 blocks without a cache, with the prefix cached and with all but the block cached; the compiled loop beside the same step
-called from Python.
-"""
+called from Python."""
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -92,10 +91,9 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
     ):  # fmt: skip
         model, params = build(sizes)
         tokens, keys = prompted(sizes.length, model, prompt), jax.random.split(root_key(1), 1)
-        soft_masks = {"plain": SoftMask(), "soft": SoftMask("topk", k)}
         calls = {
             kind: partial(run, sampler(model, soft_mask), params, keys, tokens, None)
-            for kind, soft_mask in soft_masks.items()
+            for kind, soft_mask in (("plain", SoftMask()), ("soft", SoftMask("topk", k)))
         }
         counts = {kind: int(call().calls) for kind, call in calls.items()}
         seconds = {kind: values / counts[kind] for kind, values in alternate(calls, rounds).items()}
@@ -103,8 +101,7 @@ def soft_masking_cost(sizes: Sizes, steps: int, rounds: int) -> list[dict]:
         rows.append({
             "model": name, "parameters": model.num_params, "vocab_size": model.vocab_size, "k": k, "calls": counts,
             **{kind: quartiles(values) for kind, values in seconds.items()},
-            "ratio": float(np.median(ratios)),
-            "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
+            "ratio": float(np.median(ratios)), "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
         })  # fmt: skip
     return rows
 
@@ -203,9 +200,7 @@ def markdown(figures: dict) -> str:
          f"{row['speed']:.2f}")
         for row in figures["caches"]
     ]  # fmt: skip
-    loops = [
-        ("compiled", spread_text(loop["compiled"])), ("in Python, its step compiled", spread_text(loop["host"])),
-    ]  # fmt: skip
+    loops = [("compiled", spread_text(loop["compiled"])), ("in Python, its step compiled", spread_text(loop["host"]))]
     return "\n\n".join([
         f"Device: {figures['device']}; jax {figures['jax']}; {sizes.compute_dtype}, one row of {sizes.length} "
         "positions. Medians, quartiles in brackets.",

@@ -4,8 +4,7 @@
 
 A Dream of 4 layers learns sums of two numbers from nothing, all of it in float32. Then its kernels become int8, and
 both are compared on held-out conversations, same masks. At last an adapter (DoRA, two passes) learns differences on
-either base. Minutes on 2 CPU cores; a folder that has the trained models already is used again.
-"""
+either base. Minutes on 2 CPU cores; a folder that has the trained models already is used again."""
 import json
 import os
 import sys

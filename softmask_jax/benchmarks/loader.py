@@ -4,8 +4,7 @@
 
 Batches of windows of 1,024 tokens are read at random from shards (of FOLDER, made by `softmask_jax.data.prepare`, or
 of made-up tokens), in turn with train steps of the paper's 169M model: medians of their speeds with quartiles. `--soak`
-reads for that many seconds first and prints the resident memory as it goes.
-"""
+reads for that many seconds first and prints the resident memory as it goes."""
 import dataclasses
 import sys
 import tempfile

@@ -1,6 +1,5 @@
 """Shared by benchmarks: interleaved timing, quartiles, machine name, flags, output."""
 import argparse
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from softmask_jax.config import option_flags
 from softmask_jax.config.command_line import command_parser
 from softmask_jax.io.files import check_writable, write_json
 
@@ -23,8 +23,7 @@ def alternate(calls: Mapping[str, Callable], rounds: int) -> dict[str, np.ndarra
 
     for call in calls.values():
         timed(call)
-    turns = [[timed(call) for call in calls.values()] for _ in range(rounds)]
-    return dict(zip(calls, np.transpose(turns)))
+    return dict(zip(calls, np.transpose([[timed(call) for call in calls.values()] for _ in range(rounds)])))
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -63,9 +62,7 @@ def benchmark_parser(name: str, description: str, sizes: type | None = None) -> 
     parser.add_argument("--json", type=writable, default="", help="write the figures here too; replaces the file")
     if sizes:
         parser.add_argument("--device", default="", help="cpu, gpu or tpu; the best there is by default")
-        group = parser.add_argument_group("sizes", " ".join(sizes.__doc__.split()))
-        for field in dataclasses.fields(sizes):
-            group.add_argument(f"--{field.name}", type=field.type, default=field.default, help="(default: %(default)s)")
+        option_flags.add(parser.add_argument_group("sizes", " ".join(sizes.__doc__.split())), sizes, helps={})
     return parser
 
 
@@ -73,7 +70,7 @@ def prepare(flags: argparse.Namespace, sizes: type):
     """Select --device; return the sizes from the flags."""
     if flags.device:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(flags.device, flags.device))
-    return sizes(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(sizes)})
+    return sizes(**option_flags.present(flags, sizes))
 
 
 def publish(text: str, figures: Mapping, json_path: str) -> None:

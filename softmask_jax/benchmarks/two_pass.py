@@ -5,8 +5,7 @@
 Seconds of a train step with one pass and with two, alternating, and their ratio beside its limit: with a forward pass
 as 1 and a backward pass as 2, a plain step is 3 and two passes are 4/3 of it; with full rematerialisation 4, and 5/4.
 Work that both kinds of step share (the optimiser, logits computed again) lowers the ratio, the sweep over the
-vocabulary raises it. Then the vocabulary's operations, dense and chunked: planned temporary memory, and seconds.
-"""
+vocabulary raises it. Then the vocabulary's operations, dense and chunked: planned temporary memory, and seconds."""
 import argparse
 import dataclasses
 import sys
@@ -100,12 +99,8 @@ def time_steps(sizes: Sizes, remat: Sequence[str], steps: int) -> list[dict]:
         pairs = seconds[name, "two_pass"] / seconds[name, "single"]
         single, two_pass = (spread(seconds[name, kind]) for kind in ("single", "two_pass"))
         rows.append({
-            "remat": name,
-            "single": single,
-            "two_pass": two_pass,
-            "ratio": two_pass["median"] / single["median"],
-            "ratio_quartiles": np.quantile(pairs, (0.25, 0.75)).tolist(),
-            "limit": float(LIMITS[name]),
+            "remat": name, "single": single, "two_pass": two_pass, "ratio": two_pass["median"] / single["median"],
+            "ratio_quartiles": np.quantile(pairs, (0.25, 0.75)).tolist(), "limit": float(LIMITS[name]),
             "temporary_bytes": temporary_bytes,
         })  # fmt: skip
     return rows

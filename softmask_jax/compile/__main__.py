@@ -6,8 +6,7 @@
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
 
 Compiled programs are kept in the cache folder ($SOFTMASK_JAX_CACHE). Where the chips do not divide the batch's rows,
-every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'.
-"""
+every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'."""
 import argparse
 import json
 import os

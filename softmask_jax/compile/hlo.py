@@ -173,8 +173,7 @@ def _instruction(name: str, text: str) -> Instruction:
     opening = rest.index("(")
     closing = _closed(rest, opening)
     inside, opcode = rest[opening + 1 : closing - 1], rest[:opening]
-    operands = tuple(re.findall(r"%[^\s,()]+", inside))
-    return Instruction(name, opcode, shape, operands, inside.strip(), rest[closing:])
+    return Instruction(name, opcode, shape, tuple(re.findall(r"%[^\s,()]+", inside)), inside.strip(), rest[closing:])
 
 
 def _closed(text: str, start: int) -> int:

@@ -8,8 +8,7 @@
 iso_update is as many updates as a binary run makes. The paper (section 4) counts a soft-masked update as two forward
 passes and gives it half the updates: iso_compute_paper. By cost an update is about 3 forward passes (2 with a frozen
 base, one more with remat "full"), and p_sm more with soft-masking: iso_flops. Seconds of a step come from the TPU
-compiler's plan (--topology, a prediction; [aot]), from the log of a run (--run), or from the command line.
-"""
+compiler's plan (--topology, a prediction; [aot]), from the log of a run (--run), or from the command line."""
 import argparse
 import dataclasses
 import os
@@ -104,8 +103,7 @@ def compiled(config, topology_name: str, **sizes) -> dict:
         program = programs.training(one, topology.devices(), **sizes)
         read = reading.read(program, topology, one.model)
         if not read.fits:
-            command = f"python -m softmask_jax.compile --topology={topology_name}"
-            raise ValueError(f"The step does not fit {topology_name}; {command} says why.")
+            raise ValueError(f"The step does not fit: see python -m softmask_jax.compile --topology={topology_name}.")
         # The program has more rows than the config on a slice with more chips than rows.
         share, times = config.train.global_batch_size / program.rows, roofline(read)
         seconds.append((times.best_s * share, times.worst_s * share))
@@ -119,8 +117,7 @@ def measured(path: str) -> dict:
     log = run_log.read(path)
     config = schema.from_dict(log.config)
     if config.data.source == "chat":
-        reason = "was trained on conversations of any length, so its log does not say what a step took"
-        raise ValueError(f"{path} {reason}; give --seconds and --two_pass_seconds.")
+        raise ValueError(f"{path} was trained on conversations of any length; give --seconds and --two_pass_seconds.")
     from scipy.stats import theilslopes
 
     tokens = config.train.global_batch_size * config.data.seq_len

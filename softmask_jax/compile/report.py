@@ -8,11 +8,9 @@ GIB = 2**30
 TIGHT = 0.05
 # Attainable shares of public peak figures: large bfloat16 products, memory streams, a ring along one mesh axis.
 COMPUTE, HBM, LINKS = 0.7, 0.8, 0.9
-ASSUMED = (
-    f"products at {COMPUTE:.0%} of the bfloat16 peak, HBM at {HBM:.0%} of its bandwidth, collectives as rings over one "
-    f"dimension of the network at {LINKS:.0%} of its links; elementwise work free; between all three overlapping "
-    "perfectly (first figure) and not at all (second)"
-)
+ASSUMED = (f"products at {COMPUTE:.0%} of the bfloat16 peak, HBM at {HBM:.0%} of its bandwidth, collectives as rings "
+           f"over one dimension of the network at {LINKS:.0%} of its links; elementwise work free; between all three "
+           "overlapping perfectly (first figure) and not at all (second)")
 
 
 @dataclasses.dataclass(frozen=True)

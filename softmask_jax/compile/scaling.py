@@ -59,10 +59,8 @@ def remarks(points: list[Reading]) -> str:
         if len(fitting) > 1:
             low, high = fitting[0].chips, fitting[-1].chips
             first, last = map(roofline, (fitting[0], fitting[-1]))
-            gain = last.tokens_per_s[1] / first.tokens_per_s[1]
-            lines.append(
-                f"- {kind}: from {low} to {high} chips ({high / low:.0f} times) {gain:.1f} times the tokens a second "
-                f"without overlap; the network's share of that step is {last.ici_s / last.worst_s:.0%}."
-            )
+            gain, share = last.tokens_per_s[1] / first.tokens_per_s[1], last.ici_s / last.worst_s
+            lines.append(f"- {kind}: from {low} to {high} chips ({high / low:.0f} times) {gain:.1f} times the tokens a "
+                         f"second without overlap; the network's share of that step is {share:.0%}.")
     bad = ", ".join(p.topology for p in points if p.logits)
     return "\n".join([*lines, f"- Arrays of size B L V: {bad or 'none in any of these programs'}."]) + "\n"

@@ -147,10 +147,8 @@ def spread(own: Reading, unit: Unit, chips: int) -> Reading:
 
 def table(points: list[Reading]) -> str:
     """Markdown table with a row per point."""
-    header = (
-        "| slice | chips | rows | data x fsdp | rows a chip x micro-batches | GiB a chip | of | fits | GB sent | "
-        "step, s | tokens/s | utilisation |"
-    )
+    header = ("| slice | chips | rows | data x fsdp | rows a chip x micro-batches | GiB a chip | of | fits | GB sent | "
+              "step, s | tokens/s | utilisation |")
     return "\n".join([header, "|---" * 12 + "|", *map(_row, points)])
 
 

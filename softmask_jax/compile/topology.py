@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from softmask_jax.io.tree_files import one_line
+from softmask_jax.io.files import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Topology:
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **shape).devices
         except Exception as error:  # libtpu raises errors of many classes
-            reason = f"The TPU compiler does not take {self.name} ({one_line(error):.200})"
-            raise RuntimeError(f"{reason}; it needs libtpu: pip install 'softmask_jax[aot]'") from error
+            raise RuntimeError(f"The TPU compiler does not take {self.name} ({one_line(error)}); it needs libtpu: "
+                               "pip install 'softmask_jax[aot]'") from error
 
 
 def slice_of(kind: str, chips: int) -> Topology:

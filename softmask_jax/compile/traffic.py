@@ -86,16 +86,14 @@ class _Walk:
             known = self.module.trips(i, inside)
             unknown = known is None
             body = self.computation(self.computations[i.called("body")], depth + unknown)
-            turns = self.trips(i, known, depth, body.unknown > 0)
-            return Traffic(unknown=int(unknown)).plus(body, turns)
+            return Traffic(unknown=int(unknown)).plus(body, self.trips(i, known, depth, body.unknown > 0))
         if i.opcode == "conditional":
             branches = [self.computation(self.computations[b], depth) for b in i.branches()]
             return max(branches, key=lambda t: (t.hbm, t.sent))
         if i.opcode in ("call", "async-start"):
             return self.computation(self.computations[i.called("to_apply") or i.called("calls")], depth)
-        if i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
-            return Traffic()
-        if i.opcode == "custom-call" and FREE_CALLS.search(i.attributes):
+        is_free_call = i.opcode == "custom-call" and FREE_CALLS.search(i.attributes)
+        if is_free_call or i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
             return Traffic()
         moved = Traffic(self.moved(i, inside))
         if i.opcode.removesuffix("-start") in KINDS:

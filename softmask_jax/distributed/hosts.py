@@ -28,10 +28,8 @@ import numpy as np
 from softmask_jax.distributed import clusters, rendezvous
 from softmask_jax.io.files import plain
 
-ADVICE = (
-    "Give --coordinator=HOST:PORT, --processes and --process on every host; or --processes=1 to run as a single "
-    "process."
-)
+ADVICE = ("Give --coordinator=HOST:PORT, --processes and --process on every host; or --processes=1 to run as a single "
+          "process.")
 # Code that must be equal on all hosts.
 CODE = Path(__file__).parents[1]
 # Config keys that may differ: folders local to a host.
@@ -112,10 +110,9 @@ def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
         reason = " ".join(str(error).split())
         raise RuntimeError(f"JAX could not start on several hosts ({reason}). {ADVICE}") from error
     if (jax.process_index(), jax.process_count()) != (member.process, member.processes):
-        raise RuntimeError(
-            f"JAX takes this process for {jax.process_index()} of {jax.process_count()}, not for {member.process} of "
-            f"{member.processes} ({member.how}): are its devices part of the same machine or pod as the others'?"
-        )
+        raise RuntimeError(f"JAX takes this process for {jax.process_index()} of {jax.process_count()}, not for "
+                           f"{member.process} of {member.processes} ({member.how}): are its devices part of the same "
+                           "machine or pod as the others'?")
 
 
 def leave_soon(code: int, seconds: float = 10.0) -> None:
@@ -137,9 +134,7 @@ def check_same(what: str, value: str) -> None:
         return
     digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8))
     if others := [str(process) for process, digest in enumerate(digests) if (digest != digests[0]).any()]:
-        raise RuntimeError(
-            f"The hosts do not see the same: {what} of host {', '.join(others)} differs from that of host 0."
-        )
+        raise RuntimeError(f"The hosts do not see the same: {what} of host {', '.join(others)} differs from host 0's.")
 
 
 def prints(config: Mapping) -> dict[str, str]:
@@ -160,10 +155,9 @@ def prints(config: Mapping) -> dict[str, str]:
 @functools.cache
 def _code(package: Path) -> str:
     """Digest of all modules in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    paths = sorted(package.rglob("*.py"))
+    content = b"".join(f"{path.relative_to(package)}\0".encode() + path.read_bytes() for path in paths)
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _addressed(alone: Member, how: str, address: str, processes: int | None, process: int | None) -> Member:
@@ -171,8 +165,8 @@ def _addressed(alone: Member, how: str, address: str, processes: int | None, pro
     if missing := [name for name, value in numbers.items() if value is None]:
         raise ValueError(f"The coordinator's address is given ({address}), so {' and '.join(missing)} must be too.")
     if not 0 <= process < processes:
-        numbers = f"of {processes} processes they are 0 to {processes - 1}"
-        raise ValueError(f"--process={process} is out of range: {numbers}.")
+        last = processes - 1
+        raise ValueError(f"--process={process} is out of range: of {processes} processes they are 0 to {last}.")
     rendezvous.split_address(address)
     return dataclasses.replace(alone, how=how, coordinator=address, processes=processes, process=process)
 
@@ -183,8 +177,8 @@ def _ask_cluster(alone: Member, how: str) -> Member:
         address = f"{host}:{os.environ.get('JAX_COORDINATOR_PORT') or port}"
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         reason = f"{error} is not set" if isinstance(error, KeyError) else " ".join(str(error).split())
-        text = f"This looks like a part of a {how}, but the other hosts are unknown ({reason}). {ADVICE}"
-        raise RuntimeError(text) from error
+        message = f"This looks like a part of a {how}, but the other hosts are unknown ({reason}). {ADVICE}"
+        raise RuntimeError(message) from error
     if processes == 1:
         return alone
     # JAX reads JAX_LOCAL_DEVICE_IDS itself.

@@ -31,6 +31,7 @@ class Sign:
     why: str = ""  # what ended the last attempt or the run on this host; "" if it followed another host
     weight: int = 0  # certainty that the cause lies here
     code: int = 0  # exit status if OVER
+    count: int = 0  # of messages, so that each differs from the one before
 
 
 @dataclasses.dataclass
@@ -42,7 +43,6 @@ class Peer:
     alive: bool = False  # since its first new message
     anew: bool = False  # a new supervisor replaced a live one
     changed: float = dataclasses.field(default_factory=time.monotonic)
-    text: str | None = None
 
     @property
     def name(self) -> str:
@@ -61,11 +61,11 @@ class Peers:
         self.folder, self.every, self.shared = Path(workdir) / "hosts", every, processes > 1
         self.others = [Peer(i) for i in range(processes) if i != process]
         self.mine = Sign(process, processes, socket.gethostname(), uuid.uuid4().hex[:12])
-        self._written, self._count, self._news = -float("inf"), 0, None
+        self._written, self._news = -float("inf"), None
         if self.shared:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, f"{process}.json")  # of a supervisor killed while writing
-            before = [_parse(self._read(i)) for i in range(processes)]
+            before = [self._read(i) for i in range(processes)]
             self.look()
             for peer in self.others:
                 peer.alive = False
@@ -75,39 +75,32 @@ class Peers:
     def say(self, **changes) -> None:
         """Change this host's message; written at once if it matters to others, else with the next sign of life."""
         self.mine = dataclasses.replace(self.mine, **changes)
-        news = dataclasses.replace(self.mine, step=0)
+        news = dataclasses.replace(self.mine, step=0, count=0)
         if not self.shared or (news == self._news and time.monotonic() - self._written < self.every):
             return
-        self._count += 1
-        content = json.dumps(dataclasses.asdict(self.mine) | {"count": self._count})
+        self.mine = dataclasses.replace(self.mine, count=self.mine.count + 1)
         # Transient errors of a network file system: the next try is soon, and others notice silence.
         with contextlib.suppress(OSError):
-            write_atomically(self.folder / f"{self.mine.process}.json", content + "\n")
+            write_atomically(self._path(self.mine.process), json.dumps(dataclasses.asdict(self.mine)) + "\n")
             self._news, self._written = news, time.monotonic()
 
     def look(self) -> None:
         """Read the others' messages."""
         for peer in self.others:
-            text = self._read(peer.process)
-            sign = _parse(text)
-            if sign is not None and text != peer.text:
-                # The first text may be an earlier job's; only a change shows life.
+            sign = self._read(peer.process)
+            if sign is not None and sign != peer.sign:
+                # The first may be an earlier job's; only a change shows life.
                 peer.anew |= peer.alive and sign.life != peer.sign.life
-                peer.alive, peer.sign, peer.text, peer.changed = True, sign, text, time.monotonic()
+                peer.alive, peer.sign, peer.changed = True, sign, time.monotonic()
 
     def newest(self) -> int:
         """Highest attempt of the others; -1 if none is alive."""
         return max((peer.sign.attempt for peer in self.others if peer.alive), default=-1)
 
-    def _read(self, process: int) -> str | None:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (self.folder / f"{process}.json").read_text(encoding="utf-8")
+    def _path(self, process: int) -> Path:
+        return self.folder / f"{process}.json"
+
+    def _read(self, process: int) -> Sign | None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return Sign(**json.loads(self._path(process).read_text("utf-8")))
         return None
-
-
-def _parse(text: str | None) -> Sign | None:
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        values = json.loads(text or "")
-        values.pop("count", None)
-        return Sign(**values)
-    return None

@@ -85,10 +85,8 @@ class _Leader:
         try:
             self.server = socket.create_server(("", port), **options)
         except OSError as error:
-            raise RuntimeError(
-                f"Port {port} of this host, the coordinator's, cannot be used ({error.strerror}): another run? Give "
-                "--coordinator another port, the same on all hosts."
-            ) from error
+            raise RuntimeError(f"Port {port} of this host, the coordinator's, cannot be used ({error.strerror}): "
+                               "another run? Give --coordinator another port, the same on all hosts.") from error
 
     def close(self) -> None:
         for line in (*self.lines.values(), *self.refused):
@@ -133,18 +131,14 @@ class _Leader:
         self.lines[host.process], self.hosts[host.process] = line, host  # hosts may reconnect
         if host.processes == self.me.processes and 0 <= host.process < host.processes:
             return ""
-        return (
-            f"Host {host} was told that there are {host.processes} processes, host {self.me} that there are "
-            f"{self.me.processes}."
-        )
+        return (f"Host {host} was told that there are {host.processes} processes, host {self.me} that there are "
+                f"{self.me.processes}.")
 
     def _missing(self) -> str:
-        missing = ", ".join(str(i) for i in range(self.me.processes) if i not in self.hosts)
+        missing = ", ".join(str(process) for process in range(self.me.processes) if process not in self.hosts)
         there = ", ".join(str(host) for _, host in sorted(self.hosts.items()))
-        return (
-            f"Of {self.me.processes} hosts {missing} did not come to {self.address} within {self.seconds:g} s; there: "
-            f"{there}. Does the same command run on every host, and may they reach that address?"
-        )
+        return (f"Of {self.me.processes} hosts {missing} did not come to {self.address} within {self.seconds:g} s; "
+                f"there: {there}. Does the same command run on every host, and may they reach that address?")
 
     def _share(self, folder: Path) -> str:
         token, blind = uuid.uuid4().hex, []
@@ -191,10 +185,8 @@ def _follow(address: str, me: Host, seconds: float, folder: Path) -> str:
             time.sleep(min(0.3, left))
         finally:
             line.connection.close()
-    return (
-        f"Host {me.process}: no answer from host 0 at {address} within {seconds:g} s ({reason}). Does the same command "
-        "run there, and is the address right?"
-    )
+    return (f"Host {me.process}: no answer from host 0 at {address} within {seconds:g} s ({reason}). Does the same "
+            "command run there, and is the address right?")
 
 
 def _sees(folder: Path, token: str) -> bool:
@@ -244,6 +236,7 @@ class _Line:
             return True
         except OSError:
             return False
+
 
 def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:57]}..."

@@ -37,10 +37,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, *, s
         raise ValueError(f"config.mesh ({named}): sizes are positive, and at most one is -1 (all devices left).")
     fixed = math.prod(size for size in sizes if size != -1)
     if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        raise ValueError(
-            f"config.mesh ({named}) does not fit {len(devices)} device(s): the sizes must multiply to {len(devices)}; "
-            "set one of them to -1 to take what is left."
-        )
+        raise ValueError(f"config.mesh ({named}) does not fit {len(devices)} device(s): the sizes must multiply to "
+                         f"{len(devices)}; set one of them to -1 to take what is left.")
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -71,18 +69,15 @@ def rows_over(mesh: Mesh):
 
 def vocab_over(mesh: Mesh, axis: str):
     """Constraint of a table [Vpad D]: V over a mesh axis, D replicated."""
-    layout = NamedSharding(mesh, PartitionSpec(axis, None))
-    return lambda table: jax.lax.with_sharding_constraint(table, layout)
+    return lambda table: jax.lax.with_sharding_constraint(table, NamedSharding(mesh, PartitionSpec(axis, None)))
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
     """ValueError unless `size` rows divide evenly over the devices, and the mesh over the hosts."""
     check_hosts(mesh)
     if size % (shards := batch_shards(mesh)):
-        raise ValueError(
-            f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
-            f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}."
-        )
+        raise ValueError(f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
+                         f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}.")
 
 
 def check_hosts(mesh: Mesh) -> None:
@@ -92,11 +87,9 @@ def check_hosts(mesh: Mesh) -> None:
     shares = collections.Counter(host for hosts in owners for host in hosts)
     if max(map(len, owners)) > 1 or len(set(shares.values())) > 1:
         sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        raise ValueError(
-            f"config.mesh ({sizes}) does not fit {len(shares)} hosts: data x fsdp must give each host the same number "
-            "of rows, and the sequence and tensor axes must stay within one host; choose sizes whose product divides "
-            "the number of devices of one host."
-        )
+        raise ValueError(f"config.mesh ({sizes}) does not fit {len(shares)} hosts: data x fsdp must give each host the "
+                         "same number of rows, and the sequence and tensor axes must stay within one host; choose "
+                         "sizes whose product divides the number of devices of one host.")
 
 
 def param_shardings(mesh: Mesh, axes, shapes):
@@ -112,10 +105,8 @@ def param_shardings(mesh: Mesh, axes, shapes):
         axes = [RULES[name] for name in names]
         for name, axis, size in zip(names, axes, leaf.shape):
             if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(
-                    f"{where}: dimension '{name}' of size {size} cannot be cut into {mesh.shape[axis]} equal parts; "
-                    f"choose a config.mesh.{axis} that divides it."
-                )
+                raise ValueError(f"{where}: dimension '{name}' of size {size} cannot be cut into {mesh.shape[axis]} "
+                                 f"equal parts; choose a config.mesh.{axis} that divides it.")
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(layout, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))

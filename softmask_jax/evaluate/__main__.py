@@ -7,8 +7,7 @@
 
 Tasks: perplexity (validation and zero-shot), generative (perplexity by another model, entropy, MAUVE of texts written from
 masks alone), humaneval, humaneval_plus, mbpp, mbpp_plus (programs). The same command goes on where it was stopped and ends
-with the same numbers. --out gets results.json, results.md, and plots if there are several budgets.
-"""
+with the same numbers. --out gets results.json, results.md, and plots if there are several budgets."""
 import argparse
 import logging
 import os
@@ -52,6 +51,7 @@ def main(argv: list[str]) -> None:
 
     import softmask_jax
     from softmask_jax import config
+    from softmask_jax.data.sources.listing import required
     from softmask_jax.evaluate import plots, tables, tasks
     from softmask_jax.evaluate.runner import Evaluation
     from softmask_jax.evaluate.settings import Settings
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     drawn = settings.run.plots and len(evaluation.budgets) > 1 and any(task.sweeps for task in evaluation.tasks)
     if drawn:
-        plots.check()
+        required("matplotlib", "eval", "--config.run.plots=True")
     report = evaluation()
     print(tables.markdown(report))
     for path in plots.write(report, evaluation.out / "plots") if drawn else []:

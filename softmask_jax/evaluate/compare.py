@@ -5,8 +5,7 @@
 The first run is the baseline. Every window of the validation split is masked several times; the NELBO of a window is
 the mean over its draws, and the 95 % intervals are over windows, paired where two estimates are compared. Training is
 counted in forward passes, as the paper's method has it: 3 for a plain step, 3 + p_sm for a soft-masked one.
-`--curves_only` overlays the curves of any runs, also of unfinished ones or of runs on different text.
-"""
+`--curves_only` overlays the curves of any runs, also of unfinished ones or of runs on different text."""
 import argparse
 import dataclasses
 import functools
@@ -108,10 +107,8 @@ def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: 
     ValueError: see `check_comparable`."""
     windows = check_comparable(runs)
     draws = max(draws, math.ceil(LEAST_TOKENS / (len(windows) * windows.seq_len)))
-    scores = {
-        name: score(run, windows, draws=draws, batch_size=batch_size, seed=seed)
-        for name, run in zip(run_names([run.path for run in runs]), runs)
-    }
+    named = dict(zip(run_names([run.path for run in runs]), runs))
+    scores = {name: score(run, windows, draws=draws, batch_size=batch_size, seed=seed) for name, run in named.items()}
     best = {
         name: (f"{name}, two passes", nats["two_pass"]) if "two_pass" in nats else (name, nats["one_pass"])
         for name, nats in scores.items()
@@ -123,7 +120,7 @@ def compare(runs: Sequence[Run], *, draws: int = 4, batch_size: int = 16, seed: 
             differences[f"{name}, two passes - {name}, one pass"] = _estimate(nats["two_pass"], nats["one_pass"])
     return {
         "baseline": next(iter(scores)),
-        "runs": {name: _described(run, nats, runs[0]) for (name, nats), run in zip(scores.items(), runs)},
+        "runs": {name: _described(run, scores[name], runs[0]) for name, run in named.items()},
         "differences": differences,
         "validation": {"windows": len(windows), "draws": draws, "tokens": len(windows) * draws * windows.seq_len},
     }
@@ -175,10 +172,8 @@ def tables(report: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
 
 def introduction(report: dict) -> str:
     used = report["validation"]
-    return (
-        f"NELBO in nats per token with 95 % intervals, on {used['windows']:,} validation windows x {used['draws']} "
-        f"draws ({used['tokens']:,} tokens), the same masks for all."
-    )
+    return (f"NELBO in nats per token with 95 % intervals, on {used['windows']:,} validation windows x {used['draws']} "
+            f"draws ({used['tokens']:,} tokens), the same masks for all.")
 
 
 def verdicts(report: dict) -> list[str]:
@@ -192,10 +187,8 @@ def verdicts(report: dict) -> list[str]:
             sentences.append(f"Training FLOPs are equal within 2 % ({ratio}).")
         elif name != baseline:
             steps = round(run["step"] / run["flops_ratio"])
-            sentences.append(
-                f"Training FLOPs are NOT equal within 2 % ({ratio}): at {steps:,} steps {name} would have cost what "
-                f"{baseline} did."
-            )
+            sentences.append(f"Training FLOPs are NOT equal within 2 % ({ratio}): at {steps:,} steps {name} would have "
+                             f"cost what {baseline} did.")
     return sentences
 
 

@@ -23,15 +23,6 @@ def curves(report: Mapping) -> dict[tuple[str, str], dict[str, list[dict]]]:
     return {key: models for key, models in by_number.items() if any(len(points) > 1 for points in models.values())}
 
 
-def check() -> None:
-    """ImportError, one line, without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        remedy = "pip install 'softmask_jax[eval]', or --config.run.plots=False"
-        raise ImportError(f"Plots need matplotlib: {remedy}.") from None
-
-
 def write(report: Mapping, folder: Path) -> list[Path]:
     """Draw each of `curves` into `folder`/<task>_<number>.png and .svg; the same points are the same bytes."""
     import matplotlib

@@ -66,8 +66,7 @@ class Evaluation:
         self.checkpoints, self.budgets = checkpoints(settings.models), budgets(settings.run.budgets)
         for task in self.tasks:
             task.check(settings, **self._allowed)
-        mesh = settings.mesh
-        self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, sequence=mesh.sequence)
+        self.mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
         self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out)
 
     @settled()

@@ -103,15 +103,10 @@ def check_least(settings: Settings, section: str, **least: float) -> None:
             raise ValueError(f"config.{section}.{key} is {value}; the least is {bound}.")
 
 
-def listed(text: str) -> list[str]:
-    """Parts of a list joined by ";"."""
-    return split_paths(text, ";")
-
-
 def budgets(text: str) -> list[Fraction]:
     """Shares of the steps, descending. ValueError for anything but fractions in (0, 1]."""
     try:
-        shares = sorted({Fraction(part) for part in listed(text)}, reverse=True)
+        shares = sorted({Fraction(part) for part in split_paths(text, ";")}, reverse=True)
     except (ValueError, ZeroDivisionError):
         shares = []
     if not shares or not all(0 < share <= 1 for share in shares):

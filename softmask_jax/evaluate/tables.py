@@ -73,5 +73,4 @@ def _verdict(one: Mapping) -> str:
     """The model that a difference favours, if its interval excludes 0."""
     if one["low"] is None or not one["better"] or one["low"] <= 0 <= one["high"]:
         return "neither"
-    lower = one["high"] < 0
-    return one["model"] if lower == (one["better"] == "lower") else one["baseline"]
+    return one["model"] if (one["high"] < 0) == (one["better"] == "lower") else one["baseline"]

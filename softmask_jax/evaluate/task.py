@@ -19,7 +19,6 @@ from softmask_jax.evaluate.settings import Settings
 from softmask_jax.io.answers import AnswerFile, Key, key_of
 from softmask_jax.training.intervals import student
 
-
 # Advice for numbers that are not finite.
 DIVERGED = "the weights are damaged, or the training diverged: give another --config.models.step"
 

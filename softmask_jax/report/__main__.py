@@ -2,8 +2,7 @@
 
     python -m softmask_jax.report runs/stdlib [--out page.html]
 
-Training writes the report at its end; this command writes it for any run, finished or not.
-"""
+Training writes the report at its end; this command writes it for any run, finished or not."""
 import sys
 
 from softmask_jax.config.command_line import command, command_parser

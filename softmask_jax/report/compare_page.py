@@ -20,7 +20,9 @@ def build(runs: Mapping[str, RunLog], measured: Sequence = ()) -> str:
     losses, perplexities = {}, {}
     for colour, (name, run) in enumerate(runs.items()):
         losses[name] = curves.trained(run, "loss", name, mean=True, colour=colour)
-        perplexities[name] = _perplexity(name, run, colour)
+        both = any(column.startswith("two_pass/") for _, column in run.columns)
+        estimate, label = ("two_pass", f"{name}, two passes") if both else ("one_pass", name)
+        perplexities[name] = curves.perplexity(run, estimate, label, colour=colour)
     return page.document(
         title,
         f'<header><h1>{page.text(title)}</h1>\n<p class="pale">{page.text(subtitle)}</p></header>\n',
@@ -32,12 +34,6 @@ def build(runs: Mapping[str, RunLog], measured: Sequence = ()) -> str:
         page.section("Speed and step size", _speed(runs)),
         page.section("Differences of config", _differences(runs)),
     )
-
-
-def _perplexity(name: str, run: RunLog, colour: int) -> Series:
-    if any(column.startswith("two_pass/") for _, column in run.columns):
-        return curves.perplexity(run, "two_pass", f"{name}, two passes", colour=colour)
-    return curves.perplexity(run, "one_pass", name, colour=colour)
 
 
 def _over(title: str, runs: Mapping[str, RunLog], drawn: Mapping[str, Series], y_label: str, log: bool = False) -> str:

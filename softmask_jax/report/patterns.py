@@ -80,10 +80,8 @@ class Encoder:
         count = row.max_new_tokens or self.max_new_tokens or self.limit - len(prompt)
         if count < 1 or len(prompt) + count > self.limit:
             more = f" and {count:,} new ones" if count > 0 else ""
-            raise ValueError(
-                f"the prompt's {len(prompt):,} tokens{more} are too long for the {self.limit:,} positions that a row "
-                "may have: shorten it, or ask for fewer with max_new_tokens."
-            )
+            raise ValueError(f"the prompt's {len(prompt):,} tokens{more} are too long for the {self.limit:,} positions "
+                             "that a row may have: shorten it, or ask for fewer with max_new_tokens.")
         return np.concatenate([prompt, np.full(count, self.model.mask_token_id, np.int32)])
 
     def _prompt(self, row: Row) -> np.ndarray:
@@ -98,9 +96,8 @@ class Encoder:
         return self._without_mask(self.model.encode_chat(messages))
 
     def _parts(self, parts: Sequence[str | int]) -> np.ndarray:
-        mask = self.model.mask_token_id
         return np.concatenate([
-            np.full(part, mask, np.int32) if is_integer(part) else self._text(part, first=not i)
+            np.full(part, self.model.mask_token_id, np.int32) if is_integer(part) else self._text(part, first=not i)
             for i, part in enumerate(parts) if part != ""
         ])  # fmt: skip
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from softmask_jax.config import Config, flatten
-from softmask_jax.io.files import write_atomically
+from softmask_jax.io.files import one_line, write_atomically
 from softmask_jax.io.run_log import RunLog, number as number_of, read
 from softmask_jax.report import curves, page
 from softmask_jax.report.chart_axes import number
@@ -29,9 +29,8 @@ def write_at_end(folder: Path, summary: dict) -> None:
     try:
         write(folder, summary=summary)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         again = f"python -m softmask_jax.report {folder} tries again."
-        print(f"Warning: no {FILE} was written ({reason}); {again}", flush=True)
+        print(f"Warning: no {FILE} was written ({one_line(error)}); {again}", flush=True)
 
 
 def build(run: RunLog) -> str:
@@ -158,12 +157,11 @@ def _soft_masking(run: RunLog) -> list[str]:
 def _speed_and_step_size(run: RunLog) -> list[str]:
     rates = {"learning_rate": "network", "sm_learning_rate": "soft-masking scalars"}
     tokens = curves.trained(run, "tokens_per_second", "tokens/s")
-    share = curves.trained(run, "model_flops_share", "share")
     return [
         optional_chart("Learning rate", [curves.trained(run, *one) for one in rates.items()], y_label="learning rate"),
         optional_chart("Gradient norm, before clipping", curves.trained_both(run, "grad_norm"), y_label="norm"),
         optional_chart("Throughput", [tokens], y_label="tokens/s", note=curves.throughput(run)),
-        optional_chart("Share of peak FLOPs", [share], y_label="share"),
+        optional_chart("Share of peak FLOPs", [curves.trained(run, "model_flops_share", "share")], y_label="share"),
     ]
 
 
@@ -189,20 +187,17 @@ def _texts(texts: list) -> str:
 def _settings(run: RunLog) -> str:
     if not run.config:
         return ""
-    defaults, changed, rest = flatten(Config().to_dict()), [], []
-    for name, value in flatten(run.config).items():
-        if name not in defaults:
-            changed.append((name, _shown(value), "(not in this version)"))
-        elif value == defaults[name]:
-            rest.append((name, _shown(value)))
-        else:
-            changed.append((name, _shown(value), _shown(defaults[name])))
-    head = "<p>All as the schema has it.</p>\n"
-    if changed:
-        table = page.table(("key", "value", "default"), changed)
-        head = f"<p>What differs from the defaults of the schema:</p>\n{table}"
+    defaults, values = flatten(Config().to_dict()), flatten(run.config)
+    rest = {name: _shown(value) for name, value in values.items() if name in defaults and value == defaults[name]}
+    changed = [
+        (name, _shown(value), _shown(defaults[name]) if name in defaults else "(not in this version)")
+        for name, value in values.items() if name not in rest
+    ]  # fmt: skip
+    table = page.table(("key", "value", "default"), changed)
+    differing = f"<p>What differs from the defaults of the schema:</p>\n{table}"
+    head = differing if changed else "<p>All as the schema has it.</p>\n"
     summary = f"<summary>The other {len(rest)} settings, as the schema has them</summary>"
-    return f"{head}<details>{summary}\n{page.table(('key', 'value'), rest)}</details>\n"
+    return f"{head}<details>{summary}\n{page.table(('key', 'value'), list(rest.items()))}</details>\n"
 
 
 def _facts(values, header: str) -> str:

@@ -1,6 +1,7 @@
 """From an answer to the program that is tried; with compat as Dream's lm-evaluation-harness extracts it."""
 import ast
 import contextlib
+import re
 import textwrap
 import warnings
 from collections.abc import Collection, Sequence
@@ -31,11 +32,7 @@ def program(task: str, problem: Problem, text: str, chat: bool, compat: bool = F
         return cleaned(f"{head}\n{block}", {problem.entry_point})
     if compat:
         return whole
-    return _requested(problem, head, _newlines(text).lstrip("\ufeff"), chat) or whole
-
-
-def _newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return _requested(problem, head, re.sub("\r\n?", "\n", text).lstrip("\ufeff"), chat) or whole
 
 
 def _requested(problem: Problem, head: str, text: str, chat: bool) -> str:
@@ -73,8 +70,7 @@ def _score(block: Sequence[Statement], names: Collection[str]) -> int:
 
 def _body(head: str, block: str, names: Collection[str]) -> list[Statement]:
     """Statements of `head` continued by a block, at any margin; [] if the block is no body."""
-    indented = textwrap.indent(textwrap.dedent(block).strip("\n"), INDENT)
-    for body in (block, INDENT + block.lstrip(), indented):
+    for body in (block, INDENT + block.lstrip(), textwrap.indent(textwrap.dedent(block).strip("\n"), INDENT)):
         read = statements(f"{head.rstrip()}\n{body}")
         if _score([part for part in read if part.returns], names):
             return read
@@ -97,7 +93,7 @@ def cleaned(text: str, wanted: Collection[str]) -> str:
     `wanted` need, of the run of lines that parses and has the most non-blank lines, the first of equals."""
     # Invalid escape sequences warn.
     with warnings.catch_warnings(action="ignore"):
-        tree = _longest(_newlines(text.replace("\t", "    ")).strip() + "\n")
+        tree = _longest(re.sub("\r\n?", "\n", text.replace("\t", "    ")).strip() + "\n")
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     definitions = {name: node for node in tree.body if (name := _defined(node))}
     names, waiting = set(), list(wanted)

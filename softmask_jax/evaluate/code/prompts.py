@@ -28,11 +28,8 @@ def row(task: str, problem: Problem, chat: bool) -> prompts.Row:
 def _wording(task: str, problem: Problem, chat: bool) -> tuple[str, str]:
     """Question, and beginning of its answer in a chat."""
     if family(task) != HUMANEVAL:
-        tests = "\n".join(problem.shown)
-        asked = (
-            f"You are an expert Python programmer, and here is your task: {problem.prompt} Your code should pass these "
-            f"tests:\n\n{tests}"
-        )
+        asked = f"You are an expert Python programmer, and here is your task: {problem.prompt} Your code should pass "
+        asked += "these tests:\n\n" + "\n".join(problem.shown)
         return (asked, OPENING) if chat else (f"{asked}\n[BEGIN]\n", "")
     if not chat:
         return problem.prompt, ""

@@ -17,20 +17,18 @@ from softmask_jax.evaluate.code.pass_at_k import difference, estimate, pass_at_k
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem
 from softmask_jax.evaluate.code.running import FAILED, Limits, PASSED, Program
 from softmask_jax.evaluate.generative.samples import budgeted, counts_steps
-from softmask_jax.evaluate.settings import Code, Settings, budgets, check_least, listed
+from softmask_jax.evaluate.settings import Code, Settings, budgets, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work
 from softmask_jax.generate.batches import Generator, plan, shape_of
 from softmask_jax.io.answers import AnswerFile, Key, count, key_of, summarize
-from softmask_jax.io.files import plain
+from softmask_jax.io.files import plain, split_paths
 from softmask_jax.samplers import Options
 
 NEW_TOKENS = {HUMANEVAL: 768, problems.MBPP: 512}
 # MiB that an interpreter with NumPy needs to start.
 LEAST_MEMORY = 128
 NOT_RUN = "No program was run. The same command with --allow_code runs these answers, in a sandbox."
-UNSAFE = (
-    "Programs ran without a sandbox, with limits alone: they could read and write whatever the user can who ran this."
-)
+UNSAFE = "Programs ran without a sandbox, with limits alone: they could read and write whatever the user can."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +188,7 @@ def use_sandbox(allow_unsafe_code: bool) -> bool:
 def chosen_ks(code: Code) -> list[int]:
     """The k of pass@k. ValueError for more than there are samples."""
     try:
-        ks = sorted({int(part) for part in listed(code.k)})
+        ks = sorted({int(part) for part in split_paths(code.k, ";")})
     except ValueError:
         ks = []
     if not ks or not 1 <= ks[0] <= ks[-1] <= code.samples:

@@ -43,7 +43,7 @@ def counts_steps(options: Options) -> bool:
 
 
 def budgeted(options: Options, length: int, budget: Fraction, section: str = "sampler") -> Options:
-    """The sampler with a share of its steps, at least one. ValueError if it has no fixed number. section: its config."""
+    """The sampler with a share of its steps, at least 1. ValueError if it has no fixed number. section: its config."""
     if budget == 1:
         return options
     if not counts_steps(options):

@@ -19,10 +19,8 @@ from softmask_jax.distributed import sharding
 from softmask_jax.models.nn import gpt2
 
 SETTING = "config.generative.scorer"
-DOWNLOAD = (
-    "download openai-community/gpt2-large (config.json, model.safetensors, and tokenizer.json or vocab.json with "
-    f"merges.txt) into a folder and name that in {SETTING}, or give {SETTING}=hf://openai-community/gpt2-large"
-)
+DOWNLOAD = ("download openai-community/gpt2-large (config.json, model.safetensors, and tokenizer.json or vocab.json + "
+            f"merges.txt) into a folder and name it in {SETTING}, or give {SETTING}=hf://openai-community/gpt2-large")
 
 
 def _folder(spec: str) -> Path:

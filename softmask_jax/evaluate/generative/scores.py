@@ -37,6 +37,7 @@ class Scores:
     tokens: np.ndarray  # [T], by the scorer's tokenizer
     features: np.ndarray  # [T D] float32, zeros for a text without tokens
     key: str  # hash of texts, scorer and settings
+
     @property
     def written(self) -> np.ndarray:
         """[T] bool: texts with a token."""
@@ -63,9 +64,7 @@ def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
     size = math.ceil(batch_size / shards) * shards
-    digest = hashlib.sha256()
-    for ids in rows:
-        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    digest = hashlib.sha256(b"".join(len(ids).to_bytes(8, "little") + ids.tobytes() for ids in rows))
     key = content_key(
         scores_format=FORMAT, scorer=scorer.fingerprint, texts=digest.hexdigest(), max_length=max_length, rows=size
     )
@@ -113,8 +112,7 @@ def _scored(scorer: Scorer, batch: Batch, texts: Sequence[np.ndarray]) -> dict:
     tokens = np.full((batch.size, batch.shape.length), eos_id, np.int32)
     lengths = np.ones(batch.size, np.int32)
     for i, ids in enumerate(texts):
-        lengths[i] = len(ids)
-        tokens[i, : len(ids)] = ids
+        lengths[i], tokens[i, : len(ids)] = len(ids), ids
     nll, features = scorer(tokens, lengths)
     counted = [counts(ids, eos_id) for ids in texts]
     sums = np.array([nll[i, : len(mask)][mask].sum(dtype=np.float64) for i, mask in enumerate(counted)])

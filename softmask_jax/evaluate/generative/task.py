@@ -28,14 +28,10 @@ GPT2_LARGE = (1_280, 36)
 # Seeds of MAUVE's clustering, the settings' own first.
 SEEDS = 3
 REFERENCES, NONE = "config.generative.references", "none"
-GIVE_REFERENCES = (
-    f"name a text in its place, {REFERENCES}='files:texts/*.txt', or leave MAUVE out with {REFERENCES}={NONE}"
-)
+GIVE_REFERENCES = f"name a text instead, {REFERENCES}='files:texts/*.txt', or leave MAUVE out with {REFERENCES}={NONE}"
 CACHE = f"point config.data.cache_dir or {ENVIRONMENT_VARIABLE} at a folder that can be written"
-NO_INTERVAL = (
-    "MAUVE has no interval: texts that are drawn again, as for a bootstrap, look further from the references than they "
-    "are. What it is by other clusterings stands in results.json (details.mauve.by_seed)."
-)
+NO_INTERVAL = ("MAUVE has no interval: texts that are drawn again, as for a bootstrap, look further from the "
+               "references than they are. Its values by other clusterings: results.json, details.mauve.by_seed.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +56,11 @@ class Generative:
         if config.references != NONE:
             mauve_score.check_installed()
         if config.mauve_buckets > 2 * settings.samples.count:
-            buckets = f"config.generative.mauve_buckets is {config.mauve_buckets}"
-            raise ValueError(f"{buckets}, more than twice config.samples.count.")
+            raise ValueError("config.generative.mauve_buckets is more than twice config.samples.count.")
         _reference_source(config)
         longest = open_files(config.scorer, config.compute_dtype)[0].config.max_positions
-        if not 2 <= config.max_length <= longest:
-            length = f"config.generative.max_length is {config.max_length}"
-            raise ValueError(f"{length}; the scorer takes 2 to {longest} tokens.")
+        if not 2 <= (length := config.max_length) <= longest:
+            raise ValueError(f"config.generative.max_length is {length}; the scorer takes 2 to {longest} tokens.")
 
     def run(self, work: Work) -> Result:
         """Write, score, compare, resumably. ValueError for an unsuitable model or references."""
@@ -97,7 +91,7 @@ class Generative:
                 "generative_perplexity": people.perplexity().value,
             }  # fmt: skip
             if len(texts) < count:
-                notes.append(f"MAUVE is against {len(texts):,} references, all there are, fewer than the {count:,} samples.")
+                notes.append(f"MAUVE is against {len(texts):,} references, all there are, for {count:,} samples.")
             notes += [NO_INTERVAL, *text.notes]
         estimates["tokens_per_call"] = Estimate.of_ratio(written.filled, written.calls, better="higher")
         # The median leaves out batches with compilation.
@@ -154,15 +148,11 @@ def _notes(written: Samples, ours: Scores, scorer: Scorer) -> list[str]:
     notes, network = [], scorer.config
     count, length = written.tokens.shape
     if (count, length) != (PAPER_COUNT, PAPER_LENGTH):
-        notes.append(
-            f"{count:,} samples of {length:,} tokens; the paper's numbers are of {PAPER_COUNT:,} of {PAPER_LENGTH:,} "
-            "and cannot be compared with these."
-        )
+        notes.append(f"{count:,} samples of {length:,} tokens; the paper's numbers are of {PAPER_COUNT:,} of "
+                     f"{PAPER_LENGTH:,} and cannot be compared with these.")
     if (network.hidden_size, network.num_layers) != GPT2_LARGE:
-        notes.append(
-            f"The scorer has {counted(network.num_layers, 'layer')} of width {network.hidden_size}; the paper's is "
-            "GPT-2-large, 36 of 1,280."
-        )
+        notes.append(f"The scorer has {counted(network.num_layers, 'layer')} of width {network.hidden_size}; the "
+                     "paper's is GPT-2-large, 36 of 1,280.")
     if empty := int((~ours.written).sum()):
         notes.append(f"{empty:,} samples are empty texts: they count for entropy alone.")
     return notes

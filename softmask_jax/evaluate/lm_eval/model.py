@@ -26,6 +26,7 @@ from softmask_jax.samplers import Options, SoftMask
 from softmask_jax.samplers.options import TRANSITIONS
 
 log = logging.getLogger(__name__)
+warn_once = functools.cache(log.warning)
 NAME = "softmask_jax"
 # Defaults of the harness's other models: tokens of an answer, and of a row.
 NEW_TOKENS, MAX_LENGTH = 256, 2_048
@@ -58,9 +59,10 @@ class SoftmaskLM(TemplateLM):
         self.model = softmask_jax.load(own.checkpoint, weights=own.weights, step=own.step, base=own.base, mesh=mesh)
         if self.model.tokenizer is None:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
-        if own.max_length and own.max_length > self.model.max_length:
-            raise ValueError(f"--model_args: max_length={own.max_length} is above the model's {self.model.max_length:,}.")
-        self.max_length = own.max_length or min(MAX_LENGTH, self.model.max_length)
+        longest = self.model.max_length
+        if own.max_length and own.max_length > longest:
+            raise ValueError(f"--model_args: max_length={own.max_length} is above the model's {longest:,}.")
+        self.max_length = own.max_length or min(MAX_LENGTH, longest)
         # Fail on wrong sampler options before the tasks are read.
         self.arguments.options_for(self.model.default_alg, 1)
         soft_mask = self.arguments.options.soft_mask
@@ -194,7 +196,7 @@ class SoftmaskLM(TemplateLM):
         ids = list(ids)
         if len(ids) <= room:
             return ids
-        _warn_once(f"Contexts of more than {room:,} tokens lose their beginning (--model_args max_length).")
+        warn_once(f"Contexts of more than {room:,} tokens lose their beginning (--model_args max_length).")
         begins = self.bos and ids[0] == self.prefix_token_id and room > 0
         return ids[:1] * begins + ids[len(ids) - room + begins :]
 
@@ -257,8 +259,3 @@ def _with_draws(options: Options, wanted: Mapping) -> Options:
         ours = {"temperature": "temperature", "top_p": "nucleus_p"}
     draws = {ours[name]: wanted[name] for name in ours if wanted["do_sample"] and wanted.get(name)}
     return dataclasses.replace(options, **{name: x for name, x in draws.items() if getattr(options, name) is None})
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)

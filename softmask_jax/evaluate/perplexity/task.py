@@ -9,13 +9,11 @@ import numpy as np
 
 from softmask_jax.data.tokenizers import Text8Tokenizer
 from softmask_jax.evaluate.perplexity import conversations, estimates, mask_draws, records
-from softmask_jax.evaluate.perplexity.text_sets import OWN, Text, described, evenly_spaced, sources, texts_of
+from softmask_jax.evaluate.perplexity.text_sets import AT_A_TIME, OWN, Text, described, evenly_spaced, sources, texts_of
 from softmask_jax.evaluate.settings import Settings, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work, pieces
 
 UNITS = {"nelbo": "nats/token", "loss": "nats"}
-# Windows read at once.
-AT_A_TIME = 1_024
 # Settings that may differ between records of the same windows and masks.
 OF_THE_MODEL = ("step", "variant", "k", "p_sm")
 # Explanations of the numbers by (compat, of conversations).

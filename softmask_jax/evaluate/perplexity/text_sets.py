@@ -15,8 +15,8 @@ from softmask_jax.convert import converted
 from softmask_jax.data.shards.cache import cache_folder
 from softmask_jax.data.sources import Source, make_source
 from softmask_jax.data.sources.corpus import BAD, Corpus, DROPPED, GOOD, VALIDATION, scan
-from softmask_jax.evaluate.settings import listed
 from softmask_jax.io import tree_files
+from softmask_jax.io.files import split_paths
 
 OWN = "validation"
 # Names that estimates use.
@@ -25,7 +25,7 @@ OPTIONS = ("text_key", "separator", "detokenizer")
 EXAMPLE = "`ptb=jsonl:ptb.jsonl; books=files:books/*.txt`"
 SETTING = "config.perplexity.texts"
 GIVE_TEXTS = "give other texts instead: --config.perplexity.texts='name=files:texts/*.txt' --config.perplexity.own=False"
-WINDOWS_AT_ONCE = 1024
+AT_A_TIME = 1024  # windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Text:
     def fingerprint(self, chosen: np.ndarray) -> str:
         """Hash of the tokens of the `chosen` windows [W]."""
         digest = hashlib.sha256(f"{len(chosen)} {self.windows.seq_len}".encode())
-        for start in range(0, len(chosen), WINDOWS_AT_ONCE):
-            digest.update(self.windows.gather(chosen[start : start + WINDOWS_AT_ONCE]).tobytes())
+        for start in range(0, len(chosen), AT_A_TIME):
+            digest.update(self.windows.gather(chosen[start : start + AT_A_TIME]).tobytes())
         return digest.hexdigest()
 
 
@@ -54,7 +54,7 @@ def described(texts: str) -> dict[str, tuple[str, str, dict[str, str]]]:
     """(kind, paths, options) by name from `perplexity.texts`, `name=source:paths|option=...` joined by `;`, options as
     in config.data. ValueError for another form, or a name twice."""
     by_name = {}
-    for entry in listed(texts):
+    for entry in split_paths(texts, ";"):
         source, *parts = (part.strip() for part in entry.split("|"))
         match = re.fullmatch(r"(\w[\w.-]*)\s*=\s*(\w+)\s*:\s*(.*)", source)
         options = {key: value for key, _, value in (part.partition("=") for part in parts)}
@@ -100,8 +100,7 @@ def rebuilt(path: Path, step: int, build: Callable, fingerprint: Callable[..., s
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(f"The training data of {path} cannot be read here ({error}): {remedy}.") from error
     if now != was:
-        fingerprints = f"fingerprint {now[:12]} instead of {was[:12]}"
-        raise ValueError(f"{changed} since the run in {path} ({fingerprints}): {remedy}.")
+        raise ValueError(f"{changed} since the run in {path} ({now[:12]} instead of {was[:12]}): {remedy}.")
     return built
 
 
