@@ -56,8 +56,7 @@ def read_config(config: Mapping) -> Adapter:
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise ValueError(f"{FILE}: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0.")
     if not _are_names(targets):
-        known = ", ".join(dream.TARGETS)
-        raise ValueError(f"{FILE}: target_modules is {targets!r:.100}; a list of some of {known} is built.")
+        raise ValueError(f"{FILE}: target_modules is {targets!r:.100}; a list of {', '.join(dream.TARGETS)} is built.")
     ours = {dream.TARGETS[target] for target in targets}
     ordered = tuple(name for name in dream.LINEAR if name in ours)
     return Adapter(rank, alpha, bool(config.get("use_dora")), bool(config.get("use_rslora")), ordered)
@@ -79,8 +78,7 @@ def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
     adapted = set().union(*layers.values())
     for number in range(max(layers, default=-1) + 1):
         if lacking := adapted - layers.get(number, set()):
-            names = ", ".join(sorted(lacking))
-            message = f"target_modules and exclude_modules leave {names} of layer {number} away"
+            message = f"target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} away"
             raise ValueError(f"{FILE}: {message}; only the same modules in every layer are built.")
     return {**config, "target_modules": [name for name in dream.TARGETS if name in adapted] or targets}
 
@@ -133,8 +131,7 @@ def merged(base: Tensors, tensors: Tensors, adapter: Adapter) -> Tensors:
             rows = slice(row, row + len(piece))
             wide = piece.astype(np.float32) + np.float32(adapter.scaling) * (b[rows] @ a)
             if magnitude is not None:
-                norm = np.linalg.norm(wide, axis=1)
-                wide = (magnitude[rows].astype(np.float32) / norm)[:, None] * wide
+                wide = (magnitude[rows].astype(np.float32) / np.linalg.norm(wide, axis=1))[:, None] * wide
             yield wide.astype(piece.dtype)
             row += len(piece)
 

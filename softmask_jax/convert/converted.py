@@ -70,14 +70,9 @@ def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
     return {name: params[name] for name in trees}, params.get("soft_mask")
 
 
-def base_dtype(about: Mapping) -> str:
-    """Kernels of a converted Dream, from its config.json: "int8", or "float" like all other parameters."""
-    return about.get("base_dtype", "float")
-
-
 def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
     """ValueError unless the converted Dream in `path` is what config.model.base_dtype expects."""
-    if (actual := base_dtype(about)) != expected:
+    if (actual := about.get("base_dtype", "float")) != expected:
         command = f"python -m softmask_jax.convert with{'out' * (expected == 'float')} --int8"
         remedy = f"give --config.model.base_dtype={actual}, or another --config.model.base ({command} makes one)"
         raise ValueError(f"{path} is {actual}, config.model.base_dtype {expected}: {remedy}.")

@@ -65,10 +65,8 @@ class Model:
 
     def raw_scalars(self) -> dict[str, np.ndarray]:
         """Our names and values of the soft-masking scalars."""
-        return {
-            entry.path: next(iter(self.tensors.pieces(entry.key))).reshape(())
-            for entry in SOFT_MASK if entry.key in self.tensors.specs
-        }  # fmt: skip
+        stored = [entry for entry in SOFT_MASK if entry.key in self.tensors.specs]
+        return {entry.path: next(iter(self.tensors.pieces(entry.key))).reshape(()) for entry in stored}
 
 
 def _adapter_table(about: Mapping) -> tuple[Entry, ...]:
@@ -141,5 +139,4 @@ def merge(base: Model, adapter: Model) -> Model:
     peft = adapters.read_config(adapter.about["hf_config"])
     tensors = adapters.merged(base.written("hf"), adapter.written("hf"), peft)
     tensors = with_scalars(tensors, adapter.raw_scalars()) if adapter.soft_mask else tensors
-    about = base.about | {"soft_mask": adapter.soft_mask}
-    return dataclasses.replace(base, tensors=tensors, about=about)
+    return dataclasses.replace(base, tensors=tensors, about=base.about | {"soft_mask": adapter.soft_mask})

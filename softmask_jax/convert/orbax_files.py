@@ -36,8 +36,7 @@ def write(folder: Path, tensors: Tensors, table: Mapping[str, tuple[Entry, int]]
         entry, block = table[key]
         array_folder = folder / entry.path.replace("/", ".")
         if entry.change == "vocabulary":
-            rows = arrays[entry.path].shape[0]
-            for number, array in enumerate(_chunks(tensors, key, chunks[entry.path], rows)):
+            for number, array in enumerate(_chunks(tensors, key, chunks[entry.path], arrays[entry.path].shape[0])):
                 _write_chunk(written, array_folder, [number] + [0] * (array.ndim - 1), array)
         else:
             array = _changed(tensors, key, entry)

@@ -151,9 +151,7 @@ def _mdlm_config(model: Model) -> dict:
 def _write_ours(folder: Path, model: Model, table, hashed: Hashed, source: str, tokenizer: Tokenizer | None) -> None:
     written = orbax_files.write(folder / "params", hashed, table, model.num_blocks)
     (folder / "tokenizer").mkdir()
-    about = dict(model.about)
-    if model.placed is not None:
-        about["placed"] = dict(model.placed)
+    about = model.about | ({} if model.placed is None else {"placed": dict(model.placed)})
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer")
         about |= {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "mask_token_id")}

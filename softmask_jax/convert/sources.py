@@ -33,10 +33,7 @@ MDLM_KNOWN = {
     *MDLM_SIZES, *lightning.METHOD, *TRANSFORMERS, "dropout", "mixinputs_k", "model_length", "transparency_alg",
     "vocab_size",
 }  # fmt: skip
-SOURCES = (
-    "give a Hugging Face folder (config.json with safetensors), a PEFT adapter, a Lightning .ckpt, a converted model "
-    "or a run's folder"
-)
+SOURCES = "give a folder of Hugging Face or PEFT (safetensors), a Lightning .ckpt, a converted model or a run's folder"
 
 
 def open_model(path: Path, weights: str | None = None) -> Model:
@@ -97,13 +94,13 @@ def is_run(path: Path) -> bool:
 def read_ours(path: Path) -> dict:
     """config.json of a converted model. Raises ValueError, FileNotFoundError."""
     config = read_json(path, "config.json")
-    version = config.get("version")
+    is_ours, version = config.get("format") == FORMAT, config.get("version")
     newer = [f"version {version}"] if type(version) is int and version > VERSION else []
     newer += [name for name in config if name not in ENTRIES and not is_off(config[name])]
-    if config.get("format") == FORMAT and newer:
+    if is_ours and newer:
         remedy = "update the package, or convert its source again."
         raise ValueError(f"{path} was converted by a newer version of softmask_jax ({', '.join(newer):.100}); {remedy}")
-    if config.get("format") != FORMAT or version != VERSION or config.get("kind") not in (*families.FAMILIES, "adapter"):
+    if not is_ours or version != VERSION or config.get("kind") not in (*families.FAMILIES, "adapter"):
         raise ValueError(f"{path} is no converted model of this version; convert its source again.")
     check_values(config, str(path / "config.json"), {"base_dtype": ("float", "int8")})
     return config

@@ -82,8 +82,7 @@ def raw(array: np.ndarray) -> memoryview:
 
 def whole(tensors: Tensors, key: str) -> np.ndarray:
     """One tensor as an array."""
-    spec = tensors.specs[key]
-    return np.concatenate([np.atleast_1d(piece) for piece in tensors.pieces(key)]).reshape(spec.shape)
+    return np.concatenate([np.atleast_1d(piece) for piece in tensors.pieces(key)]).reshape(tensors.specs[key].shape)
 
 
 def num_bytes(tensors: Tensors) -> int:

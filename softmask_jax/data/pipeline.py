@@ -106,16 +106,13 @@ def validation_batches(
     rows = rows_of_host(global_batch_size, host_index, host_count)
     if max_windows < 0:
         raise ValueError(f"max_windows={max_windows} must not be negative (0 means all)")
-    total = len(windows)
-    count = min(max_windows, total) if max_windows else total
-    chosen = np.arange(count) * total // count
+    count = min(max_windows or len(windows), len(windows))
+    chosen = np.arange(count) * len(windows) // count
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, count, global_batch_size):
             index = chosen[(start + rows) % count]
-            yield {
-                "tokens": windows.gather(index), "rows": rows.astype(np.int32), "index": index.astype(np.int32),
-                "valid": start + rows < count,
-            }  # fmt: skip
+            batch = {"tokens": windows.gather(index), "valid": start + rows < count}
+            yield batch | {"rows": rows.astype(np.int32), "index": index.astype(np.int32)}
 
     return generate()

@@ -208,10 +208,8 @@ def _manifest(settings: dict, corpus: Corpus, tokenizer: Tokenizer, shards: list
     for split, name in enumerate(SPLIT_NAMES):
         own = tuple(task[name] for task in shards if name in task)
         splits[name] = Split(corpus.count(split), sum(s.tokens for s in own), corpus.fingerprint(split), own)
-    return Manifest(
-        settings, token_dtype(tokenizer).name, tokenizer.fingerprint(), tokenizer.vocab_size, int(tokenizer.eos_id),
-        corpus.duplicates, corpus.blank, corpus.bad_rows, splits,
-    )  # fmt: skip
+    ids = token_dtype(tokenizer).name, tokenizer.fingerprint(), tokenizer.vocab_size, int(tokenizer.eos_id)
+    return Manifest(settings, *ids, corpus.duplicates, corpus.blank, corpus.bad_rows, splits)
 
 
 def _finish(job: Job, manifest: Manifest) -> None:
@@ -246,8 +244,7 @@ def main(argv: list[str]) -> int:
             meaning = f"{field.metadata['help']} (default: {field.default!r})"
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=meaning)
     options = vars(parser.parse_args(argv))
-    names = ("out", "workers", "verify", "shard_megabytes")
-    out, workers, only_verify, shard_megabytes = map(options.pop, names)
+    out, workers, only_verify, shard_megabytes = map(options.pop, ("out", "workers", "verify", "shard_megabytes"))
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop like Ctrl-C
     try:
         if not only_verify:

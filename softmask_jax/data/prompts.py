@@ -119,8 +119,7 @@ def _parse(name: str, value: object) -> Row:
     value = {key: content for key, content in value.items() if content is not None}
     chat = any(key in value for key in conversations.KEYS)
     kinds = [kind for kind in KINDS if (chat if kind == "messages" else kind in value)]
-    one_kind = f"a row has one of {', '.join(KINDS)}; this has {' and '.join(kinds) or 'none of them'}."
-    _require(len(kinds) == 1, one_kind)
+    _require(len(kinds) == 1, f"a row has one of {', '.join(KINDS)}; this has {' and '.join(kinds) or 'none of them'}.")
     kind, content = kinds[0], value.get(kinds[0])
     if chat:
         content = _messages(value)

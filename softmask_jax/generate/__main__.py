@@ -70,11 +70,9 @@ class Run:
 
     def settings(self) -> dict:
         """Everything that decides the answers, by flag."""
-        return {
-            "checkpoint": str(Path(os.path.expanduser(self.flags.checkpoint)).absolute()),
-            **{name: getattr(self.flags, name) for name in sampler_flags.DECISIVE},
-            **dataclasses.asdict(self.options), "prompts": prompts.fingerprint(self.rows),
-        }  # fmt: skip
+        checkpoint = {"checkpoint": str(Path(os.path.expanduser(self.flags.checkpoint)).absolute())}
+        flags = {name: getattr(self.flags, name) for name in sampler_flags.DECISIVE}
+        return checkpoint | flags | dataclasses.asdict(self.options) | {"prompts": prompts.fingerprint(self.rows)}
 
     def __call__(self) -> int:
         flags = self.flags
@@ -173,10 +171,9 @@ class Run:
                 print(f"--- {row['index'] + 1}{sample}")
             print(row["text"] if "error" not in row else f"({row['error']})")
             if self.flags.show_cost:
-                print(
-                    f"    [{row['new_tokens']} new tokens, {row['calls']} network calls, {row['tokens_per_call']:.2f} "
-                    f"tokens a call, {row['positions']:,.0f} positions, {row['seconds']:.2f} s]"
-                )
+                calls = f"{row['calls']} network calls, {row['tokens_per_call']:.2f} tokens a call"
+                work = f"{row['positions']:,.0f} positions, {row['seconds']:.2f} s"
+                print(f"    [{row['new_tokens']} new tokens, {calls}, {work}]")
 
 
 @command(interrupted="Interrupted. With --out the same command goes on from the last batch.", debug=True,

@@ -5,7 +5,6 @@ length follows from the row, the key from its number, and every program takes a 
 rows changes the rounding of matrix products)."""
 import bisect
 import dataclasses
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.config.jax_settings import root_key
+from softmask_jax.data.chat.buckets import round_up
 from softmask_jax.data.prompts import MASKS, Row
 from softmask_jax.diffusion.noise import Stream, stream_key
 from softmask_jax.io.answers import Key
@@ -52,18 +52,13 @@ def shape_of(pattern: Pattern, model, limit: int, *, counted: bool = False) -> S
     for each position after the beginning of blocks."""
     length, left = len(pattern.tokens), model.padding == "left"
     if left and pattern.answer:
-        before = _rounded(pattern.answer)
+        before = round_up(pattern.answer, MULTIPLE)
         return Shape(before + length - pattern.answer, before, True)
-    rounded = _rounded(length) if left else min(_rounded(length), limit)
+    rounded = round_up(length, MULTIPLE) if left else min(round_up(length, MULTIPLE), limit)
     # A power of two: few programs, with about as many steps as masks.
     masks = 1 << (int((pattern.tokens == model.mask_token_id).sum()) - 1).bit_length()
-    begin = max(rounded - masks, 0) if counted else 0
     # On the left always pass a mask: an unpadded row would otherwise recompile.
-    return Shape(rounded, begin, left or rounded > length)
-
-
-def _rounded(length: int) -> int:
-    return math.ceil(length / MULTIPLE) * MULTIPLE
+    return Shape(rounded, max(rounded - masks, 0) if counted else 0, padded=left or rounded > length)
 
 
 def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collection[Key] = ()) -> list[Batch]:
@@ -120,11 +115,9 @@ class Generator:
 
     def fill(self, keys: Sequence[Key], patterns: Sequence[Pattern], shape: Shape, *, trace: bool = False):
         """`Generated` of patterns [B] of one shape."""
-        out = self.model.fill(
-            *self._laid_out(patterns, shape), keys=jnp.stack([row_key(self.seed, key) for key in keys]),
-            options=self.options, prompt_length=shape.prompt_length, trace=trace,
-        )  # fmt: skip
-        return jax.block_until_ready(out)
+        settings = {"options": self.options, "prompt_length": shape.prompt_length, "trace": trace}
+        row_keys = jnp.stack([row_key(self.seed, key) for key in keys])
+        return jax.block_until_ready(self.model.fill(*self._laid_out(patterns, shape), keys=row_keys, **settings))
 
     def unpadded(self, pattern: Pattern, row) -> np.ndarray:
         """Tokens [n] of a pattern's filled row [L]."""
@@ -167,10 +160,8 @@ class Generator:
         text = cut(uncut, self.stops)
         if text != uncut:
             count = bisect.bisect_left(range(count), len(text), key=lambda n: len(self.text(tokens[:n])))
-        return {
-            "text": text, "tokens": tokens.tolist(), "new_tokens": count, "ended": bool(len(ends)) or text != uncut,
-            "empty": not text.strip(),
-        }  # fmt: skip
+        ended, empty = bool(len(ends)) or text != uncut, not text.strip()
+        return {"text": text, "tokens": tokens.tolist(), "new_tokens": count, "ended": ended, "empty": empty}
 
     def _filled(self, pattern: Pattern, tokens: np.ndarray) -> dict:
         tokenizer, masked = self.model.tokenizer, pattern.tokens == self.model.mask_token_id
@@ -178,20 +169,18 @@ class Generator:
         ends = np.isin(tokens, self.model.end_token_ids) & (np.arange(len(tokens)) > 0)
         borders = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
         count, begins = int((masked & ~ends).sum()), int(tokenizer is not None and tokens[0] == tokenizer.bos_id)
-        return {
-            "text": self.text(tokens[begins:]), "fills": [self.text(tokens[start:end]) for start, end in borders],
-            "tokens": tokens.tolist(), "new_tokens": count, "ended": bool((masked & ends).any()), "empty": not count,
-        }  # fmt: skip
+        texts = {"text": self.text(tokens[begins:]), "fills": [self.text(tokens[start:end]) for start, end in borders]}
+        ended = bool((masked & ends).any())
+        return texts | {"tokens": tokens.tolist(), "new_tokens": count, "ended": ended, "empty": not count}
 
     def text(self, tokens: np.ndarray) -> str:
         """Text of ids [n]; U+FFFD for ids that the tokenizer lacks, "" without a tokenizer."""
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             return ""
-        pieces = np.split(tokens, np.flatnonzero(np.diff(tokens < tokenizer.vocab_size)) + 1)
-        return "".join(
-            tokenizer.decode(ids) if (ids < tokenizer.vocab_size).all() else "\ufffd" * len(ids) for ids in pieces
-        )
+        size = tokenizer.vocab_size
+        pieces = np.split(tokens, np.flatnonzero(np.diff(tokens < size)) + 1)
+        return "".join(tokenizer.decode(ids) if (ids < size).all() else "\ufffd" * len(ids) for ids in pieces)
 
     def trajectory(self, pattern: Pattern, shape: Shape, facts: Mapping = {}, answer: Mapping | None = None) -> str:
         """HTML page of the denoising of the first answer (see `viewer`), generated again, alone. facts: more entries of
@@ -205,7 +194,5 @@ class Generator:
             **facts, "sampler": f"{self.options.alg or self.model.default_alg}, {int(out.steps):,} steps",
             "network calls": int(np.asarray(out.row_calls)[0]), "tokens a call": f"{out.tokens_per_call[0]:.2f}",
         }  # fmt: skip
-        return viewer.trajectory_page(
-            out, self.model.tokenizer, mask_token_id=self.model.mask_token_id, facts=facts, note=note,
-            attention_mask=self._laid_out([pattern], shape)[1],
-        )  # fmt: skip
+        shown = {"facts": facts, "note": note, "attention_mask": self._laid_out([pattern], shape)[1]}
+        return viewer.trajectory_page(out, self.model.tokenizer, mask_token_id=self.model.mask_token_id, **shown)

@@ -86,10 +86,8 @@ def _config(path: Path, manifest: Mapping | None, base: str) -> Config:
     kind = converted.read_ours(base)["kind"]
     dtype = stored_specs(base / "params")["backbone/final_norm/scale"].dtype.name
     soft_mask = manifest["soft_mask"] or {"variant": "none", "k": 1}
-    return Config(
-        config_schema.Model(kind=kind, base=str(base), param_dtype=dtype, **adapter),
-        config_schema.SoftMask(soft_mask["variant"], soft_mask["k"]),
-    )
+    model = config_schema.Model(kind=kind, base=str(base), param_dtype=dtype, **adapter)
+    return Config(model, config_schema.SoftMask(soft_mask["variant"], soft_mask["k"]))
 
 
 def _own_sizes(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict:
@@ -106,10 +104,9 @@ def _on_base(path: Path, manifest: Mapping | None, config: Config, mesh) -> dict
     about = converted.read_ours(base)
     hf_config = about["hf_config"]
     # Kernels of the base may be int8, whatever a run trained on.
-    network = dataclasses.replace(
-        config.model, compute_dtype=config.model.param_dtype, base_dtype=converted.base_dtype(about)
-    )
-    denoiser = families.of(config.model.kind).build(network, config.soft_mask, about, mesh=mesh)
+    dtypes = {"compute_dtype": config.model.param_dtype, "base_dtype": about.get("base_dtype", "float")}
+    network = dataclasses.replace(config.model, **dtypes)
+    denoiser = families.of(network.kind).build(network, config.soft_mask, about, mesh=mesh)
     folder, tokenizer, template = (path if manifest is None else base) / "tokenizer", None, None
     if holds_tokenizer(folder):
         tokenizer, template = open_tokenizer(folder), load_template(folder)
@@ -132,8 +129,7 @@ def _checkpoint(path: Path, shapes: dict, weights: str, step: int | None) -> tup
     trees = {"params": shapes} | ({"ema": shapes["backbone"]} if weights == "ema" else {})
     with Checkpoints(path / "checkpoints") as checkpoints:
         step, restored = checkpoints.restore_params(step, items=tuple(trees), abstract=trees, narrow=True)
-    params = restored["params"]
-    return step, params | ({"backbone": restored["ema"]} if weights == "ema" else {})
+    return step, restored["params"] | ({"backbone": restored["ema"]} if weights == "ema" else {})
 
 
 def _of_converted(path: Path, kind: str, trained: dict) -> dict:

@@ -202,9 +202,8 @@ class Model:
             rows, soft_mask = len(tokens), self.objective.soft_mask if soft else SoftMask()
 
             def draw(total, i):
-                noisy = self.objective.draw(
-                    tokens, jnp.arange(rows) * draws + i, draws, key, 0, mask_token_id=self.mask_token_id
-                )
+                index = jnp.arange(rows) * draws + i
+                noisy = self.objective.draw(tokens, index, draws, key, 0, mask_token_id=self.mask_token_id)
                 loss = two_pass.row_scores(self.denoiser, soft_mask, params, noisy).loss
                 return total + loss["two_pass" if soft_mask.on else "one_pass"] / draws, None
 
@@ -222,7 +221,6 @@ def _refuse(advice: str, **arguments) -> None:
 
 def _check_names(options: Mapping, fields_of: type) -> None:
     known = [field.name for field in dataclasses.fields(fields_of)]
-    for name in options:
-        if name not in known:
-            names = ", ".join(known)
-            raise ValueError(f"generate has no option {name} for this model; {fields_of.__name__} has {names}.")
+    if unknown := [name for name in options if name not in known]:
+        names = f"{fields_of.__name__} has {', '.join(known)}"
+        raise ValueError(f"generate has no option {unknown[0]} for this model; {names}.")

@@ -71,10 +71,8 @@ class Page:
     height: int = 640
 
     def _repr_html_(self) -> str:
-        return (
-            f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(self.source)}" width="100%" height="{self.height}" '
-            'style="border: 0"></iframe>'
-        )
+        attributes = f'sandbox="allow-scripts" width="100%" height="{self.height}" style="border: 0"'
+        return f'<iframe {attributes} srcdoc="{html.escape(self.source)}"></iframe>'
 
     def __repr__(self) -> str:
         return f"<a page of {len(self.source):,} characters>"
@@ -161,10 +159,8 @@ class SideBySide:
 
 def _cost(rows: Sequence[Mapping]) -> str:
     total = summarize(rows)
-    return (
-        f'<span class="pale">{total["calls"]:.1f} calls, {total["tokens_per_call"]:.2f} tokens a call, '
-        f'{total["seconds"] / len(rows):.2f} s an answer</span>'
-    )
+    calls = f"{total['calls']:.1f} calls, {total['tokens_per_call']:.2f} tokens a call"
+    return f'<span class="pale">{calls}, {total["seconds"] / len(rows):.2f} s an answer</span>'
 
 
 def side_by_side(model, prompts: Sequence[str], ways: Mapping[str, Options], *, max_new_tokens: int | None = None,

@@ -71,9 +71,8 @@ class Trainer:
         self.scalars = jax.jit(functools.partial(scalars, config))
         self.root_key = root_key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
-        self.checkpoints = checkpoint.Checkpoints(
-            folder.path / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
-        )
+        keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
+        self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", keep=keep, keep_best=keep_best)
         self.profiler = Profiler(folder.path / "profile", profile)
         self.tracker, self.openness, self.heart = None, Openness(), Heartbeat()
         self.owed = []  # rows that a stop left out at the step of the restored checkpoint
@@ -88,10 +87,8 @@ class Trainer:
         # A run killed after its last checkpoint repeats `_finish`.
         repeated = ("final", "samples") if start >= config.updates else ()
         folder.truncate_metrics(start, again=(*repeated, *self.owed))
-        self._print(
-            f"{self.denoiser.num_params:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind} "
-            f"(mesh {dict(self.mesh.shape)}); {self.task.describe_data()}."
-        )
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} (mesh {dict(self.mesh.shape)})"
+        self._print(f"{self.denoiser.num_params:,} parameters on {devices}; {self.task.describe_data()}.")
         self._print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.")
         self.tracker = Tracker(folder, config, start=start)
         with self.stop.postponed():
@@ -173,10 +170,9 @@ class Trainer:
             return (self._start_from(state, abstract) if self.config.init.checkpoint else state), 0
         step, trees, cursor = latest
         if cursor["data"] != self.task.info["fingerprint"]:
-            raise ValueError(
-                f"The run in {self.folder.path} was trained on other text (files, split, tokenizer, lengths or the "
-                "base have changed since, or another Python's stdlib): bring that text back, or use another --workdir."
-            )
+            causes = "files, split, tokenizer, lengths or the base have changed since, or another Python's stdlib"
+            remedy = "bring that text back, or use another --workdir"
+            raise ValueError(f"The run in {self.folder.path} was trained on other text ({causes}): {remedy}.")
         self.owed = cursor.get("owed", [])
         count = jax.device_put(np.int32(step), abstract.step.sharding)
         base = self.task.load_base(abstract.frozen) if abstract.frozen else {}
@@ -197,15 +193,11 @@ class Trainer:
         if other is None:
             raise FileNotFoundError(f"config.init.checkpoint: no run in {source} (it has no config.json).")
         if data.load_tokenizer(source / "tokenizer").fingerprint() != self.tokenizer.fingerprint():
-            raise ValueError(
-                f"config.init.checkpoint: {source} was trained with another tokenizer, so its weights mean other "
-                f"tokens; give --config.data.tokenizer={source / 'tokenizer'}."
-            )
+            reason = f"{source} was trained with another tokenizer, so its weights mean other tokens"
+            raise ValueError(f"config.init.checkpoint: {reason}; give --config.data.tokenizer={source / 'tokenizer'}.")
         with checkpoint.Checkpoints(source / "checkpoints") as checkpoints:
             _, trees = checkpoints.restore_params(abstract={"params": abstract.params, "ema": abstract.ema})
-        params = trees["params"]
-        if self.config.init.weights == "ema":
-            params = params | {"backbone": trees["ema"]}
+        params = trees["params"] | ({"backbone": trees["ema"]} if self.config.init.weights == "ema" else {})
         if other["soft_mask"]["variant"] == "none":
             del params["soft_mask"]
         return params
@@ -220,7 +212,7 @@ class Trainer:
             forwards = self.task.forwards_per_step + row["two_pass_share"]
             flops = speed * forwards * self.denoiser.flops_per_token(self.task.row_length)
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
-            self.tracker.speed(row["loss"], speed)
+            self.tracker.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self.tracker.row(step, "train", row)
         if "lambda_mean" in row and (line := self.openness.line(step, row["lambda_mean"], row["soft_mask/scale"])):
             self.tracker.say(line)
@@ -236,10 +228,9 @@ class Trainer:
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
         kept = f"The last good checkpoint is step {good}" if good is not None else "There is no checkpoint yet"
-        return NonFinite(
-            f"{what} is not finite at step {step}. {kept} in {self.checkpoints.folder}; nothing after it was saved. "
-            "A lower learning rate, a longer warm-up or float32 compute usually helps."
-        )
+        state = f"{kept} in {self.checkpoints.folder}; nothing after it was saved"
+        advice = "A lower learning rate, a longer warm-up or float32 compute usually helps."
+        return NonFinite(f"{what} is not finite at step {step}. {state}. {advice}")
 
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
         row = self.task.validate(state, final=False)

@@ -13,8 +13,6 @@ from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.distributed import sharding
 from softmask_jax.training.intervals import student
 
-FIELDS = ("tokens", "index", "valid")
-
 
 @dataclasses.dataclass(frozen=True)
 class Nats:
@@ -55,10 +53,9 @@ class Perplexity:
 
     def _rows(self, params, batch, n, key):
         # Windows are ordered by document: without a permutation the last ones would always get a large t.
-        strata = jax.random.permutation(jax.random.fold_in(key, n), n)[batch["index"]]
-        noisy = self.objective.draw(
-            batch["tokens"], batch["index"], n, key, 0, mask_token_id=self.denoiser.mask_token_id, strata=strata
-        )
+        index, mask_token_id = batch["index"], self.denoiser.mask_token_id
+        strata = jax.random.permutation(jax.random.fold_in(key, n), n)[index]
+        noisy = self.objective.draw(batch["tokens"], index, n, key, 0, mask_token_id=mask_token_id, strata=strata)
         scores, length = two_pass.row_scores(self.denoiser, self.objective.soft_mask, params, noisy), noisy.x0.shape[1]
         return {name: values * length for name, values in scores.loss.items()}, batch["valid"]
 
@@ -71,7 +68,8 @@ class Perplexity:
         key, batches = root_key(seed), iter(batches)
         if (first := next(batches, None)) is None:
             raise ValueError("The validation split holds no window: give it more documents (config.data.validation_*).")
-        inputs = ({name: batch[name] for name in FIELDS} for batch in itertools.chain([first], batches))
+        fields = ("tokens", "index", "valid")
+        inputs = ({name: batch[name] for name in fields} for batch in itertools.chain([first], batches))
         sums = collect(self._step(params, sharding.global_batch(batch, self.mesh), n, key) for batch in inputs)
         return {name: Nats(values, first["tokens"].shape[1]) for name, values in sums.items()}
 

@@ -64,9 +64,8 @@ def summarise(pending: list) -> dict[str, float | list]:
         "cross_entropy": sums.sum() / max(counts.sum(), 1),
         "two_pass_share": m.two_pass.mean(),
     }
-    bins = len(counts)
     for i in np.flatnonzero(counts):
-        row[f"cross_entropy_by_t/{i / bins:.1f}-{(i + 1) / bins:.1f}"] = sums[i] / counts[i]
+        row[f"cross_entropy_by_t/{i / len(counts):.1f}-{(i + 1) / len(counts):.1f}"] = sums[i] / counts[i]
     if fed_back > 0:
         row |= {"lambda_mean": m.lambda_sum.sum() / fed_back, "top_k_hit_rate": m.top_k_hits.sum() / fed_back}
         row["lambda_histogram"] = m.lambda_hist.sum(0) / fed_back
@@ -122,10 +121,8 @@ class Openness:
         if scale < self.CLOSED:
             why = f"soft_mask.scale is {scale:.1e} and moves slowly; config.soft_mask.init_scale starts it higher"
         state = "has closed" if before is False else "is still closed"
-        return (
-            f"Warning: the mean lambda is {mean:.1e} at step {step}: soft-masking {state}, two passes do what one "
-            f"would ({why})."
-        )
+        effect = f"soft-masking {state}, two passes do what one would ({why})"
+        return f"Warning: the mean lambda is {mean:.1e} at step {step}: {effect}."
 
 
 class Clock:
@@ -176,9 +173,8 @@ class Tracker:
             self.writers.append(Board(folder.path / "tensorboard", start))
             if config.train.wandb:
                 self.writers.append(WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say))
-        self.bar = tqdm(
-            total=config.updates, initial=start, unit="step", disable=not self.first, dynamic_ncols=True, smoothing=0.05
-        )  # fmt: skip
+        style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        self.bar = tqdm(total=config.updates, initial=start, disable=not self.first, **style)
 
     def row(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl; a scalar, histogram or text of TensorBoard and W&B for each value."""
@@ -189,9 +185,6 @@ class Tracker:
 
     def progress(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
-
-    def speed(self, loss: float, tokens_per_second: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
 
     def say(self, line: str) -> None:
         """A line above the progress bar."""
@@ -237,11 +230,9 @@ class Board:
         elif name.endswith("histogram"):
             edges = np.linspace(0.0, 1.0, len(value) + 1)
             shares, middles = np.asarray(value), (edges[1:] + edges[:-1]) / 2
-            yield summary.histogram_raw(
-                name, min=0.0, max=1.0, num=1.0, sum=float((shares * middles).sum()),
-                sum_squares=float((shares * middles**2).sum()), bucket_limits=edges[1:].tolist(),
-                bucket_counts=shares.tolist(),
-            )  # fmt: skip
+            sums = {"sum": float((shares * middles).sum()), "sum_squares": float((shares * middles**2).sum())}
+            buckets = {"bucket_limits": edges[1:].tolist(), "bucket_counts": shares.tolist()}
+            yield summary.histogram_raw(name, min=0.0, max=1.0, num=1.0, **sums, **buckets)
         else:
             for i, text in enumerate(value):
                 yield summary.text(f"{name}/{i}", text)

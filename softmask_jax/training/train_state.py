@@ -49,10 +49,9 @@ def abstract(denoiser, tx, mesh) -> TrainState:
     axes, frozen_axes = split(denoiser.axes, denoiser.frozen)
     of_params = sharding.param_shardings(mesh, axes, shapes.params)
     everywhere = sharding.replicated(mesh)
-    layout = TrainState(
-        everywhere, of_params, of_params["backbone"], _like_params(shapes.opt_state, of_params, everywhere),
-        sharding.param_shardings(mesh, frozen_axes, shapes.frozen),
-    )  # fmt: skip
+    of_moments = _like_params(shapes.opt_state, of_params, everywhere)
+    of_frozen = sharding.param_shardings(mesh, frozen_axes, shapes.frozen)
+    layout = TrainState(everywhere, of_params, of_params["backbone"], of_moments, of_frozen)
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, layout)
 
 

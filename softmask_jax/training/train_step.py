@@ -92,16 +92,13 @@ class TrainStep:
         feedback, scale = None, 1.0
         if self.two_passes:
             # Pass 1, under stop_gradient; skipped where no row of the micro-batch needs it.
-            feedback = two_pass.feedback_if(
-                coins.any(), self.denoiser, soft_mask, params, noisy, dropout_keys=pass_keys(dropout_keys, 0)
-            )
+            keys = pass_keys(dropout_keys, 0)
+            feedback = two_pass.feedback_if(coins.any(), self.denoiser, soft_mask, params, noisy, dropout_keys=keys)
             scale = coins.astype(jnp.float32)
 
         def loss(trained):
-            nll = two_pass.token_nll(
-                self.denoiser, soft_mask, whole(trained, state.frozen), noisy, feedback, scale,
-                dropout_keys=pass_keys(dropout_keys, 1),
-            )  # fmt: skip
+            merged, keys = whole(trained, state.frozen), pass_keys(dropout_keys, 1)
+            nll = two_pass.token_nll(self.denoiser, soft_mask, merged, noisy, feedback, scale, dropout_keys=keys)
             return (noisy.weights * nll).sum(-1).mean(), nll
 
         (value, nll), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -119,10 +116,8 @@ def update(tx, ema_decay: float, state: TrainState, grads, loss, coins, sums: di
     updates, opt_state = tx.update(grads, state.opt_state, state.params, soft_masked=coins.any())
     params = optax.apply_updates(state.params, updates)
     ema = optimizer.ema_update(state.ema, params["backbone"], state.step + 1, ema_decay)
-    metrics = Metrics(
-        loss=loss, grad_norm=grad_norm, two_pass=coins.mean(dtype=jnp.float32),
-        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm), **sums,
-    )  # fmt: skip
+    share, finite = coins.mean(dtype=jnp.float32), jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    metrics = Metrics(loss=loss, grad_norm=grad_norm, two_pass=share, finite=finite, **sums)
     return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
 

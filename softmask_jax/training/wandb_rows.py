@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from softmask_jax.io.files import plain, write_json
+from softmask_jax.io.files import one_line, plain, write_json
 from softmask_jax.io.run_folder import RunFolder
 
 FINISHED, FAILED, STOPPED = 0, 1, 255  # exit codes that W&B shows as finished, failed and killed
@@ -22,10 +22,8 @@ def package(project: str) -> Any:
 
         wandb.init  # W&B makes folders called wandb, which can be imported, too
     except (ImportError, AttributeError):
-        raise ValueError(
-            f"config.train.wandb={project} needs the package wandb: pip install wandb (this project's extra [wandb]), "
-            "or leave config.train.wandb empty."
-        ) from None
+        remedy = "pip install wandb (this project's extra [wandb]), or leave config.train.wandb empty"
+        raise ValueError(f"config.train.wandb={project} needs the package wandb: {remedy}.") from None
     return wandb
 
 
@@ -39,20 +37,16 @@ class WandbRows:
         self._file, self._say, self._run = folder.path / "wandb.json", say, None
         self._wandb, self._last = package(project), self._stored(project)
         try:
-            self._run = self._wandb.init(
-                project=project, dir=str(folder.path), name=folder.path.name, id=self._last["id"], resume="allow",
-                config=plain(config), allow_val_change=True,
-            )  # fmt: skip
+            about = {"project": project, "dir": str(folder.path), "name": folder.path.name, "config": plain(config)}
+            self._run = self._wandb.init(**about, id=self._last["id"], resume="allow", allow_val_change=True)
             # W&B counts its own steps upward; curves are drawn against ours.
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
             write_json(self._file, self._last)
         except Exception as error:
             if start == 0:
-                raise RuntimeError(
-                    f"Weights & Biases cannot be started ({_first_line(error)}): `wandb login`, set "
-                    "WANDB_MODE=offline, or leave config.train.wandb empty."
-                ) from error
+                remedy = "`wandb login`, set WANDB_MODE=offline, or leave config.train.wandb empty"
+                raise RuntimeError(f"Weights & Biases cannot be started ({one_line(error)}): {remedy}.") from error
             self._give_up(error)
         self._catch_up(folder)
 
@@ -112,11 +106,5 @@ class WandbRows:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._say(
-            f"Warning: Weights & Biases failed ({_first_line(error)}); the run goes on without it. metrics.jsonl has "
-            "every row, and the run's next start hands over what W&B lacks."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rest = "metrics.jsonl has every row, and the run's next start hands over what W&B lacks."
+        self._say(f"Warning: Weights & Biases failed ({one_line(error)}); the run goes on without it. {rest}")

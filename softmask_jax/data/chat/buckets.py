@@ -28,7 +28,7 @@ def extra_pads(seed: int, index: np.ndarray) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) % np.uint64(MOST_EXTRA_PADS)).astype(np.int64)
 
 
-def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
+def round_up(lengths: np.ndarray | int, multiple: int) -> np.ndarray | int:
     return -(-lengths // multiple) * multiple
 
 
@@ -75,10 +75,8 @@ class Buckets:
             tokens[row, : len(ids)], real_lengths[row] = ids, len(ids)
         lengths = self.lengths[index].astype(np.int32)
         segment_ids = np.where(np.arange(size) < lengths[:, None], EXAMPLE, BUCKET_PAD).astype(np.int32)
-        return {
-            "tokens": tokens, "prompt_lengths": prompt_lengths, "real_lengths": real_lengths, "lengths": lengths,
-            "segment_ids": segment_ids, "index": index.astype(np.int32),
-        }  # fmt: skip
+        sizes = {"prompt_lengths": prompt_lengths, "real_lengths": real_lengths, "lengths": lengths}
+        return {"tokens": tokens, "segment_ids": segment_ids, "index": index.astype(np.int32)} | sizes
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """One epoch in random order: example numbers [steps B] and the bucket [steps] of each step.

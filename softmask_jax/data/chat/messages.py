@@ -10,9 +10,7 @@ import numpy as np
 from softmask_jax.data.chat.conversations import Conversation, Rejected, columns, conversation
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.hubs import hugging_face_stamp, open_hugging_face
-from softmask_jax.data.sources.listing import (
-    Listed, check_compression, fingerprint, list_files, open_unpacked, required,
-)
+from softmask_jax.data.sources.listing import Listed, fingerprint, list_files, open_unpacked, required
 from softmask_jax.data.sources.records import open_parquet
 from softmask_jax.io.files import one_line
 
@@ -74,9 +72,7 @@ def _parse(name: str, line: bytes) -> object:
 
 
 def _json_rows(patterns: str, key: str) -> JsonRows:
-    listing = list_files(patterns, "jsonl", "chats/*.jsonl")
-    check_compression(listing)
-    return JsonRows(listing)
+    return JsonRows(list_files(patterns, "jsonl", "chats/*.jsonl"))
 
 
 @dataclass(frozen=True)

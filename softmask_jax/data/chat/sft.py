@@ -5,7 +5,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,16 +66,15 @@ def build_sft(config: Data = Data(), **overrides) -> Sft:
     """The conversations of `config` with `overrides`. Raises ValueError, ImportError or OSError with a remedy."""
     config = dataclasses.replace(config, **overrides)
     check_config(config)
-    tokenizer_cache = Path(os.path.expanduser(config.cache_dir)) if config.cache_dir else None
+    folder = cache_folder(config.cache_dir)
+    tokenizer_cache = folder if config.cache_dir else None
     tokenizer = open_tokenizer(config.tokenizer, tokenizer_cache)
     template = load_template(config.chat_template or config.tokenizer, tokenizer_cache, config.tokenizer)
     sources = open_sources(config.paths, config.messages_key)
-    folder = cache_folder(config.cache_dir)
-    key = "chat-" + content_key(
-        chat_format=2, sources=[[rows.identity() if rows else "" for rows in pair] for pair in sources],
-        tokenizer=tokenizer.fingerprint(), template=template.fingerprint(),
-        **{name: getattr(config, name) for name in CONTENT},
-    )  # fmt: skip
+    identities = [[rows.identity() if rows else "" for rows in pair] for pair in sources]
+    prints = {"tokenizer": tokenizer.fingerprint(), "template": template.fingerprint()}
+    settings = {name: getattr(config, name) for name in CONTENT}
+    key = "chat-" + content_key(chat_format=2, sources=identities, **prints, **settings)
     if (cached := _open(folder, key)) is None:
         logger.info("tokenizing the conversations of data.paths=%s", config.paths)
         _write(folder, key, sources, config, tokenizer, template)
@@ -134,10 +132,8 @@ def _write(folder: Path, key: str, sources, config: Data, tokenizer: Tokenizer, 
             "response_tokens": int((table[:, 1] - table[:, 2]).sum()), "rejected": dict(rejected[split]),
             "bad": bad[split],
         }  # fmt: skip
-    info |= {
-        "fingerprint": digest.hexdigest(), "tokenizer_fingerprint": tokenizer.fingerprint(),
-        "template_fingerprint": template.fingerprint(), "vocab_size": tokenizer.vocab_size,
-    }  # fmt: skip
+    prints = {"tokenizer_fingerprint": tokenizer.fingerprint(), "template_fingerprint": template.fingerprint()}
+    info |= {"fingerprint": digest.hexdigest(), **prints, "vocab_size": tokenizer.vocab_size}
     write_cached(folder / f"{key}-info.json", [json.dumps(info, indent=1).encode()])
 
 

@@ -31,9 +31,8 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
         return
     context = multiprocessing.get_context("spawn")
     counters, shown = (context.Value("q"), context.Value("q")), (0, 0)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)), context, _start, (function, job, os.getpid(), counters)
-    )
+    arguments = function, job, os.getpid(), counters
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), context, _start, arguments)
     left, pending = iter(tasks), set()
     try:
         while True:

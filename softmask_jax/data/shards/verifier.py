@@ -20,11 +20,9 @@ def verify(folder: Folder, threads: int = 1) -> list[str]:
             if state:
                 problems.append(f"{folder.path(shard.name)} {state}; {again}")
     known = {MANIFEST, *(shard.name for shard in manifest.shards)}
-    unknown = (name for name in folder.names() if name not in known)
-    problems += [f"{folder.path(name)} is not in {MANIFEST}; delete it" for name in unknown]
+    problems += [f"{folder.path(name)} is not in {MANIFEST}; delete it" for name in folder.names() if name not in known]
     try:
-        tokenizer = load_tokenizer(open_tokenizer_folder(folder, cache_folder()))
-        if tokenizer.fingerprint() != manifest.tokenizer:
+        if load_tokenizer(open_tokenizer_folder(folder, cache_folder())).fingerprint() != manifest.tokenizer:
             problems.append(f"{folder.path('tokenizer')} is not the tokenizer of these shards; {again}")
     except (ValueError, OSError) as error:
         problems.append(f"{error}; {again}")

@@ -201,8 +201,7 @@ def sort_documents(source: Source, scans: list[Scan], rule: SplitRule, max_docum
             items, distinct = items[: chosen[-1] + 1], chosen
     roles = np.full(len(items), DROPPED, np.int8)
     roles[chosen] = rule.assign(items["digest"][chosen], chosen >= own)
-    duplicates = int(np.count_nonzero(items["kind"] == GOOD)) - len(distinct)
-    return Corpus(source, items, roles, bad, duplicates)
+    return Corpus(source, items, roles, bad, duplicates=int(np.count_nonzero(items["kind"] == GOOD)) - len(distinct))
 
 
 def enough(source: Source, scans: list[Scan], max_documents: int) -> bool:

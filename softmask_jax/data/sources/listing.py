@@ -56,6 +56,8 @@ def list_files(patterns: str | Iterable[str], kind: str, example: str = "texts/*
             hint = "; commas part patterns, ? stands for one in a name" if commas else ""
             reason = f"no file matches {pattern!r} (looked from {os.getcwd()}){hint}"
         raise FileNotFoundError(f"data.paths: {reason}")
+    if packed := [file.name for file in files.values() if kind == "jsonl" and file.name.endswith(".zst")]:
+        required("zstandard", "zst", f"{packed[0]}: *.zst")
     return tuple(files.values())
 
 
@@ -128,13 +130,6 @@ def required(module: str, extra: str, purpose: str):
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{purpose} needs a package: pip install 'softmask_jax[{extra}]'") from error
-
-
-def check_compression(files: Iterable[Listed]) -> None:
-    """Raise ImportError for *.zst files without their package."""
-    for file in files:
-        if file.name.endswith(".zst"):
-            required("zstandard", "zst", f"{file.name}: *.zst")
 
 
 @contextlib.contextmanager

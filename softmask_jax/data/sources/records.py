@@ -11,7 +11,7 @@ from functools import cached_property
 
 from softmask_jax.data.sources.documents import BadRow, Document, Source, spans
 from softmask_jax.data.sources.listing import (
-    Listed, check_compression, fingerprint, is_compressed, list_files, open_file, open_unpacked, required,
+    Listed, fingerprint, is_compressed, list_files, open_file, open_unpacked, required,
 )
 from softmask_jax.io.files import one_line
 
@@ -39,8 +39,7 @@ def checked(items: Iterable[Document | BadRow], name: str, whole: bool) -> Itera
             good = True
         yield item
     if bad >= HOPELESS_ROWS and not good or whole and first and not good:
-        example = f"{first.name} {first.reason}"
-        raise ValueError(f"{name}: none of its {bad} rows holds text; {example}; check data.text_key")
+        raise ValueError(f"{name}: none of its {bad} rows holds text; {first.name} {first.reason}; check data.text_key")
     if whole and not good:
         raise ValueError(f"{name}: holds no row; leave it out of data.paths")
 
@@ -157,7 +156,6 @@ def _parse(name: str, line: bytes, text_key: str) -> Document | BadRow:
 def json_lines(patterns: str | Iterable[str], text_key: str = "text") -> JsonLines:
     """Rows of the files of `list_files`. Raises its errors and ValueError for an empty file."""
     listing = list_files(patterns, "jsonl", "texts/*.jsonl")
-    check_compression(listing)
     if empty := [file.name for file in listing if not file.size]:
         raise ValueError(f"{empty[0]}: is empty; leave it out of data.paths")
     return JsonLines(listing, text_key, PART_BYTES)

@@ -65,8 +65,7 @@ def _read_folder(folder: Path) -> HuggingFaceTokenizer:
 def _read_tokenizer_json(path: Path, named: Mapping[str, str]) -> HuggingFaceTokenizer:
     text = read_text(path)
     try:
-        library = open_library(text)
-        return HuggingFaceTokenizer(text, *special_ids(library.get_vocab(with_added_tokens=True), named))
+        return HuggingFaceTokenizer(text, *special_ids(open_library(text).get_vocab(with_added_tokens=True), named))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -73,8 +73,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return hash_of(self.kind, self.bos_id, self.eos_id, self.mask_token_id, self._json)
 
     def __getstate__(self) -> dict:
-        names = ("_json", "bos_id", "eos_id", "mask_token_id", "vocab_size")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("_json", "bos_id", "eos_id", "mask_token_id", "vocab_size")}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         parts_of = [[] for _ in texts]

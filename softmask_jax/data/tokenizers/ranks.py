@@ -8,8 +8,7 @@ from softmask_jax.data.tokenizers.specials import QWEN_RANKS, read_text
 
 # Letters of byte-level BPE: visible characters of Latin-1 for themselves, other bytes from U+0100 on.
 VISIBLE_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-HIDDEN_BYTES = tuple(byte for byte in range(256) if byte not in VISIBLE_BYTES)
-LETTERS = {byte: letter for letter, byte in enumerate(HIDDEN_BYTES, 0x100)}
+LETTERS = {byte: letter for letter, byte in enumerate(sorted({*range(256)} - {*VISIBLE_BYTES}), 0x100)}
 
 
 def letters(token: bytes) -> str:

@@ -44,10 +44,8 @@ class Conversations(Task):
             self.forwards_per_step = 2.0
         check_tokenizer(self.tokenizer, self.denoiser, self.base)
         sizes = bucket_sizes(config.data.buckets)
-        self.train, self.validation = (
-            Buckets(examples, self.sft.pad_id, config.train.seed, sizes)
-            for examples in (self.sft.train, self.sft.validation)
-        )
+        splits = self.sft.train, self.sft.validation
+        self.train, self.validation = (Buckets(split, self.sft.pad_id, config.train.seed, sizes) for split in splits)
         self.row_length = round(float(self.train.bucket_of.mean()))
         # A continued run needs the same base, too.
         inputs = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
@@ -63,17 +61,12 @@ class Conversations(Task):
         return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
 
     def batches(self, start_step: int) -> Batches:
-        config = self.config.train
-        return bucket_batches(
-            self.train, global_batch_size=config.global_batch_size, seed=config.seed, start_step=start_step,
-            micro_batches=config.micro_batches, **self.host,
-        )  # fmt: skip
+        return bucket_batches(self.train, start_step=start_step, **self.batching)
 
     def _losses(self, params, batch):
         """({name: losses [B]}, valid [B]) of validation examples; "" is the recipe's, whose coins choose the passes."""
         objective, key = self.family.objective(self.config), root_key(self.config.eval.seed)
-        mask_token_id = self.denoiser.mask_token_id
-        noisy = objective.validation_batch(batch, key, len(self.validation), mask_token_id=mask_token_id)
+        noisy = objective.validation_batch(batch, key, len(self.validation), mask_token_id=self.denoiser.mask_token_id)
         losses = two_pass.row_scores(self.denoiser, objective.soft_mask, params, noisy).loss
         coins = example_coins(key, batch["index"], self.config.soft_mask.p_sm)
         recipe = jnp.where(coins, losses.get("two_pass", losses["one_pass"]), losses["one_pass"])
@@ -85,8 +78,8 @@ class Conversations(Task):
         shown = losses if final and "two_pass" in losses else ("",)
         row = {}
         for name in shown:
-            prefix = f"{name}/" if name else ""
-            row |= {f"{prefix}loss": losses[name].mean} | ends(f"{prefix}loss_", losses[name].interval())
+            loss = f"{name}/loss" if name else "loss"
+            row |= {loss: losses[name].mean} | ends(f"{loss}_", losses[name].interval())
         if "two_pass" in shown:
             one, two = losses["one_pass"], losses["two_pass"]
             row |= {"gain/loss": one.mean - two.mean} | ends("gain/loss_", one.interval(two))
@@ -94,10 +87,8 @@ class Conversations(Task):
 
     def _validation(self, params) -> dict[str, Nats]:
         size = self.config.eval.batch_size
-        losses = collect(
-            self.losses(params, sharding.global_batch(batch, self.mesh))
-            for batch in bucket_validation_batches(self.validation, global_batch_size=size, **self.host)
-        )
+        batches = bucket_validation_batches(self.validation, global_batch_size=size, **self.host)
+        losses = collect(self.losses(params, sharding.global_batch(batch, self.mesh)) for batch in batches)
         return {name: Nats(values, 1) for name, values in losses.items()}
 
     def rank(self, row: dict[str, float]) -> dict[str, float]:
@@ -122,11 +113,8 @@ class Conversations(Task):
         return [decode(prompt) + decode(answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def describe_data(self) -> str:
-        sizes = np.unique(self.train.bucket_of)
-        return (
-            f"{len(self.train):,} training and {len(self.validation):,} validation conversations in rows of "
-            f"{sizes.min()} to {sizes.max()} tokens"
-        )
+        counts = f"{len(self.train):,} training and {len(self.validation):,} validation conversations"
+        return f"{counts} in rows of {self.train.bucket_of.min()} to {self.train.bucket_of.max()} tokens"
 
 
 def read_base(folder: Path, kind: str) -> dict:
@@ -142,10 +130,9 @@ def read_base(folder: Path, kind: str) -> dict:
 def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
     """ValueError for a tokenizer whose ids are not the model's."""
     if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
-        raise ValueError(
-            f"config.data.tokenizer has {tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}, the "
-            f"model in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}; give --config.data.tokenizer=base."
-        )
+        ours = f"{tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}"
+        theirs = f"the model in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}"
+        raise ValueError(f"config.data.tokenizer has {ours}, {theirs}; give --config.data.tokenizer=base.")
 
 
 def bucket_sizes(text: str) -> tuple[int, ...]:

@@ -26,20 +26,14 @@ class RunningText(Task):
         self.sampler = jax.jit(sampler, out_shardings=sharding.replicated(mesh))
 
     def batches(self, start_step: int) -> data.Batches:
-        config = self.config
-        return data.batches(
-            self.data.train, global_batch_size=config.train.global_batch_size, seed=config.train.seed,
-            start_step=start_step, micro_batches=config.train.micro_batches, prefetch=config.data.prefetch, **self.host,
-        )  # fmt: skip
+        prefetch = self.config.data.prefetch
+        return data.batches(self.data.train, start_step=start_step, prefetch=prefetch, **self.batching)
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
-        config, windows = self.config.eval, len(self.data.validation)
-        most = config.max_windows if final else config.windows
-        batches = data.validation_batches(
-            self.data.validation, global_batch_size=config.batch_size, max_windows=min(most or windows, windows),
-            **self.host,
-        )  # fmt: skip
-        return scores(self.perplexity(state.eval_params(), batches, windows, config.seed))
+        config, windows = self.config.eval, self.data.validation
+        size, most = config.batch_size, config.max_windows if final else config.windows
+        batches = data.validation_batches(windows, global_batch_size=size, max_windows=most, **self.host)
+        return scores(self.perplexity(state.eval_params(), batches, len(windows), config.seed))
 
     def rank(self, row: dict[str, float]) -> dict[str, float]:
         return {"validation/nelbo": row.get("two_pass/nelbo", row["one_pass/nelbo"])}
@@ -59,7 +53,5 @@ class RunningText(Task):
         return [self.tokenizer.decode(row) for row in tokens]
 
     def describe_data(self) -> str:
-        return (
-            f"{len(self.data.train):,} training and {len(self.data.validation):,} validation windows of "
-            f"{self.config.data.seq_len} tokens"
-        )
+        counts = f"{len(self.data.train):,} training and {len(self.data.validation):,} validation"
+        return f"{counts} windows of {self.config.data.seq_len} tokens"

@@ -30,6 +30,8 @@ class Task:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         self.config, self.mesh, self.family = config, mesh, families.of(config.model.kind)
         self.host = {"host_index": jax.process_index(), "host_count": jax.process_count()}
+        sizes = ("global_batch_size", "seed", "micro_batches")
+        self.batching = {name: getattr(config.train, name) for name in sizes} | self.host
         sharding.check_batch("config.eval.batch_size", config.eval.batch_size, mesh)
 
     def save_tokenizer(self, folder: Path) -> None:
