@@ -1,4 +1,5 @@
 """The scalars of soft-masking: raw and effective values against the reference, and their ranges."""
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,16 @@ def test_raw_and_effective_scalars_match_the_reference():
             np.testing.assert_allclose(raw[ours], GOLDEN[f"raw/{name}/{theirs}"], rtol=1e-5, atol=1e-7)
         for field in Scalars._fields:
             np.testing.assert_allclose(getattr(values, field), GOLDEN[f"eff/{name}/{field}"], rtol=2e-6)
+
+
+class Lambda(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    def test_lambda_is_the_papers_formula_eager_and_compiled(self):
+        scale, centre, steepness, neg_entropy = 0.7, -1.5, 3.0, np.linspace(-6, 0, 7)
+        raw = soft_masking.raw_from_effective(scale, centre, steepness)
+        mix_weight = self.variant(lambda raw, h: soft_masking.mix_weight(h, soft_masking.effective(raw)))
+        expected = scale / (1 + np.exp(-steepness * (neg_entropy - centre)))
+        chex.assert_trees_all_close(mix_weight(raw, jnp.asarray(neg_entropy, jnp.float32)), expected, rtol=1e-5)
 
 
 def test_scalars_at_the_ends_of_their_ranges_are_finite_and_as_recorded():
