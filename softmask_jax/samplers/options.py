@@ -21,8 +21,8 @@ MDLM_STEPS = 128
 TRANSITIONS = {"mdlm": transitions.Mdlm, "remdm_cap": transitions.RemdmCap, "remdm_rescale": transitions.RemdmRescale,
                "remdm_conf": transitions.RemdmConf, "remdm_loop": transitions.RemdmLoop}  # fmt: skip
 ALGORITHMS = (*TRANSITIONS, *dream.ALGORITHMS)
-# Options that only some algorithms have: their family, and the algorithms.
-FAMILIES = {
+# Options that only some algorithms have: a name for these, and the algorithms.
+LIMITED = {
     "nucleus_p": ("mdlm and remdm", TRANSITIONS),
     "eta": ("other samplers", ("remdm_cap", "remdm_rescale", "remdm_loop")),
     **dict.fromkeys(("t_on", "t_off", "alpha_on"), ("other samplers", ("remdm_loop",))),
@@ -85,9 +85,9 @@ class Options:
         be filled, for the default number of steps. prompt_length: where blocks begin."""
         alg = self.alg or alg
         values = {name: value for name, value in vars(self).items() if not (value is None or value is False)}
-        for name, (family, algorithms) in FAMILIES.items():
+        for name, (owners, algorithms) in LIMITED.items():
             if name in values and alg not in algorithms:
-                raise ValueError(f"{name} is an option of {family}; '{alg}' has none.")
+                raise ValueError(f"{name} is an option of {owners}; '{alg}' has none.")
         if self.soft_mask is not None:
             soft_mask = SoftMask() if self.soft_mask == "none" else self.soft_mask
         common = {"denoiser": denoiser, "soft_mask": soft_mask, "history": False, "trace": trace,

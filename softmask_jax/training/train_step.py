@@ -91,10 +91,10 @@ class TrainStep:
         params, soft_mask = whole(state.params, state.frozen), self.objective.soft_mask
         feedback, scale = None, 1.0
         if self.two_passes:
-            # Pass 1, under stop_gradient; skipped where no row of the micro-batch needs it.
+            # Pass 1; skipped where no row of the micro-batch needs it.
             keys = pass_keys(dropout_keys, 0)
-            feedback = two_pass.feedback_if(coins.any(), self.denoiser, soft_mask, params, noisy, dropout_keys=keys)
-            scale = coins.astype(jnp.float32)
+            pass_1 = two_pass.feedback_if(coins.any(), self.denoiser, soft_mask, params, noisy, dropout_keys=keys)
+            feedback, scale = jax.lax.stop_gradient(pass_1), coins.astype(jnp.float32)
 
         def loss(trained):
             merged, keys = whole(trained, state.frozen), pass_keys(dropout_keys, 1)
