@@ -16,7 +16,7 @@ from softmask_jax.evaluate.generative.samples import Samples
 from softmask_jax.evaluate.generative.scorer import Scorer, open_files
 from softmask_jax.evaluate.generative.scores import Scores
 from softmask_jax.evaluate.models import checkpoints
-from softmask_jax.evaluate.perplexity.conversations import is_dream
+from softmask_jax.evaluate.perplexity.conversations import is_chat
 from softmask_jax.evaluate.perplexity.text_sets import Text, described, open_source, other_text, own_text
 from softmask_jax.evaluate.settings import Generative as Config, Settings, budgets, check_least
 from softmask_jax.evaluate.task import Estimate, Piece, Result, Work, pieces
@@ -45,8 +45,8 @@ class Generative:
     def check(self, settings: Settings, *, allow_code: bool, allow_unsafe_code: bool) -> None:
         config = settings.generative
         for one in checkpoints(settings.models):
-            if is_dream(one.path):
-                raise ValueError(f"generative: {one.path} is a Dream, which only answers; leave the task out.")
+            if is_chat(one.path):
+                raise ValueError(f"generative: {one.path} is a model of conversations, which only answers; leave the task out.")
         check_least(settings, "samples", count=1, batch_size=1, length=0)
         check_least(settings, "generative", batch_size=1, mauve_buckets=0)
         if not config.mauve_scaling > 0:

@@ -1,11 +1,10 @@
-"""Validation of a Dream that was fine-tuned on conversations: the recipe's loss of every held-out response.
+"""Validation of a model that was fine-tuned on conversations: the recipe's loss of every held-out response.
 
 A row is an example under one draw of t and masks, with one pass and with two. By default t is stratified jointly over
 examples and draws in [t_min, t_max] (`mask_draws`). `compat` is the recipe's validation and gives training's numbers: t
 evenly spaced over the examples, the seed of config.eval, and a coin for each example between its passes ("mixed")."""
 import dataclasses
 import functools
-import hashlib
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax import config as config_schema
+from softmask_jax.config.kinds import KINDS
 from softmask_jax.convert import converted
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data.chat.buckets import Buckets
@@ -25,33 +25,30 @@ from softmask_jax.evaluate.perplexity.mask_draws import stratified
 from softmask_jax.evaluate.perplexity.records import Columns, recorded, settings_of
 from softmask_jax.evaluate.perplexity.text_sets import OWN, evenly_spaced, rebuilt
 from softmask_jax.evaluate.task import Work, pieces
+from softmask_jax.models import families
+from softmask_jax.training.tasks.conversations import bucket_sizes, fingerprint
 
 
-def is_dream(path: Path) -> bool:
-    """Whether a folder for `softmask_jax.load` holds a Dream, an adapter, or a run of one."""
+def is_chat(path: Path) -> bool:
+    """Whether a folder for `softmask_jax.load` holds a model of conversations, an adapter, or a run of one."""
     about = read_json(path, "config.json")
-    return about.get("kind") in ("dream", "adapter") or about.get("model", {}).get("kind") == "dream"
+    kind = about.get("kind") or about.get("model", {}).get("kind")
+    return kind == "adapter" or (kind in KINDS and KINDS[kind].chat)
 
 
 def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
     """A run's config, its padded validation examples, and a hash of them. ValueError if they are not here."""
     path = work.path
     if converted.is_converted(path):
-        raise ValueError(f"perplexity: {path} is a converted Dream, which brings no validation split along: leave this "
+        raise ValueError(f"perplexity: {path} is a converted model, which brings no validation split along: leave this "
                          "task away, or give the folder of the run that fine-tuned it.")
     config = config_schema.from_dict(read_json(path, "config.json"))
     base = Path(os.path.expanduser(work.settings.models.base or config.model.base))
     tokenizer = str(base / "tokenizer") if config.data.tokenizer == "base" else config.data.tokenizer
-    sizes = tuple(int(size) for size in config.data.buckets.split(",") if size.strip())
-
-    def fingerprint(sft) -> str:
-        """Covers the run's base, too."""
-        content = f"{sft.info['fingerprint']} {sizes} ".encode() + (base / "manifest.json").read_bytes()
-        return hashlib.sha256(content).hexdigest()
-
+    sizes = bucket_sizes(config.data.buckets)
     sft = rebuilt(
-        path, work.model.step, lambda: build_sft(config.data, tokenizer=tokenizer), fingerprint,
-        "The conversations or the base have changed", "bring them back",
+        path, work.model.step, lambda: build_sft(config.data, tokenizer=tokenizer),
+        lambda sft: fingerprint(sft, sizes, base), "The conversations or the base have changed", "bring them back",
     )  # fmt: skip
     return config, Buckets(sft.validation, sft.pad_id, config.train.seed, sizes), sft.info["fingerprint"]
 
@@ -65,7 +62,7 @@ def measured(work: Work) -> Columns:
     config, buckets, fingerprint = conversations(work)
     # The run's loss, with the model's soft-masking (maybe turned off) and a t for each example.
     soft_mask, p_sm = SoftMask(model.soft_mask.variant, model.soft_mask.k), config.soft_mask.p_sm
-    objective = dataclasses.replace(dream_loss.DreamLoss.from_config(config), soft_mask=soft_mask, t_per="row")
+    objective = dataclasses.replace(families.of(config.model.kind).objective(config), soft_mask=soft_mask, t_per="row")
     numbers = evenly_spaced(len(buckets), settings.max_windows)
     draws, seed, strata = 1, config.eval.seed, None
     if not settings.compat:

@@ -46,7 +46,7 @@ class Validation:
         """Texts one after the other, each with its own record and estimates. ValueError for none, or a changed one."""
         settings = work.settings.perplexity
         values, curves, notes = {}, {}, []
-        if dream := conversations.is_dream(work.path):
+        if chat := conversations.is_chat(work.path):
             columns = conversations.measured(work)
             values = estimates.estimates(columns, "loss", 1, UNITS["loss"])
             curves[OWN] = estimates.cross_entropy_by_t(columns, settings.bins)
@@ -58,7 +58,7 @@ class Validation:
                 values |= _prefixed(text.name, of_text)
                 curves[text.name] = estimates.cross_entropy_by_t(columns, settings.bins)
                 notes += text.notes
-        notes.append(NOTES[settings.compat, dream].format(draws=settings.draws, batch_size=settings.batch_size))
+        notes.append(NOTES[settings.compat, chat].format(draws=settings.draws, batch_size=settings.batch_size))
         calls = columns.values["t"].shape[1] * len(columns.passes)
         return Result(values, {"calls": calls}, {"cross_entropy_by_t": curves}, tuple(notes))
 

@@ -48,8 +48,7 @@ class Conversations(Task):
         self.train, self.validation = (Buckets(split, self.sft.pad_id, config.train.seed, sizes) for split in splits)
         self.row_length = round(float(self.train.bucket_of.mean()))
         # A continued run needs the same base, too.
-        inputs = f"{self.sft.info['fingerprint']} {sizes} ".encode() + (self.base / "manifest.json").read_bytes()
-        self.info = self.sft.info | {"fingerprint": hashlib.sha256(inputs).hexdigest()}
+        self.info = self.sft.info | {"fingerprint": fingerprint(self.sft, sizes, self.base)}
         self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -133,6 +132,12 @@ def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
         ours = f"{tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}"
         theirs = f"the model in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}"
         raise ValueError(f"config.data.tokenizer has {ours}, {theirs}; give --config.data.tokenizer=base.")
+
+
+def fingerprint(sft, sizes: tuple[int, ...], base: Path) -> str:
+    """Hash of the conversations, the lengths of their rows and the base: a run may change none of them."""
+    content = f"{sft.info['fingerprint']} {sizes} ".encode() + (base / "manifest.json").read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def bucket_sizes(text: str) -> tuple[int, ...]:
