@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
         step = dataclasses.replace(step, **measured(flags.run), chips=flags.chips)
     elif flags.seconds is not None:
         seconds = tuple((one, one) for one in (flags.seconds, flags.two_pass_seconds))
-        step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source="as given")
+        step = dataclasses.replace(step, seconds=seconds, chips=flags.chips, source="from the command line")
     lines = plan(config, step)
     print(text(config, step, lines))
     if flags.json:

@@ -116,5 +116,4 @@ def _work(reading: Reading) -> list[str]:
 def as_json(reading: Reading) -> dict:
     """All fields of `Reading` and derived figures."""
     figures = dataclasses.asdict(reading) | {"peak": reading.peak, "fits": reading.fits, "verdict": verdict(reading)}
-    figures["said"] = figures.pop("description")
     return figures if reading.needed else figures | {"roofline": dataclasses.asdict(roofline(reading))}

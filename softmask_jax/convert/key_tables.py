@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softmask_jax.models.keys import Entry
-
-VOCABULARY_MULTIPLE = 128
+from softmask_jax.models.nn.network_config import VOCABULARY_MULTIPLE
 
 
 class Spec(NamedTuple):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from softmask_jax.convert.key_tables import Spec, VOCABULARY_MULTIPLE, keys, our_shape, padded
+from softmask_jax.convert.key_tables import Spec, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw, whole
 from softmask_jax.io import stored_arrays, tree_files
 from softmask_jax.models.keys import Entry
+from softmask_jax.models.nn.network_config import VOCABULARY_MULTIPLE
 
 CHUNK_BYTES = 64 * 2**20
 

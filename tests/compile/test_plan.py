@@ -104,7 +104,7 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path, capsys
     assert plan.main(["--config=configs/mdlm_owt.py", *words]) == 0
     found, said = json.loads(out.read_text()), capsys.readouterr().out
     assert [line["updates"] for line in found["lines"]] == [1000, 1000, 500, 789]
-    assert found["lines"][0]["hours"] == [2.0, 2.0] and "| 2.000" in said and "on 2 chips: as given" in said
+    assert found["lines"][0]["hours"] == [2.0, 2.0] and "| 2.000" in said and "on 2 chips: from the command line" in said
 
 
 @pytest.mark.full

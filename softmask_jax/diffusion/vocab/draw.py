@@ -1,9 +1,9 @@
 """Exact draws from the vocabulary's distribution, without B x L x V noise.
 
 The Gumbel-max trick draws argmax_v(log p_v + g_v). A block's maximum is itself Gumbel, shifted by the log of the
-block's mass, and independent of its place (max-stability). So one Gumbel number for every block of 128 columns chooses
-the block, and 128 more choose within it: the same law of (token, score) from V / 128 + 128 numbers a position instead
-of V. Recorded noise [B L V] is replayed literally. P positions."""
+block's mass, and independent of the column that attains it (max-stability). So one Gumbel number for every block of 128
+columns chooses the block, and 128 more choose within it: the same law of (token, score) from V / 128 + 128 numbers a
+position instead of V. Recorded noise [B L V] is replayed literally. P positions."""
 import dataclasses
 from functools import partial
 from typing import NamedTuple
