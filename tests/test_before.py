@@ -24,7 +24,7 @@ KEPT = {MDLM: 4, DREAM: 3}  # the step at which a run was cut off
 # With the JAX that recorded them, floats differ at most by sums in another order, which another CPU may choose: by 3e-7
 # absolute in differences of two bounds of about 4 nats. JAX 0.12 rounds differently from 0.10.2: by up to 2e-5 relative in
 # a gradient's norm under bfloat16, and 6e-7 in such differences.
-SAME, OTHER = dict(rtol=2e-6, atol=1e-6), dict(rtol=1e-4, atol=2e-6)
+SAME, OTHER = dict(rtol=1e-6, atol=1e-6), dict(rtol=1e-4, atol=2e-6)
 ALGORITHMS = {BASE: "entropy", DREAM: "origin"}
 CHATS = [[{"role": "user", "content": text}] for text in ("What is 2 + 3?", "What is 40 + 2? Think.")]
 

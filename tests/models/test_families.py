@@ -110,6 +110,20 @@ def test_evaluate_measures_it_like_every_model(run):
     assert row["estimates"]["gain/nelbo"]["count"] > 1
 
 
+def test_a_config_file_may_register_the_family_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    monkeypatch.delitem(KINDS, "other", raising=False)
+    file = tmp_path / "other.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\nfrom softmask_jax.models import families\n"
+        "from tests.models.test_families import TOY\n\nfamilies.register('other', TOY)\n\n\n"
+        "def get_config():\n    return ConfigDict({'model': {'kind': 'other'}})\n"
+    )
+    assert config.load(str(file)).model.kind == "other" and families.of("other") is TOY
+    assert config.load(str(file)).model.kind == "other"  # read again, as by a supervisor's next attempt
+    del KINDS["other"]
+
+
 def test_an_unknown_family_and_a_taken_name_are_errors_of_one_line():
     with pytest.raises(ValueError, match="config.model.kind is 'toi'; choose one of dit, dream"):
         config.load("configs/stdlib.py", ["model.kind=toi"])
