@@ -19,6 +19,7 @@ from softmask_jax.training.train_state import TrainState
 from softmask_jax.training.train_step import TrainStep
 from tests.golden import load, meta
 from tests.helpers import dream_model, golden_model
+from tests.helpers.arrays import made_once
 
 MASK, PAD = golden_model.MASK, 5
 KEY = jax.random.key(1231)
@@ -39,7 +40,7 @@ def tiny() -> denoiser.Denoiser:
     return dataclasses.replace(model, trunk=trunk, head=head)
 
 
-@functools.cache
+@made_once
 def params() -> dict:
     scalars = soft_masking.init_scalars(scale=0.7, centre=-2.0, steepness=2.0)
     return golden_model.params() | {"soft_mask": scalars}

@@ -15,6 +15,7 @@ from softmask_jax.models import dream_denoiser
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.decoding import Draws
 from tests.helpers import dream_model, plain_blocks
+from tests.helpers.arrays import made_once
 from tests.helpers.dream_model import MASK, VOCAB
 
 SOFT = SoftMask("topk", 3)
@@ -27,7 +28,7 @@ def model(mesh=None):
     return dream_denoiser.build(sizes, config.SoftMask(k=1), dream_model.config_json(), mesh=mesh)
 
 
-@functools.cache
+@made_once
 def params() -> dict:
     return {"backbone": dream_model.params(), "soft_mask": SCALARS}
 

@@ -12,12 +12,13 @@ from softmask_jax.models.nn import dream
 from softmask_jax.samplers import Draws
 from tests.golden import load, meta
 from tests.helpers import dream_model
+from tests.helpers.arrays import made_once
 from tests.helpers.dream_model import MASK, VOCAB
 
 PAD = 199
 
 
-@functools.cache
+@made_once
 def params() -> dict:
     scalars = soft_masking.init_scalars(scale=0.9, centre=-3, steepness=1.5)
     return {"backbone": dream_model.params(), "soft_mask": scalars}

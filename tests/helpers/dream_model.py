@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream import DreamConfig
 from tests.golden import FOLDER, load, meta
+from tests.helpers.arrays import made_once
 
 FORWARD, DORA = "dream/forward.npz", "dora/dora.npz"
 VOCAB, MASK, LAYERS = 200, 198, 2
@@ -61,7 +62,7 @@ def _stacked(torch: dict[str, np.ndarray], name: str, *, transposed: bool = Fals
     return jnp.asarray(np.stack([one.T if transposed else one for one in every]))
 
 
-@functools.cache
+@made_once
 def params(name: str = "tiny") -> dict:
     """A checkpoint as `dream.init`'s tree."""
     torch = tensors(name)
@@ -86,7 +87,7 @@ def params(name: str = "tiny") -> dict:
     }
 
 
-@functools.cache
+@made_once
 def adapter(prefix: str = "param") -> dict:
     """Recorded arrays of the adapter's shape (its values, or a loss's gradients) as `dora.init`'s tree."""
     recorded = load(DORA)

@@ -8,6 +8,7 @@ from softmask_jax import config
 from softmask_jax.models import denoiser
 from tests.golden import load, meta
 from tests.helpers import torch_weights
+from tests.helpers.arrays import made_once
 
 NAME = "mdlm_dit/params.npz"
 VOCAB, MASK = 98, 97
@@ -16,7 +17,7 @@ MODEL = config.Model(
 )
 
 
-@functools.cache
+@made_once
 def params() -> dict:
     """The recorded start, soft-masking scalars included."""
     assert meta(NAME)["config"]["model"]["hidden_size"] == MODEL.hidden_size

@@ -18,6 +18,7 @@ from softmask_jax.models import denoiser
 from softmask_jax.training import optimizer, train_state, train_step
 from tests.golden import load
 from tests.helpers import golden_model, torch_weights
+from tests.helpers.arrays import made_once
 
 OPTIMIZER = config.Optimizer(warmup_steps=2, ema_decay=0.9999)
 UNCLIPPED = 1e9  # Adam hides a factor of the gradient, and so does clipping: norms are 7 to 11 here
@@ -45,12 +46,12 @@ def run(state, key, *coins):
     return compiled(len(coins))(state, batch(), key, jnp.tile(jnp.array(coins), 8 // len(coins)))
 
 
-@functools.cache
+@made_once
 def start(at=0):
     return train_state.fresh(golden_model.params(), built()[1])._replace(step=jnp.int32(at))
 
 
-@functools.cache
+@made_once
 def batch():
     tokens = np.random.default_rng(0).integers(0, 97, (8, 16), np.int32)
     return {"tokens": jnp.asarray(tokens), "rows": jnp.arange(8, dtype=jnp.int32)}
