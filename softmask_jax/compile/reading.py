@@ -8,7 +8,7 @@ from softmask_jax.compile.hlo import Module
 from softmask_jax.compile.programs import Program, bytes_per_chip
 from softmask_jax.compile.topology import Topology
 from softmask_jax.compile.traffic import Traffic
-from softmask_jax.diffusion.vocab import head
+from softmask_jax.diffusion.vocab.positions import block_size
 from softmask_jax.distributed import sharding
 from softmask_jax.training import update_flops
 
@@ -75,7 +75,8 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
     if train:
         # Nearly all products are inside micro-batches.
         work = work * micro / program.micro
-        own = update_flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes)
+        own = update_flops.model_flops(program.denoiser, model, tokens, program.length, two_passes=program.two_passes,
+                                       scored=update_flops.SCORED)
     else:
         # With a cache, fewer positions are computed.
         own = min(work, program.calls * tokens * program.denoiser.flops_per_token(program.length))
@@ -101,8 +102,7 @@ class Loops:
     def __init__(self, program: Program, micro: int):
         self.program, self.micro = program, micro
         total = positions(program)
-        block = min(total, max(head.MIN_BLOCK, total // 8))
-        self.sweep = (-(-total // block) + 1) / 2
+        self.sweep = (-(-total // block_size(total)) + 1) / 2
 
     def of_jaxpr(self, depth: int, holds_another: bool) -> float:
         calls, blocks = self.program.calls, self.program.blocks

@@ -31,14 +31,15 @@ class Batches(Iterator, contextlib.AbstractContextManager):
 
 def batches(
     windows: Windows | Mixture, *, global_batch_size: int, seed: int, start_step: int = 0, host_index: int = 0,
-    host_count: int = 1, micro_batches: int = 1, prefetch: int = 2,
+    host_count: int = 1, micro_batches: int = 1, prefetch: int = 2, balanced: bool = False,
 ) -> Batches:  # fmt: skip
     """This host's share of the training batches from `start_step` on, `prefetch` of them read ahead (0: none).
-    Raises ValueError as `rows_of_host`; warns of repeats within a batch."""
+    balanced: the host's devices, each with neighbouring positions, get equally many masks, see `low_and_high`. Raises ValueError as `rows_of_host`; warns of repeats within a batch."""
     # Grain imports JAX, which users of sources and tokenizers need not load.
     import grain
 
     rows = rows_of_host(global_batch_size, host_index, host_count, micro_batches).astype(np.int32)
+    rows = low_and_high(rows, micro_batches) if balanced else rows
     if start_step < 0 or prefetch < 0:
         raise ValueError(f"start_step={start_step} and data.prefetch={prefetch} must not be negative")
     if len(windows) < global_batch_size:
@@ -93,6 +94,15 @@ def rows_of_host(global_batch_size: int, host_index: int, host_count: int, micro
     rows = np.arange(host_index, global_batch_size, host_count)
     groups = micro_batch_of(rows, global_batch_size, micro_batches)
     return rows[np.argsort(groups, kind="stable").reshape(micro_batches, -1).T.ravel()]
+
+
+def low_and_high(rows: np.ndarray, micro_batches: int) -> np.ndarray:
+    """Rows of `rows_of_host`, the lowest and the highest of each micro-batch in turn: t rises with the row, and so does
+    the number of masks, which is the work of the output layer."""
+    groups = rows.reshape(-1, micro_batches)
+    count = len(groups)
+    in_turn = np.stack([np.arange(count), np.arange(count)[::-1]], 1).ravel()[:count]
+    return groups[in_turn].ravel()
 
 
 def validation_batches(

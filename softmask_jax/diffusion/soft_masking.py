@@ -199,11 +199,12 @@ def blend(tokens: jax.Array, feedback: Feedback | None, raw: Mapping[str, jax.Ar
 def _blend_full(tokens, feedback, raw, embedding, mask_token_id, scale, head):
     if feedback.hidden is None or head is None:
         raise ValueError("the soft-masking variant 'full' needs feedback.hidden and head")
-    neg_entropy, mix = vocab_head.mixture(feedback.hidden, head, effective(raw).temperature, embedding)
+    masked, temperature = tokens == mask_token_id, effective(raw).temperature
+    neg_entropy, mix = vocab_head.mixture(feedback.hidden, head, temperature, embedding, where=masked)
     if feedback.certain is not None:
         certain = feedback.certain >= 0
         neg_entropy = jnp.where(certain, 0.0, neg_entropy)
         mix = jnp.where(certain[..., None], rows(embedding, feedback.certain.clip(0)), mix)
     weight = masked_weight(tokens, neg_entropy, raw, mask_token_id=mask_token_id, scale=scale)[..., None]
     plain = rows(embedding, tokens)
-    return jnp.where((tokens == mask_token_id)[..., None], (1 - weight) * plain + weight * mix, plain)
+    return jnp.where(masked[..., None], (1 - weight) * plain + weight * mix, plain)

@@ -24,17 +24,19 @@ def within(denoiser, segment_ids: jax.Array | None):
 
 
 def pass_1(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, *, dropout_keys=None) -> Feedback:
-    """Run pass 1 on plain masks, tokens [B L]; return its feedback under `stop_gradient`."""
+    """Run pass 1 on plain masks, tokens [B L]; return its feedback under `stop_gradient`, undefined elsewhere."""
     backbone = params["backbone"]
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, tokens), dropout_keys=dropout_keys)
-    return feedback_of(denoiser, soft_mask, params, hidden)
+    return feedback_of(denoiser, soft_mask, params, hidden, tokens == denoiser.mask_token_id)
 
 
-def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array) -> Feedback:
-    """The feedback of a pass with last hidden states [B L D], under `stop_gradient`: one sweep over the vocabulary."""
+def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array, masked: jax.Array) -> Feedback:
+    """The feedback of a pass with last hidden states [B L D] at the masks [B L] bool, under `stop_gradient`: one sweep
+    over the vocabulary; undefined elsewhere."""
     full = soft_mask.variant == "full"
     temperature = soft_masking.effective(params["soft_mask"]).temperature if full else 1.0
-    sweep = vocab_head.sweep(hidden, denoiser.head(params["backbone"]), k=soft_mask.k, temperature=temperature)
+    head = denoiser.head(params["backbone"])
+    sweep = vocab_head.sweep(hidden, head, k=soft_mask.k, temperature=temperature, where=masked)
     feedback = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, hidden if full else None)
     return jax.lax.stop_gradient(feedback)
 
@@ -87,8 +89,8 @@ def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedbac
 def _masked_nll(denoiser, params: dict, noisy: Noisy, hidden: jax.Array) -> jax.Array:
     # A frozen head needs no gradient [Vpad D].
     train_head = "head" not in denoiser.frozen
-    nll = vocab_head.cross_entropy(hidden, denoiser.head(params["backbone"]), noisy.x0, train_head=train_head)
-    return jnp.where(noisy.masked, nll, 0.0)
+    head = denoiser.head(params["backbone"])
+    return vocab_head.cross_entropy(hidden, head, noisy.x0, where=noisy.masked, train_head=train_head)
 
 
 class RowScores(NamedTuple):
@@ -106,7 +108,8 @@ def row_scores(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy) -> Row
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, noisy.xt))
     by_pass = {"one_pass": hidden}
     if soft_mask.on:
-        x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback_of(denoiser, soft_mask, params, hidden))
+        feedback = feedback_of(denoiser, soft_mask, params, hidden, noisy.xt == denoiser.mask_token_id)
+        x = soft_embed(denoiser, soft_mask, params, noisy.xt, feedback)
         by_pass["two_pass"], _ = denoiser.trunk(backbone, x)
     nll = {name: _masked_nll(denoiser, params, noisy, hidden) for name, hidden in by_pass.items()}
     return RowScores(

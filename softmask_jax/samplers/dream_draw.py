@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Head, Plan, Projection, at_positions, make_plan
+from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Head, Plan, Projection, make_plan
 from softmask_jax.diffusion.vocab.draw import Draw, Noise, dense_draw
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax, top_k
 
@@ -77,11 +77,11 @@ def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *
 def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, projection: Projection, draw: Draw | None,
                    bias: jax.Array | None, where: jax.Array, positions: jax.Array) -> Predicted:
     """The predictions of one device's rows: blocks of positions, each dense in V."""
-    flat = projection.hidden.reshape(where.size, -1)
+    flat = projection.flat
     block = max(1, min(DENSE_BLOCK // plan.size, where.size))
 
     def at(index):
-        logits = plan.all_columns(plan.dense_logits(projection._replace(hidden=flat[index])))
+        logits = plan.all_columns(plan.dense_logits(flat.at(index)))
         noise = None
         if draw is not None and draw.gumbel is not None:
             noise = jax.tree.map(plan.all_columns, draw.noise(plan, index, positions, projection.dtype))
@@ -89,7 +89,7 @@ def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, project
             noise = draw.noise(plan, plan.share(index), positions, projection.dtype)
         return plan.unshare(_predict_block(filters, k, absent_id, logits, bias, noise), block)
 
-    predicted = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
+    predicted = at_positions(at, where.reshape(-1), block=block)
     predicted = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), predicted)
     return predicted._replace(finite=predicted.finite | ~where)
 

@@ -22,7 +22,7 @@ from softmask_jax.report import run_page
 from softmask_jax.training import optimizer, tasks, train_state, train_step, wandb_rows
 from softmask_jax.training.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.training.train_state import TrainState
-from softmask_jax.training.update_flops import budgeted
+from softmask_jax.training.update_flops import budgeted, forward_flops
 
 
 class NonFinite(RuntimeError):
@@ -71,6 +71,7 @@ class Trainer:
         self.scalars = jax.jit(functools.partial(scalars, config))
         self.root_key = root_key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
+        self.forward_flops = forward_flops(self.denoiser, self.task.row_length)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", keep=keep, keep_best=keep_best)
         self.profiler = Profiler(folder.path / "profile", profile)
@@ -210,7 +211,7 @@ class Trainer:
         config, row = self.config, summarise(pending) | {name: float(value) for name, value in now.items()}
         if speed := clock.steps_per_second(step) * config.train.global_batch_size * self.task.row_length:
             forwards = self.task.forwards_per_step + row["two_pass_share"]
-            flops = speed * forwards * self.denoiser.flops_per_token(self.task.row_length)
+            flops = speed * forwards * self.forward_flops
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
             self.tracker.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self.tracker.row(step, "train", row)

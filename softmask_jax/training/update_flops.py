@@ -7,8 +7,12 @@ from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import root_key
 
 
+# Share of the positions whose logits are computed: masks alone, half of all on average.
+SCORED = 0.5
+
+
 class Passes(NamedTuple):
-    """Runs of each part in a training step, in forward passes."""
+    """Runs of each part in a training step, in forward passes over all positions."""
 
     weights: float  # products with weights
     attention: float
@@ -28,12 +32,21 @@ def parts(denoiser, length: int) -> tuple[float, float, float]:
     return bare - head, denoiser.flops_per_token(length) - bare, head
 
 
-def model_flops(denoiser, model, tokens: int, length: int, *, two_passes: bool, again: bool = False) -> float:
+def forward_flops(denoiser, length: int) -> float:
+    """FLOPs of one token's forward pass in training, its logits computed where there are masks."""
+    weights, attention, head = parts(denoiser, length)
+    return weights + attention + SCORED * head
+
+
+def model_flops(
+    denoiser, model, tokens: int, length: int, *, two_passes: bool, again: bool = False, scored: float = 1.0
+) -> float:
     """FLOPs that a step has to compute, the numerator of MFU: a backward pass costs two forward ones, or one on a
-    frozen base (attention's always two). again: count what `remat` repeats, too."""
+    frozen base (attention's always two). again: count what `remat` repeats, too. scored: share of the positions
+    with logits; the paper counts all, a step computes `SCORED`."""
     forward, backward = 1.0 + two_passes, 1.0 if model.adapter != "none" else 2.0
     layers, attention = again and model.remat == "full", again and model.remat != "none"
-    cost = Passes(forward + backward + layers, forward + 2.0 + attention, forward + backward)
+    cost = Passes(forward + backward + layers, forward + 2.0 + attention, scored * (forward + backward))
     return closed_form(denoiser, tokens, length, cost)
 
 

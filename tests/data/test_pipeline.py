@@ -48,6 +48,18 @@ def test_a_batch_holds_whole_windows_and_its_row_numbers(windows):
         np.testing.assert_array_equal(row, windows.gather([window])[0])
 
 
+@pytest.mark.parametrize("hosts, micro_batches", [(1, 1), (1, 2), (2, 1)])
+def test_a_balanced_batch_has_the_same_rows_and_neighbours_with_the_same_sum(windows, hosts, micro_batches):
+    options = {"micro_batches": micro_batches, "host_count": hosts}
+    for host in range(hosts):
+        ((plain,), (balanced,)) = (take(windows, 1, host_index=host, balanced=b, **options) for b in (False, True))
+        for micro in range(micro_batches):
+            own, other = (batch["rows"][micro::micro_batches] for batch in (balanced, plain))
+            assert sorted(own) == sorted(other) and len(set(own.reshape(-1, 2).sum(1))) == 1
+        order = np.argsort(plain["rows"])[np.argsort(np.argsort(balanced["rows"]))]
+        np.testing.assert_array_equal(balanced["tokens"], plain["tokens"][order])
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_any_number_of_hosts_reads_the_same_global_batches(windows, hosts):
     alone = take(windows, 12)

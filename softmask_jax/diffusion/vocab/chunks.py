@@ -59,6 +59,15 @@ class Projection(NamedTuple):
         """float32, or float64 for float64 hidden states: of everything after a matrix product."""
         return jnp.promote_types(self.hidden.dtype, jnp.float32)
 
+    @property
+    def flat(self) -> "Projection":
+        """Hidden states [P D], all positions of all rows."""
+        return self._replace(hidden=self.hidden.reshape(-1, self.hidden.shape[-1]))
+
+    def at(self, positions: jax.Array | slice) -> "Projection":
+        """The hidden states [P D] at these positions, zeros past the end."""
+        return self._replace(hidden=self.hidden.at[positions].get(mode="fill", fill_value=0))
+
     def product(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
         """einsum with operands in the hidden states' dtype, accumulated in `dtype`."""
         # Left to itself a TPU rounds float32 operands to bfloat16, a recent GPU to TF32.
@@ -171,6 +180,11 @@ class Plan:
             return tree
         return jax.tree.map(lambda x: lax.all_gather(x, self.vocab_axis, tiled=True)[:count], tree)
 
+    def check_where(self, where: jax.Array | None, hidden: jax.Array) -> None:
+        """ValueError unless `where` is None or [B L] bool."""
+        if where is not None and (where.shape != hidden.shape[:2] or where.dtype != bool):
+            raise ValueError(f"where must be bool {hidden.shape[:2]} [B L], got {where.dtype} {where.shape}")
+
     def dense_logits(self, projection: Projection) -> jax.Array:
         """[P Vlocal], -inf where a column does not exist."""
         local = projection.weight.shape[0]
@@ -255,18 +269,3 @@ def walk(plan: Plan, projection: Projection, step: Callable[[Chunk, Any], Any], 
     if count == 1:
         return visit(0, 0, carry)
     return lax.fori_loop(0, count, lambda i, c: visit(jnp.minimum(i * width, local - width), i * width, c), carry)
-
-
-def at_positions(function: Callable[[jax.Array], Any], order: jax.Array, count: jax.Array | int, block: int) -> Any:
-    """function(positions [block]) at the first `count` of `order` [n], by blocks: leaves [n ...], 0 elsewhere."""
-    def visit(start, out):
-        # The last block is shifted back to fit: the same positions give the same results again.
-        positions = lax.dynamic_slice_in_dim(order, start, block)
-        return jax.tree.map(lambda old, new: old.at[positions].set(new), out, function(positions))
-
-    shapes = jax.eval_shape(function, order[:block])
-    empty = jax.tree.map(lambda x: jnp.zeros((len(order), *x.shape[1:]), x.dtype), shapes)
-    if isinstance(count, int):
-        return lax.fori_loop(0, -(-count // block), lambda i, out: visit(i * block, out), empty)
-    start = jnp.zeros((), count.dtype), empty
-    return lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + block, visit(*c)), start)[1]

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.diffusion.noise import keyed_noise
-from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Chunk, Plan, Projection, Specs, at_positions
+from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Chunk, Plan, Projection, Specs
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax
+from softmask_jax.diffusion.vocab.positions import in_blocks
 
 # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
 gumbel = partial(jax.random.gumbel, mode="high")
@@ -168,4 +169,4 @@ def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: 
         token_ids = jnp.take_along_axis(ids, drawn.token_ids[:, None], 1)[:, 0]
         return plan.unshare(drawn._replace(token_ids=token_ids), block)
 
-    return at_positions(draw, jnp.arange(total), total, block)
+    return in_blocks(draw, total, block)

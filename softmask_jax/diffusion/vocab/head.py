@@ -15,16 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import (
-    Chunk, Head, Plan, Projection, VocabSharding, at_positions, make_plan, walk,
-)
+from softmask_jax.diffusion.vocab.chunks import Chunk, Head, Plan, Projection, VocabSharding, make_plan, walk
+from softmask_jax.diffusion.vocab.cross_entropy import cross_entropy
 from softmask_jax.diffusion.vocab.draw import Draw, GumbelMax, Noise, nucleus_draw
+from softmask_jax.diffusion.vocab.mixture import mixture
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax, top_k
+from softmask_jax.diffusion.vocab.positions import at_positions
 
 __all__ = ["Draw", "Head", "Sweep", "VocabSharding", "cross_entropy", "mixture", "sweep"]
-
-# The fewest positions of a sweep with `where` that are computed together.
-MIN_BLOCK = 256
 
 
 class Sweep(NamedTuple):
@@ -50,8 +48,7 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 1 <= k <= plan.count:
         raise ValueError(f"k must be between 1 and the {plan.count} tokens that exist, got {k}")
-    if where is not None and where.shape != hidden.shape[:2]:
-        raise ValueError(f"where must be {hidden.shape[:2]} [B L], got {where.shape}")
+    plan.check_where(where, hidden)
     specs, draw_specs = plan.specs, None
     if draw is not None:
         draw_specs = draw.specs(specs)
@@ -79,20 +76,14 @@ def _whole_blocks(plan: Plan, projection: Projection, draw: Draw) -> tuple[Proje
 def _local_sweep(plan: Plan, k: int, projection: Projection, draw: Draw | None, where: jax.Array | None,
                  positions: jax.Array, temperature: jax.Array) -> Sweep:
     """The `Sweep` of one device's rows."""
-    shape, total = positions.shape, positions.size
-    flat, index = projection.hidden.reshape(total, -1), jnp.arange(total)
+    flat, index = projection.flat, jnp.arange(positions.size)
 
     def at(chosen):
         noise = None if draw is None else draw.noise(plan, index[chosen], positions, projection.dtype)
-        return _sweep_positions(plan, k, projection._replace(hidden=flat[chosen]), draw, noise, temperature)
+        return _sweep_positions(plan, k, flat.at(chosen), draw, noise, temperature)
 
-    if where is None:
-        result = at(slice(None))
-    else:
-        # Few enough to skip much, enough that reading the weights again for each block does not dominate.
-        block = min(total, max(MIN_BLOCK, total // 8))
-        result = at_positions(at, jnp.argsort(~where.reshape(-1), stable=True), where.sum(), block)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), result)
+    result = at_positions(at, None if where is None else where.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(*positions.shape, *x.shape[1:]), result)
 
 
 def _sweep_positions(plan: Plan, k: int, projection: Projection, draw: Draw | None, noise: Noise | None,
@@ -128,151 +119,3 @@ def _sweep_positions(plan: Plan, k: int, projection: Projection, draw: Draw | No
         biased = projection.add_bias(draw.bias)
         drawn = nucleus_draw(plan, biased, noise, temperature * draw.temperature, draw.nucleus_p)
     return Sweep(ids, top, softmax.neg_entropy, softmax.logsumexp, *drawn)
-
-
-def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, train_head: bool = True) -> jax.Array:
-    """-log softmax(logits)[target]: hidden [B L D], targets [B L] integer -> [B L], nats.
-
-    Gradients for hidden and, if `train_head`, the head's weight and bias, accumulated in float32; the backward pass
-    recomputes the logits by chunks. A target that does not exist (padding, the suppressed mask, negative) gives +inf
-    and no gradient; leave such positions out with `jnp.where`, not by a weight of 0."""
-    plan = make_plan(hidden, head)
-    if targets.shape != hidden.shape[:2] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets must be integers {hidden.shape[:2]} [B L], got {targets.dtype} {targets.shape}")
-    weight, bias = (head.weight, head.bias) if train_head else lax.stop_gradient((head.weight, head.bias))
-    projection, targets = Projection(hidden, weight, bias), targets.astype(jnp.int32)
-    if plan.mesh or not plan.dense:
-        nll = _nll(plan, train_head, projection, targets)
-    else:
-        logits = plan.dense_logits(projection)
-        at_target = jnp.take_along_axis(logits, jnp.clip(targets, 0, plan.size - 1)[..., None], -1)[..., 0]
-        nll = jax.nn.logsumexp(logits, -1) - at_target
-    return jnp.where(plan.exists(targets), nll, jnp.inf)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _nll(plan: Plan, train_head: bool, projection: Projection, targets: jax.Array) -> jax.Array:
-    return _nll_forward(plan, train_head, projection, targets)[0]
-
-
-def _nll_forward(plan, train_head, projection, targets):
-    specs = plan.specs
-    local_nll = plan.over_devices(partial(_local_nll, plan), (specs.projection, specs.positions), specs.positions)
-    nll, logsumexp = local_nll(projection, targets)
-    return nll, (projection, targets, logsumexp)
-
-
-def _local_nll(plan: Plan, projection: Projection, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def step(chunk: Chunk, carry):
-        softmax, at_target = carry
-        hit = (chunk.ids == targets[..., None]) & chunk.exists
-        return softmax.update(chunk.logits, chunk.exists)[0], at_target + jnp.where(hit, chunk.logits, 0.0).sum(-1)
-
-    shape, dtype = targets.shape, projection.dtype
-    softmax, at_target = walk(plan, projection, step, (OnlineSoftmax.empty(shape, dtype), jnp.zeros(shape, dtype)))
-    logsumexp = softmax.merge(plan.vocab_axis).logsumexp
-    return logsumexp - plan.sum_vocab(at_target), logsumexp
-
-
-def _nll_backward(plan, train_head, saved, cotangent):
-    projection, targets, logsumexp = saved
-    # A target that does not exist has no gradient.
-    cotangent = jnp.where(plan.exists(targets), cotangent, 0.0).astype(projection.dtype)
-    specs = plan.specs
-    in_specs = specs.projection, specs.positions, specs.positions, specs.positions
-    gradient = plan.over_devices(partial(_local_nll_gradient, plan, train_head), in_specs, specs.projection)
-    return gradient(projection, targets, logsumexp, cotangent), None
-
-
-def _local_nll_gradient(plan: Plan, train_head: bool, projection: Projection, targets: jax.Array,
-                        logsumexp: jax.Array, cotangent: jax.Array) -> Projection:
-    def step(chunk: Chunk, d: Projection) -> Projection:
-        p = jnp.exp(chunk.logits - logsumexp[..., None]) - (chunk.ids == targets[..., None])
-        d_logits = jnp.where(chunk.exists, p * cotangent[..., None], 0.0)
-        d_hidden = d.hidden + projection.product("blv,vd->bld", d_logits, chunk.part(projection.weight))
-        if not train_head:
-            return Projection(d_hidden, None, None)
-        d_weight = chunk.add_part(d.weight, projection.product("blv,bld->vd", d_logits, projection.hidden))
-        return Projection(d_hidden, d_weight, None if d.bias is None else chunk.add_part(d.bias, d_logits.sum((0, 1))))
-
-    trained = projection if train_head else Projection(projection.hidden, None, None)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, projection.dtype), trained)
-    d_hidden, *d_head = walk(plan, projection, step, zeros)
-    summed = Projection(plan.sum_vocab(d_hidden), *plan.sum_positions(d_head))
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), summed, trained)
-
-
-_nll.defvjp(_nll_forward, _nll_backward)
-
-
-def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float,
-            embedding: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The full-vocabulary variant: p = softmax(z / temperature) -> (sum p log p [B L], sum_v p_v e_v [B L D]).
-
-    hidden [B L D], embedding [Vpad D]. Gradients flow to the temperature and the embedding, not to hidden states and
-    head. The entropy is as in `sweep`. ValueError if shapes do not fit."""
-    plan = make_plan(hidden, head)
-    if embedding.ndim != 2 or embedding.shape[0] != plan.size or jnp.ndim(temperature) != 0:
-        raise ValueError(f"embedding must be [{plan.size} D] as the head's weight and the temperature a scalar, got "
-                         f"{embedding.shape} and {jnp.shape(temperature)}")
-    projection = lax.stop_gradient(Projection(hidden, head.weight, head.bias))
-    return _mixture(plan, projection, jnp.asarray(temperature, projection.dtype), embedding)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mixture(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array):
-    return _mixture_forward(plan, projection, temperature, embedding)[0]
-
-
-def _mixture_forward(plan, projection, temperature, embedding):
-    specs, args = plan.specs, (projection, temperature, embedding)
-    in_specs = specs.projection, specs.replicated, specs.vocab
-    neg_entropy, mix, logsumexp = plan.over_devices(partial(_local_mixture, plan), in_specs, specs.positions)(*args)
-    return (neg_entropy, mix), (*args, neg_entropy, logsumexp)
-
-
-def _local_mixture(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array):
-    """(neg_entropy [B L], mixture [B L D], logsumexp [B L]) of one device's rows."""
-    def step(chunk: Chunk, carry):
-        old, mix = carry
-        softmax, e = old.update(chunk.logits / temperature, chunk.exists)
-        new = projection.product("blv,vd->bld", e, chunk.part(embedding))
-        return softmax, mix * jnp.exp(old.max - softmax.max)[..., None] + new
-
-    shape, dtype = projection.hidden.shape[:2], projection.dtype
-    zeros = OnlineSoftmax.empty(shape, dtype), jnp.zeros((*shape, embedding.shape[1]), dtype)
-    local, mix = walk(plan, projection, step, zeros)
-    softmax = local.merge(plan.vocab_axis)
-    mix = plan.sum_vocab(mix * jnp.exp(local.max - softmax.max)[..., None])
-    return softmax.neg_entropy, mix / softmax.sum_exp[..., None], softmax.logsumexp
-
-
-def _mixture_backward(plan, saved, cotangents):
-    specs = plan.specs
-    in_specs = specs.projection, specs.replicated, specs.vocab, *(specs.positions,) * 4
-    gradient = plan.over_devices(partial(_local_mixture_gradient, plan), in_specs, (specs.replicated, specs.vocab))
-    return None, *gradient(*saved, *cotangents)
-
-
-def _local_mixture_gradient(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array,
-                            neg_entropy: jax.Array, logsumexp: jax.Array, d_neg_entropy: jax.Array, d_mix: jax.Array):
-    """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix / d
-    y_v = p_v (e_v - mix). Both sum to 0 over v: centring y by its mean changes nothing and keeps the sums small."""
-    mean = neg_entropy + logsumexp
-
-    def step(chunk: Chunk, carry):
-        slope, d_embedding = carry
-        y = chunk.logits / temperature
-        p = jnp.where(chunk.exists, jnp.exp(y - logsumexp[..., None]), 0.0)
-        centred = jnp.where(chunk.exists, y - mean[..., None], 0.0)
-        pull = projection.product("bld,vd->blv", d_mix, chunk.part(embedding)) + d_neg_entropy[..., None] * centred
-        d_embedding = chunk.add_part(d_embedding, projection.product("blv,bld->vd", p, d_mix))
-        return slope + (p * centred * pull).sum(-1), d_embedding
-
-    zeros = jnp.zeros(neg_entropy.shape, projection.dtype), jnp.zeros(embedding.shape, projection.dtype)
-    slope, d_embedding = walk(plan, projection, step, zeros)
-    slope = plan.sum_positions(plan.sum_vocab(slope.sum()))
-    return -slope / temperature, plan.sum_positions(d_embedding).astype(embedding.dtype)
-
-
-_mixture.defvjp(_mixture_forward, _mixture_backward)

@@ -27,7 +27,7 @@ class RunningText(Task):
 
     def batches(self, start_step: int) -> data.Batches:
         prefetch = self.config.data.prefetch
-        return data.batches(self.data.train, start_step=start_step, prefetch=prefetch, **self.batching)
+        return data.batches(self.data.train, start_step=start_step, prefetch=prefetch, balanced=True, **self.batching)
 
     def validate(self, state, *, final: bool) -> dict[str, float]:
         config, windows = self.config.eval, self.data.validation

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion.vocab import head as vocab_head
+from softmask_jax.diffusion.vocab import head as vocab_head, positions
 from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
 from softmask_jax.diffusion.vocab.online_softmax import top_k
@@ -26,12 +26,12 @@ def arrays(dtype=np.float64, seed=0):
                 temperature=dtype(HOT)), targets, (normal(B, L), normal(B, L), normal(B, L, 4))
 
 
-def results(inputs, targets, cotangents, head, train_head=True):
+def results(inputs, targets, cotangents, head, train_head=True, where=None):
     """Every function's values, and the gradients of a weighted sum of cross-entropy, entropy and mixture."""
     def loss(x):
         model = head(x["weight"], x.get("bias"))
-        nll = cross_entropy(x["hidden"], model, targets, train_head=train_head)
-        neg_entropy, mix = mixture(x["hidden"], model, x["temperature"], x["embedding"])
+        nll = cross_entropy(x["hidden"], model, targets, where=where, train_head=train_head)
+        neg_entropy, mix = mixture(x["hidden"], model, x["temperature"], x["embedding"], where=where)
         total = sum(jnp.vdot(a, b) for a, b in zip((nll, neg_entropy, mix), cotangents))
         return total, (nll, neg_entropy, mix)
     (_, values), grads = jax.value_and_grad(loss, has_aux=True)(inputs)
@@ -70,13 +70,19 @@ def assert_close(got, want, tolerance):
 
 
 @cache
+def plain_program(suppress, train_head):
+    _, targets, _ = arrays()
+    return jax.jit(lambda x, cotangents: plain(x, targets, cotangents, suppress, train_head))
+
+
+@cache
 def expected(suppress, bias, train_head=True):
     """`plain` in float64, compiled once."""
-    inputs, targets, cotangents = arrays()
+    inputs, _, cotangents = arrays()
     if not bias:
         del inputs["bias"]
     with jax.enable_x64(True):
-        return jax.jit(lambda x: plain(x, targets, cotangents, suppress, train_head))(inputs)
+        return plain_program(suppress, train_head)(inputs, cotangents)
 
 
 @pytest.mark.parametrize("suppress, bias", [(True, True), (False, False)], ids=["mask suppressed, bias", "neither"])
@@ -93,6 +99,26 @@ def test_every_value_and_gradient_equals_the_dense_formula_in_float64(chunk, sup
         assert_close(got, want, 1e-12)
     assert not np.any(got[1]["weight"][V:]) and not np.any(got[1]["embedding"][V:])
     assert bool(np.any(got[1]["embedding"][MASK])) != suppress
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
+def test_wanted_positions_alone_have_values_and_gradients(chunk, share, monkeypatch):
+    # Four positions a block: the second of the two blocks of 6 positions has two past the end.
+    monkeypatch.setattr(positions, "MIN_BLOCK", 4)
+    inputs, targets, cotangents = arrays()
+    where = np.random.default_rng(2).permutation(B * L).reshape(B, L) < share * B * L
+    cut = lambda x: np.where(where.reshape(where.shape + (1,) * (np.ndim(x) - 2)), x, 0.0)  # noqa: E731
+    # At positions that nobody wants targets may not exist and the prediction may overflow.
+    targets = np.where(where, targets, VPAD)
+    with jax.enable_x64(True):
+        head = partial(Head, vocab_size=V, mask_token_id=MASK, suppress_mask=True, chunk=chunk)
+        run = jax.jit(lambda x, where: results(x, targets, cotangents, head, where=where))
+        want = plain_program(True, True)(inputs, [cut(c) for c in cotangents])
+        got = run(inputs, jnp.asarray(where))
+        assert_close(got[:2], (tuple(map(cut, want[0])), want[1]), 1e-12)
+        overflowing = inputs | {"hidden": np.where(where[..., None], inputs["hidden"], 1e200)}
+        assert_close(run(overflowing, jnp.asarray(where))[:2], got[:2], 1e-12)
 
 
 @pytest.mark.parametrize("chunk", [None, 128], ids=["dense", "chunked"])
@@ -254,7 +280,7 @@ def test_keyed_noise_is_a_function_of_row_key_stream_and_position():
 @pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
-    monkeypatch.setattr(vocab_head, "MIN_BLOCK", 2)
+    monkeypatch.setattr(positions, "MIN_BLOCK", 2)
     inputs, _, _ = arrays()
     head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
     hidden = jnp.asarray(inputs["hidden"], jnp.float32)
@@ -276,6 +302,7 @@ def test_bad_input_is_one_clear_error():
         ("nucleus_p", lambda: sweep(hidden, head, k=1, draw=Draw(keys=keys, nucleus_p=0.0))),
         ("typed keys", lambda: sweep(hidden, head, k=1, draw=Draw(keys=keys[:1]))),
         ("B L V", lambda: sweep(hidden, head, k=1, draw=Draw(gumbel=jnp.zeros((2, 3, VPAD))))),
+        ("where must be bool", lambda: cross_entropy(hidden, head, jnp.zeros((2, 3), int), where=jnp.ones((2, 3)))),
         ("targets must be integers", lambda: cross_entropy(hidden, head, jnp.zeros((2, 3)))),
         ("embedding must be", lambda: mixture(hidden, head, 1.0, jnp.zeros((V, D)))),
         ("Head.chunk", lambda: sweep(hidden, Head(head.weight, None, V, MASK, True, chunk=0), k=1)),

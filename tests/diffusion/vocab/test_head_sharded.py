@@ -39,10 +39,12 @@ def everything(x, sharding, chunk, nucleus_p=0.9):
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(4)))(jnp.arange(batch))
     gumbel = jnp.asarray(np.random.default_rng(2).gumbel(size=(batch, L, V)))
 
-    def loss(x):
+    some = jnp.asarray(np.random.default_rng(3).random((batch, L)) < 0.5)
+
+    def loss(x, where=None):
         model = head(x["weight"], x["bias"])
-        values = (cross_entropy(x["hidden"], model, targets),
-                  *mixture(x["hidden"], model, x["temperature"], x["embedding"]))
+        values = (cross_entropy(x["hidden"], model, targets, where=where),
+                  *mixture(x["hidden"], model, x["temperature"], x["embedding"], where=where))
         return sum(jnp.vdot(a, b) for a, b in zip(values, cotangents)), values
 
     @jax.jit
@@ -52,11 +54,11 @@ def everything(x, sharding, chunk, nucleus_p=0.9):
         draws = [Draw(keys=keys), Draw(gumbel=gumbel), Draw(keys=keys, nucleus_p=nucleus_p),
                  Draw(gumbel=gumbel, nucleus_p=nucleus_p)]
         found = [sweep(x["hidden"], model, k=4, temperature=1.3, draw=draw) for draw in draws]
-        some = jnp.asarray(np.random.default_rng(3).random((batch, L)) < 0.5)
         tilted = Draw(keys=keys, bias=jnp.linspace(-2, 2, len(x["bias"])))
         wanted = sweep(x["hidden"], model, k=4, draw=tilted, where=some)
         found.append(jax.tree.map(lambda x: jnp.where(some.reshape(some.shape + (1,) * (x.ndim - 2)), x, 0), wanted))
-        return jax.value_and_grad(loss, has_aux=True)(x), frozen, found
+        graded = jax.value_and_grad(loss, has_aux=True)
+        return graded(x), graded(x, some), frozen, found
     return run(x)
 
 
@@ -111,8 +113,8 @@ def test_the_collectives_are_those_that_the_docstring_counts():
     def head(weight, bias):
         return Head(weight, bias, V, MASK, True, VocabSharding(mesh(2, 2, 2)), chunk=128)
 
-    def nll(hidden, weight, bias, train_head=True):
-        return cross_entropy(hidden, head(weight, bias), targets, train_head=train_head)
+    def nll(hidden, weight, bias, train_head=True, where=None):
+        return cross_entropy(hidden, head(weight, bias), targets, where=where, train_head=train_head)
 
     def gradient(argnums, **options):
         return jax.grad(lambda *args: nll(*args, **options).sum(), argnums)
@@ -122,6 +124,7 @@ def test_the_collectives_are_those_that_the_docstring_counts():
     drawn = collectives(lambda h, w, b: sweep(h, head(w, b), k=3, draw=Draw(keys=keys)), *args)
     assert drawn == {"all-reduce": 3, "all-gather": 2}
     assert collectives(nll, *args) == {"all-reduce": 2}
+    assert collectives(partial(nll, where=targets == 0), *args) == {"all-reduce": 2}
     # Forward, d hidden over the vocabulary, the head's gradient over the rows.
     assert collectives(gradient((0, 1, 2)), *args) == {"all-reduce": 2 + 1 + 1}
     assert collectives(gradient(0, train_head=False), *args) == {"all-reduce": 2 + 1}
