@@ -24,7 +24,7 @@ def within(denoiser, segment_ids: jax.Array | None):
 
 
 def pass_1(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, *, dropout_keys=None) -> Feedback:
-    """Run pass 1 on plain masks, tokens [B L]; return its feedback under `stop_gradient`, undefined elsewhere."""
+    """Run pass 1 on plain masks, tokens [B L]; return its feedback under `stop_gradient`, zeros elsewhere."""
     backbone = params["backbone"]
     hidden, _ = denoiser.trunk(backbone, denoiser.embed(backbone, tokens), dropout_keys=dropout_keys)
     return feedback_of(denoiser, soft_mask, params, hidden, tokens == denoiser.mask_token_id)
@@ -32,7 +32,7 @@ def pass_1(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, *, dr
 
 def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array, masked: jax.Array) -> Feedback:
     """The feedback of a pass with last hidden states [B L D] at the masks [B L] bool, under `stop_gradient`: one sweep
-    over the vocabulary; undefined elsewhere."""
+    over the vocabulary; zeros elsewhere."""
     full = soft_mask.variant == "full"
     temperature = soft_masking.effective(params["soft_mask"]).temperature if full else 1.0
     head = denoiser.head(params["backbone"])

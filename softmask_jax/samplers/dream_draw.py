@@ -15,6 +15,7 @@ from jax import lax
 from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Head, Plan, Projection, make_plan
 from softmask_jax.diffusion.vocab.draw import Draw, Noise, dense_draw
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax, top_k
+from softmask_jax.diffusion.vocab.positions import at_positions
 
 CONFIDENCES = ("none", "probability", "margin", "entropy")
 
@@ -81,7 +82,7 @@ def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, project
     block = max(1, min(DENSE_BLOCK // plan.size, where.size))
 
     def at(index):
-        logits = plan.all_columns(plan.dense_logits(flat.at(index)))
+        logits = plan.all_columns(plan.dense_logits(flat._replace(hidden=flat.hidden[index])))
         noise = None
         if draw is not None and draw.gumbel is not None:
             noise = jax.tree.map(plan.all_columns, draw.noise(plan, index, positions, projection.dtype))
@@ -89,7 +90,7 @@ def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, project
             noise = draw.noise(plan, plan.share(index), positions, projection.dtype)
         return plan.unshare(_predict_block(filters, k, absent_id, logits, bias, noise), block)
 
-    predicted = at_positions(at, where.reshape(-1), block=block)
+    predicted = at_positions(at, where.size, where, block)
     predicted = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), predicted)
     return predicted._replace(finite=predicted.finite | ~where)
 

@@ -1,7 +1,8 @@
 """The output layer over a large vocabulary: the columns that exist, their chunks and their devices.
 
 B x L x V logits would be the largest buffer of a language model by far, so they are never made. `walk` visits the
-columns in windows of equal width; the last window is shifted back to fit and skips columns seen before. Over a mesh
+columns in windows of equal width; the last window is shifted back to fit and skips columns seen before. Within a
+window it visits the positions in blocks. Over a mesh
 every device walks the columns of its shard for its own rows, inside one `jax.shard_map`."""
 import dataclasses
 import math
@@ -15,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 
 from softmask_jax.diffusion.vocab.online_softmax import LANES
+from softmask_jax.diffusion.vocab.positions import Positions
 
 SMALL_VOCABULARY = 512
 WIDEST_CHUNK = 4096
@@ -64,9 +66,9 @@ class Projection(NamedTuple):
         """Hidden states [P D], all positions of all rows."""
         return self._replace(hidden=self.hidden.reshape(-1, self.hidden.shape[-1]))
 
-    def at(self, positions: jax.Array | slice) -> "Projection":
-        """The hidden states [P D] at these positions, zeros past the end."""
-        return self._replace(hidden=self.hidden.at[positions].get(mode="fill", fill_value=0))
+    def at(self, positions: Positions) -> "Projection":
+        """The hidden states [S D] in the order of `positions`."""
+        return self._replace(hidden=positions.take(self.hidden))
 
     def product(self, subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
         """einsum with operands in the hidden states' dtype, accumulated in `dtype`."""
@@ -235,37 +237,58 @@ def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-class Chunk(NamedTuple):
-    """One window of a device's columns."""
+class Tile(NamedTuple):
+    """A block of positions and a window of a device's columns."""
 
-    start: jax.Array | int  # first column within the shard
+    positions: Positions
+    first: jax.Array | int  # index of the first position in the order of `positions`
     ids: jax.Array  # [c] token ids
     exists: jax.Array  # [c] bool, False for columns that do not exist or were seen before
-    logits: jax.Array  # [B L c] or [P c]
+    start: jax.Array | int  # first column within the shard
+    projection: Projection  # hidden [p D], weight [c D], bias [c]
+    logits: jax.Array  # [p c]
 
-    def part(self, array: jax.Array, axis: int = 0) -> jax.Array:
+    def rows(self, x: jax.Array) -> jax.Array:
+        """These positions of an array [S ...] in the order of `positions`."""
+        return self.positions.part(x, self.first)
+
+    def columns(self, x: jax.Array, axis: int = 0) -> jax.Array:
         """These columns of an array over the shard's."""
-        return lax.dynamic_slice_in_dim(array, self.start, len(self.ids), axis)
-
-    def add_part(self, array: jax.Array, part: jax.Array) -> jax.Array:
-        """The array [Vlocal ...] with `part` [c ...] added to these columns."""
-        return lax.dynamic_update_slice_in_dim(array, self.part(array) + part, self.start, 0)
+        return lax.dynamic_slice_in_dim(x, self.start, len(self.ids), axis)
 
 
-def walk(plan: Plan, projection: Projection, step: Callable[[Chunk, Any], Any], carry: Any) -> Any:
-    """carry = step(chunk, carry) over this device's columns."""
+def walk(plan: Plan, projection: Projection, positions: Positions, step: Callable[[Tile, Any, Any], tuple[Any, Any]],
+         rows: Any, columns: Any = ()) -> tuple[Any, Any]:
+    """rows, columns = step(tile, rows, columns) over this device's columns and, within a window, over the positions.
+
+    projection: hidden [S D] in the order of `positions`. rows: leaves [S ...]; columns: leaves [Vlocal ...]; a step
+    gets the tile's part of both. The weights of a window stay close to the matrix units while positions pass by."""
     hidden, weight, bias = projection
     local = weight.shape[0]
     width, vocab_start = plan.width(local), plan.vocab_start(local)
     count = -(-local // width)
 
-    def visit(start, first_unseen, carry):
-        columns = start + jnp.arange(width, dtype=jnp.int32)
-        ids = vocab_start + columns
-        chunk = Chunk(start, ids, plan.exists(ids) & (columns >= first_unseen), None)
-        part = Projection(hidden, chunk.part(weight), None if bias is None else chunk.part(bias))
-        return step(chunk._replace(logits=part.logits), carry)
+    def visit(start, first_unseen, state):
+        def window(x):
+            return lax.dynamic_slice_in_dim(x, start, width)
+
+        rows, columns = state
+        index = start + jnp.arange(width, dtype=jnp.int32)
+        ids = vocab_start + index
+        exists = plan.exists(ids) & (index >= first_unseen)
+        own_weight, own_bias = window(weight).astype(hidden.dtype), None if bias is None else window(bias)
+
+        def block(first, state):
+            rows, own = state
+            part = Projection(positions.part(hidden, first), own_weight, own_bias)
+            tile = Tile(positions, first, ids, exists, start, part, part.logits)
+            new, own = step(tile, jax.tree.map(tile.rows, rows), own)
+            return jax.tree.map(lambda x, part: positions.with_part(x, part, first), rows, new), own
+
+        rows, own = positions.loop(block, (rows, jax.tree.map(window, columns)))
+        return rows, jax.tree.map(lambda x, own: lax.dynamic_update_slice_in_dim(x, own, start, 0), columns, own)
 
     if count == 1:
-        return visit(0, 0, carry)
-    return lax.fori_loop(0, count, lambda i, c: visit(jnp.minimum(i * width, local - width), i * width, c), carry)
+        return visit(0, 0, (rows, columns))
+    return lax.fori_loop(0, count, lambda i, s: visit(jnp.minimum(i * width, local - width), i * width, s),
+                         (rows, columns))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Chunk, Head, Plan, Projection, make_plan, walk
+from softmask_jax.diffusion.vocab.chunks import Head, Plan, Projection, Tile, make_plan, walk
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax
-from softmask_jax.diffusion.vocab.positions import at_positions, over_positions
+from softmask_jax.diffusion.vocab.positions import Positions
 
 
 def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array, *, where: jax.Array | None = None,
@@ -55,22 +55,22 @@ def _nll_forward(plan, train_head, projection, targets, where):
 
 
 def _local_nll(plan: Plan, projection: Projection, targets: jax.Array, where: jax.Array | None):
-    """(nll, logsumexp) [B L] of one device's rows; undefined outside `where`."""
-    flat, flat_targets = projection.flat, targets.reshape(-1)
+    """(nll, logsumexp) [B L] of one device's rows; 0 outside `where`."""
+    positions = Positions.of(targets.size, where)
+    own, own_targets = projection.flat.at(positions), positions.take(targets.reshape(-1))
 
-    def at(positions):
-        own, target = flat.at(positions), flat_targets[positions]
+    def step(tile: Tile, rows, columns):
+        softmax, at_target = rows
+        hit = (tile.ids == tile.rows(own_targets)[:, None]) & tile.exists
+        softmax, _ = softmax.update(tile.logits, tile.exists)
+        return (softmax, at_target + jnp.where(hit, tile.logits, 0.0).sum(-1)), columns
 
-        def step(chunk: Chunk, carry):
-            softmax, at_target = carry
-            hit = (chunk.ids == target[:, None]) & chunk.exists
-            return softmax.update(chunk.logits, chunk.exists)[0], at_target + jnp.where(hit, chunk.logits, 0.0).sum(-1)
-
-        return walk(plan, own, step, (OnlineSoftmax.empty(target.shape, own.dtype), jnp.zeros(target.shape, own.dtype)))
-
-    softmax, at_target = at_positions(at, None if where is None else where.reshape(-1))
+    shape, dtype = own_targets.shape, own.dtype
+    rows = OnlineSoftmax.empty(shape, dtype), jnp.zeros(shape, dtype)
+    (softmax, at_target), _ = walk(plan, own, positions, step, rows)
     logsumexp = softmax.merge(plan.vocab_axis).logsumexp
-    return tuple(x.reshape(targets.shape) for x in (logsumexp - plan.sum_vocab(at_target), logsumexp))
+    results = logsumexp - plan.sum_vocab(at_target), logsumexp
+    return tuple(positions.put(x).reshape(targets.shape) for x in results)
 
 
 def _nll_backward(plan, train_head, saved, cotangent):
@@ -86,30 +86,27 @@ def _nll_backward(plan, train_head, saved, cotangent):
 
 def _local_nll_gradient(plan: Plan, train_head: bool, projection: Projection, scored: _Scored,
                         where: jax.Array | None) -> Projection:
-    flat, flat_scored = projection.flat, jax.tree.map(jnp.ravel, scored)
+    positions = Positions.of(scored.targets.size, where)
+    own, scored = projection.flat.at(positions), jax.tree.map(lambda x: positions.take(x.reshape(-1)), scored)
 
-    def at(positions, d: Projection) -> Projection:
-        own = flat.at(positions)
-        targets, logsumexp, cotangent = (x.at[positions].get(mode="fill", fill_value=0)[:, None] for x in flat_scored)
+    def step(tile: Tile, d_hidden: jax.Array, d_head):
+        targets, logsumexp, cotangent = (tile.rows(x)[:, None] for x in scored)
+        p = jnp.exp(tile.logits - logsumexp) - (tile.ids == targets)
+        # Not a product with a cotangent of 0: where nothing is wanted, p may be infinite.
+        d_logits = jnp.where(tile.exists & (cotangent != 0), p * cotangent, 0.0)
+        product = tile.projection.product
+        d_hidden += product("pv,vd->pd", d_logits, tile.projection.weight)
+        if train_head:
+            new = product("pv,pd->vd", d_logits, tile.projection.hidden), d_logits.sum(0)
+            d_head = jax.tree.map(jnp.add, d_head, new[: len(d_head)])
+        return d_hidden, d_head
 
-        def step(chunk: Chunk, d: Projection) -> Projection:
-            p = jnp.exp(chunk.logits - logsumexp) - (chunk.ids == targets)
-            # Not a product with a cotangent of 0: where nothing is wanted, p may be infinite.
-            d_logits = jnp.where(chunk.exists & (cotangent != 0), p * cotangent, 0.0)
-            d_hidden = d.hidden + own.product("pv,vd->pd", d_logits, chunk.part(own.weight))
-            if not train_head:
-                return d._replace(hidden=d_hidden)
-            d_weight = chunk.add_part(d.weight, own.product("pv,pd->vd", d_logits, own.hidden))
-            return Projection(d_hidden, d_weight, None if d.bias is None else chunk.add_part(d.bias, d_logits.sum(0)))
-
-        block = walk(plan, own, step, d._replace(hidden=jnp.zeros(own.hidden.shape, own.dtype)))
-        return block._replace(hidden=d.hidden.at[positions].set(block.hidden, mode="drop"))
-
-    trained = flat if train_head else Projection(flat.hidden, None, None)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, flat.dtype), trained)
-    d_hidden, *d_head = over_positions(at, zeros, None if where is None else where.reshape(-1))
-    summed = Projection(plan.sum_vocab(d_hidden).reshape(projection.hidden.shape), *plan.sum_positions(d_head))
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), summed, trained)
+    trained = [x for x in projection[1:] if train_head and x is not None]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, own.dtype), (own.hidden, tuple(trained)))
+    d_hidden, d_head = walk(plan, own, positions, step, *zeros)
+    d_hidden = plan.sum_vocab(positions.put(d_hidden).reshape(projection.hidden.shape)).astype(projection.hidden.dtype)
+    d_head = [d.astype(x.dtype) for d, x in zip(plan.sum_positions(d_head), trained)]
+    return Projection(d_hidden, *d_head, *[None] * (2 - len(d_head)))
 
 
 _nll.defvjp(_nll_forward, _nll_backward)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from softmask_jax.diffusion.noise import keyed_noise
-from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Chunk, Plan, Projection, Specs
+from softmask_jax.diffusion.vocab.chunks import DENSE_BLOCK, Plan, Projection, Specs, Tile
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax
-from softmask_jax.diffusion.vocab.positions import in_blocks
+from softmask_jax.diffusion.vocab.positions import at_positions
 
 # "high": plain float32 noise tops out at 16.6, which cuts off tokens rarer than e^-16 and cools the rest.
 gumbel = partial(jax.random.gumbel, mode="high")
@@ -32,11 +32,12 @@ class Noise(NamedTuple):
         """Columns of one number of `across`."""
         return 1 if self.within is None else LANES
 
-    def of(self, chunk: Chunk) -> jax.Array:
-        """The part of `across` for a chunk."""
+    def of(self, tile: Tile) -> jax.Array:
+        """The part of `across` for a tile."""
+        across = tile.rows(self.across)
         if self.within is None:
-            return chunk.part(self.across, -1)
-        return lax.dynamic_slice_in_dim(self.across, chunk.ids[0] // LANES, len(chunk.ids) // LANES, -1)
+            return tile.columns(across, -1)
+        return lax.dynamic_slice_in_dim(across, tile.ids[0] // LANES, len(tile.ids) // LANES, -1)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "gumbel", "temperature", "bias"],
@@ -147,26 +148,28 @@ def dense_draw(y: jax.Array, exists: jax.Array, noise: Noise) -> Drawn:
     return GumbelMax.empty(noise).update(y, exists, 0, noise.across).drawn(noise)
 
 
-def nucleus_draw(plan: Plan, projection: Projection, noise: Noise, temperature: jax.Array, nucleus_p: float) -> Drawn:
-    """Draw from the nucleus of softmax(z / temperature), on one device's positions [P] and columns. Its sort needs all
-    of a position's columns: blocks are dense in V, shared out over the devices of a sharded vocabulary."""
-    total = len(projection.hidden)
-    block = max(1, min(DENSE_BLOCK // plan.size, total // 8))
+def nucleus_draw(plan: Plan, projection: Projection, draw: Draw, where: jax.Array | None, places: jax.Array,
+                 temperature: jax.Array) -> Drawn:
+    """Draw from the nucleus of softmax(z / temperature) at a device's wanted positions [P], on its columns. The sort
+    needs all of a position's columns: blocks are dense in V, shared out over the devices of a sharded vocabulary."""
+    total, projection = places.size, projection.add_bias(draw.bias)
+    block, temperature = max(1, min(DENSE_BLOCK // plan.size, total // 8)), temperature * draw.temperature
 
-    def draw(at):
-        y = plan.all_columns(plan.dense_logits(projection._replace(hidden=projection.hidden[at])) / temperature)
-        ids, own = lax.broadcasted_iota(jnp.int32, y.shape, 1), jax.tree.map(lambda x: x[at], noise)
+    def at(index):
+        logits = plan.dense_logits(projection._replace(hidden=projection.hidden[index])) / temperature
+        y, noise = plan.all_columns(logits), draw.noise(plan, index, places, projection.dtype)
+        ids = lax.broadcasted_iota(jnp.int32, y.shape, 1)
         if noise.within is None:
-            y, ids, across = lax.sort((-y, ids, plan.all_columns(own.across)), num_keys=1)
-            own = Noise(across, None)
+            y, ids, across = lax.sort((-y, ids, plan.all_columns(noise.across)), num_keys=1)
+            noise = Noise(across, None)
         else:
             # The noise is independent of the logits: its order may be the sorted one.
             y, ids = lax.sort((-y, ids), num_keys=1)
-            own = jax.tree.map(plan.share, own)
+            noise = jax.tree.map(plan.share, noise)
         y = -y
-        keep = (jnp.cumsum(jax.nn.softmax(y, -1), -1) <= nucleus_p).at[:, 0].set(True)
-        drawn = dense_draw(y, keep & (y > -jnp.inf), own)
+        keep = (jnp.cumsum(jax.nn.softmax(y, -1), -1) <= draw.nucleus_p).at[:, 0].set(True)
+        drawn = dense_draw(y, keep & (y > -jnp.inf), noise)
         token_ids = jnp.take_along_axis(ids, drawn.token_ids[:, None], 1)[:, 0]
         return plan.unshare(drawn._replace(token_ids=token_ids), block)
 
-    return in_blocks(draw, total, block)
+    return at_positions(at, total, where, block)

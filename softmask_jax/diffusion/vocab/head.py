@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Chunk, Head, Plan, Projection, VocabSharding, make_plan, walk
+from softmask_jax.diffusion.vocab.chunks import Head, Plan, Projection, Tile, VocabSharding, make_plan, walk
 from softmask_jax.diffusion.vocab.cross_entropy import cross_entropy
 from softmask_jax.diffusion.vocab.draw import Draw, GumbelMax, Noise, nucleus_draw
 from softmask_jax.diffusion.vocab.mixture import mixture
 from softmask_jax.diffusion.vocab.online_softmax import LANES, OnlineSoftmax, top_k
-from softmask_jax.diffusion.vocab.positions import at_positions
+from softmask_jax.diffusion.vocab.positions import Positions
 
 __all__ = ["Draw", "Head", "Sweep", "VocabSharding", "cross_entropy", "mixture", "sweep"]
 
@@ -44,7 +44,7 @@ def sweep(hidden: jax.Array, head: Head, *, k: int, temperature: jax.Array | flo
     p = softmax(z / temperature) over the columns that exist; the draw is from softmax((z + draw.bias) / (temperature *
     draw.temperature)), nucleus-filtered and renormalised if nucleus_p < 1. Without the reference's 1e-10 inside the
     entropy's logarithm neg_entropy changes by less than V * 1e-10. where [B L] bool: positions to compute, others are
-    undefined. positions [B L]: what keyed noise depends on, by default 0..L-1. ValueError for unfit arguments."""
+    0. positions [B L]: what keyed noise depends on, by default 0..L-1. ValueError for unfit arguments."""
     plan, projection = make_plan(hidden, head), Projection(hidden, head.weight, head.bias)
     if not 1 <= k <= plan.count:
         raise ValueError(f"k must be between 1 and the {plan.count} tokens that exist, got {k}")
@@ -74,48 +74,44 @@ def _whole_blocks(plan: Plan, projection: Projection, draw: Draw) -> tuple[Proje
 
 
 def _local_sweep(plan: Plan, k: int, projection: Projection, draw: Draw | None, where: jax.Array | None,
-                 positions: jax.Array, temperature: jax.Array) -> Sweep:
-    """The `Sweep` of one device's rows."""
-    flat, index = projection.flat, jnp.arange(positions.size)
+                 places: jax.Array, temperature: jax.Array) -> Sweep:
+    """The `Sweep` of one device's rows; places [B L]: what keyed noise depends on."""
+    flat, total, drawn, noise = projection.flat, places.size, (), None
+    positions, streamed = Positions.of(total, where), draw is not None and draw.nucleus_p == 1
+    if streamed:
+        noise = positions.compute(lambda index: draw.noise(plan, index, places, flat.dtype))
+    elif draw is not None:
+        drawn = nucleus_draw(plan, flat, draw, where, places, temperature)
+    swept = _sweep(plan, k, flat.at(positions), positions, draw if streamed else None, noise, temperature)
+    sweep = Sweep(*map(positions.put, swept), *drawn)
+    return jax.tree.map(lambda x: x.reshape(*places.shape, *x.shape[1:]), sweep)
 
-    def at(chosen):
-        noise = None if draw is None else draw.noise(plan, index[chosen], positions, projection.dtype)
-        return _sweep_positions(plan, k, flat.at(chosen), draw, noise, temperature)
 
-    result = at_positions(at, None if where is None else where.reshape(-1))
-    return jax.tree.map(lambda x: x.reshape(*positions.shape, *x.shape[1:]), result)
-
-
-def _sweep_positions(plan: Plan, k: int, projection: Projection, draw: Draw | None, noise: Noise | None,
-                     temperature: jax.Array) -> Sweep:
-    """The `Sweep` [P ...] of hidden [P D] over all devices' columns."""
+def _sweep(plan: Plan, k: int, projection: Projection, positions: Positions, draw: Draw | None, noise: Noise | None,
+           temperature: jax.Array) -> tuple[jax.Array, ...]:
+    """The fields of `Sweep` [S ...] over all devices' columns; the draw's are left out for None."""
     count, dtype = len(projection.hidden), projection.dtype
-    streamed = draw is not None and draw.nucleus_p == 1
 
-    def step(chunk: Chunk, carry):
-        top, ids, softmax, best = carry
-        softmax, _ = softmax.update(chunk.logits / temperature, chunk.exists)
-        new, index = top_k(jnp.where(chunk.exists, chunk.logits, -jnp.inf), min(k, len(chunk.ids)))
-        ids = jnp.concatenate([ids, chunk.ids[0] + index], -1)
+    def step(tile: Tile, rows, columns):
+        top, ids, softmax, best = rows
+        softmax, _ = softmax.update(tile.logits / temperature, tile.exists)
+        new, index = top_k(jnp.where(tile.exists, tile.logits, -jnp.inf), min(k, len(tile.ids)))
+        ids = jnp.concatenate([ids, tile.ids[0] + index], -1)
         top, index = lax.top_k(jnp.concatenate([top, new], -1), k)
         ids = jnp.take_along_axis(ids, index, -1)
-        if streamed:
-            z = chunk.logits if draw.bias is None else chunk.logits + chunk.part(draw.bias)
-            best = best.update(z / (temperature * draw.temperature), chunk.exists, chunk.ids[0], noise.of(chunk))
-        return top, ids, softmax, best
+        if draw is not None:
+            z = tile.logits if draw.bias is None else tile.logits + tile.columns(draw.bias)
+            best = best.update(z / (temperature * draw.temperature), tile.exists, tile.ids[0], noise.of(tile))
+        return (top, ids, softmax, best), columns
 
-    top, ids, softmax, best = walk(plan, projection, step, (
+    (top, ids, softmax, best), _ = walk(plan, projection, positions, step, (
         jnp.full((count, k), -jnp.inf, dtype), jnp.zeros((count, k), jnp.int32), OnlineSoftmax.empty((count,), dtype),
-        GumbelMax.empty(noise) if streamed else None))
+        None if draw is None else GumbelMax.empty(noise)))
     if plan.vocab_axis:
         # Shards come in the order of their ids, so the lower id still comes first between equals.
         top, ids = (lax.all_gather(x, plan.vocab_axis, axis=1, tiled=True) for x in (top, ids))
         top, index = lax.top_k(top, k)
         ids = jnp.take_along_axis(ids, index, -1)
-    softmax, drawn = softmax.merge(plan.vocab_axis), ()
-    if streamed:
-        drawn = best.drawn(noise, plan.vocab_axis)
-    elif draw is not None:
-        biased = projection.add_bias(draw.bias)
-        drawn = nucleus_draw(plan, biased, noise, temperature * draw.temperature, draw.nucleus_p)
-    return Sweep(ids, top, softmax.neg_entropy, softmax.logsumexp, *drawn)
+    softmax = softmax.merge(plan.vocab_axis)
+    drawn = () if draw is None else best.drawn(noise, plan.vocab_axis)
+    return ids, top, softmax.neg_entropy, softmax.logsumexp, *drawn

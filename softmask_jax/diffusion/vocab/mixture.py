@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softmask_jax.diffusion.vocab.chunks import Chunk, Head, Plan, Projection, make_plan, walk
+from softmask_jax.diffusion.vocab.chunks import Head, Plan, Projection, Tile, make_plan, walk
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax
-from softmask_jax.diffusion.vocab.positions import at_positions, over_positions
+from softmask_jax.diffusion.vocab.positions import Positions
 
 
 def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float, embedding: jax.Array, *,
@@ -24,10 +24,7 @@ def mixture(hidden: jax.Array, head: Head, temperature: jax.Array | float, embed
                          f"{embedding.shape} and {jnp.shape(temperature)}")
     plan.check_where(where, hidden)
     projection = lax.stop_gradient(Projection(hidden, head.weight, head.bias))
-    neg_entropy, mix = _mixture(plan, projection, jnp.asarray(temperature, projection.dtype), embedding, where)
-    if where is None:
-        return neg_entropy, mix
-    return jnp.where(where, neg_entropy, 0.0), jnp.where(where[..., None], mix, 0.0)
+    return _mixture(plan, projection, jnp.asarray(temperature, projection.dtype), embedding, where)
 
 
 class _Mixed(NamedTuple):
@@ -54,27 +51,23 @@ def _mixture_forward(plan, projection, temperature, embedding, where):
 
 def _local_mixture(plan: Plan, projection: Projection, temperature: jax.Array, embedding: jax.Array,
                    where: jax.Array | None):
-    """(neg_entropy [B L], mixture [B L D], logsumexp [B L]) of one device's rows; undefined outside `where`."""
-    flat = projection.flat
+    """(neg_entropy [B L], mixture [B L D], logsumexp [B L]) of one device's rows; 0 outside `where`."""
+    positions = Positions.of(projection.flat.hidden.shape[0], where)
+    own = projection.flat.at(positions)
 
-    def at(positions):
-        own = flat.at(positions)
+    def step(tile: Tile, rows, columns):
+        old, mix = rows
+        softmax, e = old.update(tile.logits / temperature, tile.exists)
+        new = own.product("pv,vd->pd", e, tile.columns(embedding))
+        return (softmax, mix * jnp.exp(old.max - softmax.max)[:, None] + new), columns
 
-        def step(chunk: Chunk, carry):
-            old, mix = carry
-            softmax, e = old.update(chunk.logits / temperature, chunk.exists)
-            new = own.product("pv,vd->pd", e, chunk.part(embedding))
-            return softmax, mix * jnp.exp(old.max - softmax.max)[:, None] + new
-
-        count = len(own.hidden)
-        zeros = OnlineSoftmax.empty((count,), own.dtype), jnp.zeros((count, embedding.shape[1]), own.dtype)
-        return walk(plan, own, step, zeros)
-
-    local, mix = at_positions(at, None if where is None else where.reshape(-1))
+    count = len(own.hidden)
+    rows = OnlineSoftmax.empty((count,), own.dtype), jnp.zeros((count, embedding.shape[1]), own.dtype)
+    (local, mix), _ = walk(plan, own, positions, step, rows)
     softmax = local.merge(plan.vocab_axis)
     mix = plan.sum_vocab(mix * jnp.exp(local.max - softmax.max)[:, None]) / softmax.sum_exp[:, None]
-    shape = projection.hidden.shape[:2]
-    return tuple(x.reshape(*shape, *x.shape[1:]) for x in (softmax.neg_entropy, mix, softmax.logsumexp))
+    shape, results = projection.hidden.shape[:2], (softmax.neg_entropy, mix, softmax.logsumexp)
+    return tuple(positions.put(x).reshape(*shape, *x.shape[1:]) for x in results)
 
 
 def _mixture_backward(plan, saved, cotangents):
@@ -89,31 +82,23 @@ def _local_mixture_gradient(plan: Plan, projection: Projection, temperature: jax
                             mixed: _Mixed, where: jax.Array | None):
     """(d temperature, d embedding): with y = z / T, d neg_entropy / d y_v = p_v (log p_v - neg_entropy) and d mix / d
     y_v = p_v (e_v - mix). Both sum to 0 over v: centring y by its mean changes nothing and keeps the sums small."""
-    flat, flat_mixed = projection.flat, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mixed)
-    flat_where = jnp.ones(projection.hidden.shape[:2], bool) if where is None else where
-    flat_where = flat_where.reshape(-1)
+    wanted = jnp.ones(projection.hidden.shape[:2], bool) if where is None else where
+    positions = Positions.of(wanted.size, where)
+    own = projection.flat.at(positions)
+    wanted, mixed = jax.tree.map(lambda x: positions.take(x.reshape(-1, *x.shape[2:])), (wanted, mixed))
 
-    def at(positions, carry):
-        own = flat.at(positions)
-        neg_entropy, logsumexp, d_neg_entropy, d_mix = (
-            x.at[positions].get(mode="fill", fill_value=0) for x in flat_mixed)
+    def step(tile: Tile, slope: jax.Array, d_embedding: jax.Array):
+        neg_entropy, logsumexp, d_neg_entropy, d_mix = (tile.rows(x) for x in mixed)
         # What nobody wanted may be infinite.
-        wanted = flat_where.at[positions].get(mode="fill", fill_value=False)[:, None]
+        y, exists = tile.logits / temperature, tile.exists & tile.rows(wanted)[:, None]
+        p = jnp.where(exists, jnp.exp(y - logsumexp[:, None]), 0.0)
+        centred = jnp.where(exists, y - (neg_entropy + logsumexp)[:, None], 0.0)
+        pull = own.product("pd,vd->pv", d_mix, tile.columns(embedding)) + d_neg_entropy[:, None] * centred
+        return slope + (p * centred * pull).sum(-1), d_embedding + own.product("pv,pd->vd", p, d_mix)
 
-        def step(chunk: Chunk, carry):
-            slope, d_embedding = carry
-            y, exists = chunk.logits / temperature, chunk.exists & wanted
-            p = jnp.where(exists, jnp.exp(y - logsumexp[:, None]), 0.0)
-            centred = jnp.where(exists, y - (neg_entropy + logsumexp)[:, None], 0.0)
-            pull = own.product("pd,vd->pv", d_mix, chunk.part(embedding)) + d_neg_entropy[:, None] * centred
-            d_embedding = chunk.add_part(d_embedding, own.product("pv,pd->vd", p, d_mix))
-            return slope + (p * centred * pull).sum(), d_embedding
-
-        return walk(plan, own, step, carry)
-
-    zeros = jnp.zeros((), flat.dtype), jnp.zeros(embedding.shape, flat.dtype)
-    slope, d_embedding = over_positions(at, zeros, None if where is None else where.reshape(-1))
-    slope = plan.sum_positions(plan.sum_vocab(slope))
+    zeros = jnp.zeros(len(own.hidden), own.dtype), jnp.zeros(embedding.shape, own.dtype)
+    slope, d_embedding = walk(plan, own, positions, step, *zeros)
+    slope = plan.sum_positions(plan.sum_vocab(slope.sum()))
     return -slope / temperature, plan.sum_positions(d_embedding).astype(embedding.dtype)
 
 

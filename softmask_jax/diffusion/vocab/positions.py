@@ -1,6 +1,7 @@
 """Work at the positions that need it, in blocks: as many as there are such positions, a number known on the device.
 
-P positions of one device, flattened."""
+P positions of one device, flattened; S = P rounded up to whole blocks."""
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# The fewest positions of a block: fewer would read the head's weights too often for the work that they save.
+# The fewest positions of a block: fewer would keep the matrix units waiting for the head's weights.
 MIN_BLOCK = 256
 
 
@@ -17,41 +18,66 @@ def block_size(total: int) -> int:
     return min(total, max(MIN_BLOCK, total // 8))
 
 
-def over_positions(step: Callable[[jax.Array | slice, Any], Any], carry: Any, where: jax.Array | None, *,
-                   block: int = 0) -> Any:
-    """carry = step(positions, carry) until all positions where `where` [P] have come up; None: once, with all of them.
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """The wanted positions in front, then the others, then P, past the end; by default all, in one block."""
 
-    positions [block] int32 (block 0: see `block_size`): the wanted ones in order, then others, then P, past the end."""
-    if where is None:
-        return step(slice(None), carry)
-    total = len(where)
-    block = block or block_size(total)
-    order = jnp.argsort(~where, stable=True).astype(jnp.int32)
-    order, count = jnp.pad(order, (0, -total % block), constant_values=total), where.sum(dtype=jnp.int32)
+    total: int  # P
+    block: int  # positions of a block
+    order: jax.Array | None = None  # [S] int32
+    count: jax.Array | None = None  # [] int32, how many are wanted
 
-    def visit(state):
-        start, carry = state
-        return start + block, step(lax.dynamic_slice_in_dim(order, start, block), carry)
+    @classmethod
+    def of(cls, total: int, where: jax.Array | None, block: int = 0) -> "Positions":
+        """The positions `where` ([P] or, flattened here, [B L]); None: all. block: 0 is `block_size`."""
+        if where is None:
+            return cls(total, total)
+        where, block = where.reshape(-1), block or block_size(total)
+        order = jnp.argsort(~where, stable=True).astype(jnp.int32)
+        return cls(total, block, jnp.pad(order, (0, -total % block), constant_values=total), where.sum(dtype=jnp.int32))
 
-    return lax.while_loop(lambda state: state[0] < count, visit, (jnp.int32(0), carry))[1]
+    def take(self, x: jax.Array) -> jax.Array:
+        """[P ...] -> [S ...] in this order, zeros past the end."""
+        return x if self.order is None else x.at[self.order].get(mode="fill", fill_value=0)
+
+    def put(self, x: jax.Array) -> jax.Array:
+        """[S ...] in this order -> [P ...], zeros at positions that are not wanted."""
+        if self.order is None:
+            return x
+        wanted = jnp.where(jnp.arange(len(self.order)) < self.count, self.order, self.total)
+        return jnp.zeros((self.total, *x.shape[1:]), x.dtype).at[wanted].set(x, mode="drop")
+
+    def loop(self, body: Callable[[jax.Array | int, Any], Any], carry: Any) -> Any:
+        """carry = body(start, carry) for the first index of every block with a wanted position."""
+        if self.order is None:
+            return body(0, carry)
+        state = jnp.zeros((), jnp.int32), carry
+        return lax.while_loop(lambda s: s[0] < self.count, lambda s: (s[0] + self.block, body(*s)), state)[1]
+
+    def part(self, x: jax.Array, start: jax.Array | int) -> jax.Array:
+        """[S ...] -> [block ...], the block that starts there."""
+        return x if self.order is None else lax.dynamic_slice_in_dim(x, start, self.block)
+
+    def with_part(self, x: jax.Array, part: jax.Array, start: jax.Array | int) -> jax.Array:
+        """[S ...] with this block replaced."""
+        return part if self.order is None else lax.dynamic_update_slice_in_dim(x, part, start, 0)
+
+    def compute(self, function: Callable[[jax.Array], Any]) -> Any:
+        """function(positions [block]) by blocks: leaves [S ...] in this order, 0 in blocks without a wanted position."""
+        index = jnp.arange(self.total, dtype=jnp.int32)
+        if self.order is None:
+            return function(index)
+        index = jnp.minimum(self.order, self.total - 1)
+        shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((self.block,), jnp.int32))
+        empty = jax.tree.map(lambda x: jnp.zeros((len(index), *x.shape[1:]), x.dtype), shapes)
+
+        def body(start, out):
+            return jax.tree.map(lambda x, part: self.with_part(x, part, start), out, function(self.part(index, start)))
+
+        return self.loop(body, empty)
 
 
-def at_positions(function: Callable[[jax.Array | slice], Any], where: jax.Array | None, *, block: int = 0) -> Any:
-    """function(positions) at the blocks of `over_positions`: leaves [P ...], 0 where no block came."""
-    if where is None:
-        return function(slice(None))
-
-    def step(positions, out):
-        results = function(jnp.minimum(positions, len(where) - 1))
-        return jax.tree.map(lambda old, new: old.at[positions].set(new, mode="drop"), out, results)
-
-    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((block or block_size(len(where)),), jnp.int32))
-    empty = jax.tree.map(lambda x: jnp.zeros((len(where), *x.shape[1:]), x.dtype), shapes)
-    return over_positions(step, empty, where, block=block)
-
-
-def in_blocks(function: Callable[[jax.Array], Any], total: int, block: int) -> Any:
-    """function(positions [block]) at all `total` positions: leaves [P ...]."""
-    positions = jnp.arange(total + -total % block, dtype=jnp.int32).reshape(-1, block)
-    blocks = lax.map(function, jnp.minimum(positions, total - 1))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:total], blocks)
+def at_positions(function: Callable[[jax.Array], Any], total: int, where: jax.Array | None, block: int) -> Any:
+    """function(positions [block]) by blocks of dense work: leaves [P ...], 0 where not wanted."""
+    positions = Positions.of(total, jnp.ones(total, bool) if where is None else where, block)
+    return jax.tree.map(positions.put, positions.compute(function))
