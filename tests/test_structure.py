@@ -78,8 +78,13 @@ def test_data_does_not_import_jax_when_it_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_pytorch_is_never_imported():
-    assert not any(name.split(".")[0] in ("torch", "transformers") for path in MODULES for name in imported(path))
+def test_pytorch_is_imported_by_the_step_that_ours_is_compared_with_alone():
+    users = {path for path in MODULES for name in imported(path) if name.split(".")[0] in ("torch", "transformers")}
+    assert users == {(step := PACKAGE / "benchmarks" / "torch_step.py")}
+    assert not any(step.stem in name for path in MODULES for name in imported(path))
+    # Its process does not hold JAX.
+    assert {name.split(".")[0] for name in imported(step)} & {"jax", "flax", "softmask_jax"} == {"softmask_jax"}
+    assert not any(name.split(".")[0] in ("jax", "softmask_jax") for name in imported(step.with_name("in_turn.py")))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)

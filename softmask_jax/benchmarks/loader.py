@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax import config, data
+from softmask_jax.benchmarks.random_step import RandomStep
 from softmask_jax.benchmarks.timing import alternate, benchmark_parser, positive, publish, quartiles, spread_text
-from softmask_jax.benchmarks.two_pass import random_step
 from softmask_jax.config.command_line import command
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.data.shards import Shard, ShardStream
@@ -42,7 +42,7 @@ def made_up(folder: Path, tokens: int, shards: int = 8) -> data.Windows:
 @settled()
 def compare(windows: data.Windows, settings: config.Config, *, batch: int, rounds: int) -> dict:
     """Loader and train step in turn: tokens/s of each by round, and the "ratio" of their medians."""
-    length, (step, _) = settings.data.seq_len, random_step(settings, VOCAB_SIZE)
+    length, step = settings.data.seq_len, RandomStep(settings, VOCAB_SIZE)
     with data.batches(windows, global_batch_size=batch, seed=0, prefetch=0) as batches:
         seconds = alternate({"loader": lambda: [next(batches) for _ in range(READ)] and 0, "step": step}, rounds)
     loader = READ * batch * length / seconds["loader"]

@@ -36,6 +36,24 @@ def spread_text(spread: Mapping[str, float], form: str = ".3g") -> str:
     return f"{spread['median']:{form}} ({spread['lower_quartile']:{form}} to {spread['upper_quartile']:{form}})"
 
 
+def spread(seconds: np.ndarray) -> dict[str, float]:
+    """Quartiles, extremes and number of calls."""
+    return quartiles(seconds) | {"min": float(min(seconds)), "max": float(max(seconds)), "calls": len(seconds)}
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float]:
+    """Quartiles of the ratios of neighbouring calls."""
+    return quartiles(above / below)
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    return spread_text(ratio, ".2f")
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
 def machine() -> dict[str, str]:
     """Device and JAX version."""
     device, cores = jax.devices()[0], len(os.sched_getaffinity(0))
