@@ -5,7 +5,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -57,19 +57,34 @@ def batch_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def seen_from_here(mesh: Mesh, *axes: str) -> tuple[Mesh | AbstractMesh, tuple[str, ...]]:
+    """The mesh and these of its axes as the calling code may name them: within a `jax.shard_map` the context's mesh,
+    and the axes over which it does not split the arrays already."""
+    context = jax.sharding.get_abstract_mesh()
+    if not context.manual_axes:
+        return mesh, axes
+    return context, tuple(axis for axis in axes if axis not in context.manual_axes)
+
+
 def rows_over(mesh: Mesh):
     """Constraint of activations x [B L D]: rows over batch axes, positions over sequence if it divides L."""
 
     def constrain(x):
+        here, rows = seen_from_here(mesh, *BATCH_AXES)
         positions = "sequence" if x.shape[1] % mesh.shape["sequence"] == 0 else None
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, positions)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(here, PartitionSpec(rows, positions)))
 
     return constrain
 
 
 def vocab_over(mesh: Mesh, axis: str):
     """Constraint of a table [Vpad D]: V over a mesh axis, D replicated."""
-    return lambda table: jax.lax.with_sharding_constraint(table, NamedSharding(mesh, PartitionSpec(axis, None)))
+
+    def constrain(table):
+        here, rows = seen_from_here(mesh, axis)
+        return jax.lax.with_sharding_constraint(table, NamedSharding(here, PartitionSpec(rows, None)))
+
+    return constrain
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:

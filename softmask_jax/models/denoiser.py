@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from softmask_jax.config import Model, SoftMask
 from softmask_jax.config.jax_settings import root_key
@@ -33,6 +34,7 @@ class Denoiser:
     flops_per_token: Callable[[int], float]  # (L) -> FLOPs of the matrix products of a forward pass
     frozen: tuple[str, ...] = ()  # entries of the backbone that are not trained
     dropout: bool = False  # whether `trunk` uses dropout_keys
+    mesh: Mesh | None = None  # of the sharding constraints, which allow a surrounding `jax.shard_map` over `data`
 
 
 def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
@@ -68,10 +70,11 @@ def assemble(
 
     def head(backbone: dict) -> Head:
         weight, bias = layout.whole_rows(backbone["head"]["weight"]), backbone["head"].get("bias")
-        return Head(weight, bias, spec.vocab_size, mask_token_id, suppress_mask, layout.vocabulary)
+        return Head(weight, bias, spec.vocab_size, mask_token_id, suppress_mask, layout.vocabulary_here())
 
     return Denoiser(
         embedding=embedding, embed=embed, head=head, vocab_size=spec.vocab_size, mask_token_id=mask_token_id,
+        mesh=layout.mesh,
         axes={"backbone": axes, "soft_mask": jax.tree.map(lambda _: (), soft_masking.init_scalars())},
         flops_per_token=functools.partial(network.flops_per_token, spec), **fields,
     )  # fmt: skip
@@ -98,6 +101,14 @@ class Layouts(NamedTuple):
     vocabulary: VocabSharding | None
     rows_over: Callable  # of activations [B L D]
     whole_rows: Callable  # of tables [Vpad D]
+    mesh: Mesh | None = None
+
+    def vocabulary_here(self) -> VocabSharding | None:
+        """`vocabulary` for the calling code, which may be within a `jax.shard_map`."""
+        if self.vocabulary is None:
+            return None
+        mesh, rows = sharding.seen_from_here(self.vocabulary.mesh, *self.vocabulary.batch_axes)
+        return dataclasses.replace(self.vocabulary, mesh=mesh, batch_axes=rows)
 
 
 def layouts(mesh) -> Layouts:
@@ -106,7 +117,7 @@ def layouts(mesh) -> Layouts:
         return Layouts(None, _same, _same)
     # Tables are gathered over fsdp before use, as every other weight.
     vocabulary = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
-    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over(mesh, "tensor"))
+    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over(mesh, "tensor"), mesh)
 
 
 def _same(x):

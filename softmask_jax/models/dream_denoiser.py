@@ -7,7 +7,7 @@ from softmask_jax.config.jax_settings import root_key
 from softmask_jax.config.sections import Model, SoftMask
 from softmask_jax.diffusion.vocab.head import VocabSharding
 from softmask_jax.distributed import sharding
-from softmask_jax.models.denoiser import Denoiser, Layouts, assemble, initial_scalars, layouts
+from softmask_jax.models.denoiser import Denoiser, assemble, initial_scalars, layouts
 from softmask_jax.models.nn import dora, dream
 from softmask_jax.models.nn.cache import window_of
 from softmask_jax.models.nn.dora import AdapterConfig
@@ -45,7 +45,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
     if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         # Shard the vocabulary over fsdp: a gathered table takes 1 GiB per chip, and there would be four.
         vocabulary = VocabSharding(mesh, ("data",), "fsdp", "sequence")
-        layout = Layouts(vocabulary, layout.rows_over, sharding.vocab_over(mesh, "fsdp"))
+        layout = layout._replace(vocabulary=vocabulary, whole_rows=sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
     kernels = None if mesh is None else Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")

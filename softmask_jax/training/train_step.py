@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from softmask_jax.config import Config
 from softmask_jax.diffusion import noise, soft_masking, two_pass
@@ -69,31 +70,53 @@ class TrainStep:
         return self.objective.soft_mask.on and self.p_sm > 0.0
 
     def accumulate(self, state: TrainState, noisy: Noisy, coins, dropout_keys=None):
-        """((loss, gradient), sums for the metrics): means, and sums, of `gradient` over the micro-batches."""
+        """((loss, gradient), sums for the metrics): means, and sums, of `gradient` over the micro-batches.
+
+        The mesh's axis `data` is mapped by hand: a device's gradients stay its own until they are summed, once a step.
+        The compiler would sum them in every micro-batch, and a table's at every place that reads it."""
         # Strided: each device keeps its rows. The loaders' order makes micro-batches independent of the host count.
         rows = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, coins, dropout_keys)
         )
-        first = jax.tree.map(lambda x: x[0], rows)
+        any_coin, mesh = rows[1].any(1), self.denoiser.mesh
+        if mesh is None or mesh.shape["data"] == 1:
+            return self._accumulate(state, any_coin, rows)
+
+        def own(*args):
+            mean, sums = self._accumulate(*args)
+            return jax.lax.pmean(mean, "data"), jax.lax.psum(sums, "data")
+
+        # check_vma=False: the gradients of replicated parameters would be summed where they are computed.
+        in_specs = P(), P(), P(None, "data")
+        return jax.shard_map(
+            own, mesh=mesh, in_specs=in_specs, out_specs=P(), axis_names={"data"}, check_vma=False
+        )(state, any_coin, rows)
+
+    def _accumulate(self, state: TrainState, any_coin, rows):
+        """`accumulate` over one device's rows (noisy, coins, dropout_keys), leaves [micro_batches, rows, ...]."""
+        gradient = jax.jit(self.gradient)  # traced once
+        first = jax.tree.map(lambda x: x[0], (any_coin, *rows))
         if self.micro_batches == 1:
-            return self.gradient(state, *first)
+            return gradient(state, *first)
 
         def add(total, micro_batch):
-            return jax.tree.map(jnp.add, total, self.gradient(state, *micro_batch)), None
+            return jax.tree.map(jnp.add, total, gradient(state, *micro_batch)), None
 
         # Start from zeros: the network is compiled once.
-        shapes = jax.eval_shape(self.gradient, state, *first)
-        (mean, sums), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), rows)
+        shapes = jax.eval_shape(gradient, state, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (mean, sums), _ = jax.lax.scan(add, zeros, (any_coin, *rows))
         return jax.tree.map(lambda x: x / self.micro_batches, mean), sums
 
-    def gradient(self, state: TrainState, noisy: Noisy, coins, dropout_keys=None):
-        """((loss, its gradient), sums for the metrics) of one micro-batch; the loss is a mean over rows."""
+    def gradient(self, state: TrainState, any_coin, noisy: Noisy, coins, dropout_keys=None):
+        """((loss, its gradient), sums for the metrics) of one micro-batch; the loss is a mean over rows.
+        any_coin: whether one of the micro-batch's rows, on any device, has two passes."""
         params, soft_mask = whole(state.params, state.frozen), self.objective.soft_mask
         feedback, scale = None, 1.0
         if self.two_passes:
             # Pass 1; skipped where no row of the micro-batch needs it.
             keys = pass_keys(dropout_keys, 0)
-            pass_1 = two_pass.feedback_if(coins.any(), self.denoiser, soft_mask, params, noisy, dropout_keys=keys)
+            pass_1 = two_pass.feedback_if(any_coin, self.denoiser, soft_mask, params, noisy, dropout_keys=keys)
             feedback, scale = jax.lax.stop_gradient(pass_1), coins.astype(jnp.float32)
 
         def loss(trained):

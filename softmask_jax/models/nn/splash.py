@@ -37,11 +37,15 @@ class Layout:
         if kv_heads % parts:
             raise ValueError(f"attention='splash' needs the {kv_heads} key/value heads to be divisible by the mesh's "
                              f"{self.heads} = {parts}; choose a smaller one, or attention='xla'.")
-        own, all_ = (P(self.rows or None, places, self.heads, None) for places in (self.sequence, None))
-        segments = P(self.rows or None, self.sequence), P(self.rows or None, None)
+        # Within another shard_map the context's mesh counts, and rows are split over its manual axes already.
+        context = jax.sharding.get_abstract_mesh()
+        mesh = context if context.manual_axes else self.mesh
+        rows = tuple(axis for axis in self.rows if axis not in context.manual_axes) or None
+        own, all_ = (P(rows, places, self.heads, None) for places in (self.sequence, None))
+        segments = P(rows, self.sequence), P(rows, None)
         specs = {"in_specs": (own, all_, all_, *segments), "out_specs": own}
         # check_vma=False: the kernel does not declare over which axes its outputs vary.
-        return jax.shard_map(attend, mesh=self.mesh, **specs, check_vma=False)
+        return jax.shard_map(attend, mesh=mesh, **specs, check_vma=False)
 
 
 def fits(dtype, head_width: int, length: int) -> bool:
