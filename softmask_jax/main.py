@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from softmask_jax.config import Config, keys, load
@@ -79,6 +80,7 @@ def report(summary: dict, workdir: str) -> str:
 @command(interrupted="Interrupted. The same command continues from the last checkpoint.", debug=True, result=False)
 def main(argv: list[str]) -> None:
     """Exit status: 0 done, or stopped and saved; 1 failed; 2 a wrong command line; 130 interrupted elsewhere."""
+    begun_at = time.perf_counter()
     flags, overrides = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("softmask_jax").setLevel(logging.INFO)
@@ -88,8 +90,9 @@ def main(argv: list[str]) -> None:
         from softmask_jax.training import loop
 
         summary = loop.train(
-            load(flags.config, overrides), flags.workdir, profile=flags.profile, member=hosts.from_flags(flags)
-        )
+            load(flags.config, overrides), flags.workdir, profile=flags.profile, member=hosts.from_flags(flags),
+            begun_at=begun_at,
+        )  # fmt: skip
     except (*ERRORS, KeyboardInterrupt) as error:
         hosts.leave_soon(130 if isinstance(error, KeyboardInterrupt) else 1)
         raise

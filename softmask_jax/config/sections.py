@@ -127,7 +127,8 @@ class Train:
     seed: int = key(1, "seed of weights and noise", NON_NEGATIVE)
     # Logging
     log_every: int = key(50, "interval of metrics, updates", POSITIVE)
-    compilation_cache: str = key("", "folder of JAX's compilation cache, '' for none")
+    compilation_cache: str = key("auto", "folder of JAX's compilation cache; '' for none, auto for one in the cache of "
+                                 "the data, except on a CPU")  # fmt: skip
     wandb: str = key("", "project in Weights & Biases, '' for none")
 
 

@@ -20,6 +20,7 @@ from softmask_jax.io.files import plain, write_json
 from softmask_jax.io.run_folder import NAMES, RunFolder
 from softmask_jax.report import run_page
 from softmask_jax.training import optimizer, tasks, train_state, train_step, wandb_rows
+from softmask_jax.training.startup import Stopwatch, keep_compiled_programs
 from softmask_jax.training.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
 from softmask_jax.training.train_state import TrainState
 from softmask_jax.training.update_flops import budgeted, forward_flops
@@ -30,13 +31,16 @@ class NonFinite(RuntimeError):
 
 
 @settled()
-def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.Member | None = None) -> dict:
+def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.Member | None = None,
+          begun_at: float | None = None) -> dict:
     """Train, or continue, the run in `workdir`; member: this process among several, by default from the environment.
+    begun_at: `time.perf_counter()` at the start of the command, for the seconds to the first step.
 
     Returns the summary, as in summary.json, or {"finished": False, "step": n} if SIGTERM or Ctrl-C ended the loop.
     KeyboardInterrupt: SIGTERM or Ctrl-C before the first or after the last step. NonFinite names the step and the last
     good checkpoint. ValueError, OSError: config, data, mesh or checkpoint do not fit. RuntimeError: the hosts do not
     come together, or run different things."""
+    watch = Stopwatch(begun_at)
     hosts.start(member or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
         config = begun(config, folder.read_config())
@@ -46,19 +50,18 @@ def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.
                 how = "Another --workdir, or more config.train.steps, trains again."
                 print(f"This run is done ({done['step']} steps). {how}\n")
             return done
-        with contextlib.closing(Trainer(config, folder, stop, profile)) as trainer:
+        with contextlib.closing(Trainer(config, folder, stop, profile, watch)) as trainer:
             return trainer.run()
 
 
 class Trainer:
     """One process's part in a run. `__init__` builds what doesn't change, `run` restores, loops and finishes."""
 
-    def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool):
-        self.folder, self.stop = folder, stop
+    def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool, watch: Stopwatch):
+        self.folder, self.stop, self.watch = folder, stop, watch
         if config.train.wandb:  # checked on all hosts: the others would wait for one that fails alone
             wandb_rows.package(config.train.wandb)
-        if config.train.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.train.compilation_cache))
+        keep_compiled_programs(config)
         self.mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         micro = config.train.global_batch_size // config.train.micro_batches
         sharding.check_batch("A micro-batch (config.train.global_batch_size / micro_batches)", micro, self.mesh)
@@ -77,10 +80,12 @@ class Trainer:
         self.profiler = Profiler(folder.path / "profile", profile)
         self.tracker, self.openness, self.heart = None, Openness(), Heartbeat()
         self.owed = []  # rows that a stop left out at the step of the restored checkpoint
+        watch.lap("data and model")
 
     def run(self) -> dict:
         config, folder = self.config, self.folder
         state, start = self._restore_or_initialise()
+        self.watch.lap("weights")
         folder.write_config(config.to_dict())
         folder.write_versions()
         if folder.is_writer:
@@ -127,6 +132,8 @@ class Trainer:
                 pending.append(metrics)
                 if step == start + 1:  # compilation is not part of the speed
                     jax.block_until_ready(metrics)
+                    self.watch.lap("compiling and running it")
+                    self.tracker.say(self.watch.line())
                     clock.restart(step)
                 elif len(pending) > 2:  # the device stays busy, and the loop does not run away from it
                     pending[-3].loss.block_until_ready()

@@ -1,4 +1,5 @@
 """FLOPs of a training update in closed form: from a network's sizes, frozen parts and rematerialisation."""
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ def closed_form(denoiser, tokens: int, length: int, passes: Passes) -> float:
     return tokens * sum(runs * flops for runs, flops in zip(passes, parts(denoiser, length), strict=True))
 
 
+@functools.lru_cache(maxsize=8)
 def parts(denoiser, length: int) -> tuple[float, float, float]:
     """FLOPs of one token's forward pass: products with weights, attention, the head."""
     width = jax.eval_shape(lambda key: denoiser.embedding(denoiser.init(key)["backbone"]), root_key(0)).shape[-1]

@@ -27,6 +27,11 @@ def world(tmp_path_factory):
         world.add(program)
     (project / "configs").symlink_to(ROOT / "configs")
     (project / "launch" / "venv.sh").write_text("make_venv() { true; }\naccelerator() { true; }\ntested_versions() { true; }\n")
+    (project / "wheels").mkdir()
+    gpu = project / ".venv-gpu" / "bin" / "python"
+    gpu.parent.mkdir(parents=True)
+    gpu.write_text('#!/bin/sh\necho "$@"\n')
+    gpu.chmod(0o755)
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     world.answer("gcloud", "queued-resources describe", {"out": "ACTIVE\n"})
     world.answer("gcloud", "filestore instances describe", {"out": "10.0.0.2\n"})
