@@ -170,13 +170,13 @@ def test_two_passes_feed_back_the_shifted_prediction_the_mask_among_it():
     def fed_back(values):
         return two_pass.feedback_if(True, tiny(), spec.soft_mask, values, noisy).token_ids[..., 0]
 
-    real = np.asarray(noisy.segment_ids) == 1
-    np.testing.assert_array_equal(np.asarray(fed_back(values))[real], logits().argmax(-1)[real])
+    masked = np.asarray(noisy.masked)
+    np.testing.assert_array_equal(np.asarray(fed_back(values))[masked], logits().argmax(-1)[masked])
     # A head that prefers the mask: it is fed back.
     bias = values["backbone"]["head"]["bias"].at[MASK].add(1e3)
     head = values["backbone"]["head"] | {"bias": bias}
     pushed = values | {"backbone": values["backbone"] | {"head": head}}
-    assert (np.asarray(fed_back(pushed))[real] == MASK).all()
+    assert (np.asarray(fed_back(pushed))[masked] == MASK).all()
     assert not np.allclose(row_losses(), row_losses("none"))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softmask_jax.diffusion.vocab import head as vocab_head, positions
+from softmask_jax.diffusion.vocab import positions
 from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
 from softmask_jax.diffusion.vocab.online_softmax import top_k
