@@ -16,6 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             model=dict(
                 hidden_size=768, num_blocks=12, num_heads=12, cond_dim=128, dropout=0.1, compute_dtype="bfloat16",
+                remat="products",
             ),  # fmt: skip
             soft_mask=dict(variant="topk", k=3, p_sm=0.8, init_scale=0.0, init_centre=-0.75, init_steepness=6.66),
             data=dict(source="shards", paths="data/owt", tokenizer="shards", seq_len=1024),

@@ -36,6 +36,8 @@ def count(
 
 def _equation(eqn, trips, depth: int) -> Count:
     name, inner = eqn.primitive.name, _inner(eqn)
+    if not eqn.outvars and not eqn.effects:  # all results were kept by rematerialisation: XLA drops it
+        return Count()
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape

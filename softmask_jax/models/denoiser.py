@@ -14,6 +14,7 @@ from softmask_jax.diffusion.vocab.head import Head, VocabSharding
 from softmask_jax.distributed import sharding
 from softmask_jax.models.nn import dit
 from softmask_jax.models.nn.network_config import NetworkConfig
+from softmask_jax.models.nn.splash import Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,8 +50,9 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
 
     return assemble(
-        dit, spec, layout, trunk=dit.trunk(spec, layout.rows_over), init=init, axes=dit.logical_axes(spec),
-        mask_token_id=mask_token_id, suppress_mask=True, num_params=dit.num_params(spec), dropout=spec.dropout > 0,
+        dit, spec, layout, trunk=dit.trunk(spec, layout.rows_over, layout.attention), init=init,
+        axes=dit.logical_axes(spec), mask_token_id=mask_token_id, suppress_mask=True, num_params=dit.num_params(spec),
+        dropout=spec.dropout > 0,
     )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ class Layouts(NamedTuple):
     vocabulary: VocabSharding | None
     rows_over: Callable  # of activations [B L D]
     whole_rows: Callable  # of tables [Vpad D]
+    attention: Layout | None = None
     mesh: Mesh | None = None
 
     def vocabulary_here(self) -> VocabSharding | None:
@@ -117,7 +120,9 @@ def layouts(mesh) -> Layouts:
         return Layouts(None, _same, _same)
     # Tables are gathered over fsdp before use, as every other weight.
     vocabulary = VocabSharding(mesh, sequence_axis="sequence") if mesh.size > 1 else None
-    return Layouts(vocabulary, sharding.rows_over(mesh), sharding.vocab_over(mesh, "tensor"), mesh)
+    attention = Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")
+    tables = sharding.vocab_over(mesh, "tensor")
+    return Layouts(vocabulary, sharding.rows_over(mesh), tables, attention, mesh)
 
 
 def _same(x):

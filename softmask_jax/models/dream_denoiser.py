@@ -12,7 +12,6 @@ from softmask_jax.models.nn import dora, dream
 from softmask_jax.models.nn.cache import window_of
 from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream_config import DreamConfig, special_ids
-from softmask_jax.models.nn.splash import Layout
 
 BASE = ("embed", "layers", "final_norm", "head")
 
@@ -48,8 +47,7 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         layout = layout._replace(vocabulary=vocabulary, whole_rows=sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
-    kernels = None if mesh is None else Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")
-    run = dream.trunk(spec, layout.rows_over, adapter, kernels)
+    run = dream.trunk(spec, layout.rows_over, adapter, layout.attention)
 
     def init(key: jax.Array, base: dict | None = None) -> dict:
         base_key, adapter_key = jax.random.split(key)

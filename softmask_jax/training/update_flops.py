@@ -47,7 +47,7 @@ def model_flops(
     frozen base (attention's always two). again: count what `remat` repeats, too. scored: share of the positions
     with logits; the paper counts all, a step computes `SCORED`."""
     forward, backward = 1.0 + two_passes, 1.0 if model.adapter != "none" else 2.0
-    layers, attention = again and model.remat == "full", again and model.remat != "none"
+    layers, attention = again and model.remat == "full", again and model.remat not in ("none", "products")
     cost = Passes(forward + backward + layers, forward + 2.0 + attention, scored * (forward + backward))
     return closed_form(denoiser, tokens, length, cost)
 

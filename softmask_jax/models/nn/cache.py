@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softmask_jax.models.nn import layers
-
 
 class Cache(NamedTuple):
     """Rotated keys and values of every layer, [N B L G d] in the compute dtype.
@@ -77,11 +75,6 @@ def positions_of(x: Array, window: Window | None) -> Array:
     """Positions [S] of x [B S D] in a sequence without padding."""
     own = jnp.arange(x.shape[1])
     return own if window is None else own + window.start
-
-
-def attention_for_slices(name: str, dtype: jnp.dtype, head_width: int) -> str:
-    """`layers.choose_attention`, with splash as `auto`: its kernel needs as many queries as keys."""
-    return layers.choose_attention("auto" if name == "splash" else name, dtype, head_width)
 
 
 def check_window(window: Window, x: Array, segment_ids: Array | None, depth: int, heads: int, head_width: int,

@@ -10,17 +10,18 @@ small updates of the residual stream.
 Letters: B batch, L length, D width, V vocabulary, K heads, N blocks, C conditioning width."""
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from softmask_jax.models.nn import layers, stack
+from softmask_jax.models.nn import layers, splash, stack
 from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
 from softmask_jax.models.nn.network_config import NetworkConfig
-from softmask_jax.models.nn.scan import remat_attention, scan_layers
+from softmask_jax.models.nn.scan import scan_layers
+from softmask_jax.models.nn.splash import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class DiTConfig(NetworkConfig):
     cond_dim: int
     mlp_ratio: int  # MLP width / hidden_size
     dropout: float = 0.0  # on residual branches, if dropout keys are given
-    implementations = layers.ATTENTION
+    implementations = splash.ATTENTION
 
     @property
     def depth(self) -> int:
@@ -58,7 +59,7 @@ class Block(nnx.Module):
         self.adaln = layers.Linear(config.cond_dim, 6 * width, axes=("cond", "mod"), rngs=rngs, zero=True)
 
     def __call__(self, x: Array, condition: Array, angles, segment_ids: Array | None, keys: Array | None,
-                 constrain: Callable[[Array], Array], slot: Slot | None = None) -> Array:
+                 constrain: Callable[[Array], Array], layout: Layout | None = None, slot: Slot | None = None) -> Array:
         """x [B L D] float32, condition [1|B C], angles of `rotary_angles`, dropout keys [B], cache of this layer.
         constrain: layout of branches before the residual sum (jax 0.10 gave wrong sums without on a 2 x 2 x 2 mesh)."""
         rate, dtype = self.config.dropout, jnp.dtype(self.config.compute_dtype)
@@ -70,22 +71,17 @@ class Block(nnx.Module):
             return x + gate * layers.dropout(constrain(branch), branch_keys, rate)
 
         inside = layers.modulate(self.norm1(x), shift1, scale1).astype(dtype)
-        x = add(x, self.attn_out(self.attention(inside, angles, segment_ids, slot)), gate1, 0)
+        x = add(x, self.attn_out(self.attention(inside, angles, segment_ids, layout, slot)), gate1, 0)
         inside = layers.modulate(self.norm2(x), shift2, scale2).astype(dtype)
         return add(x, self.mlp_out(jax.nn.gelu(self.mlp_in(inside), approximate=True)), gate2, 1)
 
-    def attention(self, x: Array, angles, segment_ids: Array | None, slot: Slot | None = None) -> Array:
+    def attention(self, x: Array, angles, segment_ids: Array | None, layout: Layout | None = None,
+                  slot: Slot | None = None) -> Array:
         """Multi-head attention before its output projection, [B L D] -> [B L D]; qkv is laid out (3, K, d)."""
         config = self.config
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, config.num_heads, config.head_width), 2, 0)
-        chosen = layers.choose_attention(config.attention, x.dtype, config.head_width)
-        attend = partial(layers.attend, implementation=chosen)
-        if chosen == "xla":  # cuDNN never stores attention weights
-            attend = remat_attention(attend, config.remat)
-        q, k, others = layers.rotate(q, angles), layers.rotate(k, angles), None
-        if slot is not None:
-            (k, v), others = slot.put(k, v), slot.window and slot.window.segment_ids
-        return attend(q, k, v, segment_ids, others).reshape(x.shape)
+        q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+        return splash.attention(config, q, k, v, segment_ids, layout, slot).reshape(x.shape)
 
 
 class Embedding(nnx.Module):
@@ -141,7 +137,8 @@ def condition(config: DiTConfig, params: dict, sigma: Array | None) -> Array:
 
 def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, positions: Array | None = None,
                segment_ids: Array | None = None, dropout_keys: Array | None = None,
-               constrain: Callable[[Array], Array] = lambda x: x, cache: Window | bool | None = None):
+               constrain: Callable[[Array], Array] = lambda x: x, layout: Layout | None = None,
+               cache: Window | bool | None = None):
     """x [B L D] -> residual stream [B L D] float32 before the final norm; with a cache (x, cache)."""
     window = window_of(cache)
     positions = positions_of(x, window) if positions is None else positions
@@ -151,7 +148,8 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
     def layer(parameters: tuple[dict, Cache | None], index: Array, x: Array):
         layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         slot = None if cache is None else Slot(parameters[1], window)
-        x = STACK.merged_layer(config, parameters[0])(x, condition, angles, segment_ids, layer_keys, constrain, slot)
+        block = STACK.merged_layer(config, parameters[0])
+        x = block(x, condition, angles, segment_ids, layer_keys, constrain, layout, slot)
         return x if slot is None else (x, slot.kept)
 
     stacked = params["blocks"], window and window.kept
@@ -160,13 +158,13 @@ def run_blocks(config: DiTConfig, params: dict, x: Array, condition: Array, *, p
 
 
 @lru_cache
-def trunk(config: DiTConfig,
-          constrain: Callable[[Array], Array] = lambda x: x) -> Callable[..., tuple[Array, Cache | None]]:
+def trunk(config: DiTConfig, constrain: Callable[[Array], Array] = lambda x: x,
+          layout: Layout | None = None) -> Callable[..., tuple[Array, Cache | None]]:
     """Function from embeddings to final hidden states; cached, so the same object for equal configs.
 
     trunk(config)(params, x [B L D], *, sigma=None [B], positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys) -> (hidden [B L D] in the compute dtype, cache or None). Attention stays within a
-    segment. `cache`: see `nn.cache`. constrain: layout of [B L D] activations on a mesh.
+    segment. `cache`: see `nn.cache`. On a mesh, constrain: layout of [B L D] activations, layout: that of attention.
     ValueError for wrong shapes, untyped keys, or a cache with a noise level."""
 
     def run(params: dict, x: Array, *, sigma: Array | None = None, positions: Array | None = None,
@@ -181,7 +179,7 @@ def trunk(config: DiTConfig,
                          config.compute_dtype)
         conditioning, kept = condition(config, params, sigma), None
         x = run_blocks(config, params, x, conditioning, positions=positions, segment_ids=segment_ids,
-                       dropout_keys=dropout_keys, constrain=constrain, cache=cache)
+                       dropout_keys=dropout_keys, constrain=constrain, layout=layout, cache=cache)
         if cache is not None:
             x, kept = x
         hidden = constrain(shell(config, params).final(x, conditioning))

@@ -18,12 +18,10 @@ from flax import nnx
 from jax import Array
 
 from softmask_jax.models.nn import dora, layers, splash, stack
-from softmask_jax.models.nn.cache import (
-    Cache, Slot, Window, attention_for_slices, check_window, positions_of, window_of,
-)
+from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
 from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream_config import DreamConfig
-from softmask_jax.models.nn.scan import remat_attention, scan_layers
+from softmask_jax.models.nn.scan import scan_layers
 from softmask_jax.models.nn.splash import Layout
 
 INITIAL_STD = 0.02
@@ -69,20 +67,7 @@ class Layer(nnx.Module):
         q, k, v = (adapt(name, getattr(self, name), x) for name in ("q", "k", "v"))
         q, k, v = (y.reshape(*x.shape[:2], -1, config.head_width) for y in (q, k, v))
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-        if slot is not None:
-            k, v = slot.put(k, v)
-        if slot is not None and slot.window is not None:
-            chosen = attention_for_slices(config.attention, x.dtype, config.head_width)
-            attend = partial(layers.attend, key_segment_ids=slot.window.segment_ids, implementation=chosen)
-            return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
-        chosen = splash.choose(config.attention, x.dtype, config.head_width, x.shape[1], layout)
-        if chosen == "splash":
-            attend = partial(splash.attend, layout=layout)
-        else:
-            attend = partial(layers.attend, implementation=chosen)
-        if chosen == "xla":  # the kernels never store attention weights
-            attend = remat_attention(attend, config.remat)
-        return adapt("o", self.o, attend(q, k, v, segment_ids).reshape(x.shape))
+        return adapt("o", self.o, splash.attention(config, q, k, v, segment_ids, layout, slot).reshape(x.shape))
 
 
 class Table(nnx.Module):

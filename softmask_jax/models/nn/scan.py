@@ -9,10 +9,12 @@ import jax.numpy as jnp
 Tree = Any
 Layer = Callable[[Tree, jax.Array, Any], Any]
 
+KEPT = "attention kernel"  # name of its results
 # name -> what is kept for the backward pass
 REMAT = {
     "none": "everything is kept: fastest, most memory",
     "attention": "everything but the L x L attention weights, which are computed again",
+    "products": "results of all products and of a TPU's attention kernel are kept, elementwise work is done again",
     "dots": "results of products with weights are kept, attention and elementwise work is done again",
     "full": "only each layer's input is kept, the layer is computed again: least memory",
 }
@@ -35,6 +37,10 @@ def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable
     # A loop already keeps XLA from merging the recomputation with the original.
     if check_remat(name) == "full":
         return jax.checkpoint(layer, prevent_cse=not in_scan)
+    if name == "products":
+        policies = jax.checkpoint_policies
+        policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(KEPT))
+        return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
     if name == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)

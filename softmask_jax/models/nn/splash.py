@@ -1,8 +1,10 @@
-"""JAX's splash attention kernel for TPUs (flash attention, without weights [K L L]), under `shard_map` on a mesh.
+"""Attention of a layer: implementation by name, cache, rematerialisation, and JAX's splash kernel for TPUs (flash
+attention, without weights [K S L]), under `shard_map` on a mesh.
 
-Letters: B batch, L length, K query heads, G key/value heads, d head width."""
+Letters: B batch, S queries, L keys (S without a cache's slice), K query heads, G key/value heads, d head width."""
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -11,10 +13,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from softmask_jax.models.nn import layers
+from softmask_jax.models.nn.cache import Slot
+from softmask_jax.models.nn.network_config import NetworkConfig
+from softmask_jax.models.nn.scan import KEPT, remat_attention
 
 ATTENTION = (*layers.ATTENTION, "splash")
-LANES = 128
-BLOCKS = (512, 256, 128)  # rows of q or k: larger blocks reuse more, and 512 fit every TPU's scratch memory
+WIDTH = 64  # head widths are multiples
+LANES = 128  # of a register
+LENGTH = 128  # S and L of a device are multiples
+BLOCKS = (1024, 512, 256, 128)  # rows of q or k: larger blocks reuse more
 
 
 @dataclass(frozen=True)
@@ -31,54 +38,80 @@ class Layout:
         """Platform of the mesh's devices, which may be absent (ahead-of-time compilation)."""
         return self.mesh.devices.flat[0].platform
 
-    def over_devices(self, attend: Callable, kv_heads: int) -> Callable:
-        """attend(q, k, v, query segments, key segments) on each device's own rows, heads and queries."""
-        parts = self.mesh.shape[self.heads] if self.heads else 1
-        if kv_heads % parts:
-            raise ValueError(f"attention='splash' needs the {kv_heads} key/value heads to be divisible by the mesh's "
-                             f"{self.heads} = {parts}; choose a smaller one, or attention='xla'.")
-        # Within another shard_map the context's mesh counts, and rows are split over its manual axes already.
+    def here(self) -> "Layout":
+        """For the calling code: within another `jax.shard_map` the context's mesh, whose manual axes split the rows."""
         context = jax.sharding.get_abstract_mesh()
-        mesh = context if context.manual_axes else self.mesh
-        rows = tuple(axis for axis in self.rows if axis not in context.manual_axes) or None
-        own, all_ = (P(rows, places, self.heads, None) for places in (self.sequence, None))
-        segments = P(rows, self.sequence), P(rows, None)
+        if not context.manual_axes:
+            return self
+        return replace(self, mesh=context, rows=tuple(axis for axis in self.rows if axis not in context.manual_axes))
+
+    def parts(self, axes: str | tuple[str, ...] | None) -> int:
+        """Number of shards over these axes."""
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def over_devices(self, attend: Callable) -> Callable:
+        """attend(q, k, v, query segments, key segments) on each device's own rows, heads and queries."""
+        own, all_ = (P(self.rows or None, places, self.heads, None) for places in (self.sequence, None))
+        segments = P(self.rows or None, self.sequence), P(self.rows or None, None)
         specs = {"in_specs": (own, all_, all_, *segments), "out_specs": own}
         # check_vma=False: the kernel does not declare over which axes its outputs vary.
-        return jax.shard_map(attend, mesh=mesh, **specs, check_vma=False)
+        return jax.shard_map(attend, mesh=self.mesh, **specs, check_vma=False)
 
 
-def fits(dtype, head_width: int, length: int) -> bool:
-    """Whether the kernel supports these sizes."""
-    return dtype == "bfloat16" and head_width % LANES == 0 and length % LANES == 0
+def misfit(q: Array, k: Array, layout: Layout | None = None) -> str:
+    """Why the kernel cannot take q [B S K d] and k [B L G d] (arrays or shapes); "" if it can."""
+    (rows, queries, _, width), (_, keys, heads, _) = q.shape, k.shape
+    if q.dtype != "bfloat16" or width % WIDTH:
+        return f"it takes bfloat16 and head widths in multiples of {WIDTH}, got {q.dtype} and {width}"
+    if layout is not None:
+        for name, size, axes in (("rows", rows, layout.rows), ("key/value heads", heads, layout.heads),
+                                 ("queries", queries, layout.sequence)):
+            if size % layout.parts(axes):
+                return f"the mesh's {axes} = {layout.parts(axes)} must divide the {size} {name}"
+        queries //= layout.parts(layout.sequence)
+    if queries % LENGTH or keys % LENGTH:
+        return f"it takes lengths on a device in multiples of {LENGTH}, got {queries} queries and {keys} keys"
+    return ""
 
 
-def choose(name: str, dtype, head_width: int, length: int, layout: Layout | None) -> str:
-    """`layers.choose_attention` with "splash", which `auto` takes on a TPU where it fits. ValueError elsewhere."""
+def choose(name: str, q: Array, k: Array, layout: Layout | None = None, *, sliced: bool = False) -> str:
+    """`layers.choose_attention` with "splash", which `auto` takes on a TPU for the q and k that it fits.
+
+    sliced: q is a cache's slice, whose lengths vary: "splash" means `auto`. ValueError where the name cannot be had."""
     platform = jax.default_backend() if layout is None else layout.platform
-    if layout is not None and layout.sequence:
-        length = length // layout.mesh.shape[layout.sequence]
-    if name == "auto" and platform == "tpu" and fits(dtype, head_width, length):
+    reason = f"it needs a TPU, this is {platform}" if platform != "tpu" else misfit(q, k, layout and layout.here())
+    if name in ("auto", "splash") and not reason:
         return "splash"
-    if name != "splash":
-        return layers.choose_attention(name, dtype, head_width)
-    if platform != "tpu":
-        raise ValueError(f"attention='splash' needs a TPU, this is {platform}; use 'auto' or 'xla'.")
-    if not fits(dtype, head_width, length):
-        raise ValueError(f"attention='splash' takes bfloat16, head widths and lengths in multiples of {LANES}, got "
-                         f"{dtype}, {head_width} and {length}; pad the rows, or use 'auto' or 'xla'.")
-    return name
+    if name == "splash" and not sliced:
+        raise ValueError(f"attention='splash' does not fit: {reason}; use 'auto' or 'xla'.")
+    return layers.choose_attention("auto" if name == "splash" else name, q.dtype, q.shape[-1])
 
 
-def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, *, layout: Layout | None = None,
-           interpret: bool = False) -> Array:
-    """`layers.attend` for q [B L K d], k, v [B L G d]; interpret: run the kernel on a CPU, for tests."""
-    local, both = partial(_attend, interpret=interpret), (segment_ids, segment_ids)
-    if layout is None:
-        return local(q, k, v, *both)
-    if segment_ids is None:
-        local, both = lambda q, k, v, *_: _attend(q, k, v, None, None, interpret=interpret), (q[:, :, 0, 0],) * 2
-    return layout.over_devices(local, k.shape[2])(q, k, v, *both)
+def attention(config: NetworkConfig, q: Array, k: Array, v: Array, segment_ids: Array | None = None,
+              layout: Layout | None = None, slot: Slot | None = None) -> Array:
+    """Attention of a layer, q [B S K d], new k, v [B S G d] -> [B S K d], as `config.attention` and `config.remat` say.
+    slot: cache of the layer, which takes k and v and gives those of all L positions."""
+    window, key_segment_ids = slot and slot.window, segment_ids
+    if slot is not None:
+        k, v = slot.put(k, v)
+    if window is not None:
+        key_segment_ids = window.segment_ids
+    chosen = choose(config.attention, q, k, layout, sliced=window is not None)
+    if chosen == "splash":
+        return attend(q, k, v, segment_ids, key_segment_ids, layout=layout)
+    plain = partial(layers.attend, implementation=chosen)
+    if chosen == "xla":  # cuDNN never stores attention weights
+        plain = remat_attention(plain, config.remat)
+    return plain(q, k, v, segment_ids, key_segment_ids)
+
+
+def attend(q: Array, k: Array, v: Array, segment_ids: Array | None = None, key_segment_ids: Array | None = None, *,
+           layout: Layout | None = None, interpret: bool = False) -> Array:
+    """`layers.attend` by the kernel, for q [B S K d], k, v [B L G d]; interpret: run it on a CPU, for tests."""
+    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
+    local = partial(_attend, interpret=interpret)
+    return (local if layout is None else layout.here().over_devices(local))(q, k, v, segment_ids, key_segment_ids)
 
 
 def _attend(q: Array, k: Array, v: Array, q_segments: Array | None, k_segments: Array | None, *,
@@ -88,12 +121,17 @@ def _attend(q: Array, k: Array, v: Array, q_segments: Array | None, k_segments: 
 
     (length, heads, width), keys = q.shape[1:], k.shape[1]
     own, seen = (next(size for size in BLOCKS if n % size == 0) for n in (length, keys))
+    # Arrays [L d] narrower than a register would be padded to its lanes in memory, [d L] are not.
+    layout = splash_attention.QKVLayout.SEQ_MINOR if width % LANES else splash_attention.QKVLayout.HEAD_DIM_MINOR
     sizes = splash_attention.BlockSizes(
         block_q=own, block_kv=seen, block_kv_compute=seen, block_q_dkv=own, block_kv_dkv=seen,
-        block_kv_dkv_compute=seen, block_q_dq=own, block_kv_dq=seen,
+        block_kv_dkv_compute=seen, use_fused_bwd_kernel=True, q_layout=layout,
+        k_layout=layout, v_layout=layout,
     )  # fmt: skip
     mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, keys))] * heads)
-    kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    kernel = splash_attention.make_splash_mha_single_device(
+        mask, block_sizes=sizes, residual_checkpoint_name=KEPT, interpret=interpret
+    )
     q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
     if q_segments is None:
         mixed = jax.vmap(kernel)(q, k, v)
