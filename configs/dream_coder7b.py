@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(
         dict(
             model=dict(
-                kind="dream", base="models/dream_coder", param_dtype="bfloat16", compute_dtype="bfloat16", remat="full",
+                kind="dream", base="models/dream_coder", param_dtype="bfloat16", compute_dtype="bfloat16", remat="mlp",
                 adapter="dora", adapter_rank=16, adapter_alpha=16.0, adapter_targets="^(q|k|v|o)$",
             ),  # fmt: skip
             soft_mask=dict(variant="topk", k=1, p_sm=0.5, init_scale=0.0, init_centre=-0.75, init_steepness=6.66),

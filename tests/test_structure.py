@@ -139,6 +139,7 @@ def test_text_is_read_and_written_with_an_encoding_whatever_the_locale(path):
 # Names that have no public equal.
 PRIVATE = {
     "jax.core.Tracer": "the only type by which JAX itself tells its users to recognise a traced value",
+    "jax.interpreters.partial_eval.dce_jaxpr": "what XLA leaves out must not be counted",
     "sys._base_executable": "the interpreter behind a virtual environment, which the sandbox has to bind",
     "os._exit": "documented, in spite of its name",
 }

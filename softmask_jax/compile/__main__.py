@@ -3,11 +3,13 @@
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --sweep --kinds=v5e,v6e --chips=1,4,16 --batches=128,512
+    python -m softmask_jax.compile --config=configs/dream7b.py --topology=v5e:4x4 --tune --out=dream_v5e_4x4.py
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
 
 Compiled programs are kept in the cache folder ($SOFTMASK_JAX_CACHE). Where the chips do not divide the batch's rows,
 every chip gets one row. Needs libtpu: pip install 'softmask_jax[aot]'."""
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -35,11 +37,12 @@ def command_line() -> argparse.ArgumentParser:
     add("--block_length", type=int, default=None, help="decode in blocks with a key/value cache")
     add("--cache_kind", default=None, help="of blocks: none | prefix | dual")
     add("--sweep", action="store_true", help="tabulate slices and batch sizes, and name the smallest that fits")
+    add("--tune", action="store_true", help="search mesh, remat, micro-batches, base dtype: the fastest as overrides")
     add("--kinds", default="v5e,v6e", help="of --sweep and --scaling")
     add("--chips", type=numbers, help="of --sweep (1,4,16) and --scaling (1,4,16,64,256)")
-    add("--batches", type=numbers, help="global batch sizes of --sweep; the config's by default")
+    add("--batches", type=numbers, help="global batch sizes of --sweep and --tune; the config's by default")
     add("--scaling", action="store_true", help="write both models' table from 1 to 256 chips")
-    add("--out", default="", help="of --scaling: the file, which is replaced (standard output)")
+    add("--out", default="", help="file to replace: of --scaling (standard output), of --tune a config file")
     add("--json", default="", help="write all figures here too; replaces the file, - is standard output alone")
     add("--config.SECTION.KEY", metavar="VALUE", dest="_",
         help="override a key; all are in softmask_jax/config/sections.py")
@@ -58,11 +61,17 @@ def main(argv: list[str]) -> int:
         parser.error("--config is required, or --scaling")
     if not flags.scaling and bool(flags.topology) == flags.sweep:
         parser.error("one of --topology and --sweep is required")
+    if flags.tune and (flags.sweep or flags.generate is not None):
+        parser.error("--tune is of a training step on one --topology")
     check_writable("" if flags.json == "-" else flags.json)
     check_writable(flags.out, "--out")
     if flags.scaling:
         return _scaling(flags)
-    text, figures, fits = (_sweep if flags.sweep else _one)(flags, schema.load(flags.config, overrides))
+    config = schema.load(flags.config, overrides)
+    if flags.tune:
+        text, figures, fits = _tune(flags, config, overrides)
+    else:
+        text, figures, fits = (_sweep if flags.sweep else _one)(flags, config)
     print(json.dumps(figures, indent=1) if flags.json == "-" else text)
     if flags.json not in ("", "-"):
         write_json(flags.json, figures)
@@ -97,6 +106,26 @@ def _sweep(flags, config) -> tuple:
     )  # fmt: skip
     figures = [report.as_json(point) for point in points]
     return f"{sweep.table(points)}\n{sweep.smallest(points)}", figures, any(point.fits for point in points)
+
+
+def _tune(flags, config, overrides: list[str]) -> tuple:
+    from softmask_jax.compile import choices, report, tune, tuned
+    from softmask_jax.compile.topology import Topology
+
+    topology = Topology(flags.topology)
+    tuner = tune.Tuner(config, length=flags.length, vocab_size=flags.vocab_size, say=say)
+    for batch in flags.batches or choices.batches(config, topology):
+        tuner.tune(topology, batch)
+    best = tuner.best(topology, config.model.base_dtype)
+    fits = best.score[0] == 1
+    if flags.out and fits:
+        write_atomically(flags.out, tuned.config_file(flags.config, flags.out, overrides, topology, config, best))
+    figures = [
+        {"choice": dataclasses.asdict(tried.choice), "problem": tried.problem,
+         "reading": tried.reading and report.as_json(tried.reading)}
+        for tried in tuner.ranking(topology)
+    ]  # fmt: skip
+    return tuned.text(tuner, topology, config, flags.config), figures, fits
 
 
 def _scaling(flags) -> int:

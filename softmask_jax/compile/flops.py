@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # primitive -> how often its body runs over all devices, from its parameters
 TURNS = {
@@ -32,6 +33,11 @@ def count(
 ) -> Count:
     """FLOPs of a jaxpr. trips(depth, inner): trip count of a `while` nested in `depth` others; inner: it holds one."""
     return sum((_equation(eqn, trips, depth) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns), Count())
+
+
+def live(jaxpr: core.ClosedJaxpr) -> core.Jaxpr:
+    """A jaxpr without what no output needs, such as a frozen kernel's gradient: XLA does not compute it either."""
+    return dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[0]
 
 
 def _equation(eqn, trips, depth: int) -> Count:

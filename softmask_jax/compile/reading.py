@@ -71,7 +71,7 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
     rows = program.rows // program.micro * micro
     tokens, train = rows * program.length, program.kind == "train"
     loops = Loops(program, micro)
-    work = flops.count(program.traced.jaxpr, loops.of_jaxpr).flops
+    work = flops.count(flops.live(program.traced.jaxpr), loops.of_jaxpr).flops
     if train:
         # Nearly all products are inside micro-batches.
         work = work * micro / program.micro

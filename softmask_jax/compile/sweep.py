@@ -12,12 +12,14 @@ from softmask_jax.compile.reading import Reading
 from softmask_jax.compile.report import GIB, roofline
 from softmask_jax.compile.topology import slice_of
 from softmask_jax.compile.traffic import Traffic
+from softmask_jax.config import Mesh
 
 MICRO = 3  # fewer would compile without a loop
 WIDEST_FSDP = 16  # beyond, the data axis grows
 FULL = 0.95  # share of HBM that an estimate may fill
 FIRST = 4  # rows per micro-batch and chip to try first
 MOST = 16
+SMALLEST = 4  # chips of a slice to compile for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,20 @@ class Unit:
     kind: str
     fsdp: int
     tensor: int
-    rows: int  # of a micro-batch, per chip
+    rows: int  # of a micro-batch, per chip, or per group of a tensor and a sequence axis
     accumulates: bool  # gradients over micro-batches
+    sequence: int = 1
+    remat: str = ""  # "" is the config's, like base_dtype
+    base_dtype: str = ""
+
+    @property
+    def group(self) -> int:
+        """Chips without the data axis."""
+        return self.fsdp * self.tensor * self.sequence
 
     @property
     def data(self) -> int:
-        return 4 if self.fsdp * self.tensor == 1 else 1
+        return max(1, SMALLEST // self.group)
 
 
 class Units:
@@ -47,10 +57,12 @@ class Units:
 
     def _compile(self, unit: Unit, micro: int) -> tuple:
         """Arguments of `reading.of`."""
-        topology, rows = slice_of(unit.kind, unit.data * unit.fsdp * unit.tensor), unit.rows * unit.data * unit.fsdp
+        topology, rows = slice_of(unit.kind, unit.data * unit.group), unit.rows * unit.data * unit.fsdp
         train = dataclasses.replace(self.config.train, micro_batches=micro, global_batch_size=rows * micro)
-        mesh = dataclasses.replace(self.config.mesh, data=unit.data, fsdp=unit.fsdp, tensor=unit.tensor)
-        config = dataclasses.replace(self.config, train=train, mesh=mesh)
+        mesh = Mesh(unit.data, unit.fsdp, unit.sequence, unit.tensor)
+        chosen = {name: value for name in ("remat", "base_dtype") if (value := getattr(unit, name))}
+        model = dataclasses.replace(self.config.model, **chosen)
+        config = dataclasses.replace(self.config, train=train, mesh=mesh, model=model)
         self.say(f"{topology.name}: {unit.rows} rows a chip and micro-batch, fsdp {unit.fsdp} ...")
         program = programs.training(config, topology.devices(), **self.sizes)
         if (kept := programs.bytes_per_chip(program.parts)) > topology.memory:
@@ -59,8 +71,18 @@ class Units:
             compiled = compile_program(program.traced.lower(), topology.name, cache=self.cache)
         return program, topology, config.model, compiled
 
+    def measure(self, unit: Unit, micro: int) -> Reading:
+        """`read`, or `repeated` where libtpu 0.0.42 has an internal error on the loop over micro-batches."""
+        try:
+            return self.read(unit, micro)
+        except RuntimeError as error:
+            if not unit.accumulates or "INTERNAL" not in str(error):
+                raise
+            self.say(f"  the compiler fails on several micro-batches ({str(error):.80}); from one of them instead")
+            return self.repeated(unit, micro)
+
     def repeated(self, unit: Unit, micro: int) -> Reading:
-        """The unit scaled up from one micro-batch, plus memory for summed gradients; if the compiler fails on loops."""
+        """The unit scaled up from one micro-batch, plus memory for summed gradients."""
         one = self.read(dataclasses.replace(unit, accumulates=False), 1)
         if not one.fits:
             return one
@@ -72,7 +94,7 @@ class Units:
         """Bytes per chip, extrapolated linearly in rows from the nearest program of the same sharding."""
         estimates = []
         for other, (program, _, _, compiled) in self.compiled.items():
-            if (other.fsdp, other.tensor) == (unit.fsdp, unit.tensor):
+            if dataclasses.replace(other, rows=unit.rows, accumulates=unit.accumulates) == unit:
                 kept = programs.bytes_per_chip(program.parts)
                 estimates.append((abs(other.rows - unit.rows), kept + (compiled.peak - kept) * unit.rows / other.rows))
         return min(estimates)[1] if estimates else None
@@ -113,29 +135,21 @@ def _with_cut(units: Units, kind: str, chips: int, batch: int, fsdp: int) -> Ite
         too_large = rows > FIRST if expected is None else expected > FULL * size
         if too_large and rows > 1:
             continue
-        try:
-            own = units.read(unit, each // rows)
-        except RuntimeError as error:  # libtpu 0.0.42 has internal errors on some loops
-            if not unit.accumulates or "INTERNAL" not in str(error):
-                raise
-            units.say(f"  the compiler fails on several micro-batches ({str(error):.80}); from one of them instead")
-            own = units.repeated(unit, each // rows)
-        yield spread(own, unit, chips)
+        yield spread(units.measure(unit, each // rows), unit, chips)
 
 
 def spread(own: Reading, unit: Unit, chips: int) -> Reading:
     """The same step on `chips` chips, with a wider or narrower data axis."""
-    group = unit.fsdp * unit.tensor
-    data, wire = chips // group, dict(own.wire)
-    if unit.data > 1:
+    data, wire = chips // unit.group, dict(own.wire)
+    if unit.data > 1 and unit.group == 1:
         # All traffic is over the data axis.
         scale = ((data - 1) / data) / ((unit.data - 1) / unit.data)
         wire = {kind: size * scale for kind, size in wire.items()}
-    elif data > 1:
+    elif data > unit.data:
         # Plus the gradients of every micro-batch, each chip its shard.
-        extra = 2 * (data - 1) / data * own.kept["params"] * own.micro
+        extra = 2 * ((data - 1) / data - (unit.data - 1) / unit.data) * own.kept["params"] * own.micro
         wire["all-reduce"] = wire.get("all-reduce", 0.0) + extra
-    share = chips / (unit.data * group)
+    share = chips / (unit.data * unit.group)
     mesh = own.mesh | {"data": data}
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one chip"
     cut = f"{unit.rows} rows a chip in each of {own.micro} micro-batches; compiled as {own.topology}"
@@ -153,8 +167,8 @@ def table(points: list[Reading]) -> str:
 
 
 def _row(p: Reading) -> str:
-    tensor = f" x {p.mesh['tensor']}" if p.mesh["tensor"] > 1 else ""
-    row = (f"| {p.topology} | {p.chips} | {p.rows:,} | {p.mesh['data']} x {p.mesh['fsdp']}{tensor} | {p.rows_per_chip} "
+    others = "".join(f", {axis} {size}" for axis in ("sequence", "tensor") if (size := p.mesh.get(axis, 1)) > 1)
+    row = (f"| {p.topology} | {p.chips} | {p.rows:,} | {p.mesh['data']} x {p.mesh['fsdp']}{others} | {p.rows_per_chip} "
            f"x {p.micro} | {p.peak / GIB:.1f} | {p.slice.memory / GIB:.0f} | ")
     if not p.fits:
         return row + "no | | | | |"

@@ -18,6 +18,8 @@ FREE = {
 }  # fmt: skip
 # Custom calls of the TPU compiler that move no bytes.
 FREE_CALLS = re.compile('target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|AsyncCollective)')
+# Of a nested fusion that only changes the tiling, which costs nothing: int8 kernels have two.
+RELAID = "output_to_operand_aliasing={{}: (0, {})}"
 SLICES = ("dynamic-slice", "slice", "gather")
 # In-place updates -> index of the operand with the change
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
@@ -57,7 +59,7 @@ def measure(module: Module, trips: Trips = lambda loop, known, depth, inner: 1 i
 
 def group_size(attributes: str) -> int:
     """Number of chips in a collective, from its attributes; 0 is all."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
         return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", match[2]))
     if size := first(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
@@ -99,7 +101,10 @@ class _Walk:
         if i.opcode.removesuffix("-start") in KINDS:
             return moved.plus(_collective(i, inside))
         if i.opcode == "fusion":
-            return moved.plus(_fused_collectives(self.computations[i.called("calls")]))
+            fused = self.computations[i.called("calls")]
+            # Its arrays are the collective's operands and results, and some scalars.
+            started = Traffic(_hbm(i.arrays)) if _starts(fused) else Traffic()
+            return moved.plus(started).plus(_fused_collectives(fused))
         return moved
 
     def moved(self, i: Instruction, inside: Computation) -> float:
@@ -136,7 +141,7 @@ class _Walk:
         for user in fused.users.get(name, ()):
             if user.opcode in SLICES and user.operands[0] == name:
                 total += user.arrays[0].size * own.arrays[0].itemsize
-            elif user.opcode == "bitcast":
+            elif user.opcode == "bitcast" or RELAID in user.attributes:
                 total += self.read(fused, user.name)
             elif user.opcode == "fusion":
                 inner = self.computations[user.called("calls")]
@@ -180,10 +185,14 @@ def _collective(i: Instruction, inside: Computation, kind: str = "") -> Traffic:
     return Traffic(0.0, {kind: payload}, {kind: wire}, {kind: 1.0})
 
 
+def _starts(fused: Computation) -> bool:
+    """Whether a fusion starts an asynchronous collective."""
+    return any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
+
+
 def _fused_collectives(fused: Computation) -> Traffic:
     """Collectives of a fusion; asynchronous ones count in the fusion that starts them."""
-    starts = any("AsyncCollectiveStart" in i.attributes for i in fused.instructions.values())
-    kind = "reduce-scatter" if "all-reduce-scatter" in fused.name else ""
+    starts, kind = _starts(fused), "reduce-scatter" if "all-reduce-scatter" in fused.name else ""
     return _sum(
         _collective(i, fused, kind)
         for i in fused.instructions.values()

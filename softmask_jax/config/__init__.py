@@ -156,6 +156,7 @@ def _run(path: str, variant: str) -> dict:
     """Nested dicts that the file's `get_config` returns."""
     loader = importlib.machinery.SourceFileLoader("softmask_jax_config", path)
     module = types.ModuleType(loader.name)
+    module.__file__ = path
     try:
         loader.exec_module(module)
     except (SyntaxError, ImportError, NameError, UnicodeDecodeError) as error:

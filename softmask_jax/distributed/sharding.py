@@ -87,6 +87,22 @@ def vocab_over(mesh: Mesh, axis: str):
     return constrain
 
 
+def layer_gather(mesh: Mesh, axes: dict):
+    """Function that gathers one layer's frozen parameters over fsdp; axes: logical names of the stacked layers' tree.
+
+    Left to itself, XLA passes pieces of a kernel around the ring and adds up a product's parts in HBM, which moves many
+    times the kernel, and gathers int8 kernels after conversion."""
+
+    def gather(layer: dict) -> dict:
+        def whole(names, leaf):
+            places = [None if RULES[name] == "fsdp" else RULES[name] for name in names[1:]]
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*places)))
+
+        return jax.tree.map(whole, axes, layer, is_leaf=lambda x: isinstance(x, tuple))
+
+    return gather
+
+
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
     """ValueError unless `size` rows divide evenly over the devices, and the mesh over the hosts."""
     check_hosts(mesh)

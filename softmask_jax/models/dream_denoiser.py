@@ -47,7 +47,11 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         layout = layout._replace(vocabulary=vocabulary, whole_rows=sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
         axes["head"] = {"weight": ("vocab_rows", "table_width")}
-    run = dream.trunk(spec, layout.rows_over, adapter, layout.attention)
+    options = {}
+    if mesh is not None and mesh.shape["fsdp"] > 1 and adapter is not None and spec.remat not in ("none", "attention"):
+        # Without rematerialisation, every layer's whole kernels would be kept for the backward pass.
+        options["gather"] = sharding.layer_gather(mesh, axes["layers"])
+    run = dream.trunk(spec, layout.rows_over, adapter, layout.attention, **options)
 
     def init(key: jax.Array, base: dict | None = None) -> dict:
         base_key, adapter_key = jax.random.split(key)

@@ -10,6 +10,8 @@ from softmask_jax.config.jax_settings import root_key
 
 # Share of the positions whose logits are computed: masks alone, half of all on average.
 SCORED = 0.5
+# `remat` -> share of a layer's products with weights that run again; mlp's is that of q, k, v and o in Dream-7B.
+AGAIN = {"full": 1.0, "mlp": 1 / 8}
 
 
 class Passes(NamedTuple):
@@ -47,7 +49,7 @@ def model_flops(
     frozen base (attention's always two). again: count what `remat` repeats, too. scored: share of the positions
     with logits; the paper counts all, a step computes `SCORED`."""
     forward, backward = 1.0 + two_passes, 1.0 if model.adapter != "none" else 2.0
-    layers, attention = again and model.remat == "full", again and model.remat not in ("none", "products")
+    layers, attention = again * AGAIN.get(model.remat, 0.0), again and model.remat not in ("none", "products")
     cost = Passes(forward + backward + layers, forward + 2.0 + attention, scored * (forward + backward))
     return closed_form(denoiser, tokens, length, cost)
 

@@ -20,8 +20,8 @@ def passes(model, *, two_passes: bool, scored: float = 1.0) -> update_flops.Pass
     A backward pass is two products for each forward one, or one where a frozen base wants no gradient of its own;
     attention's is always two. The head's logits are computed again, chunk by chunk; `remat` repeats attention or all.
     """
-    attention_again = model.remat in ("full", "dots", "attention")
-    layers, head = schema.layer_passes(model), 3 if model.adapter != "none" else 4
+    attention_again = model.remat in ("full", "mlp", "dots", "attention")
+    layers, head = schema.layer_passes(model) + (model.remat == "mlp") / 8, 3 if model.adapter != "none" else 4
     return update_flops.Passes(two_passes + layers, two_passes + 3 + attention_again, scored * (two_passes + head))
 
 

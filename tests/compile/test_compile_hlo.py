@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from softmask_jax.compile import hlo, reading, topology, traffic
 from softmask_jax.distributed import sharding
 
-# A loop from 2 to below 8 in steps of 2 over a stack of weights, one of them read a turn; a kernel whose attributes run
-# over lines; a collective that starts in one fusion and goes on in another; scratch memory; a condition.
+# A loop from 2 to below 8 in steps of 2 over a stack of weights, one of them read a turn, in another tiling; a kernel
+# whose attributes run over lines; a collective that starts in one fusion and goes on in another; scratch memory; a
+# condition.
 TEXT = """HloModule by_hand, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -22,11 +23,17 @@ TEXT = """HloModule by_hand, is_scheduled=true
   ROOT %sum = f32[] add(%a, %b)
 }
 
+%retiled (p8: f32[4,8,16]) -> f32[4,8,16] {
+  %p8 = f32[4,8,16]{2,1,0:T(32,128)} parameter(0)
+  ROOT %copied = f32[4,8,16]{2,1,0:T(8,128)} copy(%p8)
+}
+
 %one_layer (p0: f32[4,8,16], p1: s32[]) -> f32[1,8,16] {
-  %p0 = f32[4,8,16]{2,1,0:T(8,128)} parameter(0)
+  %p0 = f32[4,8,16]{2,1,0:T(32,128)} parameter(0)
+  %tiled = f32[4,8,16]{2,1,0:T(8,128)} fusion(%p0), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%retiled
   %p1 = s32[]{:T(128)S(6)} parameter(1)
   %zero = s32[] constant(0)
-  ROOT %slice = f32[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %slice = f32[1,8,16]{2,1,0} dynamic-slice(%tiled, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
 }
 
 %written (p2: f32[4,8,16], p3: f32[1,8,16], p4: s32[]) -> f32[4,8,16] {
@@ -132,15 +139,16 @@ def test_bytes_are_those_that_are_touched_a_slice_not_the_stack():
     found = traffic.measure(hlo.parse(TEXT))
     # A layer is read and written, summed over chips, and written to its place; the counter is some scalars.
     turn = 2 * LAYER + 2 * LAYER + 2 * LAYER
-    # The kernel writes to scratch memory.
-    kernel, permuted, doubled = TOKENS, 2 * TOKENS, 3 * 8
-    assert found.hbm == pytest.approx(3 * turn + kernel + permuted + doubled, abs=3 * 40)
+    # The kernel writes to scratch memory, the gathering that starts reads its part from HBM.
+    kernel, started, permuted, doubled = TOKENS, TOKENS, 2 * TOKENS, 3 * 8
+    assert found.hbm == pytest.approx(3 * turn + kernel + started + permuted + doubled, abs=3 * 40)
     assert found.hbm < 3 * 2 * STACK  # which the stacks alone would be, read and written whole
 
 
 @pytest.mark.parametrize("groups, members", [
     ("replica_groups={{0,1,2},{3,4,5}}", 3), ("replica_groups=[2,8]<=[4,4]T(1,0)", 8), ("replica_groups={}", 0),
     ("replica_groups=mesh['a'=4,'b'=2,'c'=1] {'a','b'}", 8), ("replica_groups=mesh['a'=1,'b'=16] {'b'}", 16),
+    ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", 4),
 ])
 def test_the_size_of_a_group_is_read_in_every_notation(groups, members):
     assert traffic.group_size(f"channel_id=1, {groups}, to_apply=%add") == members

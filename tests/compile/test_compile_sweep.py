@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 
 from softmask_jax import config as schema
-from softmask_jax.compile import programs, reading, scaling, sweep
+from softmask_jax.compile import programs, reading, sweep
 from softmask_jax.compile.topology import Topology
 
 pytestmark = pytest.mark.full
@@ -67,10 +67,3 @@ def test_a_model_that_is_too_large_for_a_chip_is_not_compiled_for_it(tmp_path):
                                                      "train.global_batch_size=4"])
     (found,) = sweep.sweep(config, ["v5e"], [1], [4], vocab_size=V, cache=tmp_path)
     assert not found.fits and found.needed > 16 * 2**30 and not list(tmp_path.iterdir())
-
-
-def test_the_file_on_scaling_has_a_row_for_every_slice(tmp_path):
-    models = [("Small", "configs/stdlib.py:smoke", "8 rows")]
-    text = scaling.document(["v5e"], [1, 4, 16], models=models, vocab_size=V, cache=tmp_path)
-    assert all(text.count(f"| v5e:{shape} |") == 2 for shape in ("1x1", "2x2", "4x4"))
-    assert "Nothing here was run on a TPU" in text and "What breaks first beyond 256 chips" in text

@@ -1,5 +1,7 @@
 """Dream's step on meshes of eight devices: the same losses and gradients, its tables cut by rows of the vocabulary."""
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,9 @@ def batch(rows: int = 8, length: int = 24) -> dict:
     return found | {"segment_ids": np.ones((rows, length), np.int32), "rows": np.arange(rows, dtype=np.int32)}
 
 
-def build(mesh=None):
-    return dream_denoiser.build(MODEL, SoftMask(k=1), dream_model.config_json(), mesh=mesh)
+def build(mesh=None, **changes):
+    model = dataclasses.replace(MODEL, **changes)
+    return dream_denoiser.build(model, SoftMask(k=1), dream_model.config_json(), mesh=mesh)
 
 
 def state(model) -> train_state.TrainState:
@@ -80,3 +83,17 @@ def test_without_a_tensor_axis_the_tables_are_cut_by_rows_of_the_vocabulary():
         assert table.sharding.shard_shape(table.shape) == (table.shape[0] // 4, table.shape[1])
     kernel = frozen["layers"]["gate"]["kernel"]
     assert np.prod(kernel.sharding.shard_shape(kernel.shape)) == np.prod(kernel.shape) // 4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("base_dtype, stored", [("int8", "s8"), ("float", "f32")])
+def test_a_frozen_base_is_gathered_as_it_is_stored(base_dtype, stored):
+    mesh = sharding.make_mesh(1, 4, 1, devices=jax.devices()[:4])
+    model = build(mesh, base_dtype=base_dtype)
+    at, rows = train_state.abstract(model, make(config.from_dict({}).optimizer, 10), mesh), sharding.batch_sharding(mesh)
+    given = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch().items()}
+    text = jax.jit(functools.partial(gradients, model)).lower(given, at).compile().as_text()
+    width, hidden = at.frozen["layers"]["up"]["kernel"].shape[1:]
+    gathered = re.findall(rf"= (\w+)\[(?:1,)?{width},{hidden}\]\S* all-gather", text)
+    # gate and up, in both passes and backwards
+    assert set(gathered) == {stored} and len(gathered) == 6

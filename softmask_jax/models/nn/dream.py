@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from softmask_jax.models.nn import dora, layers, splash, stack
+from softmask_jax.models.nn import dora, layers, scan, splash, stack
 from softmask_jax.models.nn.cache import Cache, Slot, Window, check_window, positions_of, window_of
 from softmask_jax.models.nn.dora import AdapterConfig
 from softmask_jax.models.nn.dream_config import DreamConfig
@@ -57,7 +58,8 @@ class Layer(nnx.Module):
         adapt(name, linear, x): applies a product, with its adapter if any."""
         x = x + constrain(self.attention(self.attn_norm(x).astype(x.dtype), angles, segment_ids, adapt, layout, slot))
         inside = self.mlp_norm(x).astype(x.dtype)
-        gated = jax.nn.silu(adapt("gate", self.gate, inside)) * adapt("up", self.up, inside)
+        gate, up = (checkpoint_name(adapt(name, getattr(self, name), inside), name) for name in scan.MLP)
+        gated = jax.nn.silu(gate) * up
         return x + constrain(adapt("down", self.down, gated))
 
     def attention(self, x: Array, angles, segment_ids: Array | None, adapt: Callable = _plain,
@@ -121,13 +123,14 @@ def padded_inputs(attention_mask: Array) -> tuple[Array, Array]:
 @lru_cache
 def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x,
           adapter: AdapterConfig | None = None,
-          layout: Layout | None = None) -> Callable[..., tuple[Array, Cache | None]]:
+          layout: Layout | None = None,
+          gather: Callable[[dict], dict] = lambda layer: layer) -> Callable[..., tuple[Array, Cache | None]]:
     """Function from embeddings to final hidden states, not shifted; cached, so the same object for equal configs.
 
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys, for an adapter) -> (hidden [B L D] in the compute dtype, cache or None). Attention
     stays within a segment. `cache`: see `nn.cache`. On a mesh, constrain: layout of [B L D] activations, layout: that
-    of attention kernels. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache."""
+    of attention kernels, gather: of a layer's parameters before use. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache."""
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
             segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
@@ -157,7 +160,7 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
                 scale = None if linear.kernel_scale is None else linear.kernel_scale[...]
                 return dora.apply(linear.kernel[...], bias, low[name], x, adapter, own, scale)
 
-            x = layer(config, base)(x, angles, segment_ids, adapt, constrain, layout, slot)
+            x = layer(config, gather(base))(x, angles, segment_ids, adapt, constrain, layout, slot)
             return x if slot is None else (x, slot.kept)
 
         stacked = params["layers"], params["adapter"]["layers"] if adapter else None, window and window.kept

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 from softmask_jax.models.nn.network_config import DTYPES, NetworkConfig
+from softmask_jax.models.nn.scan import REMAT
 from softmask_jax.models.nn.splash import ATTENTION
 
 BASE_DTYPES = ("float", "int8")
@@ -43,6 +44,7 @@ class DreamConfig(NetworkConfig):
     param_dtype: str = "float32"  # or "bfloat16"
     base_dtype: str = "float"  # param_dtype everywhere; "int8": kernels of the layers, then frozen (`layers.quantised`)
     implementations = ATTENTION
+    policies = tuple(REMAT)
 
     @property
     def depth(self) -> int:

@@ -3,7 +3,7 @@ import dataclasses
 import math
 import typing
 
-from softmask_jax.models.nn.scan import check_remat
+from softmask_jax.models.nn.scan import REMAT, check_remat
 
 VOCABULARY_MULTIPLE = 128  # shards over any usual number of devices
 DTYPES = ("float32", "bfloat16")
@@ -27,6 +27,7 @@ class NetworkConfig(Sizes):
     """Sizes and execution; ValueError for impossible values. Subclasses define `depth`, the number of layers."""
 
     implementations: typing.ClassVar[tuple[str, ...]] = ("auto", "xla")  # choices of `attention`
+    policies: typing.ClassVar[tuple[str, ...]] = tuple(name for name in REMAT if name != "mlp")  # of `remat`
 
     vocab_size: int
     hidden_size: int
@@ -54,7 +55,7 @@ class NetworkConfig(Sizes):
             raise ValueError(
                 f"attention={self.attention!r} computes in bfloat16 only; set compute_dtype='bfloat16' or attention='auto'."
             )
-        check_remat(self.remat)
+        check_remat(self.remat, self.policies)
 
     @property
     def _name(self) -> str:

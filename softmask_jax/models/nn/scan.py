@@ -1,6 +1,6 @@
 """Equal layers as one `lax.scan` over stacked parameters, with rematerialisation chosen by name.
 Unrolled, a deep model compiles many times slower."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,14 +16,18 @@ REMAT = {
     "attention": "everything but the L x L attention weights, which are computed again",
     "products": "results of all products and of a TPU's attention kernel are kept, elementwise work is done again",
     "dots": "results of products with weights are kept, attention and elementwise work is done again",
+    "mlp": "results of a gated MLP's first two products are kept, the rest is done again (kind dream)",
     "full": "only each layer's input is kept, the layer is computed again: least memory",
 }
 
+# What "mlp" keeps, named by `jax.ad_checkpoint.checkpoint_name`: most FLOPs a byte, and never float32.
+MLP = ("gate", "up")
 
-def check_remat(name: str) -> str:
-    """The name, if it is a rematerialisation policy; else ValueError."""
-    if name not in REMAT:
-        raise ValueError(f"Unknown remat policy {name!r}; choose one of {', '.join(REMAT)}.")
+
+def check_remat(name: str, policies: Iterable[str] = REMAT) -> str:
+    """The name, if it is among these rematerialisation policies; else ValueError."""
+    if name not in policies:
+        raise ValueError(f"Unknown remat policy {name!r}; choose one of {', '.join(policies)}.")
     return name
 
 
@@ -43,6 +47,9 @@ def remat_layer(layer: Callable, name: str, *, in_scan: bool = True) -> Callable
         return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
     if name == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
+    if name == "mlp":
+        policy = jax.checkpoint_policies.save_only_these_names(*MLP)
         return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
     return layer
 

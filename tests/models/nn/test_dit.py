@@ -10,7 +10,6 @@ from softmask_jax.config import Model, SoftMask
 from softmask_jax.models import denoiser
 from softmask_jax.models.nn import dit
 from softmask_jax.models.nn.dit import DiTConfig
-from softmask_jax.models.nn.scan import REMAT
 from tests.golden import load
 from tests.helpers import torch_weights
 from tests.helpers.trees import assert_trees_close
@@ -174,7 +173,7 @@ def plain(params, recorded):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+@pytest.mark.parametrize("remat", [name for name in dit.DiTConfig.policies if name != "none"])
 def test_rematerialisation_changes_no_gradient(params, plain, remat):
     x, inputs, expected = plain
     assert_trees_close(gradients(replace(TINY, remat=remat), params, x, inputs), expected, 1e-5)
