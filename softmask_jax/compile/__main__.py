@@ -1,7 +1,7 @@
 """Compile the real program for any TPU slice, on a machine without one, and report the compiler's plan:
 
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
-    python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8
+    python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8,32
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --sweep --kinds=v5e,v6e --chips=1,4,16 --batches=128,512
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v5e:4x4 --tune --out=dream_v5e_4x4.py
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
@@ -31,7 +31,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--vocab_size", type=int, default=0, help="tokens of a dit, the mask included (GPT-2's)")
     add("--length", type=int, default=0, help="tokens of a row; 0 is the config's")
     add("--generate", nargs="?", const="", metavar="ALG", help="a sampler instead of the training step")
-    add("--rows", type=int, default=0, help="texts generated together; 0 is the config's")
+    add("--rows", type=numbers, default=[0], help="texts generated together; 0 is the config's; several: a table")
     add("--prompt_length", type=int, default=0, help="with --block_length: where the first block begins")
     add("--steps", type=int, default=None, help="of the sampler")
     add("--block_length", type=int, default=None, help="decode in blocks with a key/value cache")
@@ -68,10 +68,13 @@ def main(argv: list[str]) -> int:
     if flags.scaling:
         return _scaling(flags)
     config = schema.load(flags.config, overrides)
+    if len(flags.rows) > 1 and flags.generate is None:
+        parser.error("several --rows need --generate")
     if flags.tune:
         text, figures, fits = _tune(flags, config, overrides)
     else:
-        text, figures, fits = (_sweep if flags.sweep else _one)(flags, config)
+        how = _sweep if flags.sweep else _rows if len(flags.rows) > 1 else _one
+        text, figures, fits = how(flags, config)
     print(json.dumps(figures, indent=1) if flags.json == "-" else text)
     if flags.json not in ("", "-"):
         write_json(flags.json, figures)
@@ -80,21 +83,39 @@ def main(argv: list[str]) -> int:
 
 def _one(flags, config) -> tuple:
     """(text, figures, whether it fits) for one slice."""
-    from softmask_jax.compile import programs, reading, report
+    from softmask_jax.compile import report
+
+    result = _read(flags, config, (flags.rows or [0])[0])
+    text = f"Compiled in {result.seconds:.0f} s: {result.description}.\n{report.text(result)}"
+    return text, report.as_json(result), result.fits
+
+
+def _rows(flags, config) -> tuple:
+    """(table, figures, whether any fits) of a sampler, by the number of texts generated together."""
+    from softmask_jax.compile import report
+
+    results = []
+    for rows in flags.rows:
+        results.append(_read(flags, config, rows))
+        say(f"{rows} rows: compiled in {results[-1].seconds:.0f} s")
+    return report.by_rows(results), [report.as_json(result) for result in results], any(r.fits for r in results)
+
+
+def _read(flags, config, rows: int):
+    """The `Reading` of a program on one slice; rows: of a sampler."""
+    from softmask_jax.compile import programs, reading
     from softmask_jax.compile.topology import Topology
     from softmask_jax.samplers.options import Options
 
-    topology, rows = Topology(flags.topology), {"rows": flags.rows, "prompt_length": flags.prompt_length}
-    sizes = {"vocab_size": flags.vocab_size, "length": flags.length}
+    topology, sizes = Topology(flags.topology), {"vocab_size": flags.vocab_size, "length": flags.length}
     if flags.generate is None:
         program = programs.training(config, topology.devices(), **sizes)
     else:
         blocks = {"block_length": flags.block_length, "cache": flags.cache_kind}
         options = Options(alg=flags.generate, steps=flags.steps, **blocks)
-        program = programs.generation(config, topology.devices(), options, **rows, **sizes)
-    result = reading.read(program, topology, config.model)
-    text = f"Compiled in {result.seconds:.0f} s: {result.description}.\n{report.text(result)}"
-    return text, report.as_json(result), result.fits
+        program = programs.generation(config, topology.devices(), options, rows=rows, prompt_length=flags.prompt_length,
+                                      **sizes)
+    return reading.read(program, topology, config.model)
 
 
 def _sweep(flags, config) -> tuple:

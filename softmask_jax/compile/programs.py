@@ -2,6 +2,8 @@
 import dataclasses
 import math
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from softmask_jax.config.jax_settings import root_key, settled
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.models import families
+from softmask_jax.samplers import BlockSampler, dream_draw
 from softmask_jax.samplers.options import Options
 from softmask_jax.training import optimizer, train_state, train_step
 from softmask_jax.training.tasks.conversations import read_base
@@ -42,6 +45,8 @@ class Program:
     new_tokens: int = 0  # samplers: per row
     calls: int = 0  # samplers: maximal number of network calls
     blocks: int = 0  # `BlockSampler`
+    slice_length: int = 0  # positions of a row in the calls inside a block, if a cache keeps the others
+    dense_block: Callable[[int], int] | None = None  # samplers that are dense in V: how many of so many positions
 
 
 def build(config, mesh, *, vocab_size: int = 0, sizes: dict | None = None):
@@ -113,13 +118,16 @@ def generation(config, devices, options: Options = Options(), *, rows: int = 0, 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=over_rows)
     # A lambda, as jit would take a sampler's field `trace` for its own method.
     traced = jax.jit(lambda *arguments: sampler(*arguments)).trace(params, _keys((rows,), over_rows), tokens)
-    name, calls = type(sampler).__name__, sampler.most_calls(length)
+    name, calls, by_blocks = type(sampler).__name__, sampler.most_calls(length), isinstance(sampler, BlockSampler)
+    (_, padded), width = vocabulary(model)
     return Program(
         "generate", traced, {"params": params, "batch": tokens}, model, mesh, rows, length, 1,
         f"{name}, {model.num_params:,} parameters, {rows} rows of {length} tokens, at most {calls} network calls, "
         f"{_axes(mesh)}",
         *vocabulary(model), new_tokens=new_tokens, calls=calls,
-        blocks=sampler.blocks(length) if name == "BlockSampler" else 0,
+        blocks=sampler.blocks(length) if by_blocks else 0,
+        slice_length=min(sampler.block_length, new_tokens) if by_blocks and sampler.cache == "dual" else 0,
+        dense_block=partial(dream_draw.block_size, width=width, vocabulary=padded) if name != "MDLMSampler" else None,
     )  # fmt: skip
 
 

@@ -96,8 +96,8 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
 class Loops:
     """Assumed trip counts of loops of unknown length and of the micro-batch loop.
 
-    Innermost loops sweep the masked positions, on average half of all; the ones around them are sampler calls or
-    blocks."""
+    Innermost loops sweep the masked positions, on average half of all, or half of a slice's; the ones around them are
+    sampler calls or blocks."""
 
     def __init__(self, program: Program, micro: int):
         self.program, self.micro = program, micro
@@ -107,8 +107,19 @@ class Loops:
     def of_jaxpr(self, depth: int, holds_another: bool) -> float:
         calls, blocks = self.program.calls, self.program.blocks
         if not holds_another:
-            return self.sweep
-        return (blocks or calls) if depth == 0 else calls / max(blocks, 1)
+            return self.dense(in_slice=depth > 1) if self.program.dense_block else self.sweep
+        if depth == 0:
+            return blocks or calls
+        # With slices the first call of a block is outside the loop.
+        return calls / max(blocks, 1) - (self.program.slice_length > 0)
+
+    def dense(self, in_slice: bool) -> float:
+        """Blocks of positions that are dense in V: on average half of a call's fillable positions are masks."""
+        program = self.program
+        rows = positions(program) // program.length
+        in_slice = in_slice and program.slice_length
+        computed, masks = (program.slice_length,) * 2 if in_slice else (program.length, program.new_tokens)
+        return (-(-rows * masks // program.dense_block(rows * computed)) + 1) / 2
 
     def of_hlo(self, loop, known: int | None, depth: int, holds_another: bool) -> float:
         if known is None:

@@ -1,7 +1,9 @@
 """Report of one program on one slice: memory per chip, work, and a roofline prediction of speed."""
 import dataclasses
+from collections.abc import Sequence
 
 from softmask_jax.compile.reading import Reading
+from softmask_jax.report.markdown import table
 
 GIB = 2**30
 # Warn if less than this share of HBM stays free.
@@ -111,6 +113,24 @@ def _work(reading: Reading) -> list[str]:
     if reading.calls:
         lines.append(f"  Assumed as well: all {reading.calls} network calls are made, and masks vanish evenly.")
     return lines
+
+
+def by_rows(readings: Sequence[Reading]) -> str:
+    """Table of one sampler with different numbers of rows."""
+    lines = []
+    for reading in readings:
+        lines.append([f"{reading.rows}", f"{reading.peak / GIB:.1f}", *["does not fit"] * (not reading.fits)])
+        if reading.fits:
+            times = roofline(reading)
+            milliseconds = f"{times.best_s / reading.calls * 1e3:.3g} to {times.worst_s / reading.calls * 1e3:.3g}"
+            lines[-1] += [f"{reading.hbm / reading.calls / 1e9:.1f}", times.bound, milliseconds,
+                          "{:,.0f} to {:,.0f}".format(*sorted(times.tokens_per_s))]  # fmt: skip
+        lines[-1] += [""] * (6 - len(lines[-1]))
+    first = readings[0]
+    header = ["rows", "memory, GiB", "HBM a call, GB", "bound by", "a call, ms", "new tokens/s"]
+    return (f"{first.description.split(', ')[0]} on {first.topology}, {first.tokens // first.rows} new tokens of "
+            f"{first.length} a row, {first.calls} network calls, all of them made. Predicted, never run.\n\n"
+            f"{table(header, lines)}\n\nAssumed: {ASSUMED}.")  # fmt: skip
 
 
 def as_json(reading: Reading) -> dict:

@@ -1,8 +1,8 @@
 """HBM and inter-chip traffic of one run of an optimised program, in bytes per chip, loops multiplied.
 
 Outside fusions every instruction reads its operands and writes its results once; slices and in-place updates count only
-the affected part, on-chip memory nothing. Not counted: repeated reads of kernels, layout padding. Conditionals count
-the branch that moves most."""
+the affected part, also of views within fusions, on-chip memory nothing. Not counted: repeated reads of kernels, layout
+padding. Conditionals count the branch that moves most."""
 import dataclasses
 import functools
 import math
@@ -145,12 +145,22 @@ class _Walk:
                 total += self.read(fused, user.name)
             elif user.opcode == "fusion":
                 inner = self.computations[user.called("calls")]
-                total += sum(self.read(inner, p) for p, o in zip(inner.parameters, user.operands) if o == name)
+                used = [p for p, o in zip(inner.parameters, user.operands) if o == name]
+                total += sum(self.read(fused, user.name) if _viewed(inner) == p else self.read(inner, p) for p in used)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
                 continue
             elif user.opcode not in ("tuple", "custom-call", *KINDS):
                 return whole
         return min(total, whole)
+
+
+def _viewed(fused: Computation) -> str | None:
+    """The input of which a fusion within a fusion is another view: another shape, or another tiling of what its
+    readers take of it (of a slice of int8 kernels, never of the whole stack). None if it computes anything."""
+    source = fused.root
+    while source.opcode in ("bitcast", "copy"):
+        source = fused.instructions[source.operands[0]]
+    return source.name if source.opcode == "parameter" else None
 
 
 def _operands(i: Instruction, inside: Computation) -> list[tuple[Array, ...]]:

@@ -25,7 +25,7 @@ class Model:
     param_dtype: str = key("float32", "parameters of a base, or of a trained whole model in use (kind dream)", DTYPES)
     base_dtype: str = key("float", "storage of a base's kernels; int8 needs an adapter (kind dream)", ("float", "int8"))
     compute_dtype: str = key("bfloat16", "matrix products", DTYPES)
-    remat: str = key("none", "recomputed in the backward pass: none | attention | products | dots | mlp (kind dream) | full")
+    remat: str = key("none", "recomputed in backward passes: none | attention | products | dots | mlp (dream) | full")
     attention: str = key("auto", "implementation: auto | xla | cudnn (a GPU) | splash (a TPU)")
     # Adapter on a frozen base (kind dream)
     adapter: str = key("none", "weights that train", ("none", "lora", "dora"))

@@ -17,6 +17,10 @@ from softmask_jax.models.nn.network_config import NetworkConfig
 from softmask_jax.models.nn.splash import Layout
 
 
+def _same(x):
+    return x
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network as functions of its parameters; compared by identity. `backbone` is `params["backbone"]`."""
@@ -36,6 +40,7 @@ class Denoiser:
     frozen: tuple[str, ...] = ()  # entries of the backbone that are not trained
     dropout: bool = False  # whether `trunk` uses dropout_keys
     mesh: Mesh | None = None  # of the sharding constraints, which allow a surrounding `jax.shard_map` over `data`
+    prepared: Callable = _same  # (backbone) -> the backbone for many calls of `trunk` without training
 
 
 def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: int, mesh=None) -> Denoiser:
@@ -123,7 +128,3 @@ def layouts(mesh) -> Layouts:
     attention = Layout(mesh, sharding.BATCH_AXES, "tensor", "sequence")
     tables = sharding.vocab_over(mesh, "tensor")
     return Layouts(vocabulary, sharding.rows_over(mesh), tables, attention, mesh)
-
-
-def _same(x):
-    return x

@@ -64,9 +64,12 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         hidden, cache = run(backbone, x, **options)
         return dream.shift(hidden, window_of(options.get("cache")), options.get("segment_ids")), cache
 
+    def prepared(backbone: dict) -> dict:
+        return backbone if adapter is None else dora.prepared(backbone, adapter)
+
     trained = jax.eval_shape(init, root_key(0))["backbone"].get("adapter", {})
     return assemble(
-        dream, spec, layout, trunk=trunk, init=init, mask_token_id=mask, suppress_mask=False,
+        dream, spec, layout, trunk=trunk, init=init, prepared=prepared, mask_token_id=mask, suppress_mask=False,
         axes=axes if adapter is None else {**axes, "adapter": dora.logical_axes(axes, adapter)},
         num_params=dream.num_params(spec) + sum(leaf.size for leaf in jax.tree.leaves(trained)),
         frozen=() if adapter is None else BASE, dropout=adapter is not None and adapter.dropout > 0,

@@ -13,8 +13,8 @@ from jax import lax
 
 from softmask_jax.models.nn.cache import Cache, Window
 from softmask_jax.samplers import commit, dream_draw
-from softmask_jax.samplers.canvas import FloatBLD, Int
-from softmask_jax.samplers.decoding import Carry, Decoding, Output
+from softmask_jax.samplers.canvas import BoolBL, FloatBD, Int
+from softmask_jax.samplers.decoding import Call, Carry, Decoding
 from softmask_jax.samplers.dream import DreamSampler
 
 CACHES = ("none", "prefix", "dual")
@@ -33,7 +33,7 @@ class BlockSampler(DreamSampler):
     block_length: int = 32  # the last block may be shorter
     cache: str = "dual"  # a name from `CACHES`; `none` computes every position at every call
     full_call: str = "first"  # commits the block's `first` token only, as the reference, or by the `rule` of all steps
-    compat: bool = False  # repeat two errors of the reference, see `filters` and `Slices.slice`
+    compat: bool = False  # repeat two errors of the reference, see `filters` and `Slices.predict`
 
     algorithms: ClassVar = ("confidence_threshold", "confidence_factor", "maskgit_plus", "topk_margin", "entropy")
     by_blocks = True
@@ -90,17 +90,17 @@ class BlockSampler(DreamSampler):
         if self.cache == "none":
             return decoding.fill(carry, block, decoding.full_call)
         hidden, cache = decoding.network(carry, cache=True)
-        output = Output(hidden, jnp.ones(decoding.length, bool), decoding.length)
-        carry = decoding.sample_step(carry, jnp.int32(0), block, output)
-        return decoding.fill(carry, block, Slices(decoding, begin, hidden, cache), first_step=1)
+        carry = decoding.sample_step(carry, jnp.int32(0), block, decoding.full_call(carry, hidden))
+        before = None if self.compat else lax.dynamic_index_in_dim(hidden, begin, 1, keepdims=False)
+        return decoding.fill(carry, block, Slices(decoding, begin, before, cache), first_step=1)
 
 
 class Slices(NamedTuple):
-    """The network calls of the block from `begin` on, after the full one with these hidden states and cache."""
+    """The network calls of the block from `begin` on, after the full one with this cache."""
 
     decoding: Decoding
     begin: Int
-    hidden: FloatBLD
+    before: FloatBD | None  # the full call's hidden state that predicts the first position; None: its slice's own
     cache: Cache
 
     @property
@@ -110,26 +110,26 @@ class Slices(NamedTuple):
             return slice_sizes(region, sampler.block_length)
         return [min(sampler.block_length, region)]
 
-    def __call__(self, carry: Carry) -> Output:
+    def __call__(self, carry: Carry) -> Call:
         sampler, length, sizes = self.decoding.sampler, self.decoding.length, jnp.asarray(self.sizes)
         which, end = jnp.int32(0), self.begin + sampler.block_length
         if sampler.cache == "prefix":
             which, end = jnp.sum(sizes < length - self.begin), length
-        hidden = lax.switch(which, [partial(self.slice, size) for size in self.sizes], carry)
-        return Output(hidden, jnp.arange(length) < end, sizes[which])
 
-    def slice(self, size: int, carry: Carry) -> FloatBLD:
-        """Hidden states [B L D], 0 outside the slice of `size` positions."""
+        def predict(where: BoolBL):
+            return lax.switch(which, [partial(self.predict, size) for size in self.sizes], carry, where)
+
+        return Call(jnp.arange(length) < end, sizes[which], predict)
+
+    def predict(self, size: int, carry: Carry, where: BoolBL):
+        """`Call.predict` of the slice of `size` positions: network and vocabulary see no others."""
         sampler, length, sizes = self.decoding.sampler, self.decoding.length, self.sizes
         start = jnp.minimum(self.begin, length - size)
         # Where every slice begins at its block, none of its positions needs the cached keys.
         exact = len(sizes) == 1 and (length - sampler.prompt_length) % sizes[0] == 0
-        # The first position is predicted from the hidden state before it; with compat from its own.
-        before = None if sampler.compat else lax.dynamic_index_in_dim(self.hidden, self.begin, 1, keepdims=False)
         segment_ids = self.decoding.canvas.layout.get("segment_ids")
-        window = Window(self.cache, start, None if exact else self.begin, segment_ids, before)
-        hidden = self.decoding.network(carry, window, size)[0]
-        return lax.dynamic_update_slice_in_dim(jnp.zeros_like(self.hidden), hidden, start, 1)
+        window = Window(self.cache, start, None if exact else self.begin, segment_ids, self.before)
+        return self.decoding.predict(carry, self.decoding.network(carry, window, size)[0], where, start)
 
 
 def slice_sizes(region: int, block_length: int) -> list[int]:

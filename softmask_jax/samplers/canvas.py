@@ -12,6 +12,7 @@ BoolB: TypeAlias = jax.Array  # [B]
 KeysB: TypeAlias = jax.Array  # [B] typed keys, one a row
 IntBL: TypeAlias = jax.Array  # [B L]
 BoolBL: TypeAlias = jax.Array  # [B L]
+FloatBD: TypeAlias = jax.Array  # [B D]
 FloatBL: TypeAlias = jax.Array  # [B L]
 FloatBLD: TypeAlias = jax.Array  # [B L D]
 FloatTBLV: TypeAlias = jax.Array  # [T B L V], T steps

@@ -1,5 +1,6 @@
 """The loop of `DreamSampler` and `BlockSampler`: network calls predict masks, and each step commits some of them."""
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -68,12 +69,14 @@ class Block(NamedTuple):
     at_start: IntB  # masks before the first step
 
 
-class Output(NamedTuple):
-    """Hidden states of one network call."""
+class Call(NamedTuple):
+    """One network call, which may compute a slice of the sequence."""
 
-    hidden: FloatBLD
-    computed: jax.Array  # [L] bool, where they are valid
+    computed: jax.Array  # [L] bool, the positions that it predicts
     size: Int | int  # positions that the call took
+    # (where [B L]) -> predictions [B L ...], hidden states [B L D] for the `full` variant or None; valid at `where`,
+    # which must lie within `computed`
+    predict: Callable[[BoolBL], tuple[dream_draw.Predicted, FloatBLD | None]]
 
 
 class Decoding(NamedTuple):
@@ -123,7 +126,7 @@ class Decoding(NamedTuple):
     def block(self, carry: Carry, begin: Int | int, end: Int | int) -> Block:
         return Block(begin, end, self.to_fill(carry, begin, end).sum(-1))
 
-    def fill(self, carry: Carry, block: Block, call: Callable[[Carry], Output], first_step: int = 0) -> Carry:
+    def fill(self, carry: Carry, block: Block, call: Callable[[Carry], Call], first_step: int = 0) -> Carry:
         """Steps until every row has filled the block or is stuck in it."""
         def cond_fn(state):
             index, carry = state
@@ -135,8 +138,31 @@ class Decoding(NamedTuple):
 
         return lax.while_loop(cond_fn, body_fn, (jnp.int32(first_step), carry))[1]
 
-    def full_call(self, carry: Carry) -> Output:
-        return Output(self.network(carry)[0], jnp.ones(self.length, bool), self.length)
+    def full_call(self, carry: Carry, hidden: FloatBLD | None = None) -> Call:
+        """The call of the whole sequence; hidden: its last states, if it was made."""
+        hidden = self.network(carry)[0] if hidden is None else hidden
+        return Call(jnp.ones(self.length, bool), self.length, partial(self.predict, carry, hidden))
+
+    def predict(self, carry: Carry, hidden: FloatBLD, where: BoolBL, start: Int | None = None):
+        """`Call.predict` of hidden states [B S D] from position `start` on, or of all positions."""
+        sampler, size = self.sampler, hidden.shape[1]
+
+        def cut(x):
+            return x if start is None or x is None else lax.dynamic_slice_in_dim(x, start, size, 1)
+
+        def put(x, fill=0):
+            if start is None:
+                return x
+            whole = jnp.full((x.shape[0], self.length, *x.shape[2:]), fill, x.dtype)
+            return lax.dynamic_update_slice_in_dim(whole, x, start, 1)
+
+        recorded = self.recorded("gumbel", carry)
+        draw = Draw(self.row_keys(carry) if recorded is None else None, cut(recorded), bias=self.bias)
+        new = dream_draw.predict(hidden, self.head, cut(where), sampler.filters, k=sampler.reads, draw=draw,
+                                 positions=cut(self.canvas.positions), suppress_mask=sampler.suppress_mask)
+        finite = put(new.finite, True)
+        hidden = put(hidden) if sampler.soft_mask.variant == "full" else None
+        return jax.tree.map(put, new)._replace(finite=finite), hidden
 
     def network(self, carry: Carry, cache: Window | bool | None = None, size: int | None = None):
         """Hidden states and cache of the whole sequence, or of a window's `size` positions."""
@@ -154,21 +180,18 @@ class Decoding(NamedTuple):
         masks = self.canvas.masks(carry.tokens).sum(-1)
         return jnp.where(carry.known, self.sampler.soft_mask.scale(masks, self.canvas.at_start)[:, None], 0.0)
 
-    def sample_step(self, carry: Carry, index: Int, block: Block, output: Output) -> Carry:
+    def sample_step(self, carry: Carry, index: Int, block: Block, call: Call) -> Carry:
         """Predict masks of a block and commit some; index: of the step in its block."""
         sampler, masks = self.sampler, self.to_fill(carry, block.begin, block.end)
         active, candidates, only_first = masks.any(-1), masks, False
         if sampler.full_call == "first" and not (sampler.grid and self.max_steps == 1):
             only_first = index == 0
             candidates = masks & (~only_first | (jnp.cumsum(masks, -1) == 1))
-        reach = output.computed & (jnp.arange(self.length) >= block.begin)
+        reach = call.computed & (jnp.arange(self.length) >= block.begin)
         predicted = candidates
         if sampler.soft_mask.on:
             predicted = candidates | (self.canvas.masks(carry.tokens) & reach & active[:, None])
-        recorded = self.recorded("gumbel", carry)
-        draw = Draw(self.row_keys(carry) if recorded is None else None, recorded, bias=self.bias)
-        new = dream_draw.predict(output.hidden, self.head, predicted, sampler.filters, k=sampler.reads, draw=draw,
-                                 positions=self.canvas.positions, suppress_mask=sampler.suppress_mask)
+        new, hidden = call.predict(predicted)
         if not sampler.grid:
             # A drawn mask changes nothing: only a grid counts it, elsewhere it must not displace a token.
             candidates &= new.drawn != self.canvas.mask_token_id
@@ -178,9 +201,9 @@ class Decoding(NamedTuple):
         if not sampler.grid:
             stuck |= active & (filled == 0) & jnp.logical_not(only_first)
         carry = Carry(
-            step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, new, output.hidden, predicted),
+            step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, new, hidden, predicted),
             known=carry.known | predicted, finished=carry.finished, stuck=stuck, calls=carry.calls + active,
-            positions=carry.positions + jnp.where(active, output.size, 0), filled=carry.filled + filled,
+            positions=carry.positions + jnp.where(active, call.size, 0), filled=carry.filled + filled,
             finite=carry.finite & new.finite.all(-1), history=record_step(carry.history, carry.step, tokens),
             trace=record_trace(carry, sampler, self.params, carry.step, jnp.where(reach, self.scale(carry), 0.0),
                                new.neg_entropy, predicted),
@@ -218,7 +241,7 @@ class Decoding(NamedTuple):
             return recorded
         return keyed_noise(law, self.row_keys(carry), self.canvas.positions, stream=stream)
 
-    def feed_back(self, old: Feedback | None, new: dream_draw.Predicted, hidden: FloatBLD, where: BoolBL):
+    def feed_back(self, old: Feedback | None, new: dream_draw.Predicted, hidden: FloatBLD | None, where: BoolBL):
         """The feedback with the new predictions in it; None where nothing is fed back."""
         if old is None:
             return None

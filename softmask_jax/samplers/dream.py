@@ -131,6 +131,7 @@ class DreamSampler:
         rule, most_calls = self.rule(self.blocks(length)), self.most_calls(length)
         needed = {"coins": origin, "gumbel": self.temperature > 0, "order": self.alg_temp and not origin}
         draws.check(keys, most_calls, tokens, self.denoiser.vocab_size, needed)
+        params = {**params, "backbone": self.denoiser.prepared(params["backbone"])}
         head = self.denoiser.head(params["backbone"])
         bias = self.constraints.bias(head)
         decoding = Decoding(self, canvas, params, keys, draws, rule, self.max_steps(length), head, bias)

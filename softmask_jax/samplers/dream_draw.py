@@ -5,6 +5,7 @@ probability, margin and entropy are of that distribution. Filters need all colum
 positions are dense in V."""
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from softmask_jax.diffusion.vocab.draw import Draw, Noise, dense_draw
 from softmask_jax.diffusion.vocab.online_softmax import OnlineSoftmax, top_k
 from softmask_jax.diffusion.vocab.positions import at_positions
 
+# Logits of a tile, and a TPU's rows of a register: a tile has no fewer positions.
+TILE, LEAST_TILE = 2**19, 8
 CONFIDENCES = ("none", "probability", "margin", "entropy")
 
 
@@ -75,29 +78,55 @@ def predict(hidden: jax.Array, head: Head, where: jax.Array, filters: Filters, *
     return local_predict(*jax.tree.map(lax.stop_gradient, (projection, draw, bias, where, positions)))
 
 
+def block_size(count: int, width: int, vocabulary: int) -> int:
+    """How many of `count` positions are dense in the vocabulary together, for a head [V D].
+
+    Every block reads the head again: its logits in float32 take at least a quarter of the head's memory in bfloat16."""
+    block = max(DENSE_BLOCK // vocabulary, width // 8)
+    # A whole number of tiles.
+    return max(1, min(block // LEAST_TILE * LEAST_TILE, count))
+
+
 def _local_predict(plan: Plan, filters: Filters, k: int, absent_id: int, projection: Projection, draw: Draw | None,
                    bias: jax.Array | None, where: jax.Array, positions: jax.Array) -> Predicted:
     """The predictions of one device's rows: blocks of positions, each dense in V."""
     flat = projection.flat
-    block = max(1, min(DENSE_BLOCK // plan.size, where.size))
+    block = block_size(where.size, flat.hidden.shape[1], plan.size)
+    exists = plan.exists(jnp.arange(plan.size, dtype=jnp.int32))
 
     def at(index):
-        logits = plan.all_columns(plan.dense_logits(flat._replace(hidden=flat.hidden[index])))
+        logits = plan.all_columns(flat._replace(hidden=flat.hidden[index]).logits)
         noise = None
         if draw is not None and draw.gumbel is not None:
             noise = jax.tree.map(plan.all_columns, draw.noise(plan, index, positions, projection.dtype))
         elif draw is not None:
             noise = draw.noise(plan, plan.share(index), positions, projection.dtype)
-        return plan.unshare(_predict_block(filters, k, absent_id, logits, bias, noise), block)
+        return plan.unshare(_predict_tiles(partial(_predict_tile, filters, k, exists, absent_id, bias), logits, noise),
+                            block)
 
     predicted = at_positions(at, where.size, where, block)
     predicted = jax.tree.map(lambda x: x.reshape(*where.shape, *x.shape[1:]), predicted)
     return predicted._replace(finite=predicted.finite | ~where)
 
 
-def _predict_block(filters: Filters, k: int, absent_id: int, z: jax.Array, bias: jax.Array | None,
-                   noise: Noise | None) -> Predicted:
-    """The predictions [P] of logits z [P V], -inf where no column exists; bias [V] for the draw."""
+def _predict_tiles(predict_tile: Callable, logits: jax.Array, noise: Noise | None) -> Predicted:
+    """predict_tile(logits [T V], noise) over tiles of logits [P V]: a prediction reads its logits some 40 times (of
+    which soft-masking 4), a tile from a CPU's cache or a TPU's own memory."""
+    count, vocabulary = logits.shape
+    most = max(TILE // vocabulary, LEAST_TILE)
+    rows = max(rows for rows in range(1, min(most, count) + 1) if count % rows == 0)
+    if rows == count:
+        return predict_tile(logits, noise)
+    tiles = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), (logits, noise))
+    # Without the barrier every read would take its part of the whole array again.
+    predicted = lax.map(lambda tile: predict_tile(*lax.optimization_barrier(tile)), tiles)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), predicted)
+
+
+def _predict_tile(filters: Filters, k: int, exists: jax.Array, absent_id: int, bias: jax.Array | None, z: jax.Array,
+                  noise: Noise | None) -> Predicted:
+    """The predictions [P] of logits z [P V]; exists [V]: of the columns; bias [V] for the draw."""
+    z = jnp.where(exists, z, -jnp.inf)
     # Not from the largest value: in a fused program a maximum may pass over NaN.
     finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
     top, ids, neg_entropy = (*top_k(z, k), OnlineSoftmax.of(z).neg_entropy) if k else (None,) * 3

@@ -86,6 +86,7 @@ class MDLMSampler:
             raise ValueError(f"Recorded noise must have the shape [steps B L V] = {shape}, not {gumbel.shape}.")
         check_keys(keys, tokens)
         canvas = Canvas.of(tokens, attention_mask, self.denoiser.mask_token_id)
+        params = {**params, "backbone": self.denoiser.prepared(params["backbone"])}
         head = self.denoiser.head(params["backbone"])
         # A network that may predict the mask (Dream's) must not: here only the schedule leaves masks.
         never = () if head.suppress_mask else (head.mask_token_id,)

@@ -1,4 +1,5 @@
 """The compile report: what a slice is, what a chip holds, and what is said where the compiler is missing."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 from softmask_jax import config as schema
 from softmask_jax.compile import __main__, programs
 from softmask_jax.compile.compiled import out_of_memory
+from softmask_jax.compile.reading import Loops
 from softmask_jax.compile.topology import Topology, slice_of
+from softmask_jax.samplers.options import Options
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--config=configs/stdlib.py:smoke", "--vocab_size=258"]
@@ -125,6 +128,31 @@ def test_more_chips_than_rows_get_a_row_each_as_a_process_says(tmp_path):
 def test_generation_compiles_for_a_slice_and_never_holds_all_logits(sampler, printed):
     said = printed(*SMALL, "--topology=v5e:2x2", *sampler, "--rows=8", "--length=32", "--steps=8")
     assert "Sampler" in said and "No array of size B L V." in said
+
+
+@pytest.mark.full
+def test_several_numbers_of_rows_make_a_table_of_a_sampler(printed):
+    said = printed(*SMALL, "--topology=v5e:1x1", "--generate=entropy", "--rows=2,4", "--length=32", "--steps=8")
+    assert "DreamSampler on v5e:1x1, 32 new tokens of 32 a row, 8 network calls" in said
+    assert [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")] == ["rows", "----", "2", "4"]
+
+
+def test_several_numbers_of_rows_are_for_a_sampler(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main([*SMALL, "--topology=v5e:2x2", "--rows=8,16"])
+    assert "several --rows need --generate" in capsys.readouterr().err
+
+
+def test_a_slices_calls_see_the_masks_of_their_block_and_the_first_call_of_a_block_is_no_slice():
+    sizes = programs.DREAM_7B | {"num_hidden_layers": 1, "vocab_size": 1024, "mask_token_id": 1023}
+    options = Options(alg="entropy", steps=32, block_length=8, cache="dual")
+    config = schema.load("configs/dream7b.py", ["mesh.fsdp=1"])
+    program = programs.generation(config, jax.devices()[:1], options, rows=4, length=64, prompt_length=32, sizes=sizes)
+    loops = Loops(dataclasses.replace(program, dense_block=lambda positions: 8), 1)
+    assert (program.calls, program.blocks) == (32, 4)
+    assert loops.of_jaxpr(0, True) == 4 and loops.of_jaxpr(1, True) == 7  # 8 calls a block
+    # 4 rows of 32 masks at first, 16 blocks of 8 positions; in a slice 4 rows of 8.
+    assert (loops.of_jaxpr(1, False), loops.of_jaxpr(2, False)) == ((16 + 1) / 2, (4 + 1) / 2)
 
 
 def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():

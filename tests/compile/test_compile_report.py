@@ -31,6 +31,16 @@ def test_what_fits_is_said_with_its_margin():
     assert tight.fits and "that is little" in report.verdict(tight)
 
 
+def test_a_sampler_is_tabulated_by_rows_and_one_that_does_not_fit_has_no_speed():
+    few = made(kind="generate", description="BlockSampler, more", rows=8, tokens=4096, calls=100)
+    many = dataclasses.replace(few, rows=64, tokens=64 * 512, needed=20 * GIB, memory={}, hbm=0.0, flops=0.0)
+    header, _, first, second = report.by_rows([few, many]).split("\n\n")[1].splitlines()
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    # Its 1.75 s without overlap, 1 s with; half a second of HBM.
+    assert cells == ["8", "11.0", "3.3", "compute", "10 to 17.5", "2,341 to 4,096"]
+    assert "does not fit" in second and "tokens/s" in header
+
+
 def test_what_the_compiler_refuses_does_not_fit_and_three_things_are_named():
     said = report.verdict(made(needed=20 * GIB, free=15.75 * GIB, memory={}))
     assert said.startswith("does NOT fit, 4.25 GiB too much. Try 1. a smaller micro-batch (--config.train.micro_batches=6)")

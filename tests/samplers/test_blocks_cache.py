@@ -1,4 +1,6 @@
 """Block decoding with a key/value cache: what slices see, and what masks carry from call to call."""
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,15 @@ def test_the_program_does_not_grow_with_the_number_of_blocks():
     assert abs(size(16, cache="dual") - size(2, cache="dual")) <= 40
     two, four, sixteen = (size(blocks, cache="prefix") for blocks in (2, 4, 16))
     assert 0 < four - two and sixteen - four <= 2 * (four - two) + 40
+
+
+def test_a_slice_makes_no_array_of_all_hidden_states():
+    this = BlockSampler(model(), block_length=2, prompt_length=4, soft_mask=SOFT, history=False, cache="dual")
+    text = jax.jit(this).lower(params(), None, jax.ShapeDtypeStruct((1, 40), jnp.int32)).as_text()
+    width = dream_model.config().hidden_size
+    # The slice's hidden states are never put back into an array of the whole sequence's.
+    assert f"tensor<1x2x{width}xf32>" in text
+    assert not re.search(rf"dynamic_update_slice .*tensor<1x2x{width}xf32>.*-> tensor<1x40x{width}xf32>", text)
 
 
 def test_slices_of_a_prefix_have_few_sizes_and_the_longest_fits():

@@ -145,9 +145,12 @@ def test_feedback_is_of_the_plain_logits_and_confidence_of_the_filtered_ones():
     np.testing.assert_allclose(np.asarray(out.confidence)[wanted], of_drawn[wanted], rtol=1e-4)
 
 
-def test_the_size_of_a_block_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("block, tile", [(3, 1), (6, 2), (7, 2)])
+def test_the_sizes_of_a_block_and_its_tiles_change_nothing(monkeypatch, block, tile):
     expected = whole()
-    monkeypatch.setattr(dream_draw, "DENSE_BLOCK", 3 * 1536)
+    for name, size in (("DENSE_BLOCK", block * 1536), ("TILE", 1), ("LEAST_TILE", tile)):
+        monkeypatch.setattr(dream_draw, name, size)
+    assert dream_draw.block_size(14, SIZES["D"], 1536) == block // tile * tile
     same_where_wanted(expected, make())
 
 
@@ -210,3 +213,9 @@ def test_noise_that_does_not_fit_is_refused():
         predict(logits, head, wanted, Filters(temperature=1.0), draw=Draw(gumbel=jnp.zeros((1, 2, 199))))
     with pytest.raises(ValueError, match="k must be"):
         predict(logits, head, wanted, Filters(), k=201)
+
+
+def test_blocks_of_positions_grow_with_the_head_so_that_reading_it_again_is_a_small_part():
+    assert dream_draw.block_size(10_000, 3584, 152_064) == 3584 // 8  # logits of 260 MiB, a head of 1 GiB
+    assert dream_draw.block_size(10_000, 896, 50_304) == 328  # a small head: logits of 64 MiB
+    assert dream_draw.block_size(32, 3584, 152_064) == 32

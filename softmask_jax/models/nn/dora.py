@@ -4,7 +4,8 @@
     DoRA   y = m / ||W + s a b|| * (x W + s (x a) b) + bias,        s = alpha / rank, a norm per output
 
 No gradient flows through the norm. W may be int8 (`layers.quantised`). An adapter is a float32 tree
-{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}; N layers, r rank."""
+{"layers": {name: {"a" [N in r], "b" [N r out], "magnitude" [N out] (DoRA only)}}}; N layers, r rank. `prepared` puts
+"factor" [N out] = m / ||W + s a b|| in the place of the magnitude."""
 import re
 import zlib
 from collections.abc import Iterable
@@ -112,6 +113,28 @@ def column_norm(kernel: Array, a: Array, b: Array, scaling: float, scale: Array 
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
 
 
+def prepared(backbone: dict, config: AdapterConfig) -> dict:
+    """The backbone of many calls with the same parameters: norms of DoRA computed once, not by every call, for which
+    they would read all kernels again. The same outputs; not to be trained."""
+    if config.kind != "dora":
+        return backbone
+    adapter, frozen = {}, backbone["layers"]
+
+    def one(leaves: tuple[Array, Array | None, dict]) -> Array:
+        kernel, scale, low = leaves
+        return _factor(kernel, low, config, scale)
+
+    for name, low in backbone["adapter"]["layers"].items():
+        factor = jax.lax.map(one, (frozen[name]["kernel"], frozen[name].get("kernel_scale"), low))
+        adapter[name] = {"a": low["a"], "b": low["b"], "factor": factor}
+    return {**backbone, "adapter": {"layers": adapter}}
+
+
+def _factor(kernel: Array, adapter: dict, config: AdapterConfig, scale: Array | None) -> Array:
+    """m / ||W + s a b|| of one layer, [out] float32."""
+    return adapter["magnitude"] / column_norm(kernel, adapter["a"], adapter["b"], config.scaling, scale)
+
+
 def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: AdapterConfig,
           keys: Array | None = None, scale: Array | None = None) -> Array:
     """Adapted product x [B L in] -> [B L out] in the dtype of x; adapter: of one layer.
@@ -122,7 +145,7 @@ def apply(kernel: Array, bias: Array | None, adapter: dict, x: Array, config: Ad
     y = layers.wide_product(x, kernel)
     y = (y if scale is None else y * jax.lax.stop_gradient(scale)) + config.scaling * low
     if config.kind == "dora":
-        y = adapter["magnitude"] / column_norm(kernel, adapter["a"], adapter["b"], config.scaling, scale) * y
+        y = (adapter["factor"] if "factor" in adapter else _factor(kernel, adapter, config, scale)) * y
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
@@ -139,7 +162,7 @@ def merge(backbone: dict, adapter: dict, config: AdapterConfig) -> dict:
         kernel, low = leaves
         full = kernel + config.scaling * jnp.matmul(low["a"], low["b"], precision=jax.lax.Precision.HIGHEST)
         if config.kind == "dora":
-            full = low["magnitude"] / column_norm(kernel, low["a"], low["b"], config.scaling) * full
+            full = _factor(kernel, low, config, None) * full
         return full.astype(kernel.dtype)
 
     for name, low in adapter["layers"].items():
@@ -148,9 +171,11 @@ def merge(backbone: dict, adapter: dict, config: AdapterConfig) -> dict:
 
 
 def check(adapter: dict, config: AdapterConfig, names: Iterable[str]) -> None:
-    """ValueError unless the adapter has exactly the config's targets and arrays."""
+    """ValueError unless the adapter has exactly the config's targets and arrays, or is `prepared`."""
     wanted = targets(config, names)
     arrays = {"a", "b"} | ({"magnitude"} if config.kind == "dora" else set())
-    if sorted(adapter["layers"]) != wanted or any(set(low) != arrays for low in adapter["layers"].values()):
+    ready = {"a", "b", "factor"} if config.kind == "dora" else arrays
+    sets = {frozenset(low) for low in adapter["layers"].values()}
+    if sorted(adapter["layers"]) != wanted or sets not in ({frozenset(arrays)}, {frozenset(ready)}):
         actual = {name: sorted(low) for name, low in adapter["layers"].items()}
         raise ValueError(f"A {config.kind} adapter on {', '.join(wanted)} has {sorted(arrays)} each, got {actual}.")

@@ -168,6 +168,30 @@ def test_on_a_mesh_it_is_the_same_network(base):
     np.testing.assert_allclose(run(over, placed), run(alone, backbone), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["dora", "lora"])
+@pytest.mark.parametrize("config", [FLOAT, INT8], ids=["float", "int8"])
+def test_prepared_for_many_calls_it_is_the_same_network_and_reads_no_kernel_for_its_norms(base, config, kind):
+    adapter = replace(ADAPTER, kind=kind)
+    base = base if config is INT8 else dream_model.params()
+    params = {**base, "adapter": some_adapter(base, adapter)}
+    ready, x = dora.prepared(params, adapter), embeddings()
+    np.testing.assert_allclose(hidden(config, adapter, ready, x), hidden(config, adapter, params, x), atol=1e-5)
+
+    def squares(params):
+        return str(jax.make_jaxpr(dream.trunk(config, adapter=adapter))(params, x)).count("square")
+
+    layer_norms = 3  # two a layer, and the last
+    assert squares(ready) == layer_norms and (squares(params) > layer_norms) == (kind == "dora")
+
+
+def test_an_adapter_is_prepared_whole_or_not_at_all(base):
+    params = {**base, "adapter": some_adapter(base, ADAPTER)}
+    ready = dora.prepared(params, ADAPTER)
+    ready["adapter"]["layers"]["q"] = params["adapter"]["layers"]["q"]
+    with pytest.raises(ValueError, match="adapter on k, o, q, v has"):
+        dream.trunk(INT8, adapter=ADAPTER)(ready, embeddings())
+
+
 def test_an_adapter_is_not_merged_into_int8(base):
     with pytest.raises(ValueError, match="not merged into int8 kernels"):
         dora.merge(base, some_adapter(base, ADAPTER), ADAPTER)
