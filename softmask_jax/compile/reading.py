@@ -14,6 +14,8 @@ from softmask_jax.training import update_flops
 
 # Bytes of logits below which there is no warning: small vocabularies use one dense window on purpose.
 SMALL_LOGITS = 16 * 2**20
+# Names of the loop over micro-batches, on one data shard and on several.
+MICRO_BATCHES = ("jit(train_step)/while", "jit(train_step)/shard_map/while")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ class Loops:
     def of_hlo(self, loop, known: int | None, depth: int, holds_another: bool) -> float:
         if known is None:
             return self.of_jaxpr(depth, holds_another)
-        if self.program.kind == "train" and self.program.micro > 1 and loop.op_name == "jit(train_step)/while":
+        if self.program.kind == "train" and self.program.micro > 1 and loop.op_name in MICRO_BATCHES:
             # The micro-batch loop; the DiT's first micro-batch is outside.
             return known + self.micro - self.program.micro
         return known

@@ -88,7 +88,10 @@ class Units:
             return one
         work = {name: getattr(one, name) * micro for name in ("rows", "tokens", "flops", "model_flops")}
         memory = one.memory | {"temporary": one.memory["temporary"] + one.kept["params"]}
-        return dataclasses.replace(one, micro=micro, memory=memory, **work, **vars(Traffic().plus(one, micro)))
+        traffic = Traffic().plus(one, micro)
+        if unit.group == 1:  # gradients alone, once a step
+            traffic = dataclasses.replace(traffic, payload=one.payload, wire=one.wire, count=one.count)
+        return dataclasses.replace(one, micro=micro, memory=memory, **work, **vars(traffic))
 
     def estimate(self, unit: Unit) -> float | None:
         """Bytes per chip, extrapolated linearly in rows from the nearest program of the same sharding."""
@@ -146,8 +149,8 @@ def spread(own: Reading, unit: Unit, chips: int) -> Reading:
         scale = ((data - 1) / data) / ((unit.data - 1) / unit.data)
         wire = {kind: size * scale for kind, size in wire.items()}
     elif data > unit.data:
-        # Plus the gradients of every micro-batch, each chip its shard.
-        extra = 2 * ((data - 1) / data - (unit.data - 1) / unit.data) * own.kept["params"] * own.micro
+        # Plus the gradients, once a step, each chip its shard.
+        extra = 2 * ((data - 1) / data - (unit.data - 1) / unit.data) * own.kept["params"]
         wire["all-reduce"] = wire.get("all-reduce", 0.0) + extra
     share = chips / (unit.data * unit.group)
     mesh = own.mesh | {"data": data}
