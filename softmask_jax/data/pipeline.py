@@ -34,7 +34,8 @@ def batches(
     host_count: int = 1, micro_batches: int = 1, prefetch: int = 2, balanced: bool = False,
 ) -> Batches:  # fmt: skip
     """This host's share of the training batches from `start_step` on, `prefetch` of them read ahead (0: none).
-    balanced: the host's devices, each with neighbouring positions, get equally many masks, see `low_and_high`. Raises ValueError as `rows_of_host`; warns of repeats within a batch."""
+    balanced: the host's devices, each with neighbouring positions, get equally many masks, see `low_and_high`.
+    Raises ValueError as `rows_of_host`; warns of repeats within a batch."""
     # Grain imports JAX, which users of sources and tokenizers need not load.
     import grain
 

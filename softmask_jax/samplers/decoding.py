@@ -160,9 +160,9 @@ class Decoding(NamedTuple):
         draw = Draw(self.row_keys(carry) if recorded is None else None, cut(recorded), bias=self.bias)
         new = dream_draw.predict(hidden, self.head, cut(where), sampler.filters, k=sampler.reads, draw=draw,
                                  positions=cut(self.canvas.positions), suppress_mask=sampler.suppress_mask)
-        finite = put(new.finite, True)
+        whole = jax.tree.map(put, new)
         hidden = put(hidden) if sampler.soft_mask.variant == "full" else None
-        return jax.tree.map(put, new)._replace(finite=finite), hidden
+        return whole._replace(finite=put(new.finite, True)), hidden
 
     def network(self, carry: Carry, cache: Window | bool | None = None, size: int | None = None):
         """Hidden states and cache of the whole sequence, or of a window's `size` positions."""

@@ -63,7 +63,7 @@ class Positions:
         return part if self.order is None else lax.dynamic_update_slice_in_dim(x, part, start, 0)
 
     def compute(self, function: Callable[[jax.Array], Any]) -> Any:
-        """function(positions [block]) by blocks: leaves [S ...] in this order, 0 in blocks without a wanted position."""
+        """function(positions [block]) by blocks: leaves [S ...] in this order, 0 in blocks that nobody wants."""
         index = jnp.arange(self.total, dtype=jnp.int32)
         if self.order is None:
             return function(index)

@@ -130,7 +130,8 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
     trunk(config)(params, x [B L D], *, sigma=None, positions=None [L] or [B L], segment_ids=None [B L], cache=None,
     dropout_keys=None [B] typed keys, for an adapter) -> (hidden [B L D] in the compute dtype, cache or None). Attention
     stays within a segment. `cache`: see `nn.cache`. On a mesh, constrain: layout of [B L D] activations, layout: that
-    of attention kernels, gather: of a layer's parameters before use. ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache."""
+    of attention kernels, gather: of a layer's parameters before use.
+    ValueError for wrong shapes, untyped keys, a noise level, or an unfit adapter or cache."""
 
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
             segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):

@@ -18,7 +18,7 @@ NETWORKS = {"dit": (dit, DIT), "dream": (dream, DREAM)}
 EVERY_CONFIG = [
     ({"rope_base": 0.0}, "rope_base must be above 1"),
     ({"compute_dtype": "float16"}, "choose one of float32, bfloat16"),
-    ({"remat": "all"}, "choose one of none, attention, dots, full"),
+    ({"remat": "all"}, "choose one of none, attention, products, dots"),
     ({"attention": "flash"}, "choose one of auto, xla, cudnn"),
     ({"attention": "cudnn"}, "bfloat16 only"),
     ({"num_heads": 3}, "divisible by 2"),
