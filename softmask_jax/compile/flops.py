@@ -12,7 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 TURNS = {
     "scan": lambda params: params["length"],
     "pallas_call": lambda params: math.prod(params["grid_mapping"].grid),
-    "shard_map": lambda params: params["mesh"].size,
+    "shard_map": lambda params: math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]),
 }
 
 
