@@ -14,9 +14,10 @@ from softmask_jax.config import Config
 from softmask_jax.diffusion import noise, soft_masking, two_pass
 from softmask_jax.diffusion.noise import Stream
 from softmask_jax.diffusion.objective import Noisy, Objective
+from softmask_jax.distributed import sharding
 from softmask_jax.models import families
 from softmask_jax.models.denoiser import Denoiser
-from softmask_jax.training import optimizer
+from softmask_jax.training import optimizer, train_state
 from softmask_jax.training.train_state import TrainState, whole
 
 BINS = 10  # of t and of lambda
@@ -88,9 +89,13 @@ class TrainStep:
 
         # check_vma=False: the gradients of replicated parameters would be summed where they are computed.
         in_specs = P(), P(), P(None, "data")
-        return jax.shard_map(
+        (loss, grads), sums = jax.shard_map(
             own, mesh=mesh, in_specs=in_specs, out_specs=P(), axis_names={"data"}, check_vma=False
         )(state, any_coin, rows)
+        # The gradients lie as the parameters, lest the updated state lies elsewhere than the state it replaces.
+        axes, _ = train_state.split(self.denoiser.axes, self.denoiser.frozen)
+        layout = sharding.param_shardings(mesh, axes, grads)
+        return (loss, jax.lax.with_sharding_constraint(grads, layout)), sums
 
     def _accumulate(self, state: TrainState, any_coin, rows):
         """`accumulate` over one device's rows (noisy, coins, dropout_keys), leaves [micro_batches, rows, ...]."""

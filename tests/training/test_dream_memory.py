@@ -68,8 +68,8 @@ def figure(said: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("kernels, variant, topology, gib", [
-    pytest.param("bfloat16", "", "v6e:1x1", 16.5, marks=pytest.mark.soak),
-    ("int8", ":int8", "v5e:1x1", 11.0),
+    pytest.param("bfloat16", "", "v6e:1x1", 20.5, marks=pytest.mark.soak),
+    ("int8", ":int8", "v5e:1x1", 14.5),
 ])  # fmt: skip
 def test_the_two_pass_step_of_dream_7b_at_length_2048_fits_one_chip(kernels, variant, topology, gib):
     said = run("-m", "softmask_jax.compile", f"--config=configs/dream7b.py{variant}", f"--topology={topology}", "--length=2048")
@@ -77,7 +77,7 @@ def test_the_two_pass_step_of_dream_7b_at_length_2048_fits_one_chip(kernels, var
     # One row of a micro-batch: what temporary memory there is, all of the chip's state beside it.
     assert "8 rows of 2048 tokens in 8 micro-batches" in said and "7,625,938,432 parameters" in said
     together = figure(said, "together")
-    assert figure(said, "temporary") < 2.5 and figure(said, "arguments") < together < gib
+    assert figure(said, "temporary") < 6 and figure(said, "arguments") < together < gib
 
 
 @pytest.mark.parametrize("base_dtype, types", [("float", ["bf16"]), ("int8", ["s8"])])

@@ -17,7 +17,8 @@ def test_devices_exchange_one_gradient_a_step(micro_batches):
         "train": {"global_batch_size": 32, "micro_batches": micro_batches},
     })  # fmt: skip
     program = programs.training(c, jax.devices()[:8], vocab_size=1000)
-    moved = traffic.measure(hlo.parse(program.traced.lower().compile().as_text()))
+    module = hlo.parse(program.traced.lower().compile().as_text())
+    # Loops over masked positions exchange nothing: a thousand times a collective in them would be seen.
+    moved = traffic.measure(module, lambda loop, known, depth, inner: 1000 if known is None else known)
     gradient = programs.bytes_per_chip(program.parts["params"])
-    assert moved.unknown == 0
     assert gradient <= sum(moved.payload.values()) <= 1.1 * gradient
