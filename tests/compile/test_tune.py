@@ -125,7 +125,7 @@ def test_the_file_on_scaling_has_the_best_of_every_slice(on_cpus, monkeypatch):
     assert "Nothing here was run on a TPU" in text and "What breaks first beyond 256 chips" in text
 
 
-@pytest.mark.full
+@pytest.mark.soak
 def test_a_small_model_is_tuned_with_the_compiler_and_ranked_by_its_programs(tmp_path, capsys):
     topology, options = Topology("v5e:2x2"), {"vocab_size": 258, "cache": tmp_path}
     words = ["model.hidden_size=128", "data.seq_len=64", "train.global_batch_size=4"]
