@@ -18,8 +18,6 @@ FREE = {
 }  # fmt: skip
 # Custom calls of the TPU compiler that move no bytes.
 FREE_CALLS = re.compile('target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|AsyncCollective)')
-# Of a nested fusion that only changes the tiling, which costs nothing: int8 kernels have two.
-RELAID = "output_to_operand_aliasing={{}: (0, {})}"
 SLICES = ("dynamic-slice", "slice", "gather")
 # In-place updates -> index of the operand with the change
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
@@ -141,7 +139,7 @@ class _Walk:
         for user in fused.users.get(name, ()):
             if user.opcode in SLICES and user.operands[0] == name:
                 total += user.arrays[0].size * own.arrays[0].itemsize
-            elif user.opcode == "bitcast" or RELAID in user.attributes:
+            elif user.opcode == "bitcast":
                 total += self.read(fused, user.name)
             elif user.opcode == "fusion":
                 inner = self.computations[user.called("calls")]

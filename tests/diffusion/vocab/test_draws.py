@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, kstest
 
+from softmask_jax.diffusion.noise import keyed_noise
+from softmask_jax.diffusion.vocab import positions
 from softmask_jax.diffusion.vocab.head import Draw, Head, sweep
-from tests.diffusion.vocab.test_head import B, HOT, L, MASK, V, VPAD, arrays
+from tests.diffusion.vocab.test_head import B, HOT, L, MASK, V, VPAD, arrays, assert_close
 
 TOKENS = {3: 0.45, 150: 0.3, 151: 0.2, 20: 0.0495, 299: 4e-4, 140: 1e-4}
 RARE = 1000
@@ -152,3 +154,29 @@ def test_a_bias_changes_what_is_drawn_and_nothing_else(nucleus_p):
     assert_frequencies(tilted.drawn, {token: w / total for token, w in weights.items()})
     for name in ("token_ids", "top_logits", "neg_entropy", "logsumexp"):
         np.testing.assert_array_equal(getattr(tilted, name), getattr(plain, name))
+
+
+def test_keyed_noise_is_a_function_of_row_key_stream_and_position():
+    keys, places = jax.random.split(jax.random.key(3), 2), jnp.asarray([[4, 0, 7], [7, 7, 1]])
+    for stream in (None, np.uint32(0xFFFFFFFE)):
+        noise = keyed_noise(jax.random.uniform, keys, places, stream=stream)
+        for (row, i), position in np.ndenumerate(places):
+            key = keys[row] if stream is None else jax.random.fold_in(keys[row], stream)
+            assert noise[row, i] == jax.random.uniform(jax.random.fold_in(key, position))
+        first = keyed_noise(jax.random.uniform, keys, places[:, 0], stream=stream)
+        np.testing.assert_array_equal(first, noise[:, 0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
+    monkeypatch.setattr(positions, "MIN_BLOCK", 2)
+    inputs, _, _ = arrays()
+    head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
+    hidden = jnp.asarray(inputs["hidden"], jnp.float32)
+    draw = Draw(keys=jax.random.split(jax.random.key(6), B), nucleus_p=nucleus_p)
+    wanted = np.random.default_rng(4).random((B, L)) < share
+    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, where=jnp.asarray(wanted))
+    assert_close(*(jax.tree.map(lambda x: x[wanted], swept) for swept in (part, whole)), 1e-5)
+    assert share or not any(map(np.any, jax.tree.leaves(part)))

@@ -1,4 +1,4 @@
-"""The chunked vocabulary against the plain formulas in float64, its compiled programs, and the law of its draws."""
+"""The chunked vocabulary against the plain formulas in float64, and its compiled programs."""
 import re
 from functools import cache, partial
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from softmask_jax.diffusion.vocab import positions
-from softmask_jax.diffusion.noise import keyed_noise
 from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding, cross_entropy, mixture, sweep
 from softmask_jax.diffusion.vocab.online_softmax import top_k
 
@@ -261,34 +260,6 @@ def test_no_compiled_sweep_or_mixture_holds_a_quarter_of_the_logits():
     assert large_buffers(sweeps, hidden, weight, bias) == []
     assert large_buffers(jax.value_and_grad(mix, (1, 2)), hidden, weight, jax.ShapeDtypeStruct((), jnp.float32)) == []
     assert large_buffers(dense, hidden, weight, bias) != []
-
-
-# --- draws ---
-
-def test_keyed_noise_is_a_function_of_row_key_stream_and_position():
-    keys, positions = jax.random.split(jax.random.key(3), 2), jnp.asarray([[4, 0, 7], [7, 7, 1]])
-    for stream in (None, np.uint32(0xFFFFFFFE)):
-        noise = keyed_noise(jax.random.uniform, keys, positions, stream=stream)
-        for (row, i), position in np.ndenumerate(positions):
-            key = keys[row] if stream is None else jax.random.fold_in(keys[row], stream)
-            assert noise[row, i] == jax.random.uniform(jax.random.fold_in(key, position))
-        first = keyed_noise(jax.random.uniform, keys, positions[:, 0], stream=stream)
-        np.testing.assert_array_equal(first, noise[:, 0])
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("nucleus_p", [1.0, 0.9])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_wanted_positions_get_what_a_whole_sweep_gives_them(nucleus_p, share, monkeypatch):
-    monkeypatch.setattr(positions, "MIN_BLOCK", 2)
-    inputs, _, _ = arrays()
-    head = Head(jnp.asarray(inputs["weight"], jnp.float32), None, V, MASK, True, chunk=128)
-    hidden = jnp.asarray(inputs["hidden"], jnp.float32)
-    draw = Draw(keys=jax.random.split(jax.random.key(6), B), nucleus_p=nucleus_p)
-    wanted = np.random.default_rng(4).random((B, L)) < share
-    whole, part = sweep(hidden, head, k=3, draw=draw), sweep(hidden, head, k=3, draw=draw, where=jnp.asarray(wanted))
-    assert_close(*(jax.tree.map(lambda x: x[wanted], found) for found in (part, whole)), 1e-5)
-    assert share or not any(map(np.any, jax.tree.leaves(part)))
 
 
 def test_bad_input_is_one_clear_error():
