@@ -185,7 +185,7 @@ class Trainer(nn.Module):
 
     @torch.no_grad()
     def losses(self, *passes: int) -> list[float]:
-        """Losses before the first update, the n-th on the n-th given noise with passes[n] passes."""
+        """Losses before the first update: entry n uses the stored noise n and passes[n] passes."""
         return [self.loss(**noise, passes=number).item() for noise, number in zip(self.noise, passes, strict=True)]
 
 

@@ -25,7 +25,7 @@ sent and moved is counted in its optimised programs, loops multiplied; operation
 are a roofline over the makers' public figures, with these assumptions: {assumed}. No latency is counted, neither of
 launches nor of collectives, nor the reading of data. Each way of cutting a model is compiled once (four chips for a data
 axis, one group of chips for fsdp); wider data axes are arithmetic. Mesh, rematerialisation and micro-batches of every
-slice are the best that `--tune` found.
+slice are those that `--tune` ranks first.
 
 Columns: rows is the global batch; GB sent is what a chip sends in a step; times and rates go from no overlap at all to
 perfect overlap; utilisation is of the bfloat16 peak, by operations that nobody could leave out (no recomputation).

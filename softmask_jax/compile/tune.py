@@ -2,8 +2,8 @@
 
 From the settings that need least memory every coordinate is varied alone: mesh, what is computed again, rows of a
 micro-batch, storage of a frozen base. The products of these effects predict all combinations (`Effects`); those that
-should fit are compiled, the most promising first, until none promises more than the best found. `sweep.Units` compiles
-each program once, on the smallest slice with its sharding. What cannot be built or compiled is passed over."""
+should fit are compiled, the fastest prediction first, until no prediction beats the fastest compiled program.
+`sweep.Units` compiles each program once, on the smallest slice with its sharding. What cannot be built or compiled is passed over."""
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -125,8 +125,8 @@ class Tuner:
         for dtype in space.base_dtypes:
             limit, left = FULL * topology.memory, CHECKED
             predicted = [
-                (found.score, found.peak, choice) for choice in space.every(effects.start)
-                if choice.base_dtype == dtype and (found := effects.predict(choice))
+                (own.score, own.peak, choice) for choice in space.every(effects.start)
+                if choice.base_dtype == dtype and (own := effects.predict(choice))
             ]  # fmt: skip
             for score, peak, choice in sorted(predicted, key=lambda one: -one[0]):
                 best = self.best(topology, dtype, space.batch)

@@ -1,4 +1,4 @@
-"""What a search found: a table, overrides to paste, and a config file that makes them."""
+"""Results of a search: a table, overrides to paste, and a config file that makes them."""
 import dataclasses
 import os
 import textwrap
@@ -13,7 +13,7 @@ from softmask_jax.config import flatten
 
 SHOWN = 12  # rows of the table
 
-CONFIG = '''"""{base} with the fastest settings that `python -m softmask_jax.compile --tune` found for {topology}.
+CONFIG = '''"""{base} with the fastest settings of `python -m softmask_jax.compile --tune` for {topology}.
 
 {about}
 """
@@ -71,19 +71,19 @@ def text(tuner: Tuner, topology: Topology, config, base: str) -> str:
     """The table and flags to paste; an int8 base, which gives other results, is named apart. base: --config."""
     ranking = tuner.ranking(topology)
     best = tuner.best(topology, config.model.base_dtype)
-    parts = [table(ranking), _found(f"The best for {topology.name}", best, changes(config, best.choice), base)]
+    parts = [table(ranking), _summary(f"The best for {topology.name}", best, changes(config, best.choice), base)]
     others = {tried.choice.base_dtype for tried in ranking} - {config.model.base_dtype}
     for dtype in sorted(others):
         if (other := tuner.best(topology, dtype)).score > best.score:
             note = f"Faster on an {dtype} base, which needs a converted model of its own (config.model.base)"
-            parts.append(_found(note, other, changes(config, other.choice), base))
+            parts.append(_summary(note, other, changes(config, other.choice), base))
     if best.choice.batch != config.train.global_batch_size:
         parts.append(f"An update is then {best.choice.batch} rows instead of {config.train.global_batch_size}, which "
                      "needs another learning rate.")
     return "\n\n".join(parts)
 
 
-def _found(title: str, tried: Tried, changed: dict, base: str) -> str:
+def _summary(title: str, tried: Tried, changed: dict, base: str) -> str:
     if tried.reading is None or not tried.reading.fits:
         return f"{title}: nothing fits."
     return (f"{title}, on paper: {_about(tried)}\n\n    --config={base} {flags(changed)}".rstrip())

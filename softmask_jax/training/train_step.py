@@ -92,7 +92,7 @@ class TrainStep:
         (loss, grads), sums = jax.shard_map(
             own, mesh=mesh, in_specs=in_specs, out_specs=P(), axis_names={"data"}, check_vma=False
         )(state, any_coin, rows)
-        # The gradients lie as the parameters, lest the updated state lies elsewhere than the state it replaces.
+        # With the parameters' layout, so that the updated state keeps its own and replaces the old one in place.
         axes, _ = train_state.split(self.denoiser.axes, self.denoiser.frozen)
         layout = sharding.param_shardings(mesh, axes, grads)
         return (loss, jax.lax.with_sharding_constraint(grads, layout)), sums

@@ -262,7 +262,7 @@ def walk(plan: Plan, projection: Projection, positions: Positions, step: Callabl
     """rows, columns = step(tile, rows, columns) over this device's columns and, within a window, over the positions.
 
     projection: hidden [S D] in the order of `positions`. rows: leaves [S ...]; columns: leaves [Vlocal ...]; a step
-    gets the tile's part of both. The weights of a window stay close to the matrix units while positions pass by."""
+    gets the tile's part of both. A window's weights and columns can stay in cache (a TPU: VMEM) for all blocks."""
     hidden, weight, bias = projection
     local = weight.shape[0]
     width, vocab_start = plan.width(local), plan.vocab_start(local)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# The fewest positions of a block: fewer would keep the matrix units waiting for the head's weights.
+# The fewest positions of a block: smaller ones read the head's weights more often than the saved work is worth.
 MIN_BLOCK = 256
 
 
