@@ -108,7 +108,7 @@ class SoftMasking(nn.Module):
 
 
 class Trainer(nn.Module):
-    """A network with its optimiser and EMA; settings of `against_torch.settings_of`."""
+    """A network with its optimiser and EMA; settings of `against_torch.settings_for_torch`."""
 
     def __init__(self, settings: dict):
         super().__init__()
