@@ -204,7 +204,8 @@ check_secrets() {
 #   ask_status   the commands by which look finds out (only printed, in a dry run)
 #   look         sets place (up | gone | deleted | unknown), status (running | ended | lost | absent | unknown), code, step,
 #                finished
-# What brings machines and run back is the action resume.
+# What brings machines and run back is the action resume, with SOFTMASK_JAX_RESTART=yes: by then the run may have been
+# stopped by hand.
 # Status: 0 finished; 3 the machines are gone; otherwise the run's own, or 1.
 follow() {
   local furthest=-1 fruitless=0 silent=0 tried="" shown="" why
@@ -214,7 +215,7 @@ follow() {
     show_log
     if [ -n "${opt[watch]:-}" ]; then
       echo "# whatever ends it before is followed by a resume:"
-      as resume
+      SOFTMASK_JAX_RESTART=yes as resume
     fi
     return
   fi
@@ -268,7 +269,7 @@ follow() {
       return "$code"
     fi
     say "$why. Restart $fruitless of ${opt[restarts]}, from the last checkpoint."
-    if as resume; then shown=""; else say "That did not bring it back."; fi
+    if SOFTMASK_JAX_RESTART=yes as resume; then shown=""; else say "That did not bring it back."; fi
     tried=yes
     look
   done

@@ -2,13 +2,14 @@
 # What the launchers run on a host, in the project's folder there; by hand it does the same.
 #   bash launch/node.sh setup    [--extras=tpu,chat] [--nfs=ADDRESS:/SHARE | --disk] [--mount=/shared]
 #   bash launch/node.sh check    --name=NAME           exit status 0 where it is set up and NAME does not run
-#   bash launch/node.sh start    --name=NAME --workdir=DIR [--label=HOST] -- FLAGS OF softmask_jax.supervise
+#   bash launch/node.sh start    --name=NAME --workdir=DIR [--label=HOST] [--unless-stopped] -- FLAGS OF supervise
 #   bash launch/node.sh attend   --name=NAME --workdir=DIR -- FLAGS    the same in the foreground
 #   bash launch/node.sh follow   --name=NAME           the log until the run ends
 #   bash launch/node.sh status   --name=NAME           softmask_jax STATUS CODE STEP FINISHED
 #   bash launch/node.sh finished --workdir=DIR         exit status 0 where the run in that folder made all its steps
-#   bash launch/node.sh stop     --name=NAME [--wait=600]   SIGTERM: all hosts save and end
+#   bash launch/node.sh stop     --name=NAME [--wait=600] [--for-restart]   SIGTERM: all hosts save and end
 #   bash launch/node.sh run      -- COMMAND            with the project's Python and the secrets
+# After a stop that is not --for-restart, a start with --unless-stopped (a watch's) is refused, even one under way.
 # STATUS is running, ended (CODE is its exit status), lost (no trace of its end) or absent. Logs are in DIR/logs/.
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."
@@ -19,7 +20,7 @@ die() {
   exit 1
 }
 
-name="" workdir="" label="" extras="" nfs="" disk="" mount=/shared wait=600 words=()
+name="" workdir="" label="" extras="" nfs="" disk="" mount=/shared wait=600 unless_stopped="" for_restart="" words=()
 action="${1:-}"
 if [ $# -gt 0 ]; then shift; fi
 while [ $# -gt 0 ]; do
@@ -30,6 +31,8 @@ while [ $# -gt 0 ]; do
       break
       ;;
     --disk) disk=yes ;;
+    --unless-stopped) unless_stopped=yes ;;
+    --for-restart) for_restart=yes ;;
     --name=* | --workdir=* | --label=* | --extras=* | --nfs=* | --mount=* | --wait=*)
       key="${1%%=*}"
       printf -v "${key#--}" '%s' "${1#*=}"
@@ -144,6 +147,13 @@ attend() {
   exit "$code"
 }
 
+# Until the end of this process, or unlock: a stop sees a start that is under way, or the start sees the stop.
+lock() {
+  exec 9> "$state/lock"
+  flock 9
+}
+unlock() { exec 9>&-; }
+
 check() {
   [ -n "$name" ] || die "$action needs --name"
   [ -x .venv/bin/python ] || die "not set up: no .venv in $PWD"
@@ -160,13 +170,16 @@ prepare() {
 
 start() {
   local log i
+  mkdir -p "$state"
+  lock
+  if [ -n "$unless_stopped" ] && [ -e "$state/stopped" ]; then die "$name was stopped by hand"; fi
   prepare
   mkdir -p "$workdir/logs" || die "$workdir cannot be written: is the shared folder mounted?"
   log="$workdir/logs/${label:-$(uname -n)}.log"
   printf '%s\n' "$log" > "$state/log"
   printf '\n== %s: %s on %s\n' "$(date -u +%FT%TZ)" "$name" "$(uname -n)" >> "$log"
   nohup setsid bash launch/node.sh attend_detached --name="$name" --workdir="$workdir" -- "${words[@]}" \
-    >> "$log" 2>&1 < /dev/null &
+    >> "$log" 2>&1 < /dev/null 9>&- &
   for ((i = 0; i < 100; i++)); do
     if [ -e "$state/pid" ]; then
       echo "Started on $(uname -n); its log is $log"
@@ -197,20 +210,25 @@ status() {
     entry="$(basename "$entry")"
     if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
   done
-  if [ "$said $code" = "ended 0" ]; then
-    # Stopped by hand counts as an interruption, which nobody restarts.
-    if finished; then done=yes; elif [ -e "$state/stopped" ]; then code=130; fi
+  if [ "$said $code" = "ended 0" ] && finished; then
+    done=yes
+  elif [ "$said" != running ] && [ -e "$state/stopped" ]; then
+    said=ended code=130 # an interruption, which nobody restarts
   fi
   echo "softmask_jax $said $code $step $done"
 }
 
 stop() {
   local i pid
+  if [ -d "$state" ]; then
+    lock
+    if [ -z "$for_restart" ]; then touch "$state/stopped"; fi
+    unlock
+  fi
   if ! alive; then
     echo "$name does not run on $(uname -n)"
     return
   fi
-  touch "$state/stopped"
   pid="$(cat "$state/pid")"
   kill -TERM "$pid" 2> /dev/null || true
   for ((i = 0; i < wait; i++)); do

@@ -113,13 +113,14 @@ start() {
     if [ "$count" -gt 1 ]; then
       several+=(--coordinator="${opt[coordinator]:-${hosts[0]##*@}}:${opt[port]}" --process="$i")
     fi
-    commands[i]="$(node start --name="${opt[name]}" --workdir="${opt[workdir]}" --label="host-$i" -- \
+    commands[i]="$(node start --name="${opt[name]}" --workdir="${opt[workdir]}" --label="host-$i" \
+      ${SOFTMASK_JAX_RESTART:+--unless-stopped} -- \
       --config="${opt[config]}" --workdir="${opt[workdir]}" "${several[@]}" "${args[@]}")"
   done
   each
   if [ "${#bad[@]}" -gt 0 ]; then
     failed="${bad[*]}"
-    for i in "${!hosts[@]}"; do commands[i]="$(node stop --name="${opt[name]}" --wait=60)"; done
+    for i in "${!hosts[@]}"; do commands[i]="$(node stop --name="${opt[name]}" --wait=60 --for-restart)"; done
     each 2> /dev/null
     die 1 "the run did not start on $failed, and was stopped on the others."
   fi
@@ -145,7 +146,7 @@ resume() {
       return
     fi
   fi
-  on_all "Ending what is left of the run" "$(node stop --name="${opt[name]}" --wait=120)" "Do the hosts answer?"
+  on_all "Ending what is left of the run" "$(node stop --name="${opt[name]}" --wait=120 --for-restart)" "Do the hosts answer?"
   start
 }
 

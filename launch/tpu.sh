@@ -210,7 +210,7 @@ start() {
     "Nothing was started. Is it set up, and not running?"
   if ! on all "$(node start --name="${opt[name]}" --workdir="${opt[workdir]}" -- \
     --config="${opt[config]}" --workdir="${opt[workdir]}" "${args[@]}")"; then
-    on all "$(node stop --name="${opt[name]}" --wait=60)" > /dev/null 2>&1 || true
+    on all "$(node stop --name="${opt[name]}" --wait=60 --for-restart)" > /dev/null 2>&1 || true
     die 1 "the run did not start on all hosts, and was stopped on the others."
   fi
 }
@@ -254,7 +254,7 @@ resume() {
           return
         elif [ "$status" = ended ] || [ "$status" = lost ]; then
           # The others end with the first, but not at once.
-          on_all "Ending what is left of the run" "$(node stop --name="${opt[name]}" --wait=120)" "resume again, or delete."
+          on_all "Ending what is left of the run" "$(node stop --name="${opt[name]}" --wait=120 --for-restart)" "resume again, or delete."
           start
           return
         fi

@@ -2,12 +2,12 @@
 
 `<folder>/<step>/` holds `params`, `ema` and `optimizer`, Orbax trees (see tree_files.py), `data`, JSON with cursor and
 metrics, and `checksums.json`. It gets its name once all is written: a kill leaves a whole checkpoint or none."""
-import atexit
 import contextlib
 import logging
 import math
 import os
 import shutil
+import threading
 from typing import Any, Callable, Mapping, Sequence
 
 import jax
@@ -25,6 +25,21 @@ __all__ = ["TREES", "Checkpoints", "Damaged", "read_trees"]
 BEST_METRIC = "validation/nelbo"
 
 log = logging.getLogger(__name__)
+
+_unfinished: set["Checkpoints"] = set()
+
+
+def _finish() -> None:
+    for checkpoints in list(_unfinished):
+        try:
+            checkpoints.wait()
+        except (OSError, RuntimeError) as failure:
+            log.error("%s", failure)
+
+
+# A program that ends without `close` waits for its save. `atexit` comes too late: by then Python has stopped the thread
+# pools that Orbax needs, and its threads wait for each other forever.
+threading._register_atexit(_finish)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -57,7 +72,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             self.wait()
         finally:
-            atexit.unregister(self._at_exit)
             manager, self._manager = self._manager, None
             if manager is not None:
                 manager.close()
@@ -70,6 +84,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         except Exception as error:
             self._give_up(error)
         self._saving = None
+        _unfinished.discard(self)
 
     def all_steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending."""
@@ -101,6 +116,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._written = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees), data
         self._scores[step] = _score(data["metrics"])
         self._saving = step
+        _unfinished.add(self)
         try:
             self._manager = self._manager or self._make_manager()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -177,13 +193,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=_Keep(self._kept), cleanup_tmp_directories=True, lightweight_initialize=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )  # fmt: skip
-        atexit.register(self._at_exit)
         return ocp.CheckpointManager(self.folder, options=options)
-
-    def _at_exit(self) -> None:
-        # Python has ended the threads that Orbax needs: too late to finish a save, but not to say that it is lost.
-        if self._saving not in (None, *self.all_steps()):
-            log.error("Step %d in %s is lost: the program ended before `close`.", self._saving, self.folder)
 
     def _kept(self, steps: Sequence[int]) -> set[int]:
         best = sorted((step for step in steps if self._score(step) < math.inf), key=self._score)[: self._keep_best]
@@ -210,6 +220,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _give_up(self, error: Exception) -> None:
         """Leave the folder and Orbax as before the save, and raise the reason in one line."""
         step, self._saving = self._saving, None
+        _unfinished.discard(self)
         self._scores.pop(step, None)
         if self._manager is not None:
             self._manager.reload()

@@ -253,16 +253,16 @@ def test_an_error_inside_the_with_block_is_not_hidden_by_a_failed_save(tmp_path,
 
 
 @pytest.mark.full
-def test_ending_the_program_without_closing_says_so_and_keeps_what_was_saved(tmp_path):
+@pytest.mark.parametrize("folder_is_there", [True, False])
+def test_a_program_that_ends_without_closing_waits_for_its_save(tmp_path, folder_is_there):
     script = (
-        "import sys, jax.numpy as jnp\n"
-        "from softmask_jax.io.checkpoint import Checkpoints\n"
+        "import shutil, sys, jax.numpy as jnp\n"
+        "from softmask_jax.io.checkpoint import Checkpoints, tree_files\n"
+        "if sys.argv[2] == 'False': tree_files.read_back = lambda *_: shutil.rmtree(sys.argv[1])\n"
         "checkpoints = Checkpoints(sys.argv[1])\n"
-        "checkpoints.save(1, {'params': {'w': jnp.ones(2)}}, {})\n"
-        "checkpoints.wait()\n"
-        "checkpoints.save(2, {'params': {'w': jnp.ones((2000, 2000))}}, {})\n"
+        "checkpoints.save(1, {'params': {'w': jnp.ones((2000, 2000))}}, {})\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.restore_params()[0] == checkpoints.latest_step()
-    assert checkpoints.latest_step() == 2 or f"Step 2 in {tmp_path} is lost" in ended.stderr
+    words = [sys.executable, "-c", script, str(tmp_path), str(folder_is_there)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert Checkpoints(tmp_path).latest_step() == (1 if folder_is_there else None)
+    assert folder_is_there or f"Saving step 1 in {tmp_path} failed" in ended.stderr

@@ -26,10 +26,11 @@ class Node:
     def __call__(self, action, *words, **more):
         return self.world.run(self.project / "launch" / "node.sh", action, *words, cwd=self.world.folder, **more)
 
-    def start(self, plan, *words, **more):
+    def start(self, plan, *words, restart=False, **more):
         toy_project.plan(self.workdir, plan, **more)
         where = f"--workdir={self.workdir}"
-        return self("start", "--name=r", where, "--label=host-0", "--", where, *words)
+        restart = ["--unless-stopped"] if restart else []
+        return self("start", "--name=r", where, "--label=host-0", *restart, "--", where, *words)
 
     def status(self, *wanted, step=""):
         """Once it is one of those that are waited for, at that step."""
@@ -74,6 +75,20 @@ def test_stop_lets_it_save_and_counts_as_an_interruption_by_hand(node):
     assert node.status("ended") == ["ended", "130", "3", "no"]
     assert node("stop", "--name=r").returncode == 0  # again: nothing to do
     assert node.start("finish").returncode == 0  # and it goes on
+    assert node.status("ended") == ["ended", "0", "20", "yes"]
+
+
+def test_a_watch_does_not_start_what_was_stopped_by_hand_meanwhile(node):
+    node.start("exit 1")
+    assert node.status("ended")[:2] == ["ended", "1"]
+    assert node("stop", "--name=r", "--for-restart").returncode == 0
+    assert node.start("exit 1", restart=True).returncode == 0
+    assert node.status("ended")[:2] == ["ended", "1"]
+    assert node("stop", "--name=r").returncode == 0  # nothing runs, but a restart may be on its way
+    assert node.status()[:2] == ["ended", "130"]
+    done = node.start("wait", restart=True)
+    assert done.returncode == 1 and "r was stopped by hand" in done.stderr
+    assert node.start("finish").returncode == 0  # by hand, too
     assert node.status("ended") == ["ended", "0", "20", "yes"]
 
 

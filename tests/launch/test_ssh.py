@@ -43,6 +43,17 @@ def given(cluster, host):
     return json.loads(text.rsplit("given ", 1)[1].splitlines()[0].rpartition(" token")[0])
 
 
+def running(cluster, host):
+    script = cluster.folder / host / "softmask_jax" / "launch" / "node.sh"
+    return " running " in cluster.run(script, "status", "--name=owt", HOME=str(cluster.folder / host)).stdout
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def test_a_run_is_started_on_all_hosts_followed_to_its_end_and_reported(cluster):
     toy_project.plan(cluster.workdir, "finish")
     done = cluster.reachable().go("start", "--", "--note=it's a $(word)")
@@ -86,16 +97,15 @@ def test_a_start_that_fails_on_one_host_is_undone_on_the_others(cluster):
 def test_a_watch_starts_again_what_died_and_not_what_was_stopped_by_hand(cluster):
     toy_project.plan(cluster.workdir, "exit 1")
     cluster.reachable().go("start")
-    process = cluster.start("ssh.sh", "follow", *HOSTS, "--config=c", f"--workdir={cluster.workdir}", "--watch")
-    deadline = time.monotonic() + 60
+    logs = [cluster.workdir / "logs" / f"host-{i}.log" for i in range(2)]
+    wait_until(lambda: all(log.read_text().count("given") == 1 for log in logs))
     toy_project.plan(cluster.workdir, "wait")
-    log = cluster.workdir / "logs" / "host-1.log"
-    while log.read_text().count("given") < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = cluster.start("ssh.sh", "follow", *HOSTS, "--config=c", f"--workdir={cluster.workdir}", "--watch")
+    wait_until(lambda: any(log.read_text().count("given") == 2 for log in logs))  # the other may be under way
     assert cluster.go("delete").returncode == 0
     _, err = process.communicate(timeout=60)
-    assert "ended with status 1" in err and "Restart 1 of 5" in err
-    assert process.returncode == 130 and log.read_text().count("given") == 2
+    assert process.returncode == 130 and "ended with status 1" in err and "Restart 1 of 5" in err and "Restart 2" not in err
+    assert not any(running(cluster, host) for host in ("alpha", "beta"))
 
 
 def test_a_second_start_changes_nothing(cluster):
