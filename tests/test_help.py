@@ -90,7 +90,7 @@ AS_A_PROCESS = {"a mesh for more chips than there are", "Dream before it was con
 def answer(words: list[str], as_a_process: bool, capsys) -> tuple[str, int]:
     """What a command says on standard error, and its exit status."""
     if as_a_process:
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         command = [sys.executable, "-m", f"softmask_jax.{words[0]}", *words[1:]]
         done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
         return done.stderr, done.returncode

@@ -13,6 +13,7 @@ from softmask_jax import config, main
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.training import loop
 from tests.helpers import crafted_run, tiny_run
+from tests.helpers.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,6 +149,6 @@ def test_ctrl_c_outside_the_loop_says_that_nothing_is_lost(command, capsys, monk
 
 def test_mistakes_end_a_real_process_with_one_line(command):
     arguments = [sys.executable, "-m", "softmask_jax.main", *command("--config.train.step=3")]
-    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""})
+    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ONE_DEVICE})
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr == "Error: config.train has no key 'step'; the nearest is 'steps'.\n"

@@ -24,6 +24,7 @@ from softmask_jax.data import ByteTokenizer
 from softmask_jax.generate import __main__ as generate
 from softmask_jax.models import denoiser
 from tests.helpers.tiny_run import settings
+from tests.helpers.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -218,7 +219,7 @@ def test_options_that_make_no_sense_are_one_line(command, dream, capsys, words, 
 
 def start(folder, *words):
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     return subprocess.Popen(

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import tiny_run
 from tests.helpers.tiny_run import rows
+from tests.helpers.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 300
@@ -26,9 +27,8 @@ def free_port() -> int:
 
 def start(config: Path, workdir: Path, hosts: int, *words: str, module="main", flags=False) -> list[subprocess.Popen]:
     """One process a host, each with one CPU device; told of the others by `flags`, or by the environment."""
-    base = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    base |= {
-        "PYTHONPATH": str(ROOT),
+    base = os.environ | {
+        "PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE,
         "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
     }  # fmt: skip
     address, processes = f"localhost:{free_port()}", []

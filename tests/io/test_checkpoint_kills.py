@@ -13,6 +13,7 @@ import pytest
 
 from softmask_jax.io.checkpoint import Checkpoints
 from tests.helpers.checkpoint_states import assert_same
+from tests.helpers.xla_flags import ONE_DEVICE
 
 CHILD = """
 import os, signal, sys
@@ -94,7 +95,7 @@ CORE_POINTS = ("after_data", "before_rename", "during_deletion")
 
 def start_child(folder: Path, point: str) -> subprocess.Popen:
     command = [sys.executable, "-c", CHILD, str(folder), point]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

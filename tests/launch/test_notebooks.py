@@ -22,6 +22,7 @@ from softmask_jax import config
 from softmask_jax.generate import notebook
 from softmask_jax.io import run_log
 from tests.helpers import crafted_run
+from tests.helpers.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "launch" / "colab"
@@ -108,7 +109,7 @@ class Executed:
         monkeypatch.setenv("JAX_PLATFORMS", "cpu")
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.launch import toy_project
 from tests.launch.world import World
+from tests.helpers.xla_flags import ONE_DEVICE
 
 HOSTS = ["--name=owt", "--hosts=alpha,me@beta", "--poll=1"]
 
@@ -171,7 +172,7 @@ def test_two_hosts_are_set_up_and_train_for_real(tmp_path):
         port = listener.getsockname()[1]
     words = ["--name=tiny", "--hosts=alpha,beta", "--coordinator=localhost", f"--port={port}", "--extras=chat", "--poll=1",
              "--config=configs/stdlib.py:smoke", f"--workdir={workdir}"]  # fmt: skip
-    base = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+    base = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ONE_DEVICE}
     done = world.run("ssh.sh", "setup", *words, **base)
     assert done.returncode == 0 and done.stderr.count("Ready:") == 2, done.stderr
     assert (tmp_path / "alpha" / "softmask_jax" / "softmask_jax" / "main.py").exists()

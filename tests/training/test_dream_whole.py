@@ -17,6 +17,7 @@ from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.io import tree_files
 from softmask_jax.io.checkpoint import Checkpoints
 from tests.helpers.dream_workshop import arrays, arrays_of_model, workshop  # noqa: F401 (fixtures)
+from tests.helpers.xla_flags import ONE_DEVICE
 
 WHOLE = ("model.adapter=none", "sample.count=0", "sample.every=0", "eval.every=0", "checkpoint.every=2")
 
@@ -75,8 +76,7 @@ def test_a_whole_model_is_exported_and_used_in_the_dtype_of_its_config(workshop,
 @pytest.mark.full
 @pytest.mark.parametrize("moments", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(workshop, moments):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ONE_DEVICE}
 
     def command(name):
         overrides = [f"--config.{override}" for override in workshop.overrides()]

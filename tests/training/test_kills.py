@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers import tiny_run
 from tests.helpers.tiny_run import assert_identical, assert_rows_are_unique, rows
+from tests.helpers.xla_flags import ONE_DEVICE
 
 pytestmark = pytest.mark.full
 
@@ -117,7 +118,7 @@ class Home:
         command = [sys.executable, *(program or ("-m", "softmask_jax.main"))]
         command += ["--config", str(self.config), "--workdir", str(self.folder / name)]
         environment = {
-            **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT),
+            **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
         return subprocess.Popen(
