@@ -142,6 +142,7 @@ PRIVATE = {
     "jax.interpreters.partial_eval.dce_jaxpr": "what XLA leaves out must not be counted",
     "sys._base_executable": "the interpreter behind a virtual environment, which the sandbox has to bind",
     "os._exit": "documented, in spite of its name",
+    "threading._register_atexit": "runs before Python ends its thread pools; `atexit` runs after them",
 }
 
 
