@@ -23,6 +23,9 @@ import pytest  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tracing makes many small objects and few cycles.
+gc.set_threshold(100_000, 20, 100)
+
 # Linux gives a process 65,530 by default, and every compiled program takes some: one too many is a segmentation fault.
 MOST_MAPS = 20_000
 
