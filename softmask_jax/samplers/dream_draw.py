@@ -159,28 +159,32 @@ def filtered(y: jax.Array, top_p: float | None, k: int | None) -> jax.Array:
 def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
     """[P V] columns of y in the nucleus (the mass before them is at most top_p), lower ids first between equals.
 
-    Exact without sorting: floats order as integers do, so a bitwise search of 31 halvings finds its smallest value."""
-    y = y - y.max(-1, keepdims=True)
+    Exact without sorting: floats order as integers do, so a bitwise search of 32 halvings finds its smallest value. It
+    is a value of y itself: y less its maximum may be rounded otherwise where a fused program computes it again."""
     p = jax.nn.softmax(y, -1)
-    kind, bits = (jnp.int64, 63) if y.dtype == jnp.float64 else (jnp.int32, 31)
+    kind, bits = (jnp.int64, 64) if y.dtype == jnp.float64 else (jnp.int32, 32)
+
+    # Ordered integers are the bits of a float, with all but the sign flipped below 0.
+    def flipped(order):
+        return jnp.where(order < 0, order ^ jnp.iinfo(kind).max, order)
+
+    def as_integer(x):
+        return flipped(lax.bitcast_convert_type(x, kind))
 
     def as_float(order):
-        # From 0 down, ordered integers are the floats' bits with all but the sign flipped.
-        flipped = jnp.where(order < 0, order ^ jnp.iinfo(kind).max, order)
-        return lax.bitcast_convert_type(flipped, y.dtype)
+        return lax.bitcast_convert_type(flipped(order), y.dtype)
 
     def above(order):
         return jnp.where(y > as_float(order)[:, None], p, 0.0).sum(-1)
 
     def halve(_, carry):
         low, high = carry
-        middle = low + (high - low) // 2
+        middle = (low & high) + ((low ^ high) >> 1)  # their sum may be no integer of this kind
         enough = above(middle) <= top_p
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    lowest = lax.bitcast_convert_type(jnp.asarray(-jnp.inf, y.dtype), kind) ^ jnp.iinfo(kind).max
-    start = jnp.full(y.shape[:1], lowest - 1, kind), jnp.zeros(y.shape[:1], kind)
-    least = lax.fori_loop(0, bits, halve, start)[1]
+    below = jnp.full(y.shape[:1], as_integer(jnp.asarray(-jnp.inf, y.dtype)) - 1)
+    least = lax.fori_loop(0, bits, halve, (below, as_integer(y.max(-1))))[1]
     before, value = above(least), as_float(least)[:, None]
     tied = (y == value) & (y > -jnp.inf)
     # Between equals each adds its own mass before the next one.

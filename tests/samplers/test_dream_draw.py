@@ -11,7 +11,6 @@ from softmask_jax.diffusion.vocab.head import Draw, Head, VocabSharding
 from softmask_jax.samplers import dream_draw
 from softmask_jax.samplers.dream_draw import Filters, filtered, predict
 from tests.golden import load
-from tests.helpers.quick import optimised
 
 FUNCTIONS = "dream_generate/sampling_fns.npz"
 CONFIDENCE = {"probability": "sample_plain", "margin": "sample_margin", "entropy": "sample_entropy"}
@@ -152,8 +151,7 @@ def test_the_sizes_of_a_block_and_its_tiles_change_nothing(monkeypatch, block, t
     for name, size in (("DENSE_BLOCK", block * 1536), ("TILE", 1), ("LEAST_TILE", tile)):
         monkeypatch.setattr(dream_draw, name, size)
     assert dream_draw.block_size(14, SIZES["D"], 1536) == block // tile * tile
-    with optimised():
-        same_where_wanted(expected, make())
+    same_where_wanted(expected, make())
 
 
 @pytest.mark.parametrize("shape", [pytest.param((1, 4), marks=pytest.mark.full), (2, 2)])
