@@ -47,20 +47,25 @@ class Positions:
         wanted = jnp.where(jnp.arange(len(self.order)) < self.count, self.order, self.total)
         return jnp.zeros((self.total, *x.shape[1:]), x.dtype).at[wanted].set(x, mode="drop")
 
+    @property
+    def single(self) -> bool:
+        """Whether there is just one block, which is then computed without a loop even if nobody wants it."""
+        return self.order is None or len(self.order) == self.block
+
     def loop(self, body: Callable[[jax.Array | int, Any], Any], carry: Any) -> Any:
         """carry = body(start, carry) for the first index of every block with a wanted position."""
-        if self.order is None:
+        if self.single:
             return body(0, carry)
         state = jnp.zeros((), jnp.int32), carry
         return lax.while_loop(lambda s: s[0] < self.count, lambda s: (s[0] + self.block, body(*s)), state)[1]
 
     def part(self, x: jax.Array, start: jax.Array | int) -> jax.Array:
         """[S ...] -> [block ...], the block that starts there."""
-        return x if self.order is None else lax.dynamic_slice_in_dim(x, start, self.block)
+        return x if self.single else lax.dynamic_slice_in_dim(x, start, self.block)
 
     def with_part(self, x: jax.Array, part: jax.Array, start: jax.Array | int) -> jax.Array:
         """[S ...] with this block replaced."""
-        return part if self.order is None else lax.dynamic_update_slice_in_dim(x, part, start, 0)
+        return part if self.single else lax.dynamic_update_slice_in_dim(x, part, start, 0)
 
     def compute(self, function: Callable[[jax.Array], Any]) -> Any:
         """function(positions [block]) by blocks: leaves [S ...] in this order, 0 in blocks that nobody wants."""
