@@ -26,11 +26,11 @@ BEST_METRIC = "validation/nelbo"
 
 log = logging.getLogger(__name__)
 
-_unfinished: set["Checkpoints"] = set()
+_open: set["Checkpoints"] = set()  # with threads of Orbax
 
 
 def _finish() -> None:
-    for checkpoints in list(_unfinished):
+    for checkpoints in list(_open):
         try:
             checkpoints.wait()
         except (OSError, RuntimeError) as failure:
@@ -72,6 +72,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             self.wait()
         finally:
+            _open.discard(self)
             manager, self._manager = self._manager, None
             if manager is not None:
                 manager.close()
@@ -84,7 +85,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         except Exception as error:
             self._give_up(error)
         self._saving = None
-        _unfinished.discard(self)
 
     def all_steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending."""
@@ -116,7 +116,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._written = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees), data
         self._scores[step] = _score(data["metrics"])
         self._saving = step
-        _unfinished.add(self)
         try:
             self._manager = self._manager or self._make_manager()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -193,6 +192,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=_Keep(self._kept), cleanup_tmp_directories=True, lightweight_initialize=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )  # fmt: skip
+        _open.add(self)
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _kept(self, steps: Sequence[int]) -> set[int]:
@@ -220,7 +220,6 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _give_up(self, error: Exception) -> None:
         """Leave the folder and Orbax as before the save, and raise the reason in one line."""
         step, self._saving = self._saving, None
-        _unfinished.discard(self)
         self._scores.pop(step, None)
         if self._manager is not None:
             self._manager.reload()

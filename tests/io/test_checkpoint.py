@@ -264,5 +264,5 @@ def test_a_program_that_ends_without_closing_waits_for_its_save(tmp_path, folder
     )
     words = [sys.executable, "-c", script, str(tmp_path), str(folder_is_there)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert Checkpoints(tmp_path).latest_step() == (1 if folder_is_there else None)
+    assert ended.returncode == 0 and Checkpoints(tmp_path).latest_step() == (1 if folder_is_there else None)
     assert folder_is_there or f"Saving step 1 in {tmp_path} failed" in ended.stderr
