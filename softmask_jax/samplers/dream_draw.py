@@ -179,12 +179,12 @@ def _nucleus(y: jax.Array, top_p: float) -> jax.Array:
 
     def halve(_, carry):
         low, high = carry
-        middle = (low & high) + ((low ^ high) >> 1)  # their sum may be no integer of this kind
+        middle = (low & high) + ((low ^ high) >> 1)  # half of their sum, which may overflow
         enough = above(middle) <= top_p
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    below = jnp.full(y.shape[:1], as_integer(jnp.asarray(-jnp.inf, y.dtype)) - 1)
-    least = lax.fori_loop(0, bits, halve, (below, as_integer(y.max(-1))))[1]
+    lowest = jnp.full(y.shape[:1], as_integer(jnp.asarray(-jnp.inf, y.dtype)))
+    least = lax.fori_loop(0, bits, halve, (lowest, as_integer(y.max(-1))))[1]
     before, value = above(least), as_float(least)[:, None]
     tied = (y == value) & (y > -jnp.inf)
     # Between equals each adds its own mass before the next one.

@@ -154,6 +154,13 @@ def test_the_sizes_of_a_block_and_its_tiles_change_nothing(monkeypatch, block, t
     same_where_wanted(expected, make())
 
 
+def test_a_nucleus_of_all_but_a_rounding_error_keeps_all():
+    y = jax.random.normal(jax.random.key(0), (64, 1000)) / 2
+    top_p = float(np.nextafter(np.float32(1), np.float32(0)))
+    assert (jax.nn.softmax(y, -1).sum(-1) <= top_p).any()  # the masses of some rows add up to less than 1
+    assert (jax.jit(lambda y: filtered(y, top_p, None))(y) > -jnp.inf).all()
+
+
 @pytest.mark.parametrize("shape", [pytest.param((1, 4), marks=pytest.mark.full), (2, 2)])
 def test_rows_and_vocabulary_over_devices_change_nothing(shape):
     devices = np.array(jax.devices()[:4]).reshape(shape)
