@@ -70,16 +70,16 @@ mount_nfs() {
 
 # The one disk that is neither mounted nor divided; it gets a file system only where it has none.
 mount_disk() {
-  local device found=() kind=0
+  local device free=() kind=0
   for device in $(lsblk -dnpo NAME,TYPE | awk '$2 == "disk" { print $1 }'); do
-    if [ "$(lsblk -nro NAME,MOUNTPOINT "$device" | wc -w)" = 1 ]; then found+=("$device"); fi
+    if [ "$(lsblk -nro NAME,MOUNTPOINT "$device" | wc -w)" = 1 ]; then free+=("$device"); fi
   done
-  [ "${#found[@]}" = 1 ] || die "expected one free disk, found ${#found[@]}: ${found[*]}"
-  sudo blkid "${found[0]}" > /dev/null || kind=$?
+  [ "${#free[@]}" = 1 ] || die "expected one free disk, found ${#free[@]}: ${free[*]}"
+  sudo blkid "${free[0]}" > /dev/null || kind=$?
   if [ "$kind" = 2 ]; then
-    sudo mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0,discard "${found[0]}" || die "mkfs failed"
+    sudo mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0,discard "${free[0]}" || die "mkfs failed"
   fi
-  sudo mount -o discard,noatime "${found[0]}" "$mount" || die "could not mount ${found[0]}"
+  sudo mount -o discard,noatime "${free[0]}" "$mount" || die "could not mount ${free[0]}"
 }
 
 setup() {
@@ -197,25 +197,25 @@ follow() {
 }
 
 status() {
-  local said=absent code=- step=-1 entry done=no
+  local condition=absent code=- step=-1 entry complete=no
   workdir="$(cat "$state/workdir" 2> /dev/null || true)"
   if [ -e "$state/rc" ]; then
-    said=ended code="$(cat "$state/rc")"
+    condition=ended code="$(cat "$state/rc")"
   elif alive; then
-    said=running
+    condition=running
   elif [ -e "$state/pid" ]; then
-    said=lost
+    condition=lost
   fi
   for entry in "$workdir"/checkpoints/*/; do
     entry="$(basename "$entry")"
     if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
   done
-  if [ "$said $code" = "ended 0" ] && finished; then
-    done=yes
-  elif [ "$said" != running ] && [ -e "$state/stopped" ]; then
-    said=ended code=130 # an interruption, which nobody restarts
+  if [ "$condition $code" = "ended 0" ] && finished; then
+    complete=yes
+  elif [ "$condition" != running ] && [ -e "$state/stopped" ]; then
+    condition=ended code=130 # an interruption, which nobody restarts
   fi
-  echo "softmask_jax $said $code $step $done"
+  echo "softmask_jax $condition $code $step $complete"
 }
 
 stop() {

@@ -42,9 +42,9 @@ if [ "$action" = create ]; then
   exit 0
 fi
 for key in partition account time sbatch; do
-  given="${opt[$key]:-x}"
-  if [ "$key" = sbatch ]; then given="${given// /}"; fi
-  [[ "$given" =~ ^[A-Za-z0-9_.,:=@+/-]+$ ]] || die 2 "--$key=${opt[$key]}: a character that #SBATCH does not take"
+  text="${opt[$key]:-x}"
+  if [ "$key" = sbatch ]; then text="${text// /}"; fi
+  [[ "$text" =~ ^[A-Za-z0-9_.,:=@+/-]+$ ]] || die 2 "--$key=${opt[$key]}: a character that #SBATCH does not take"
 done
 
 job() {
@@ -135,7 +135,7 @@ resume() {
 }
 
 follow() {
-  local id state said="" silent=0 log="${opt[workdir]}/logs/${opt[name]}-0.log"
+  local id state shown="" silent=0 log="${opt[workdir]}/logs/${opt[name]}-0.log"
   if dry; then
     run tail -n 50 -F "$log"
     echo "# meanwhile every ${opt[poll]} s, until the job is over:"
@@ -162,8 +162,8 @@ follow() {
       sleep "${opt[poll]}"
       continue
     fi
-    if [ "$state" != "$said" ]; then say "Job $id: ${state:-not in the queue}"; fi
-    said="$state"
+    if [ "$state" != "$shown" ]; then say "Job $id: ${state:-not in the queue}"; fi
+    shown="$state"
     case "$state" in
       "" | COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL | OUT_OF_MEMORY | BOOT_FAIL | DEADLINE) break ;;
     esac

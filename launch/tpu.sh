@@ -63,14 +63,14 @@ describe() { queued describe --format='value(state.state)'; }
 
 # state: the queued resource's, NONE where there is none, UNKNOWN where nobody says; sets state and reason.
 state() {
-  local said
+  local answer
   reason=""
-  if said="$(describe 2>&1)"; then
-    state="$(tail -n 1 <<< "$said")"
-  elif grep -q -i 'not.found' <<< "$said"; then
+  if answer="$(describe 2>&1)"; then
+    state="$(tail -n 1 <<< "$answer")"
+  elif grep -q -i 'not.found' <<< "$answer"; then
     state=NONE
   else
-    state=UNKNOWN reason="$(grep -m 1 ERROR <<< "$said" || tail -n 1 <<< "$said")"
+    state=UNKNOWN reason="$(grep -m 1 ERROR <<< "$answer" || tail -n 1 <<< "$answer")"
   fi
 }
 

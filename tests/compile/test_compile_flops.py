@@ -30,25 +30,25 @@ def counted(path: str, overrides=(), **options):
     config = schema.load(path, list(overrides))
     program = programs.training(config, jax.devices()[:1], **options)
     loops, total = reading.Loops(program, program.micro), reading.positions(program)
-    found = flops.count(program.traced.jaxpr, loops.of_jaxpr)
+    counts = flops.count(program.traced.jaxpr, loops.of_jaxpr)
     scored = loops.sweep * block_size(total) / total
-    assert bool(found.unknown) == (total > block_size(total)) and 0.5 < scored <= 1
+    assert bool(counts.unknown) == (total > block_size(total)) and 0.5 < scored <= 1
     runs = passes(config.model, two_passes=program.two_passes, scored=scored)
-    return found.flops, update_flops.closed_form(program.denoiser, program.rows * program.length, program.length, runs)
+    return counts.flops, update_flops.closed_form(program.denoiser, program.rows * program.length, program.length, runs)
 
 
 @pytest.mark.parametrize("layers", [2, 28])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_dits_two_pass_step_is_within_5_percent_of_the_closed_form(layers, remat):
     batch = ["train.global_batch_size=6", "train.micro_batches=3"]
-    found, closed = counted(OWT, [f"model.num_blocks={layers}", f"model.remat={remat}", *batch])
-    assert found == pytest.approx(closed, rel=0.05)
+    in_program, closed = counted(OWT, [f"model.num_blocks={layers}", f"model.remat={remat}", *batch])
+    assert in_program == pytest.approx(closed, rel=0.05)
 
 
 @pytest.mark.parametrize("layers", [2, 28])
 def test_dreams_two_pass_step_on_a_frozen_base_is_within_5_percent_of_the_closed_form(layers):
-    found, closed = counted(DREAM, ["mesh.fsdp=1"], sizes=programs.DREAM_7B | {"num_hidden_layers": layers})
-    assert found == pytest.approx(closed, rel=0.05)
+    in_program, closed = counted(DREAM, ["mesh.fsdp=1"], sizes=programs.DREAM_7B | {"num_hidden_layers": layers})
+    assert in_program == pytest.approx(closed, rel=0.05)
 
 
 def test_a_plain_step_makes_one_pass_less():
@@ -59,8 +59,8 @@ def test_a_plain_step_makes_one_pass_less():
 
 def test_micro_batches_change_nothing_but_the_grouping():
     for micro in (1, 3):
-        found, closed = counted(OWT + ":smoke", ["train.global_batch_size=24", f"train.micro_batches={micro}"])
-        assert found == pytest.approx(closed, rel=0.05)
+        in_program, closed = counted(OWT + ":smoke", ["train.global_batch_size=24", f"train.micro_batches={micro}"])
+        assert in_program == pytest.approx(closed, rel=0.05)
 
 
 def test_a_loop_is_multiplied_by_its_length_and_the_costlier_branch_counted():

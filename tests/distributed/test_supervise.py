@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,12 @@ from softmask_jax.distributed import child_process, heartbeat, peers
 from softmask_jax.distributed.child_process import in_words
 from softmask_jax.distributed.peers import Peers
 from tests.helpers.toy_hosts import ROOT, Hosts
+from tests.helpers.waiting import until
 
 
 @pytest.fixture
 def several(tmp_path, monkeypatch):
     return Hosts(tmp_path, monkeypatch)
-
-
-def until(true, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_hosts_whose_processes_end_well_end_well_without_a_word(several):

@@ -55,8 +55,8 @@ def test_a_run_goes_on_without_its_starter_and_ends_as_finished(node):
     done = node.start("finish", "--config=c", "--note=it's a $(word); yes")
     assert done.returncode == 0, done.stderr
     assert node.status("ended") == ["ended", "0", "20", "yes"]
-    given = json.loads(node.log.split("given ")[1].splitlines()[0].rpartition(" token")[0])
-    assert given == ["-m", "softmask_jax.supervise", f"--workdir={node.workdir}", "--config=c", "--note=it's a $(word); yes"]
+    arguments = json.loads(node.log.split("arguments ")[1].splitlines()[0].rpartition(" token")[0])
+    assert arguments == ["-m", "softmask_jax.supervise", f"--workdir={node.workdir}", "--config=c", "--note=it's a $(word); yes"]
     assert node("finished", f"--workdir={node.workdir}").returncode == 0
     assert "Validation" in node("follow", "--name=r").stdout
 

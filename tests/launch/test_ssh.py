@@ -4,13 +4,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.launch import toy_project
-from tests.launch.world import World
+from tests.helpers.waiting import until
 from tests.helpers.xla_flags import ONE_DEVICE
+from tests.launch import toy_project
+from tests.launch.world import PATIENCE, World
 
 HOSTS = ["--name=owt", "--hosts=alpha,me@beta", "--poll=1"]
 
@@ -37,22 +37,21 @@ def cluster(tmp_path):
     return Cluster(tmp_path)
 
 
-def given(cluster, host):
-    log, deadline = cluster.workdir / "logs" / f"host-{host}.log", time.monotonic() + 60
-    while "given " not in (text := log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return json.loads(text.rsplit("given ", 1)[1].splitlines()[0].rpartition(" token")[0])
+def arguments(cluster, host):
+    """Of the training on a host."""
+    log = cluster.workdir / "logs" / f"host-{host}.log"
+    until(lambda: " token" in log.read_text(), PATIENCE)
+    return json.loads(log.read_text().rsplit("arguments ", 1)[1].splitlines()[0].rpartition(" token")[0])
+
+
+def starts(log):
+    """Starts of a training that its log tells of."""
+    return log.read_text().count("arguments ")
 
 
 def running(cluster, host):
     script = cluster.folder / host / "softmask_jax" / "launch" / "node.sh"
     return " running " in cluster.run(script, "status", "--name=owt", HOME=str(cluster.folder / host)).stdout
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
 
 
 def test_a_run_is_started_on_all_hosts_followed_to_its_end_and_reported(cluster):
@@ -63,7 +62,7 @@ def test_a_run_is_started_on_all_hosts_followed_to_its_end_and_reported(cluster)
     done = cluster.go("follow")
     assert done.returncode == 0 and "Finished at step 20." in done.stderr and "Validation" in done.stdout
     for host in (0, 1):
-        assert given(cluster, host)[2:] == [
+        assert arguments(cluster, host)[2:] == [
             "--config=c", f"--workdir={cluster.workdir}", "--processes=2", "--coordinator=alpha:8482", f"--process={host}",
             "--note=it's a $(word)",
         ]  # fmt: skip
@@ -72,7 +71,7 @@ def test_a_run_is_started_on_all_hosts_followed_to_its_end_and_reported(cluster)
 def test_one_host_needs_no_coordinator(cluster):
     toy_project.plan(cluster.workdir, "finish")
     cluster.reachable().run("ssh.sh", "start", "--name=owt", "--hosts=alpha", "--config=c", f"--workdir={cluster.workdir}")
-    assert given(cluster, 0)[2:] == ["--config=c", f"--workdir={cluster.workdir}", "--processes=1"]
+    assert arguments(cluster, 0)[2:] == ["--config=c", f"--workdir={cluster.workdir}", "--processes=1"]
 
 
 @pytest.mark.parametrize("action, hint", [("setup", "Nothing was done."), ("start", "Nothing was started.")])
@@ -99,10 +98,10 @@ def test_a_watch_starts_again_what_died_and_not_what_was_stopped_by_hand(cluster
     toy_project.plan(cluster.workdir, "exit 1")
     cluster.reachable().go("start")
     logs = [cluster.workdir / "logs" / f"host-{i}.log" for i in range(2)]
-    wait_until(lambda: all(log.read_text().count("given") == 1 for log in logs))
+    until(lambda: all(starts(log) == 1 for log in logs), PATIENCE)
     toy_project.plan(cluster.workdir, "wait")
     process = cluster.start("ssh.sh", "follow", *HOSTS, "--config=c", f"--workdir={cluster.workdir}", "--watch")
-    wait_until(lambda: any(log.read_text().count("given") == 2 for log in logs))  # the other may be under way
+    until(lambda: any(starts(log) == 2 for log in logs), PATIENCE)  # the other host's may be under way
     assert cluster.go("delete").returncode == 0
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "ended with status 1" in err and "Restart 1 of 5" in err and "Restart 2" not in err

@@ -7,7 +7,7 @@ from pathlib import Path
 from softmask_jax import config
 from tests.launch.world import ROOT
 
-# By <workdir>/plan: "finish" makes all steps; "exit N"; "wait" until SIGTERM, then saves. It says what it was given.
+# By <workdir>/plan: "finish" makes all steps; "exit N"; "wait" until SIGTERM, then saves. It prints its arguments.
 TOY = """
 import json, os, pathlib, signal, sys, time
 def flag(name):
@@ -15,7 +15,7 @@ def flag(name):
 folder = pathlib.Path(flag("workdir"))
 plan = (folder / "plan").read_text().split()
 signal.signal(signal.SIGTERM, lambda *_: (print("Stopped and saved"), sys.exit(0)))
-print("given", json.dumps(sys.argv[1:]), "token", os.environ.get("HF_TOKEN"), flush=True)
+print("arguments", json.dumps(sys.argv[1:]), "token", os.environ.get("HF_TOKEN"), flush=True)
 (folder / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
 while plan[0] == "wait":
     time.sleep(0.05)
