@@ -70,7 +70,8 @@ def test_restarts_that_come_no_further_end_in_giving_up(several):
     *_, last = several.lines(0)
     assert last.startswith("Host 0 gave up: 2 restarts in a row came no further than step 3. Lost host 0 (")
     assert last.endswith("its process failed with exit status 1 after step 3.")
-    assert len(several.lines(1)) == 3
+    # The other may have come further this time, and announce another restart just before it hears of the end.
+    assert several.starts(1) <= 3 and "gave up" in several.lines(1)[-1]
 
 
 def test_restarts_that_come_further_go_on(several):
