@@ -112,8 +112,10 @@ class Running:
             self._close(file)
             return
         self._written += len(chunk)
-        self._text[file] = (self._text[file] + chunk)[-KEPT:]
-        if not self._begun and self._text[self._report].startswith(STARTED):
+        text = self._text[file] + chunk
+        self._text[file] = text[-KEPT:]
+        # Before the text is cut: a program may have flooded its report by the time that it is first read.
+        if not self._begun and file == self._report and text.startswith(STARTED):
             self._begun = time.monotonic()
             self.deadline = self._begun + self.limits.timeout
 

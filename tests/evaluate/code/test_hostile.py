@@ -1,5 +1,6 @@
 """Hostile programs in the sandbox: none gets anywhere, none passes, and nothing outside is changed or left."""
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -78,6 +79,17 @@ def verdicts(outside):
     found = dict(sandbox.run([whole(text, outside) for text in programs.values()], LIMITS, workers=WORKERS))
     after = sorted(os.listdir(ROOT)), descendants()
     return {name: found[place] for place, name in enumerate(programs)}, before, after
+
+
+def test_a_program_has_begun_even_if_its_report_is_first_read_when_flooded(outside):
+    program, _ = hostile.PROGRAMS["a flood into every open file"]
+    with selectors.DefaultSelector() as selector:
+        one = running.Running(0, whole(program, outside), LIMITS, False, selector)
+        time.sleep(2.0)  # a pipe is full by then
+        while not (verdict := one.verdict()):
+            for key, _ in selector.select(1.0):
+                one.read(key.fd)
+    assert verdict.kind == "too much output"
 
 
 @pytest.mark.parametrize("name", hostile.PROGRAMS)
