@@ -2,7 +2,7 @@
 
     python -m softmask_jax.data.prepare --source=tfds --paths=lm1b:train --validation_rule=paths \
         --validation_paths=lm1b:test --detokenizer=lm1b --tokenizer=hf://google-bert/bert-base-uncased --out=data/lm1b
-    python -m softmask_jax.main --config=configs/mdlm_lm1b.py --workdir=runs/mdlm_lm1b
+    python -m softmask_jax.main --config=configs/mdlm_lm1b.py
 
 Sentences are packed into windows, as D3PM did; MDLM's first release padded each to 128 instead, so perplexities compare
 with the packed ones only. The mask is BERT's own [MASK]. `:binary` trains without soft-masking, `:smoke` runs the same

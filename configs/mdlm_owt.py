@@ -2,7 +2,7 @@
 
     python -m softmask_jax.data.prepare --source=hf --paths=Skylion007/openwebtext:train \
         --tokenizer=hf://openai-community/gpt2 --validation_rule=last --validation_documents=100000 --out=data/owt
-    python -m softmask_jax.main --config=configs/mdlm_owt.py --workdir=runs/mdlm_owt
+    python -m softmask_jax.main --config=configs/mdlm_owt.py
 
 `:binary` trains without soft-masking; at equal compute a soft-masked run makes fewer updates:
 --config.train.budget=iso_compute_paper halves them, iso_flops makes 3 / (3 + p_sm) of them. `:smoke` runs the same

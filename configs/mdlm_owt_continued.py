@@ -1,13 +1,13 @@
 """Soft-masking for a masked diffusion model that is there already: 100k steps on OpenWebText (arXiv 2510.17206).
 
-    python -m softmask_jax.main --config=configs/mdlm_owt.py:binary --workdir=runs/mdlm_owt_binary
-    python -m softmask_jax.main --config=configs/mdlm_owt_continued.py --workdir=runs/mdlm_owt_continued
+    python -m softmask_jax.main --config=configs/mdlm_owt.py:binary
+    python -m softmask_jax.main --config=configs/mdlm_owt_continued.py
 
 The shards are those of configs/mdlm_owt.py. `init.weights`: the EMA is the better start, `raw` reproduces the paper.
 `:binary` continues without soft-masking, the paper's baseline. `:smoke` runs the same code at toy size, in seconds:
 
-    python -m softmask_jax.main --config=configs/mdlm_owt.py:smoke --workdir=runs/mdlm_owt_smoke
-    python -m softmask_jax.main --config=configs/mdlm_owt_continued.py:smoke --workdir=runs/mdlm_owt_continued_smoke
+    python -m softmask_jax.main --config=configs/mdlm_owt.py:smoke
+    python -m softmask_jax.main --config=configs/mdlm_owt_continued.py:smoke
 """
 from ml_collections import ConfigDict
 
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint=dict(every=5000),
             eval=dict(every=5000),
             sample=dict(every=5000, steps=128, nucleus_p=0.9),
-            init=dict(checkpoint="runs/mdlm_owt_binary", weights="ema"),
+            init=dict(checkpoint="runs/mdlm_owt-binary", weights="ema"),
         )
     )
     if variant == "binary":
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.checkpoint.update(every=3)
         config.eval.update(every=3, batch_size=8, windows=16, max_windows=16)
         config.sample.update(every=3, count=1, steps=4)
-        config.init.checkpoint = "runs/mdlm_owt_smoke"
+        config.init.checkpoint = "runs/mdlm_owt-smoke"
     elif variant:
         raise ValueError(f"configs/mdlm_owt_continued.py has no variant '{variant}'; it has 'binary' and 'smoke'.")
     return config

@@ -1,6 +1,6 @@
 """A small soft-masked model of Python source: the interpreter's own standard library, minutes on two CPU cores.
 
-    python -m softmask_jax.main --config=configs/stdlib.py --workdir=runs/stdlib
+    python -m softmask_jax.main --config=configs/stdlib.py
 
 `:binary` trains the same model without soft-masking, `:smoke` the same code at toy size in seconds.
 """

@@ -1,9 +1,9 @@
 """An hour or two on two CPU cores: a masked diffusion model of Python source, continued with soft-masking and without.
 
-    python -m softmask_jax.main --config=configs/stdlib_bpe.py:base --workdir=runs/stdlib_bpe_base
-    python -m softmask_jax.main --config=configs/stdlib_bpe.py --workdir=runs/stdlib_bpe_soft
-    python -m softmask_jax.main --config=configs/stdlib_bpe.py:binary --workdir=runs/stdlib_bpe_binary
-    python -m softmask_jax.evaluate.compare runs/stdlib_bpe_binary runs/stdlib_bpe_soft
+    python -m softmask_jax.main --config=configs/stdlib_bpe.py:base
+    python -m softmask_jax.main --config=configs/stdlib_bpe.py
+    python -m softmask_jax.main --config=configs/stdlib_bpe.py:binary
+    python -m softmask_jax.evaluate.compare runs/stdlib_bpe-binary runs/stdlib_bpe
 
 The two continuations cost the same FLOPs: 3,800 binary updates, 3,119 soft-masked ones. `:smoke` runs the same code at
 toy size in seconds, from scratch.
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint=dict(every=500, keep=2),
             eval=dict(every=500, batch_size=16, windows=160),
             sample=dict(every=0, count=4, steps=128, nucleus_p=0.9),
-            init=dict(checkpoint="runs/stdlib_bpe_base", weights="ema"),
+            init=dict(checkpoint="runs/stdlib_bpe-base", weights="ema"),
         )
     )
     if variant == "base":

@@ -2,7 +2,7 @@
 
     unzip text8.zip && mkdir -p data/text8
     head -c 90000000 text8 > data/text8/train.txt && tail -c +90000001 text8 | head -c 5000000 > data/text8/validation.txt
-    python -m softmask_jax.main --config=configs/text8.py --workdir=runs/text8
+    python -m softmask_jax.main --config=configs/text8.py
 
 The text is one document, cut into windows like any other. `softmask_jax.evaluate --tasks=perplexity` has its bits per
 character: of the text, without BOS and EOS of a window, unless with --config.perplexity.compat=True.

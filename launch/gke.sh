@@ -3,7 +3,7 @@
 #
 #   bash launch/gke.sh ACTION --name=NAME --project=PROJECT --zone=ZONE --type=TYPE [OPTIONS] [-- FLAGS OF THE TRAINING]
 #
-#   create   a cluster with a node pool of TPUs, and the Filestore instance mounted in it
+#   create   a cluster with a node pool of TPUs
 #   setup    nothing: start builds the image
 #   start    build an image of the code on --base and submit the workload; what fails is restarted by Kubernetes
 #   follow   the log of the first pod until the workload ends
@@ -11,28 +11,30 @@
 #   delete   delete the workload; with --with-cluster the cluster too, which costs as long as it stands
 #
 # Cluster:   --type=v5litepod-16 (also v6e-8 ...)   --cluster=NAME (the run's name)   --slices=1   --spot | --reservation=R
-#            --filestore=INSTANCE[/SHARE] mounted at --mount=/shared: the folder that all pods share (SHARE is "share")
-# Training:  --config=FILE[:VARIANT]   --workdir=DIR (in the shared folder); all else after --
-# Image:     --base=python:3.12 with this working tree in it; --extras=tpu,chat,hf,hub are installed when a pod starts.
-#            --image=IMAGE is used as it is: the project in /app, installed in /app/.venv
+# Folder:    --bucket=gs://BUCKET[/FOLDER]; or --filestore=INSTANCE[/SHARE] ("share"), mounted at --mount=/shared
+# Training:  --config=FILE[:VARIANT]   --workdir=DIR (in the bucket: runs/CONFIG[-VARIANT]); all else after --
+# Image:     --base=python:3.12 with this working tree in it; --extras=tpu,chat,hf,hub[,gcs] are installed when a pod
+#            starts. --image=IMAGE is used as it is: the project in /app, installed in /app/.venv, [gcs] for a bucket
 # Secrets:   --secret=HF_TOKEN (again for more): xpk takes a variable set here by its name; it stands in the pod's
 #            definition, so whoever may read pods of this cluster can read it
 # Waiting:   --poll=30 seconds between looks   --restarts=10 of the workload by Kubernetes
 # Also:      --dry-run prints every command and runs none
 #
 # Example:
-#   gke=(--name=owt --project=my-project --zone=us-west4-a --type=v5litepod-16)
-#   bash launch/gke.sh create "${gke[@]}" --spot --filestore=softmask
-#   bash launch/gke.sh start  "${gke[@]}" --spot --config=configs/mdlm_owt.py --workdir=/shared/runs/owt
+#   gke=(--name=owt --project=my-project --zone=us-west4-a --type=v5litepod-16 --bucket=gs://my-bucket)
+#   bash launch/gke.sh create "${gke[@]}" --spot
+#   bash launch/gke.sh start  "${gke[@]}" --spot --config=configs/mdlm_owt.py
 #   bash launch/gke.sh follow "${gke[@]}"
 #   bash launch/gke.sh delete "${gke[@]}" --with-cluster
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
+# shellcheck source=launch/bucket.sh
+source launch/bucket.sh
 
 actions="create setup start follow resume delete"
-options="name project zone type cluster slices reservation filestore mount config workdir base image extras secret"
+options="name project zone type cluster slices reservation bucket filestore mount config workdir base image extras secret"
 options+=" poll restarts"
 switches="spot with-cluster dry-run"
 opt=([mount]=/shared [slices]=1 [base]="python:3.12" [extras]="tpu,chat,hf,hub" [poll]=30 [restarts]=10)
@@ -43,6 +45,7 @@ if [ "$action" = setup ]; then
   exit 0
 fi
 opt[cluster]="${opt[cluster]:-${opt[name]}}"
+bucket filestore
 place_flags=(--cluster="${opt[cluster]}" --project="${opt[project]}" --zone="${opt[zone]}")
 capacity=()
 if [ -n "${opt[spot]:-}" ]; then capacity=(--spot); fi
@@ -54,12 +57,13 @@ create() {
   local share="${opt[filestore]:-}"
   required type
   need_xpk
+  check_bucket
   run xpk cluster create "${place_flags[@]}" --tpu-type="${opt[type]}" --num-slices="${opt[slices]}" \
     "${capacity[@]:---on-demand}" ${share:+--enable-gcpfilestore-csi-driver} ||
     die 1 "xpk did not make the cluster ${opt[cluster]} and said why above (quota?)." \
       "A part of it may stand and cost: delete --with-cluster."
   if [ -z "$share" ]; then
-    say "Note: without --filestore pods have no folder that outlives them."
+    [ -n "${opt[bucket]:-}" ] || say "Note: without --bucket or --filestore pods have no folder that outlives them."
     return
   fi
   [[ "$share" == */* ]] || share+=/share
@@ -71,7 +75,7 @@ create() {
 }
 
 start() {
-  local command flags=() names=()
+  local command flags=() names=() setup=(--extras="${opt[extras]}" ${opt[bucket]:+--bucket="${opt[bucket]}"})
   required type config workdir
   need_xpk
   check_secrets
@@ -83,7 +87,7 @@ start() {
     command="cd /app && $command"
     flags+=(--docker-image="${opt[image]}")
   else
-    command="bash launch/node.sh setup $(quote --extras="${opt[extras]}") && $command"
+    command="bash launch/node.sh setup $(quote "${setup[@]}") && $command"
     pack "$folder/code.tgz"
     run mkdir "$folder/code"
     run tar --extract --gzip --directory="$folder/code" --file="$folder/code.tgz"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the launchers run on a host, in the project's folder there; by hand it does the same.
-#   bash launch/node.sh setup    [--extras=tpu,chat] [--nfs=ADDRESS:/SHARE | --disk] [--mount=/shared]
+#   bash launch/node.sh setup    [--extras=tpu,chat] [--bucket=gs://BUCKET | --nfs=ADDRESS:/SHARE | --disk] [--mount=/shared]
 #   bash launch/node.sh check    --name=NAME           exit status 0 where it is set up and NAME does not run
 #   bash launch/node.sh start    --name=NAME --workdir=DIR [--label=HOST] [--unless-stopped] -- FLAGS OF supervise
 #   bash launch/node.sh attend   --name=NAME --workdir=DIR -- FLAGS    the same in the foreground
@@ -10,7 +10,8 @@
 #   bash launch/node.sh stop     --name=NAME [--wait=600] [--for-restart]   SIGTERM: all hosts save and end
 #   bash launch/node.sh run      -- COMMAND            with the project's Python and the secrets
 # After a stop that is not --for-restart, a start with --unless-stopped (a watch's) is refused, even one under way.
-# STATUS is running, ended (CODE is its exit status), lost (no trace of its end) or absent. Logs are in DIR/logs/.
+# STATUS is running, ended (CODE is its exit status), lost (no trace of its end) or absent. Logs are in DIR/logs/; of a DIR in a bucket
+# they are in ~/.softmask_jax/NAME/ on each host, and copied to DIR/logs/ when the run ends.
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."
 here="$HOME/.softmask_jax"
@@ -20,7 +21,7 @@ die() {
   exit 1
 }
 
-name="" workdir="" label="" extras="" nfs="" disk="" mount=/shared wait=600 unless_stopped="" for_restart="" words=()
+name="" workdir="" label="" extras="" bucket="" nfs="" disk="" mount=/shared wait=600 unless_stopped="" for_restart="" words=()
 action="${1:-}"
 if [ $# -gt 0 ]; then shift; fi
 while [ $# -gt 0 ]; do
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     --disk) disk=yes ;;
     --unless-stopped) unless_stopped=yes ;;
     --for-restart) for_restart=yes ;;
-    --name=* | --workdir=* | --label=* | --extras=* | --nfs=* | --mount=* | --wait=*)
+    --name=* | --workdir=* | --label=* | --extras=* | --bucket=* | --nfs=* | --mount=* | --wait=*)
       key="${1%%=*}"
       printf -v "${key#--}" '%s' "${1#*=}"
       ;;
@@ -101,7 +102,20 @@ setup() {
   tested="$(tested_versions)"
   [ -n "$tested" ] || echo "Not tested with $("$PYTHON" --version 2>&1): installing the newest version of every package."
   make_venv .venv "$extras" "$tested" || die "the installation failed"
+  if [ -n "$bucket" ]; then check_bucket; fi
   echo "Ready: $(uname -n)"
+}
+
+# An object is put there and removed again.
+check_bucket() {
+  .venv/bin/python - "$bucket" << 'PYTHON' || die "the run's folder cannot be in $bucket"
+import sys
+from softmask_jax.io.paths import to_path
+try:
+    (to_path(sys.argv[1]) / "setup").check_writable()
+except (ImportError, OSError) as error:
+    sys.exit(getattr(error, "strerror", None) or str(error))
+PYTHON
 }
 
 load_secrets() {
@@ -122,18 +136,47 @@ alive() { is pid softmask_jax.supervise || { [ ! -e "$state/rc" ] && is attendan
 # Whether the run made all the steps that its config asks for.
 finished() {
   .venv/bin/python - "$workdir" 2> /dev/null << 'PYTHON'
-import json, pathlib, sys
+import json, sys
 from softmask_jax import config
-folder = pathlib.Path(sys.argv[1])
+from softmask_jax.io.paths import to_path
+folder = to_path(sys.argv[1])
 done = json.loads((folder / "summary.json").read_text())
 sys.exit(done["step"] < config.from_dict(json.loads((folder / "config.json").read_text())).updates)
+PYTHON
+}
+
+# The step of the last checkpoint, -1 without one.
+last_step() {
+  local entry step=-1
+  if [[ "$workdir" == gs://* ]]; then
+    .venv/bin/python - "$workdir" 2> /dev/null << 'PYTHON' || echo -1
+import sys
+from softmask_jax.io.paths import to_path
+from softmask_jax.io.step_folders import step_folders
+print(max(step_folders(to_path(sys.argv[1]) / "checkpoints").all(), default=-1))
+PYTHON
+    return
+  fi
+  for entry in "$workdir"/checkpoints/*/; do
+    entry="$(basename "$entry")"
+    if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
+  done
+  echo "$step"
+}
+
+# A log that stands on this host, to the run's folder in a bucket.
+copy_log() {
+  .venv/bin/python - "$log" "$workdir/logs/${log##*/}" 2> /dev/null << 'PYTHON' || echo "This log was not copied to $workdir/logs/."
+import pathlib, sys
+from softmask_jax.io.paths import to_path
+to_path(sys.argv[2]).write_bytes(pathlib.Path(sys.argv[1]).read_bytes())
 PYTHON
 }
 
 # In the foreground. A run that was stopped and saved ends with 75, "try again", so that whoever restarts what failed
 # does not take it for a finished one.
 attend() {
-  local child code=0
+  local child code=0 log="${1:-}"
   load_secrets
   echo "$$" > "$state/attendant"
   .venv/bin/python -m softmask_jax.supervise "${words[@]}" &
@@ -142,6 +185,7 @@ attend() {
   echo "$child" > "$state/.pid" && mv "$state/.pid" "$state/pid"
   # A signal ends `wait`, not the process.
   while kill -0 "$child" 2> /dev/null; do wait "$child" && code=0 || code=$?; done
+  if [ -n "$log" ] && [[ "$workdir" == gs://* ]]; then copy_log; fi
   echo "$code" > "$state/.rc" && mv "$state/.rc" "$state/rc"
   if [ "$code" = 0 ] && ! finished; then exit 75; fi
   exit "$code"
@@ -169,13 +213,14 @@ prepare() {
 }
 
 start() {
-  local log i
+  local log i logs="$workdir/logs"
   mkdir -p "$state"
   lock
   if [ -n "$unless_stopped" ] && [ -e "$state/stopped" ]; then die "$name was stopped by hand"; fi
   prepare
-  mkdir -p "$workdir/logs" || die "$workdir cannot be written: is the shared folder mounted?"
-  log="$workdir/logs/${label:-$(uname -n)}.log"
+  if [[ "$workdir" == gs://* ]]; then logs="$state"; fi
+  mkdir -p "$logs" || die "$workdir cannot be written: is the shared folder mounted?"
+  log="$logs/${label:-$(uname -n)}.log"
   printf '%s\n' "$log" > "$state/log"
   printf '\n== %s: %s on %s\n' "$(date -u +%FT%TZ)" "$name" "$(uname -n)" >> "$log"
   nohup setsid bash launch/node.sh attend_detached --name="$name" --workdir="$workdir" -- "${words[@]}" \
@@ -197,19 +242,17 @@ follow() {
 }
 
 status() {
-  local condition=absent code=- step=-1 entry complete=no
+  local condition=absent code=- step complete=no
   workdir="$(cat "$state/workdir" 2> /dev/null || true)"
-  if [ -e "$state/rc" ]; then
-    condition=ended code="$(cat "$state/rc")"
-  elif alive; then
+  # In this order: a run may end, and its exit status be written, between two looks.
+  if [ ! -e "$state/rc" ] && alive; then
     condition=running
+  elif [ -e "$state/rc" ]; then
+    condition=ended code="$(cat "$state/rc")"
   elif [ -e "$state/pid" ]; then
     condition=lost
   fi
-  for entry in "$workdir"/checkpoints/*/; do
-    entry="$(basename "$entry")"
-    if [[ "$entry" =~ ^[0-9]+$ ]] && [ "$entry" -gt "$step" ]; then step="$entry"; fi
-  done
+  step="$(last_step)"
   if [ "$condition $code" = "ended 0" ] && finished; then
     complete=yes
   elif [ "$condition" != running ] && [ -e "$state/stopped" ]; then
@@ -247,7 +290,7 @@ case "$action" in
     prepare
     attend
     ;;
-  attend_detached) attend ;;
+  attend_detached) attend "$(cat "$state/log")" ;;
   run)
     load_secrets
     export PATH="$PWD/.venv/bin:$PATH"

@@ -113,6 +113,7 @@ setup() { run bash launch/node.sh setup --extras="${opt[extras]}"; }
 start() {
   required config
   [[ "${opt[workdir]}" != *%* ]] || die 2 "--workdir with a % in it, which SLURM takes for a pattern"
+  [[ "${opt[workdir]}" != gs://* ]] || die 2 "--workdir=${opt[workdir]}: the job and its logs need a folder on the shared disk"
   check_secrets
   if dry; then
     run mkdir -p "${opt[workdir]}/launch" "${opt[workdir]}/logs"

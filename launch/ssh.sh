@@ -14,7 +14,7 @@
 # Hosts:     --hosts=A,B,... or --hosts-file=FILE (one a line): names or USER@NAME; keys must be in the agent or the config
 #            --coordinator=ADDRESS of the first host as the others reach it (its name)   --port=8482
 #            --nfs=ADDRESS:/SHARE mounted at --mount=/shared, where the hosts share no folder yet (needs sudo there)
-# Training:  --config=FILE[:VARIANT]   --workdir=DIR (shared by the hosts); all else after --
+# Training:  --config=FILE[:VARIANT]   --workdir=DIR (shared, or gs:// with the extra gcs); all else after --
 # Code:      this working tree, or --repo=URL [--ref=BRANCH]; --dir=softmask_jax on the hosts; --extras=auto,chat,hf,hub
 # Secrets:   --secret=HF_TOKEN (again for more): a variable set here, written on the hosts to a file of mode 600
 # Waiting:   --poll=30 seconds between looks   --watch   --restarts=5 without progress
@@ -104,7 +104,7 @@ setup() {
 }
 
 start() {
-  local i failed several=() count="${#hosts[@]}"
+  local i host failed several=() count="${#hosts[@]}"
   required config workdir
   on_all "A look before the start" "$(node check --name="${opt[name]}")" \
     "Nothing was started. Do they answer, are they set up, and does nothing run there?"
@@ -119,10 +119,13 @@ start() {
   done
   each
   if [ "${#bad[@]}" -gt 0 ]; then
-    failed="${bad[*]}"
+    failed=" ${bad[*]} "
     for i in "${!hosts[@]}"; do commands[i]="$(node stop --name="${opt[name]}" --wait=60 --for-restart)"; done
     each 2> /dev/null
-    die 1 "the run did not start on $failed, and was stopped on the others."
+    for host in "${bad[@]}"; do
+      [[ "$failed" == *" $host "* ]] || die 1 "the run did not start on${failed% }, and does not end on $host; delete ends it."
+    done
+    die 1 "the run did not start on${failed% }, and was stopped on the others."
   fi
 }
 

@@ -4,38 +4,40 @@
 #   bash launch/tpu.sh ACTION --name=NAME --project=PROJECT --zone=ZONE --type=TYPE [OPTIONS] [-- FLAGS OF THE TRAINING]
 #
 #   create   ask for the TPU by a queued resource and wait until it is there; again: wait on
-#   setup    bring the code, mount the shared folder, install, on all hosts; again: renew
-#   start    python -m softmask_jax.supervise on all hosts, detached; logs are in WORKDIR/logs/
+#   setup    bring the code, install, look whether the bucket can be written, on all hosts; again: renew
+#   start    python -m softmask_jax.supervise on all hosts, detached; each has its log
 #   follow   the log of the first host until the run ends; with --watch, bring it back until it is finished
 #   resume   bring back what was preempted or stopped: delete the remains, create, setup, start from the last checkpoint
 #   run      a command (after --) on the first host, with the project's Python: a conversion, an export
 #   fetch    copy --from=PATH on the first host to --to=PATH here
-#   delete   save and end the run, and give the TPU back; what lies in the shared folder stays
+#   delete   save and end the run, and give the TPU back; the bucket stays
 #
 # Machines:  --type=v5litepod-16 (also v6e-8, v5p-8 ...)   --spot   --reserved   --network=NAME   --subnetwork=NAME
 #            --runtime=VERSION (chosen by type)
-# Folder:    --nfs=ADDRESS:/SHARE (Filestore; needed where there are several hosts), or --disk=DISK (a persistent disk,
-#            one host); either is mounted at --mount=/shared
-# Training:  --config=FILE[:VARIANT]   --workdir=DIR (in the shared folder); all else after --
-# Code:      this working tree, or --repo=URL [--ref=BRANCH]; --dir=softmask_jax on the hosts; --extras=tpu,chat,hf,hub
+# Folder:    --bucket=gs://BUCKET[/FOLDER]; or what is mounted at --mount=/shared: --nfs=ADDRESS:/SHARE (Filestore), or
+#            --disk=DISK (a persistent disk, one host)
+# Training:  --config=FILE[:VARIANT]   --workdir=DIR (in the bucket: runs/CONFIG[-VARIANT]); all else after --
+# Code:      this working tree, or --repo=URL [--ref=BRANCH]; --dir=softmask_jax on the hosts; --extras=tpu,chat,hf,hub[,gcs]
 # Secrets:   --secret=HF_TOKEN (again for more): a variable set here, carried to the hosts in a file of mode 600
 # Waiting:   --wait=7200 seconds for the TPU   --poll=30 seconds between looks   --watch   --restarts=5 without progress
 # Also:      --dry-run prints every command and runs none
 #
 # Example:
-#   tpu=(--name=dream --project=my-project --zone=us-west4-a --type=v5litepod-16 --spot --nfs=10.0.0.2:/share)
+#   tpu=(--name=dream --project=my-project --zone=us-west4-a --type=v5litepod-16 --spot --bucket=gs://my-bucket)
 #   bash launch/tpu.sh create "${tpu[@]}"
 #   bash launch/tpu.sh setup  "${tpu[@]}" --secret=HF_TOKEN
-#   bash launch/tpu.sh start  "${tpu[@]}" --config=configs/dream7b.py --workdir=/shared/runs/dream -- --restarts=5
-#   bash launch/tpu.sh follow "${tpu[@]}" --config=configs/dream7b.py --workdir=/shared/runs/dream --watch -- --restarts=5
+#   bash launch/tpu.sh start  "${tpu[@]}" --config=configs/dream7b.py -- --restarts=5
+#   bash launch/tpu.sh follow "${tpu[@]}" --config=configs/dream7b.py --watch -- --restarts=5
 #   bash launch/tpu.sh delete "${tpu[@]}"
 set -euo pipefail
 CDPATH="" cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
+# shellcheck source=launch/bucket.sh
+source launch/bucket.sh
 
 actions="create setup start follow resume run fetch delete"
-options="name project zone type runtime network subnetwork nfs disk mount config workdir repo ref dir extras secret"
+options="name project zone type runtime network subnetwork bucket nfs disk mount config workdir repo ref dir extras secret"
 options+=" wait poll restarts from to"
 switches="spot reserved watch dry-run"
 opt=([dir]=softmask_jax [mount]=/shared [extras]="tpu,chat,hf,hub" [wait]=7200 [poll]=30 [restarts]=5)
@@ -44,6 +46,7 @@ required project zone
 need gcloud "Install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
 if [ -n "${opt[spot]:-}" ] && [ -n "${opt[reserved]:-}" ]; then die 2 "--spot or --reserved, not both"; fi
 if [ -n "${opt[nfs]:-}" ] && [ -n "${opt[disk]:-}" ]; then die 2 "--nfs or --disk, not both: they are mounted in one place"; fi
+bucket nfs disk
 place_flags=(--project="${opt[project]}" --zone="${opt[zone]}")
 
 # The software that Google asks for on each kind of TPU.
@@ -90,14 +93,11 @@ known_state() {
 ask() {
   local flags=() said runtime
   runtime="${opt[runtime]:-$(runtime)}"
+  check_bucket
   flags+=(--node-id="${opt[name]}" --accelerator-type="${opt[type]}" --runtime-version="$runtime")
-  if [ -n "${opt[spot]:-}" ]; then flags+=(--spot); fi
-  if [ -n "${opt[reserved]:-}" ]; then flags+=(--reserved); fi
-  if [ -n "${opt[network]:-}" ]; then flags+=(--network="${opt[network]}"); fi
-  if [ -n "${opt[subnetwork]:-}" ]; then flags+=(--subnetwork="${opt[subnetwork]}"); fi
-  if [ -n "${opt[disk]:-}" ]; then
-    flags+=(--data-disk="source=projects/${opt[project]}/zones/${opt[zone]}/disks/${opt[disk]},mode=read-write")
-  fi
+  flags+=(${opt[spot]:+--spot} ${opt[reserved]:+--reserved} ${opt[network]:+--network="${opt[network]}"})
+  flags+=(${opt[subnetwork]:+--subnetwork="${opt[subnetwork]}"})
+  flags+=(${opt[disk]:+--data-disk="source=projects/${opt[project]}/zones/${opt[zone]}/disks/${opt[disk]},mode=read-write"})
   if dry; then
     queued create "${flags[@]}"
   elif ! said="$(queued create "${flags[@]}" 2>&1)"; then
@@ -114,7 +114,7 @@ ask() {
 create() {
   local until=$((SECONDS + opt[wait])) told=""
   required type
-  shared_folder
+  run_folder
   if dry; then
     ask
     echo "# every ${opt[poll]} s until it says ACTIVE, for ${opt[wait]} s at most:"
@@ -171,22 +171,26 @@ on_all() {
   die 1 "$1 failed on host ${bad[*]:-(which one is not known)} of ${opt[name]}; its lines are above. $3"
 }
 
-# A slice of several hosts has more than 8 chips or cores in its name.
-shared_folder() {
-  if [ "${opt[type]##*-}" -gt 8 ] 2> /dev/null && [ -z "${opt[nfs]:-}" ]; then
-    die 2 "${opt[type]} has several hosts, and they need a folder that all share: --nfs=ADDRESS:/SHARE"
+# Sets folders: flags by which launch/node.sh sets up the run's folder.
+run_folder() {
+  folders=()
+  if [ -n "${opt[bucket]:-}" ]; then
+    folders=(--bucket="${opt[bucket]}")
+  elif [ -n "${opt[nfs]:-}" ]; then
+    folders=(--nfs="${opt[nfs]}" --mount="${opt[mount]}")
+  elif [ "${opt[type]##*-}" -gt 8 ] 2> /dev/null; then # chips or cores of several hosts
+    die 2 "${opt[type]} has several hosts, which need a folder that all share: --bucket=gs://BUCKET or --nfs=ADDRESS:/SHARE"
+  elif [ -n "${opt[disk]:-}" ]; then
+    folders=(--disk --mount="${opt[mount]}")
+  else
+    say "Note: without --bucket, --nfs or --disk the run's folder is on the boot disk and is lost with the TPU."
   fi
-  [ -n "${opt[nfs]:-}${opt[disk]:-}" ] ||
-    say "Note: without --nfs or --disk the run's folder is on the boot disk and is lost with the TPU."
 }
 
 setup() {
-  local mounts=()
   required type
-  shared_folder
+  run_folder
   check_secrets
-  if [ -n "${opt[nfs]:-}" ]; then mounts+=(--nfs="${opt[nfs]}" --mount="${opt[mount]}"); fi
-  if [ -n "${opt[disk]:-}" ]; then mounts+=(--disk --mount="${opt[mount]}"); fi
   scratch
   if [ -n "${opt[secret]:-}" ]; then
     secrets_to "$folder/secrets"
@@ -199,7 +203,7 @@ setup() {
     copy "$folder/code.tgz" "${opt[name]}:softmask_jax-code.tgz" --worker=all ||
       die 1 "the code could not be copied to all hosts. The TPU is there and costs: setup again, or delete."
   fi
-  on_all "Setup" "$(unpacking softmask_jax-code.tgz) && $(node setup --extras="${opt[extras]}" "${mounts[@]}")" \
+  on_all "Setup" "$(unpacking softmask_jax-code.tgz) && $(node setup --extras="${opt[extras]}" "${folders[@]}")" \
     "The TPU is there and costs: setup again, or delete."
   run rm -rf "$folder"
 }
@@ -269,6 +273,7 @@ resume() {
 
 fetch() {
   required from to
+  [[ "${opt[from]}" != gs://* ]] || die 2 "from a bucket: gcloud storage cp $(quote "${opt[from]}" "${opt[to]}") --recursive"
   copy "${opt[name]}:${opt[from]}" "${opt[to]}" --recurse
 }
 
@@ -287,7 +292,7 @@ delete() {
   queued delete --force || die 1 "${opt[name]} was not deleted and may still cost; try again, or use the console."
   if dry; then return; fi
   say "Deleted ${opt[name]}.${opt[disk]:+ Disk ${opt[disk]} stays and costs.}" \
-    "${opt[nfs]:+The file share ${opt[nfs]} stays and costs.}"
+    "${opt[nfs]:+The file share ${opt[nfs]} stays and costs.}${opt[bucket]:+What is in ${opt[bucket]} stays and costs.}"
 }
 
 case "$action" in
@@ -296,10 +301,7 @@ case "$action" in
     on 0 "$(node run -- "${args[@]}")"
     ;;
   follow)
-    if [ -n "${opt[watch]:-}" ]; then
-      required config workdir type
-      check_secrets
-    fi
+    if [ -n "${opt[watch]:-}" ]; then required config workdir type && check_secrets; fi
     follow
     ;;
   *) "$action" ;;

@@ -1,11 +1,13 @@
-"""Train under a supervisor, on every host the same command:
+"""Train under a supervisor, on every host the same command; or generate, or evaluate:
 
     python -m softmask_jax.supervise --config=configs/mdlm_owt.py --workdir=/shared/runs/owt
+    python -m softmask_jax.supervise generate --checkpoint=runs/owt --prompts=prompts.jsonl --out=/shared/answers.jsonl
 
-It takes the flags of `softmask_jax.main` and runs it as a watched process. When a host's process dies or stalls, the
-supervisors of all hosts say so in one line, end theirs, meet, and start again from the last checkpoint.
+It takes the flags of `softmask_jax.main` (`generate`, `evaluate`) and runs it as a watched process. When a host's process
+dies or stalls, the supervisors of all hosts say so in one line, end theirs, meet, and start again from the last checkpoint.
 Exit status 0 (done, or stopped and saved), 2 and 130 are never restarted. At SIGTERM and Ctrl-C all hosts save."""
 import argparse
+import contextlib
 import signal
 import sys
 import time
@@ -15,9 +17,12 @@ from softmask_jax.config.command_line import command, command_parser, say
 from softmask_jax.distributed import hosts, peers
 from softmask_jax.distributed.child_process import Watched, in_words
 from softmask_jax.distributed.peers import ENDS, OVER, Peer, Peers, RUNNING, WAITING
+from softmask_jax.io.paths import remove_tree, to_path
 
 NEVER = {2: "its command line was refused", 130: "its process was interrupted"}
 LONGEST_PAUSE = 300.0
+# Commands whose hosts share rows, and where their supervisors' messages are, behind --out.
+SHARED = {"generate": ".supervisors", "evaluate": "/.supervisors"}
 # Certainty that the cause lies on this host: an aborted or failed process may only have lost another host.
 ABORTED, FAILED, STALLED, KILLED = 1, 2, 3, 4
 
@@ -26,20 +31,30 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """(the supervisor's own flags, arguments of main)."""
     parser = command_parser(
         "supervise", __doc__, allow_abbrev=False,
-        epilog="All other flags are those of python -m softmask_jax.main; see its --help. The run in --workdir goes on "
-        "where it stopped.",
+        epilog="All other flags are those of python -m softmask_jax.main; see its --help. The run in --workdir, by "
+        "default runs/<config>[-<variant>], goes on where it stopped. After the word `generate` or `evaluate` they are "
+        "those of that command, with --out.",
     )  # fmt: skip
     parser.add_argument("--restarts", type=int, default=3, help="in a row that come no step further (3)")
     for name, default, meaning in (
         ("back_off", 5.0, "before the first of them, then doubled (5)"),
         ("stall", 900.0, "that a step may take (900)"),
-        ("stall_else", 3600.0, "that all else may take: start and compilation, validation, samples, saving (3600)"),
+        ("stall_else", 3600.0, "that all else may take: start, --fetch and compilation, validation, samples, saving (3600)"),
         ("silence", 60.0, "without a sign of a host's supervisor (60)"),
         ("wait", 900.0, "for hosts to come, or to come back (900)"),
     ):
         parser.add_argument(f"--{name}", type=float, metavar="SECONDS", default=default, help=meaning)
     flags, rest = parser.parse_known_args(argv)
     return flags, [word for word in rest if word != "--"]
+
+
+def parse_shared(argv: list[str]) -> argparse.Namespace:
+    """Flags of `generate` and `evaluate` that a supervisor needs; the command itself refuses wrong ones."""
+    parser = command_parser("supervise", __doc__, allow_abbrev=False)
+    parser.add_argument("--out", required=True)
+    hosts.add_flags(parser)
+    flags, _ = parser.parse_known_args(argv)
+    return flags
 
 
 class Supervisor:
@@ -115,10 +130,11 @@ class Supervisor:
         self.furthest = max(self.furthest, reached)
         cause = self._cause()
         if self.fruitless > most:
-            last = f"no further than step {self.furthest}" if self.furthest >= 0 else "not to a first step"
+            unit = self.child.unit
+            last = f"no further than {unit} {self.furthest}" if self.furthest >= 0 else f"not to a first {unit}"
             return self._over(f"gave up: {most} restarts in a row came {last}. {cause}".strip(), 1)
-        pause = f"{self._pause():g} s"
-        self._print(f"{cause} Restart {self.fruitless} of {most} in {pause}, from the last checkpoint.".strip())
+        pause, last = f"{self._pause():g} s", "checkpoint" if self.child.unit == "step" else self.child.unit
+        self._print(f"{cause} Restart {self.fruitless} of {most} in {pause}, from the last {last}.".strip())
         return None
 
     def _pause(self) -> float:
@@ -219,17 +235,29 @@ class Supervisor:
 def supervise(argv: list[str]) -> int:
     """Exit status of the last attempt: as main's; 1 if given up; 143 if stopped unsaved."""
     flags, rest = parse(argv)
-    options, _ = main.parse(rest)  # exits on usage errors
+    if rest[:1] and rest[0] in SHARED:
+        name, rest, unit = rest[0], rest[1:], "row"
+        options = parse_shared(rest)
+        folder = f"{options.out}{SHARED[name]}"
+    else:
+        name, unit = "main", "step"
+        options, _ = main.parse(rest)  # exits on usage errors
+        folder, rest = options.workdir, [*rest, f"--workdir={options.workdir}"]
     member = hosts.from_flags(options)
-    signs = Peers(options.workdir, member.process, member.processes, every=min(5.0, flags.silence / 10))
-    command = [sys.executable, "-m", "softmask_jax.main", *rest]
-    child = Watched(command, stall=flags.stall, stall_else=flags.stall_else)
+    signs = Peers(folder, member.process, member.processes, every=min(5.0, flags.silence / 10))
+    command = [sys.executable, "-m", f"softmask_jax.{name}", *rest]
+    child = Watched(command, stall=flags.stall, stall_else=flags.stall_else, unit=unit)
     supervisor = Supervisor(child, signs, flags)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup
             signal.signal(number, supervisor.note)
     try:
-        return supervisor.run()
+        code = supervisor.run()
+        if name in SHARED and code == 0 and signs.shared and member.process == 0:
+            time.sleep(4 * supervisor.poll)  # until the others know that this host is done
+            with contextlib.suppress(OSError):
+                remove_tree(to_path(folder))
+        return code
     finally:
         child.close()
 

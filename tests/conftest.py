@@ -32,9 +32,10 @@ MOST_MAPS = 20_000
 
 # What takes longest, in this order, comes first, so that no process is left alone with it at the end.
 LONGEST = (
-    "test_several_hosts", "test_compile_sweep", "test_dream_memory", "test_readme", "test_kills", "test_dream_run",
+    "test_several_hosts", "test_bucket_run", "test_shared_rows", "test_compile_sweep", "test_dream_memory", "test_readme",
+    "test_kills", "test_dream_run",
     "test_notebooks", "test_hosts_mishaps", "test_evaluate", "test_generate_models", "test_tpu_compile", "test_compile",
-    "test_dream_whole", "test_ssh", "test_train", "test_blocks", "test_blocks_cache", "test_dora", "test_mdlm", "test_int8",
+    "test_dream_whole", "test_llada_run", "test_reproduce", "test_package", "test_ssh", "test_train", "test_blocks", "test_blocks_cache", "test_dora", "test_mdlm", "test_int8",
     "test_configs", "test_hostile", "test_models", "test_prepare", "test_scorer_tpu", "test_train_mishaps",
 )  # fmt: skip
 
@@ -65,3 +66,24 @@ def few_memory_maps():
     if Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """A bucket `runs` in memory, which this process and its children reach by gs://runs."""
+    pytest.importorskip("gcsfs")
+    pytest.importorskip("gcp_storage_emulator")
+    from softmask_jax.benchmarks.emulator import Emulator
+
+    with Emulator("runs") as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture
+def bucket(emulator, request):
+    """An empty folder of that bucket, `gs://runs/<test>`; without faults before and after the test."""
+    from softmask_jax.io.paths import to_path
+
+    yield to_path(f"gs://runs/{request.node.originalname or request.node.name}")
+    emulator.faults = lambda method, path: None

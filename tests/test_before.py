@@ -73,9 +73,15 @@ def dream_numbers(folder: str) -> dict:
 def run_numbers(run: str, after: int) -> dict:
     """What a finished run logged after a step, its summary, and its model."""
     summary = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
-    rows = [row for row in tiny_run.rows(Path(run)) if row["step"] > after]
-    found = {"rows": rows, "logits": logits(softmask_jax.load(run))}
-    return found | {name: summary[name] for name in ("step", "validation", "samples")}
+    rows = [without_counts(row) for row in tiny_run.rows(Path(run)) if row["step"] > after]
+    found = {"rows": rows, "logits": logits(softmask_jax.load(run)), "validation": without_counts(summary["validation"])}
+    return found | {name: summary[name] for name in ("step", "samples")}
+
+
+def without_counts(row: dict) -> dict:
+    """A row as versions wrote it that did not say on how much of the split it was taken."""
+    counts = {f"{unit}{of}" for unit in ("windows", "conversations") for of in ("", "_in_split")}
+    return {name: value for name, value in row.items() if name not in counts}
 
 
 def compare_numbers(*runs: str) -> dict:

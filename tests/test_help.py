@@ -48,6 +48,24 @@ def test_help_has_an_example_and_a_text_for_every_flag(command, capsys):
         assert text, f"{command} says nothing of {flag}"
 
 
+def test_help_loads_no_jax():
+    code = """if True:
+        import contextlib, importlib.util, io, runpy, sys
+        from softmask_jax.__main__ import COMMANDS
+        for module, _ in COMMANDS.values():
+            sys.argv = [module, "--help"]
+            try:
+                with contextlib.redirect_stdout(io.StringIO()) as page:
+                    runpy.run_module(f"softmask_jax.{module}", run_name="__main__", alter_sys=True)
+            except SystemExit as end:
+                absent = module == "evaluate.lm_eval" and not importlib.util.find_spec("lm_eval")
+                assert absent or not end.code and f"python -m softmask_jax.{module} " in page.getvalue(), module
+            assert "jax" not in sys.modules, module
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert not done.returncode, done.stderr
+
+
 def flags(said: str) -> list[tuple[str, str]]:
     """(flag, its help) of argparse's page."""
     page = said[said.index("options:") if "options:" in said else 0 :]

@@ -90,6 +90,20 @@ def test_a_workdir_that_cannot_be_used_is_named_in_one_line(command, capsys, tmp
         refused(capsys, command(), "run is in use by process", "another --workdir")
 
 
+def test_a_bucket_that_cannot_be_used_is_named_in_one_line(command, capsys, emulator, bucket):
+    emulator.requests.clear()
+    refused(capsys, command("--workdir=gs://nowhere/x"), "gs://nowhere/x", "there is no such bucket; give another")
+    emulator.faults = lambda method, path: 403
+    refused(capsys, command(f"--workdir={bucket}"), str(bucket), r"refused \(403\); grant roles/storage.objectAdmin")
+    emulator.faults = lambda method, path: 401
+    refused(capsys, command(f"--workdir={bucket}"), "no valid credentials; run `gcloud auth application-default login`")
+    assert len(emulator.requests) < 60  # no retries
+    for folder, reason in (("gs://runs", "names a bucket without a folder"), ("s3://a/b", "only gs://")):
+        with pytest.raises(SystemExit):
+            main.main(command(f"--workdir={folder}"))
+        assert reason in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_model_is_named_in_one_line(command, capsys, tmp_path):
     with RunFolder(tmp_path / "run") as folder:
         folder.write_config(tiny_run.settings(tmp_path, model__hidden_size=64))
@@ -98,7 +112,6 @@ def test_a_checkpoint_of_another_model_is_named_in_one_line(command, capsys, tmp
 
 def test_a_missing_or_unknown_flag_is_named_and_shown_with_the_usage(command, capsys):
     for arguments, pattern in (
-        (["--config", "configs/stdlib.py"], "the following arguments are required: --workdir"),
         (["--workdir", "runs/a"], "the following arguments are required: --config"),
         (command("--wrokdir=x"), "unrecognized arguments: --wrokdir=x"),
         (command("--profle"), "unrecognized arguments: --profle"),
@@ -109,12 +122,43 @@ def test_a_missing_or_unknown_flag_is_named_and_shown_with_the_usage(command, ca
         assert end.value.code == 2 and pattern in errors.splitlines()[-1] and "Traceback" not in errors
 
 
+def test_a_trace_is_of_a_few_steps_or_of_a_range_before_or_after_other_flags(command):
+    ask = lambda *words: main.parse(command(*words))[0].profile  # noqa: E731
+    assert ask() is False and ask("--profile") is True and ask("--profile", "--debug") is True
+    assert ask("--profile=5:9") == ask("--profile", "5:9", "--debug") == range(5, 9)
+    assert ask("--profile", "--config.train.steps=3") is True
+    assert main.parse(command("--profiler_port=9999"))[0].profiler_port == 9999
+
+
+@pytest.mark.parametrize("flag", ["--profile=9:5", "--profile=5:5", "--profile=0:5", "--profile=5", "--profile=5:", "--profile=a:b",
+                                  "--profile=1:2:3", "--profile=-1:3", "--profiler_port=0", "--profiler_port=70000",
+                                  "--profiler_port=x"])  # fmt: skip
+def test_a_range_that_is_none_and_a_port_that_is_none_are_refused_with_what_they_must_be(command, capsys, flag):
+    with pytest.raises(SystemExit) as end:
+        main.main(command(flag))
+    name, _, value = flag.partition("=")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and f"argument {name}: '{value}' is not " in last and re.search("1 <= A < B|1 to 65535", last)
+
+
+def test_steps_to_trace_that_the_run_does_not_have_are_refused(command, capsys):
+    refused(capsys, command("--profile=8:10"), "--profile=8:10 is not within the run's 8 steps", "A < B <= 9")
+
+
+def test_a_finished_run_tells_its_goodput(tmp_path):
+    summary = {"step": 3, "validation": crafted_run.scores(2.0, 0.1), "samples": [], "goodput": 0.75}
+    assert "Goodput" not in main.report(summary, str(tmp_path))
+    crafted_run.write_account(tmp_path, steps=45.0, start=15.0)
+    told = "Goodput: 75.0% training steps in 1 min 0 s, 3 starts (Start-up 25.0%)"
+    assert told in main.report(summary, str(tmp_path)).splitlines()
+
+
 def test_help_is_complete_and_shows_a_command_that_is_accepted(capsys):
     with pytest.raises(SystemExit) as end:
         main.main(["--help"])
     said = capsys.readouterr().out
     assert end.value.code == 0
-    for flag in ("--config", "--workdir", "--profile", "--debug", "--config.SECTION.KEY"):
+    for flag in ("--config", "--workdir", "--fetch", "--profile", "--profiler_port", "--debug", "--config.SECTION.KEY"):
         assert flag in said
     for key in config.flatten(config.Config().to_dict()):
         assert f"\n  {key} " in said

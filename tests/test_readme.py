@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from softmask_jax import config
+from softmask_jax import config, supervise
 from softmask_jax.config.command_line import split_overrides
 from softmask_jax.config.kinds import KINDS
 from softmask_jax.convert import tiny_dream
 from softmask_jax.evaluate.settings import Settings
+from softmask_jax.io.runs import default_folder
 from softmask_jax.models import families
 from tests.helpers.commands import command_module
 
@@ -67,6 +68,8 @@ def test_every_command_is_one_that_there_is(page, line, parsed):
     if not words:
         return
     module, given = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    if module == "softmask_jax.supervise" and given[0] in supervise.SHARED:
+        module, given = f"softmask_jax.{given[0]}", given[1:]
     try:
         with pytest.raises(Parsed):
             entry(module)(given)
@@ -145,6 +148,10 @@ def walked(tmp_path_factory):
             words = [re.sub(r"^(--config=configs/\w+\.py)$", r"\1:smoke", word) for word in words]
             words = ["--src=runs/tiny_dream/hf" if word.startswith("--src=hf://") else word for word in words]
             run(words[2], words[3:] + smaller(words))
+            if words[2] == "softmask_jax.main" and not any(word.startswith("--workdir=") for word in words):
+                # Without `:smoke` it would be there.
+                smoke = Path(default_folder(words[3].removeprefix("--config=")))
+                smoke.with_name(smoke.name.removesuffix("-smoke")).symlink_to(smoke.name)
             if words[2] == "softmask_jax.convert":
                 os.symlink(folder / "models" / "dream", folder / "runs" / "tiny_dream" / "model")
         yield folder, said
@@ -154,7 +161,7 @@ def smaller(words: list[str]) -> list[str]:
     """What makes a command quick that has no smoke variant, and fits it to eight devices."""
     if words[2] == "softmask_jax.evaluate":
         return ["--config.perplexity.max_windows=16", "--config.perplexity.draws=1"]
-    if "configs/dream7b.py:smoke" in words[3]:
+    if any("configs/dream7b.py:smoke" in word for word in words):
         return ["--config.train.micro_batches=1"]
     return ["--steps=4"] if words[2] == "softmask_jax.generate" else []
 
@@ -170,7 +177,7 @@ def test_the_ways_in_lead_to_runs_pages_numbers_and_a_dry_run(walked):
         assert (folder / "runs" / run_folder / "summary.json").is_file()
     assert (folder / "models/dream/manifest.json").is_file() and (folder / "page.html").stat().st_size > 10_000
     assert (folder / "evaluations/stdlib/results.md").is_file()
-    assert len(WAYS) == 7 and len(said) == 1
+    assert len(WAYS) == 8 and (folder / "demo.html").is_file() and len(said) == 1
     for line, done in said.items():
         assert done.returncode == 0 and "queued-resources create" in done.stdout, line
 

@@ -41,7 +41,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py
 
 def test_the_root_holds_the_rooms_of_the_table_and_little_else():
     entries = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    assert entries - MOVED == set(ROOMS) | {"__init__", "main", "supervise", "README.md"}
+    assert entries - MOVED == set(ROOMS) | {"__init__", "__main__", "main", "supervise", "README.md", "py.typed"}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room(p) in ROOMS], ids=lambda p: str(p.relative_to(PACKAGE)))

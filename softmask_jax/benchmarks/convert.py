@@ -55,10 +55,10 @@ class Random:
 def write_dream(folder: Path, *, shard_bytes: int = 5 * 10**9, **changes) -> int:
     """Write a folder like Hugging Face's Dream-7B with random weights and config `changes`; return its bytes."""
     config = SEVEN_BILLION | changes
-    sizes = dream.sizes(config)
+    sizes = dream.KEYS.sizes({"hf_config": config})
     specs = {
         key: Spec(np.dtype(jnp.bfloat16), tuple(sizes[letter] for letter in entry.shape))
-        for entry in dream.BACKBONE for _, key in keys(entry, config["num_hidden_layers"])
+        for entry in dream.backbone() for _, key in keys(entry, config["num_hidden_layers"])
     }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")

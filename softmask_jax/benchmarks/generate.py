@@ -26,7 +26,7 @@ from softmask_jax.diffusion import soft_masking, two_pass
 from softmask_jax.models import denoiser, dream_denoiser
 from softmask_jax.report.markdown import table
 from softmask_jax.samplers import BlockSampler, DreamSampler, MDLMSampler, SoftMask, commit, dream_draw
-from softmask_jax.samplers.options import run
+from softmask_jax.samplers.filling import run
 
 
 @dataclasses.dataclass(frozen=True)

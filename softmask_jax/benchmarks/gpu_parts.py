@@ -94,7 +94,7 @@ def _numbers(sizes: Sizes, dtype: str) -> tuple:
 
     shapes = jax.eval_shape(model.init, root_key(0))["backbone"]
     params = {"backbone": jax.tree_util.tree_map_with_path(weight, shapes),
-              "soft_mask": denoiser.initial_scalars(settings.soft_mask)()}
+              "soft_mask": denoiser.initial_soft_mask(settings.soft_mask, sizes.check_width)()}
 
     @jax.jit
     def run(params, batch):

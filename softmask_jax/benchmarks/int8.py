@@ -25,7 +25,8 @@ from softmask_jax.convert import converted, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data.chat.buckets import bucket_validation_batches
 from softmask_jax.diffusion import two_pass
-from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.response_loss import example_coins
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import write_atomically
 from softmask_jax.models import dream_denoiser

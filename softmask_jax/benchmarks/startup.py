@@ -67,7 +67,7 @@ def markdown(starts: Sequence[dict[str, float]]) -> str:
 @command()
 def main(argv: list[str]) -> None:
     parser = benchmark_parser("startup", __doc__, None)
-    parser.add_argument("--config", required=True, help="a file in configs/, or file:variant")
+    parser.add_argument("--config", required=True, help="a name such as stdlib or dream7b:int8, or a file")
     parser.add_argument("--starts", type=positive, default=2, help="the first with an empty compilation cache")
     parser.add_argument("--config.SECTION.KEY", metavar="VALUE", dest="_", help="override a key of the config")
     words, overrides = split_overrides(argv)

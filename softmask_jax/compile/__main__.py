@@ -1,7 +1,9 @@
 """Compile the real program for any TPU slice, on a machine without one, and report the compiler's plan:
 
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 [--config.mesh.fsdp=16 ...]
+    python -m softmask_jax.compile --config=configs/llada8b.py --topology=v5e:4x4
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v6e:2x2 --generate=entropy --rows=8,32
+    python -m softmask_jax.compile --config=configs/mdlm_owt.py --topology=v5e:4x4 --slices=2
     python -m softmask_jax.compile --config=configs/mdlm_owt.py --sweep --kinds=v5e,v6e --chips=1,4,16 --batches=128,512
     python -m softmask_jax.compile --config=configs/dream7b.py --topology=v5e:4x4 --tune --out=dream_v5e_4x4.py
     python -m softmask_jax.compile --scaling --out=launch/SCALING.md
@@ -26,8 +28,9 @@ def numbers(text: str) -> list[int]:
 def command_line() -> argparse.ArgumentParser:
     parser = command_parser("compile", __doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--config", default="", help="a file in configs/, or file:variant")
+    add("--config", default="", help="a name such as stdlib or dream7b:int8, or a file")
     add("--topology", default="", help="a TPU slice, such as v5e:4x4, v6e:1x1, v5p:2x2x1")
+    add("--slices", type=int, default=1, help="of --topology, over which config.mesh.dcn_data goes")
     add("--vocab_size", type=int, default=0, help="tokens of a dit, the mask included (GPT-2's)")
     add("--length", type=int, default=0, help="tokens of a row; 0 is the config's")
     add("--generate", nargs="?", const="", metavar="ALG", help="a sampler instead of the training step")
@@ -63,6 +66,8 @@ def main(argv: list[str]) -> int:
         parser.error("one of --topology and --sweep is required")
     if flags.tune and (flags.sweep or flags.generate is not None):
         parser.error("--tune is of a training step on one --topology")
+    if flags.slices != 1 and (flags.tune or not flags.topology):
+        parser.error("--slices is of a program on one --topology")
     check_writable("" if flags.json == "-" else flags.json)
     check_writable(flags.out, "--out")
     if flags.scaling:
@@ -107,7 +112,7 @@ def _read(flags, config, rows: int):
     from softmask_jax.compile.topology import Topology
     from softmask_jax.samplers.options import Options
 
-    topology, sizes = Topology(flags.topology), {"vocab_size": flags.vocab_size, "length": flags.length}
+    topology, sizes = Topology(flags.topology, flags.slices), {"vocab_size": flags.vocab_size, "length": flags.length}
     if flags.generate is None:
         program = programs.training(config, topology.devices(), **sizes)
     else:

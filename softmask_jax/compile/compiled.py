@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from softmask_jax.data.shards.cache import cache_folder, write_cached
+from softmask_jax.diffusion.vocab.positions import SCOPE
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,7 +34,7 @@ class Compiled:
 def compile_program(lowered, topology: str, *, cache: Path | None = None) -> Compiled:
     """Compile a `jax.stages.Lowered`; cached in `cache` (None: the user's) by its text, the slice and the compiler's
     versions. Raises the compiler's errors, except out-of-memory."""
-    parts = [topology]
+    parts = [topology, SCOPE]  # a name that the text must hold
     for name in ("jax", "jaxlib", "libtpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             parts.append(f"{name} {importlib.metadata.version(name)}")

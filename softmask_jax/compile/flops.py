@@ -1,7 +1,6 @@
 """FLOPs of a program's matrix products, counted in its jaxpr (a multiply-add is 2); closed form: `update_flops`.
 
 Unlike XLA's own count, loops are multiplied by their trip counts; conditionals count their costliest branch."""
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,23 +15,12 @@ TURNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Count:
-    flops: float = 0.0  # of all devices together
-    unknown: int = 0  # loops of unknown length
-
-    def __add__(self, other: "Count") -> "Count":
-        return Count(self.flops + other.flops, self.unknown + other.unknown)
-
-    def times(self, n: float) -> "Count":
-        return Count(self.flops * n, self.unknown)
-
-
 def count(
-    jaxpr: core.ClosedJaxpr | core.Jaxpr, trips: Callable[[int, bool], float] = lambda depth, inner: 1, depth: int = 0
-) -> Count:
-    """FLOPs of a jaxpr. trips(depth, inner): trip count of a `while` nested in `depth` others; inner: it holds one."""
-    return sum((_equation(eqn, trips, depth) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns), Count())
+    jaxpr: core.ClosedJaxpr | core.Jaxpr, trips: Callable[[str, int], float] = lambda scope, depth: 1, depth: int = 0
+) -> float:
+    """FLOPs of a jaxpr, of all devices together. trips(scope, depth): trip count of a `while`, by its scope of names
+    and the number of others around it."""
+    return sum(_equation(eqn, trips, depth) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
 def live(jaxpr: core.ClosedJaxpr) -> core.Jaxpr:
@@ -40,23 +28,23 @@ def live(jaxpr: core.ClosedJaxpr) -> core.Jaxpr:
     return dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[0]
 
 
-def _equation(eqn, trips, depth: int) -> Count:
+def _equation(eqn, trips, depth: int) -> float:
     name, inner = eqn.primitive.name, _inner(eqn)
     if not eqn.outvars and not eqn.effects:  # all results were kept by rematerialisation: XLA drops it
-        return Count()
+        return 0.0
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        return Count(2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted))
+        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
     if name == "conv_general_dilated":
         raise NotImplementedError("convolutions are not counted")
     if name == "cond":
-        return max((count(branch, trips, depth) for branch in inner), key=lambda c: c.flops)
+        return max(count(branch, trips, depth) for branch in inner)
     if name == "while":
-        body = count(eqn.params["body_jaxpr"], trips, depth + 1)
-        return body.times(trips(depth, body.unknown > 0)) + Count(unknown=1)
+        scope = str(eqn.source_info.name_stack)
+        return trips(scope, depth) * count(eqn.params["body_jaxpr"], trips, depth + 1)
     turns = TURNS[name](eqn.params) if name in TURNS else 1
-    return sum((count(jaxpr, trips, depth) for jaxpr in inner), Count()).times(turns)
+    return turns * sum(count(jaxpr, trips, depth) for jaxpr in inner)
 
 
 def _inner(eqn) -> list:

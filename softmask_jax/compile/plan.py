@@ -61,6 +61,8 @@ def plan(config, step: Step) -> list[Line]:
     """A binary run of `config.train.steps` updates, a soft-masked one per budget. ValueError for a binary config."""
     if config.soft_mask.variant == "none":
         raise ValueError("This config trains a binary model; give the soft-masked one, the plan shows both.")
+    if not config.counted:
+        raise ValueError("config.train.epochs are counted in the data; give --config.train.epochs=0 and the steps.")
     plain = step.flops[0] / (step.flops[1] - step.flops[0])
     ways, lines = [("binary", config.train.steps, 0.0)], []
     for name in BUDGETS:
@@ -160,7 +162,7 @@ def _range(ends: Ends) -> str:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("compile.plan", __doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--config", required=True, help="a soft-masked config in configs/, or file:variant")
+    add("--config", required=True, help="a soft-masked one: a name such as mdlm_owt, or a file")
     add("--topology", default="", help="a TPU slice, such as v5e:4x4, for which the step is compiled; [aot]")
     add("--run", default="", help="a run's folder, whose log says how long its steps took")
     add("--seconds", type=float, help="of a plain step")

@@ -1,22 +1,21 @@
 """Programs to compile: a config's training step, or a sampler over its model, on a mesh; all arrays are abstract."""
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from softmask_jax.config.jax_settings import root_key, settled
+from softmask_jax.convert import bases
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.models import families
 from softmask_jax.samplers import BlockSampler, dream_draw
 from softmask_jax.samplers.options import Options
 from softmask_jax.training import optimizer, train_state, train_step
-from softmask_jax.training.tasks.conversations import read_base
+from softmask_jax.training.tasks.task import read_base
 
 VOCAB_SIZE = 50_258
 DREAM_7B = {
@@ -24,6 +23,13 @@ DREAM_7B = {
     "num_key_value_heads": 4, "intermediate_size": 18_944, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
     "mask_token_id": 151_666, "tie_word_embeddings": False,
 }  # fmt: skip
+
+LLADA_8B = {
+    "vocab_size": 126_464, "embedding_size": 126_464, "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32,
+    "mlp_hidden_size": 12_288, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "mask_token_id": 126_336, "rope": True,
+    "weight_tying": False, "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms",
+}  # fmt: skip
+PUBLISHED = {"dream": DREAM_7B, "llada": LLADA_8B}  # of a base that is not there, by kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +57,12 @@ class Program:
 
 def build(config, mesh, *, vocab_size: int = 0, sizes: dict | None = None):
     """The denoiser of a config on a mesh. vocab_size: of a DiT; 0 is GPT-2's with the mask.
-    sizes: Hugging Face's config.json of a Dream; None is its base's, else Dream-7B's."""
+    sizes: Hugging Face's config.json of a base; None is that of `model.base`, else of Dream-7B or LLaDA-8B."""
     family, model = families.of(config.model.kind), config.model
     about = {"vocab_size": vocab_size or VOCAB_SIZE, "mask_token_id": (vocab_size or VOCAB_SIZE) - 1}
     if family.kind.from_base:
-        folder = Path(os.path.expanduser(model.base))
         if sizes is None:
-            sizes = read_base(folder, model.kind)["hf_config"] if (folder / "config.json").is_file() else DREAM_7B
+            sizes = read_base(model)["hf_config"] if bases.exists(model) else PUBLISHED[model.kind]
         about = {"hf_config": sizes}
     return family.build(model, config.soft_mask, about, mesh=mesh)
 
@@ -73,7 +78,7 @@ def training(config, devices, *, vocab_size: int = 0, length: int = 0, sizes: di
     micro = max(m for m in range(1, micro + 1) if rows % (m * shards) == 0)
     train = dataclasses.replace(config.train, global_batch_size=rows, micro_batches=micro)
     config, length = dataclasses.replace(config, train=train), length or config.longest_row
-    tx = optimizer.make(config.optimizer, config.updates)
+    tx = optimizer.make(config.schedule, config.updates)
     model = build(config, mesh, vocab_size=vocab_size, sizes=sizes)
     shapes = {"tokens": (rows, length), "rows": (rows,)}
     if config.data.source == "chat":
@@ -148,4 +153,4 @@ def _keys(shape: tuple[int, ...], layout):
 
 
 def _axes(mesh) -> str:
-    return "mesh " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    return "mesh " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if (axis, size) != ("dcn_data", 1))

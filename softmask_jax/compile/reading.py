@@ -4,11 +4,11 @@ import math
 
 from softmask_jax.compile import flops, hlo, traffic
 from softmask_jax.compile.compiled import Compiled, compile_program
-from softmask_jax.compile.hlo import Module
+from softmask_jax.compile.hlo import Instruction, Module
 from softmask_jax.compile.programs import Program, bytes_per_chip
 from softmask_jax.compile.topology import Topology
 from softmask_jax.compile.traffic import Traffic
-from softmask_jax.diffusion.vocab.positions import block_size
+from softmask_jax.diffusion.vocab.positions import SCOPE, block_size
 from softmask_jax.distributed import sharding
 from softmask_jax.training import update_flops
 
@@ -42,7 +42,7 @@ class Reading(Traffic):
 
     @property
     def slice(self) -> Topology:
-        return Topology(self.topology)
+        return Topology(self.topology, self.mesh["dcn_data"])
 
     @property
     def chips(self) -> int:
@@ -59,12 +59,12 @@ class Reading(Traffic):
     @property
     def rows_per_chip(self) -> int:
         """Rows of one micro-batch."""
-        return max(1, self.rows // self.micro // (self.mesh["data"] * self.mesh["fsdp"]))
+        return max(1, self.rows // self.micro // math.prod(self.mesh[axis] for axis in sharding.BATCH_AXES))
 
 
 def read(program: Program, topology: Topology, model, *, cache=None) -> Reading:
     """Compile and read a program. model: the config's section. cache: see `compile_program`."""
-    return of(program, topology, model, compile_program(program.traced.lower(), topology.name, cache=cache))
+    return of(program, topology, model, compile_program(program.traced.lower(), str(topology), cache=cache))
 
 
 def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro: int = 0) -> Reading:
@@ -73,7 +73,7 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
     rows = program.rows // program.micro * micro
     tokens, train = rows * program.length, program.kind == "train"
     loops = Loops(program, micro)
-    work = flops.count(flops.live(program.traced.jaxpr), loops.of_jaxpr).flops
+    work = flops.count(flops.live(program.traced.jaxpr), loops.of_jaxpr)
     if train:
         # Nearly all products are inside micro-batches.
         work = work * micro / program.micro
@@ -98,17 +98,17 @@ def of(program: Program, topology: Topology, model, compiled: Compiled, *, micro
 class Loops:
     """Assumed trip counts of loops of unknown length and of the micro-batch loop.
 
-    Innermost loops sweep the masked positions, on average half of all, or half of a slice's; the ones around them are
-    sampler calls or blocks."""
+    Those of `positions.SCOPE` sweep the masked positions, on average half of all, or half of a slice's; the ones around
+    them are a sampler's calls or blocks."""
 
     def __init__(self, program: Program, micro: int):
         self.program, self.micro = program, micro
         total = positions(program)
         self.sweep = (-(-total // block_size(total)) + 1) / 2
 
-    def of_jaxpr(self, depth: int, holds_another: bool) -> float:
+    def of_jaxpr(self, scope: str, depth: int) -> float:
         calls, blocks = self.program.calls, self.program.blocks
-        if not holds_another:
+        if SCOPE in scope:
             return self.dense(in_slice=depth > 1) if self.program.dense_block else self.sweep
         if depth == 0:
             return blocks or calls
@@ -123,9 +123,9 @@ class Loops:
         computed, masks = (program.slice_length,) * 2 if in_slice else (program.length, program.new_tokens)
         return (-(-rows * masks // program.dense_block(rows * computed)) + 1) / 2
 
-    def of_hlo(self, loop, known: int | None, depth: int, holds_another: bool) -> float:
+    def of_hlo(self, loop: Instruction, known: int | None, depth: int) -> float:
         if known is None:
-            return self.of_jaxpr(depth, holds_another)
+            return self.of_jaxpr(loop.op_name, depth)
         if self.program.kind == "train" and self.program.micro > 1 and loop.op_name in MICRO_BATCHES:
             # The micro-batch loop; the DiT's first micro-batch is outside.
             return known + self.micro - self.program.micro
@@ -141,7 +141,8 @@ def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     """Names of arrays with a number per token of the vocabulary and position of a chip.
 
     One dimension is the vocabulary, padded or not, whole or sharded. They have at least `SMALL_LOGITS` bytes, at least
-    as many elements as `positions` times the tensor axis's share of the vocabulary, and are no table [V D]."""
+    as many elements as `positions` times the tensor axis's share of the vocabulary, and are no table [V D] (where D is
+    the number of positions, an array [D V] counts)."""
     mesh, count = program.mesh.shape, positions(program)
     fewest = count * min(program.vocab_sizes) // mesh["tensor"]
     sizes = {v // cut for v in program.vocab_sizes for cut in {1, *mesh.values()} if v % cut == 0}
@@ -151,7 +152,8 @@ def whole_logits(module: Module, program: Program) -> tuple[str, ...]:
     held = [i for c in module.computations.values() if c.name not in fused for i in c.instructions.values()]
     lines = {}
     for i, array in ((i, array) for i in held if i.opcode not in traffic.FREE for array in i.arrays):
-        whole = any(array.size // v != program.width or count == program.width for v in sizes & set(array.dims))
+        whole = any(array.size // v != program.width or count == program.width and array.dims[0] != v
+                    for v in sizes & set(array.dims))
         if whole and array.nbytes >= SMALL_LOGITS and array.size >= fewest:
             dims = ",".join(map(str, array.dims))
             lines[i.op_name or i.name] = f"{array.dtype}[{dims}], {array.nbytes / 2**20:,.1f} MiB"

@@ -13,6 +13,10 @@ COMPUTE, HBM, LINKS = 0.7, 0.8, 0.9
 ASSUMED = (f"products at {COMPUTE:.0%} of the bfloat16 peak, HBM at {HBM:.0%} of its bandwidth, collectives as rings "
            f"over one dimension of the network at {LINKS:.0%} of its links; elementwise work free; between all three "
            "overlapping perfectly (first figure) and not at all (second)")
+ASSUMED_DCN = ("data-centre network at {:.3g} GB/s a chip (Google's figure for a pod or a chip), rings between slices by a "
+               "runtime on the hosts, overlapping like the rest. The compiler shows what a chip hands to that runtime "
+               "and where in the step, not how it is sent, with what delay, or what else is on the network")
+NO_DCN = "Google publishes no figure for its data-centre network, whose time is left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Roofline:
     compute_s: float
     hbm_s: float
     ici_s: float
+    dcn_s: float
     bound: str
     best_s: float
     worst_s: float
@@ -35,6 +40,7 @@ def roofline(reading: Reading) -> Roofline:
     times = {
         "compute": reading.flops / (chip.flops * COMPUTE), "memory": reading.hbm / (chip.hbm * HBM),
         "network": reading.sent / (chip.ici / chip.torus * LINKS),
+        "network between slices": reading.dcn / chip.dcn if chip.dcn else 0.0,
     }  # fmt: skip
     ends = max(times.values()), sum(times.values())
     tokens, utilisation = zip(*((reading.tokens / end, reading.model_flops / end / chip.flops) for end in ends))
@@ -72,7 +78,7 @@ def text(reading: Reading) -> str:
     """Readable report."""
     topology, gib = reading.slice, lambda size: f"{size / GIB:8.3f}"
     kept = ", ".join(f"{name} {size / GIB:.3f}" for name, size in reading.kept.items() if size)
-    lines = [f"Memory of a chip of {topology.name} ({topology.chips} chips), GiB"]
+    lines = [f"Memory of a chip of {topology} ({topology.chips} chips), GiB"]
     if reading.needed:
         lines += [f"  arguments                   ({kept})", f"  the compiler needs {gib(reading.needed)}"]
     else:
@@ -103,13 +109,21 @@ def _work(reading: Reading) -> list[str]:
         f"  HBM              {reading.hbm / 1e9:10.3f} GB, {reading.flops / max(reading.hbm, 1):.0f} FLOP a byte "
         f"(the chip is balanced at {chip.flops / chip.hbm:.0f})",
         f"  to other chips   {reading.sent / 1e9:10.3f} GB ({moved})",
+    ]  # fmt: skip
+    several, between = reading.slice.slices > 1, ""
+    if several:
+        between = f", between slices {times.dcn_s:.4g} s"
+        lines.append(f"  to other slices  {reading.dcn / 1e9:10.3f} GB")
+    lines += [
         f"Predicted, never run: bound by {times.bound} (compute {times.compute_s:.4g} s, HBM {times.hbm_s:.4g} s, "
-        f"network {times.ici_s:.4g} s)",
+        f"network {times.ici_s:.4g} s{between})",
         f"  {'step' if reading.kind == 'train' else 'all texts':17s}{times.best_s:10.4g} to {times.worst_s:.4g} s",
         "  tokens a second  {:10,.0f} to {:,.0f}".format(*times.tokens_per_s),
         "  utilisation      {:10.1%} to {:.1%} of ".format(*times.utilisation) + f"{chip.flops / 1e12:.0f} TFLOP/s",
         f"  assumed: {ASSUMED}.",
     ]
+    if several:
+        lines.append(f"  Between slices: {ASSUMED_DCN.format(chip.dcn / 1e9) if chip.dcn else NO_DCN}.")
     if reading.calls:
         lines.append(f"  Assumed as well: all {reading.calls} network calls are made, and masks vanish evenly.")
     return lines

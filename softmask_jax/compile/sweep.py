@@ -59,7 +59,7 @@ class Units:
         """Arguments of `reading.of`."""
         topology, rows = slice_of(unit.kind, unit.data * unit.group), unit.rows * unit.data * unit.fsdp
         train = dataclasses.replace(self.config.train, micro_batches=micro, global_batch_size=rows * micro)
-        mesh = Mesh(unit.data, unit.fsdp, unit.sequence, unit.tensor)
+        mesh = Mesh(data=unit.data, fsdp=unit.fsdp, sequence=unit.sequence, tensor=unit.tensor)
         chosen = {name: value for name in ("remat", "base_dtype") if (value := getattr(unit, name))}
         model = dataclasses.replace(self.config.model, **chosen)
         config = dataclasses.replace(self.config, train=train, mesh=mesh, model=model)

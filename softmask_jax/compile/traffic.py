@@ -31,38 +31,39 @@ class Traffic:
     payload: dict[str, float] = dataclasses.field(default_factory=dict)  # bytes of the arrays
     wire: dict[str, float] = dataclasses.field(default_factory=dict)  # bytes sent by a chip in a ring
     count: dict[str, float] = dataclasses.field(default_factory=dict)
-    unknown: int = 0  # loops of unknown length
+    dcn: float = 0.0  # bytes sent by a chip to other slices, beside all that
 
     def plus(self, other: "Traffic", times: float = 1.0) -> "Traffic":
         sums = {}
         for name in ("payload", "wire", "count"):
             own, more = getattr(self, name), getattr(other, name)
             sums[name] = own | {kind: own.get(kind, 0.0) + times * value for kind, value in more.items()}
-        return Traffic(self.hbm + times * other.hbm, **sums, unknown=self.unknown + other.unknown)
+        hbm, dcn = (getattr(self, name) + times * getattr(other, name) for name in ("hbm", "dcn"))
+        return Traffic(hbm, **sums, dcn=dcn)
 
     @property
     def sent(self) -> float:
-        """Bytes sent by a chip, all kinds together."""
+        """Bytes sent by a chip within its slice, all kinds together."""
         return sum(self.wire.values())
 
 
-# (loop, known trip count or None, depth among unknown loops, whether it holds another one) -> trip count
-Trips = Callable[[Instruction, int | None, int, bool], float]
+# (loop, known trip count or None, number of loops of unknown length around it) -> trip count
+Trips = Callable[[Instruction, int | None, int], float]
 
 
-def measure(module: Module, trips: Trips = lambda loop, known, depth, inner: 1 if known is None else known) -> Traffic:
+def measure(module: Module, trips: Trips = lambda loop, known, depth: 1 if known is None else known) -> Traffic:
     """Traffic of the whole program; by default loops of unknown length count once."""
     return _Walk(module, trips).computation(module.computations[module.entry], 0)
 
 
 def group_size(attributes: str) -> int:
-    """Number of chips in a collective, from its attributes; 0 is all."""
+    """Number of chips in a collective, or of slices in a transfer, from its attributes; 0 is all."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
         return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", match[2]))
     if size := first(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(size)
-    members = first(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    members = first(r'(?:replica_groups=|megascale_target="?)\{+([\d,]+)\}', attributes)
     return 0 if members is None else members.count(",") + 1
 
 
@@ -84,9 +85,8 @@ class _Walk:
     def instruction(self, i: Instruction, inside: Computation, depth: int) -> Traffic:
         if i.opcode == "while":
             known = self.module.trips(i, inside)
-            unknown = known is None
-            body = self.computation(self.computations[i.called("body")], depth + unknown)
-            return Traffic(unknown=int(unknown)).plus(body, self.trips(i, known, depth, body.unknown > 0))
+            body = self.computation(self.computations[i.called("body")], depth + (known is None))
+            return Traffic().plus(body, self.trips(i, known, depth))
         if i.opcode == "conditional":
             branches = [self.computation(self.computations[b], depth) for b in i.branches()]
             return max(branches, key=lambda t: (t.hbm, t.sent))
@@ -96,6 +96,8 @@ class _Walk:
         if is_free_call or i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
             return Traffic()
         moved = Traffic(self.moved(i, inside))
+        if i.opcode == "send":
+            return moved.plus(_sent_to_slices(i, inside))
         if i.opcode.removesuffix("-start") in KINDS:
             return moved.plus(_collective(i, inside))
         if i.opcode == "fusion":
@@ -120,6 +122,8 @@ class _Walk:
             copies = [a for a in i.arrays if a.dims][: 1 if i.opcode == "copy-start" else None]
             copy = min(copies, key=lambda a: a.nbytes, default=Array("pred", (0,), 0))
             return (0 if operands[0][0].space else copy.nbytes) + copy.hbm
+        if i.opcode == "send":
+            return sum(map(_hbm, operands))
         if i.opcode.endswith("-start"):
             return _hbm(i.arrays)  # a collective's operands and results
         return sum(map(_hbm, operands)) + _hbm(i.arrays)
@@ -145,7 +149,7 @@ class _Walk:
                 inner = self.computations[user.called("calls")]
                 used = [p for p, o in zip(inner.parameters, user.operands) if o == name]
                 total += sum(self.read(fused, user.name) if _viewed(inner) == p else self.read(inner, p) for p in used)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            elif user.opcode in UPDATES and user.operands[0] == name:
                 continue
             elif user.opcode not in ("tuple", "custom-call", *KINDS):
                 return whole
@@ -191,6 +195,14 @@ def _collective(i: Instruction, inside: Computation, kind: str = "") -> Traffic:
     share = (members - 1) / members if members else 1.0
     wire = payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
     return Traffic(0.0, {kind: payload}, {kind: wire}, {kind: 1.0})
+
+
+def _sent_to_slices(i: Instruction, inside: Computation) -> Traffic:
+    """A transfer to other slices: over the hosts, by a runtime that does the collective. Assumed to be a ring."""
+    kind, members = first(r'megascale_transfer_type="(\w+)"', i.attributes), group_size(i.attributes)
+    share = (members - 1) / members if members else 1.0
+    factor = {"ALL_REDUCE": 2 * share, "ALL_GATHER": members - 1, "ONE_TO_ONE": 1.0}.get(kind, share)
+    return Traffic(dcn=factor * sum(a.nbytes for arrays in _operands(i, inside) for a in arrays))
 
 
 def _starts(fused: Computation) -> bool:

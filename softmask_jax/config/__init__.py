@@ -22,6 +22,11 @@ from softmask_jax.config.sections import (
 )
 
 
+FOLDER = "configs"
+# The longest warm-up where `train.epochs` decides, as a share of the updates; that of the paper's fine-tuning.
+WARMUP_SHARE = 0.03
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     model: Model = Model()
@@ -38,8 +43,22 @@ class Config:
 
     @property
     def updates(self) -> int:
-        """`train.updates` of a run that has begun; else what the budget buys, from the layers' products alone."""
+        """`train.updates` of a run that has begun; else what the budget buys for `train.steps`, from the layers'
+        products alone."""
         return self.train.updates or self.bought(layer_passes(self.model))
+
+    @property
+    def counted(self) -> bool:
+        """Whether `updates` is that of the run: `train.epochs` are counted in its data first."""
+        return bool(self.train.updates or not self.train.epochs)
+
+    @property
+    def schedule(self) -> Optimizer:
+        """The optimiser, its warm-up with `train.epochs` at most WARMUP_SHARE of the updates."""
+        if not self.train.epochs:
+            return self.optimizer
+        longest = round(WARMUP_SHARE * self.updates)
+        return dataclasses.replace(self.optimizer, warmup_steps=min(self.optimizer.warmup_steps, longest))
 
     @property
     def longest_row(self) -> int:
@@ -55,6 +74,10 @@ class Config:
 
     def with_updates(self, updates: int) -> "Config":
         return dataclasses.replace(self, train=dataclasses.replace(self.train, updates=updates))
+
+    def with_steps(self, steps: int) -> "Config":
+        """`train.steps` of `train.epochs`; what the budget buys for them is open again."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps, updates=0))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -73,11 +96,16 @@ def of_run(values: Mapping) -> Config:
 
 
 def begun(config: Config, stored: Mapping | None) -> Config:
-    """`config` with the updates of its run, whose config.json is `stored`, while steps and budget are the same."""
+    """`config` with the updates of its run, whose config.json is `stored`, while steps or epochs, and budget, are the
+    same."""
     if stored is None or config.train.updates:
         return config
     old = of_run(stored)
-    now, then = ((c.train.steps, c.train.budget, c.soft_mask.variant, c.soft_mask.p_sm) for c in (config, old))
+    if config.train.epochs and config.train.epochs == old.train.epochs:
+        config = config.with_steps(old.train.steps)
+    now, then = (
+        (c.train.steps, c.train.epochs, c.train.budget, c.soft_mask.variant, c.soft_mask.p_sm) for c in (config, old)
+    )
     return config.with_updates(old.updates) if now == then else config
 
 
@@ -111,22 +139,56 @@ def _section(section: str, entries: dict, defaults):
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `configs/name.py[:variant]`, which defines `get_config()` or `get_config(variant)`; apply overrides, strings
-    `section.key=value` with Python literals or plain text; complete and validate. FileNotFoundError, ValueError."""
+    """Read `FILE[:variant]` or `NAME[:variant]` (see `located`), which defines `get_config()` or `get_config(variant)`;
+    apply overrides, strings `section.key=value` with Python literals or plain text; complete and validate.
+    FileNotFoundError, ValueError."""
     return from_dict(read(path, overrides, Config))
 
 
 def read(path: str, overrides: Sequence[str], schema: type) -> dict:
     """A config file with its overrides as nested dicts, not checked yet; see `load`."""
-    path, variant = os.path.expanduser(path), ""
-    if not Path(path).is_file() and ":" in path:
-        path, _, variant = path.rpartition(":")
-    if not Path(path).is_file():
-        here = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.py"))) or "none in that folder"
-        raise FileNotFoundError(f"No config file at '{path}'. Config files there: {here}.")
+    path, variant = located(path)
     values = _run(path, variant)
     override(values, overrides, path, schema)
     return values
+
+
+def located(path: str) -> tuple[str, str]:
+    """(file, variant) of `FILE[:variant]` or `NAME[:variant]`, "" for none: a file, or a name in `folders`.
+    FileNotFoundError, naming what there is."""
+    path, variant = os.path.expanduser(path), ""
+    if not _file(path) and ":" in path:
+        path, _, variant = path.rpartition(":")
+    if file := _file(path):
+        return file, variant
+    folder = os.path.dirname(path)
+    if folder and os.path.isdir(folder):
+        known = sorted(str(file) for file in Path(folder).glob("*.py"))
+        raise FileNotFoundError(f"No config file at '{path}'. Config files there: {', '.join(known) or 'none'}.")
+    raise FileNotFoundError(f"There is no config '{path}'. Configs: {', '.join(names()) or 'none'}; or give a file.")
+
+
+def _file(path: str) -> str:
+    """The config file that `path` names, "" if none does. An installed package's configs stand for a missing folder."""
+    if os.path.isfile(path):
+        return path
+    folder, name = os.path.split(path)
+    if folder and (os.path.isdir(folder) or os.path.basename(folder) != FOLDER):
+        return ""
+    files = (os.path.join(folder, f"{name.removesuffix('.py')}.py") for folder in folders())
+    return next(filter(os.path.isfile, files), "")
+
+
+def folders() -> list[str]:
+    """Folders of configs that have a name: `configs` here, and the package's (beside it in a checkout)."""
+    package = Path(__file__).parent.parent
+    here = [FOLDER] if os.path.isdir(FOLDER) else []
+    return here + [str(folder) for folder in (package / FOLDER, package.parent / FOLDER) if folder.is_dir()][:1]
+
+
+def names() -> list[str]:
+    """Names of all configs in `folders`."""
+    return sorted({file.stem for folder in folders() for file in Path(folder).glob("*.py")})
 
 
 def override(values: dict, overrides: Iterable[str], path: str, schema: type) -> None:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-from softmask_jax.config import streams
+from softmask_jax.config import progress, streams
 
 # Faults of the user, the files or the machine; anything else is a bug of this package.
 ERRORS = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
@@ -25,6 +25,8 @@ def command(*, interrupted: str = "Interrupted.", debug: bool = False, out_of_me
             if argv is None:
                 _decode_as_utf8()
             streams.secure()
+            if argv is None:
+                progress.plain_logs()
             words = list(sys.argv[1:] if argv is None else argv)
             try:
                 status = body(words) or 0

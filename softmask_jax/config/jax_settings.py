@@ -1,5 +1,6 @@
 """Settings of JAX and XLA that decide numbers: held at one value, refused, or recorded; random keys."""
 import contextlib
+import numbers
 import os
 from collections.abc import Iterator
 
@@ -76,6 +77,14 @@ def _flag(name: str, default):
 def root_key(seed: int) -> jax.Array:
     """jax.random.key(seed) whatever implementation, offset or integer size the process has set."""
     return jax.random.wrap_key_data(np.array([0, seed & 0xFFFFFFFF], np.uint32), impl=KEY_IMPL)
+
+
+def checked_seed(seed: int) -> int:
+    """The seed. ValueError unless it is an integer of 32 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        shown = seed if isinstance(seed, numbers.Real) else type(seed).__name__
+        raise ValueError(f"seed must be an integer in 0 .. 2**32 - 1, not {shown}.")
+    return int(seed)
 
 
 def checked_key(key: jax.Array) -> jax.Array:

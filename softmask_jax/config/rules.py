@@ -1,7 +1,7 @@
 """Rules over several keys of a config; those of a single key are in `sections`."""
 from softmask_jax.config.kinds import KINDS
 
-CONVERT = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst=models/dream makes one"
+CONVERT = "python -m softmask_jax.convert --src={kind.source} --dst=models/{model.kind} makes one"
 EXAMPLES = {
     "files": "texts/**/*.txt",
     "jsonl": "texts/*.jsonl",
@@ -10,9 +10,11 @@ EXAMPLES = {
     "hf": "Skylion007/openwebtext:train",
     "shards": "data/owt",
     "mixture": "0.7 jsonl:web/*.jsonl; 0.3 stdlib",
-    "chat": "jsonl:chats/*.jsonl",
+    "chat": "chats.jsonl",
 }
-BASED_ONLY = {"base": "", "adapter": "none", "param_dtype": "float32", "base_dtype": "float"}
+# Choices of objective.loss.
+LOSSES = {"chat": ("dream", "llada"), "text": ("nelbo", "llada")}
+BASED_ONLY = {"base": "", "base_source": "", "adapter": "none", "param_dtype": "float32", "base_dtype": "float"}
 
 
 def check(config) -> None:
@@ -42,7 +44,7 @@ def _rules(config):
     )
     yield data.seq_len < 4, "config.data.seq_len must be at least 4: a window holds BOS, EOS and text between them."
     yield kind.from_base and not model.base, (
-        f"config.model.kind is '{model.kind}': name the converted model with config.model.base; {CONVERT}."
+        f"config.model.kind is '{model.kind}': name the converted model with config.model.base; {CONVERT.format(kind=kind, model=model)}."
     )
     yield kind.from_base and model.base_dtype == "int8" and model.adapter == "none", (
         "config.model.base_dtype is 'int8', which cannot be trained: train an adapter on it "
@@ -52,8 +54,12 @@ def _rules(config):
         f"config.model.{', '.join(BASED_ONLY)} are for config.model.kind={_kinds('from_base')}."
     )
     chats = data.source == "chat"
-    yield kind.chat != chats, (
+    yield not (kind.chat if chats else kind.text), (
         f"config.data.source=chat and config.model.kind={_kinds('chat')} belong together: give both or neither."
+    )
+    losses = LOSSES["chat" if chats else "text"]
+    yield objective.loss and objective.loss not in losses, (
+        f"config.objective.loss is '{objective.loss}', for config.data.source={data.source} take {' or '.join(losses)}."
     )
     yield chats and not 0 < objective.t_min <= objective.t_max <= 1, (
         "config.objective must have 0 < t_min <= t_max <= 1."

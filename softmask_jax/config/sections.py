@@ -5,14 +5,16 @@ from softmask_jax.config.kinds import KINDS
 from softmask_jax.config.keys import BELOW_ONE, FRACTION, INSIDE, NON_NEGATIVE, POSITIVE, SHARE, key
 
 DTYPES = ("float32", "bfloat16")
+LOSSES, WEIGHTS = ("", "nelbo", "dream", "llada"), ("time", "context_adaptive", "uniform")
 SOURCES = ("stdlib", "files", "jsonl", "parquet", "tfds", "hf", "shards", "mixture", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     # Network
-    kind: str = key("dit", "network; dream reads its sizes from `base`", KINDS)
-    base: str = key("", "folder of a converted model (kind dream)")
+    kind: str = key("dit", "network; dream and llada read their sizes from `base`", KINDS)
+    base: str = key("", "folder of a converted model (not dit)")
+    base_source: str = key("", "what `base` is converted from: hf://OWNER/NAME, or a folder (not dit)")
     # Sizes (kind dit)
     hidden_size: int = key(768, "width of the residual stream, features", POSITIVE)
     num_blocks: int = key(12, "transformer blocks", POSITIVE)
@@ -22,12 +24,12 @@ class Model:
     dropout: float = key(0.1, "rate on the residual branches", BELOW_ONE)
     rope_base: float = key(1e4, "base of the rotary angles")
     # Precision and memory
-    param_dtype: str = key("float32", "parameters of a base, or of a trained whole model in use (kind dream)", DTYPES)
-    base_dtype: str = key("float", "storage of a base's kernels; int8 needs an adapter (kind dream)", ("float", "int8"))
+    param_dtype: str = key("float32", "parameters of a base, or of a trained whole model in use (not dit)", DTYPES)
+    base_dtype: str = key("float", "storage of a base's kernels; int8 needs an adapter (not dit)", ("float", "int8"))
     compute_dtype: str = key("bfloat16", "matrix products", DTYPES)
-    remat: str = key("none", "recomputed in backward passes: none | attention | products | dots | mlp (dream) | full")
+    remat: str = key("none", "recomputed in backward passes: none | attention | products | dots | mlp (not dit) | full")
     attention: str = key("auto", "implementation: auto | xla | cudnn (a GPU) | splash (a TPU)")
-    # Adapter on a frozen base (kind dream)
+    # Adapter on a frozen base (not dit)
     adapter: str = key("none", "weights that train", ("none", "lora", "dora"))
     adapter_rank: int = key(16, "rank of the adapter's products", POSITIVE)
     adapter_alpha: float = key(16.0, "the adapter's scale x rank", POSITIVE)
@@ -37,8 +39,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class SoftMask:
-    variant: str = key("topk", "what is mixed into masks", ("topk", "full", "slerp", "none"))
-    k: int = key(3, "predictions mixed into a mask (topk)", POSITIVE)
+    variant: str = key("topk", "what is mixed into masks", ("topk", "full", "slerp", "hidden", "none"))
+    k: int = key(3, "predictions mixed into a mask (topk, slerp)", POSITIVE)
     p_sm: float = key(0.8, "probability of a two-pass training step", FRACTION)
     # Start of the learned weight lambda and of the temperature
     init_scale: float = key(0.0, "omega_s, the largest lambda", FRACTION)
@@ -49,16 +51,22 @@ class SoftMask:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
+    loss: str = key("", "loss: nelbo (running text) | dream (conversations) | llada; '' for that of the kind", LOSSES)
     noise_eps: float = key(1e-3, "alpha at t = 1: the share of tokens that stay unmasked", BELOW_ONE)
     fresh_noise: bool = key(True, "draw t, masks and coins anew in every epoch; False repeats the first epoch's")
     # Running text
     t_eps: float = key(1e-3, "smallest t", INSIDE)
     stratified: bool = key(True, "stratify t over the batch")
-    # Conversations (model.kind dream)
-    t_min: float = key(0.2, "smallest t")
-    t_max: float = key(0.8, "largest t")
-    t_per: str = key("row", "what draws a t of its own", ("row", "batch"))
-    weighting: str = key("time", "weights of the loss; time is 1/t", ("time", "context_adaptive"))
+    short_batches: float = key(0.01, "share of the batches that are cut to a random length (loss llada)", FRACTION)
+    # Conversations
+    t_min: float = key(0.2, "smallest t (loss dream)")
+    t_max: float = key(0.8, "largest t (loss dream)")
+    t_per: str = key("row", "what draws a t of its own (loss dream)", ("row", "batch"))
+    weighting: str = key("time", "weights; time is 1/t, context_adaptive is for loss dream, uniform for llada", WEIGHTS)
+    divisor: str = key("response", "tokens that divide a row's loss: its response's with pads, the batch's mean "
+                       "response's (tokens) or 1 (rows) (loss llada)", ("response", "tokens", "rows"))  # fmt: skip
+    weight_eps: float = key(0.0, "added to the probability of a mask in its weight; dllm: 1e-6 (loss llada)",
+                            NON_NEGATIVE)  # fmt: skip
     cart_p: float = key(0.1, "decay with distance, of a geometric distribution (context_adaptive)")
     supervise_pads: bool = key(True, "supervise the pads behind a response")
 
@@ -69,8 +77,9 @@ class Texts:
 
     source: str = key("stdlib", "kind of `paths`; chat is conversations, the others running text", SOURCES)
     paths: str = key("", "comma-separated globs (files, jsonl, parquet) | NAME:SPLIT (tfds, hf) | folders (shards) | "
-                     "`0.7 jsonl:web/*.jsonl; 0.3 stdlib` (mixture) | sources joined by `;`, each jsonl:GLOBS, "
-                     "parquet:GLOBS or hf:NAME:SPLIT, behind a `|` its validation rows (chat)")  # fmt: skip
+                     "`0.7 jsonl:web/*.jsonl; 0.3 stdlib` (mixture) | sources joined by `;`, each GLOBS of "
+                     "*.jsonl, *.json or *.parquet, jsonl:GLOBS, parquet:GLOBS or hf:NAME:SPLIT, behind a `|` its "
+                     "validation rows (chat)")  # fmt: skip
     text_key: str = key("text", "field that holds the text (jsonl, parquet, tfds, hf)")
     separator: str = key("", "text between the documents of a file (files)")
     detokenizer: str = key("", "undo the spacing of a tokenized corpus", ("", "lm1b"))
@@ -98,6 +107,8 @@ class Data(Texts):
     max_tokens: int = key(2048, "longest prompt and response kept, tokens", POSITIVE)
     min_response: int = key(5, "shortest response kept, tokens", POSITIVE)
     shuffle_seed: int = key(1231, "seed of splitting and shuffling")
+    pads: str = key("some", "pads behind a response: 0 to 49, then up to a multiple of 8; or to the end of the row",
+                    ("some", "row"))  # fmt: skip
     buckets: str = key("", "lengths of rows such as 512,1024,2048, multiples of 128 tokens; '' for every multiple")
 
 
@@ -106,7 +117,7 @@ class Optimizer:
     learning_rate: float = key(3e-4, "peak rate of the network", POSITIVE)
     sm_learning_rate: float = key(1e-2, "peak rate of the soft-masking scalars", POSITIVE)
     schedule: str = key("constant", "learning rates after warm-up", ("constant", "cosine"))
-    warmup_steps: int = key(2500, "linear warm-up from 0, updates", NON_NEGATIVE)
+    warmup_steps: int = key(2500, "linear warm-up from 0, updates; with epochs at most 3 % of the run", NON_NEGATIVE)
     # AdamW
     b1: float = key(0.9, "decay of the first moment", BELOW_ONE)
     b2: float = key(0.999, "decay of the second moment", BELOW_ONE)
@@ -118,7 +129,9 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    steps: int = key(1_000_000, "updates of a binary (variant none) run", POSITIVE)
+    steps: int = key(1_000_000, "updates of a binary (variant none) run, unless epochs is set", POSITIVE)
+    epochs: float = key(0.0, "passes of a binary run over the training set, instead of steps; 0 for steps",
+                        NON_NEGATIVE)  # fmt: skip
     budget: str = key("iso_update", "updates of a soft-masked run: as many, half, or what the same FLOPs pay for",
                       ("iso_update", "iso_compute_paper", "iso_flops"))  # fmt: skip
     updates: int = key(0, "updates of a run, set in its config.json; 0 for what the budget buys", NON_NEGATIVE)
@@ -134,6 +147,8 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
+    dcn_data: int = key(-1, "TPU slices over rows, joined by the data-centre network; -1 for as many as there are")
+    # Within a slice
     data: int = key(-1, "devices over rows; -1 for all that are left (one axis may be -1)")
     fsdp: int = key(1, "devices over rows, parameters and optimiser state")
     sequence: int = key(1, "devices over the positions of activations")

@@ -8,11 +8,11 @@ import numpy as np
 
 from softmask_jax.convert.tensors import Tensors, View, whole
 from softmask_jax.convert.wrappers import old_keys
-from softmask_jax.models.keys import dream
+from softmask_jax.models.keys import Products
 from softmask_jax.models.nn.config_fields import check_unknown, check_values, is_off
 
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(model\.layers\.\d{1,4}\.(?:self_attn|mlp)\.\w+?_proj)"
+    r"(?:base_model\.model\.)?(model\.(?:layers|transformer\.blocks)\.(\d{1,4})\.(?:(?:self_attn|mlp)\.)?(\w+))"
     r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
 FILE = "adapter_config.json"
@@ -29,7 +29,7 @@ INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Adapter(NamedTuple):
-    """W' = W + scaling B A, with DoRA each row rescaled to its magnitude. targets: our names, in `LINEAR`'s order."""
+    """W' = W + scaling B A, with DoRA each row rescaled to its magnitude. targets: our names, in the table's order."""
 
     rank: int
     alpha: float
@@ -42,7 +42,7 @@ class Adapter(NamedTuple):
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def read_config(config: Mapping) -> Adapter:
+def read_config(config: Mapping, products: Products) -> Adapter:
     """PEFT's adapter_config.json. Raises ValueError, one line, for anything but LoRA and DoRA as built here."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{FILE}: peft_type is {config.get('peft_type')!r:.40}; LORA (with or without DoRA) is built.")
@@ -55,43 +55,50 @@ def read_config(config: Mapping) -> Adapter:
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 0 < rank < 10**5 or type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise ValueError(f"{FILE}: r {rank!r:.40} and lora_alpha {alpha!r:.40} must be numbers, r above 0.")
-    if not _are_names(targets):
-        raise ValueError(f"{FILE}: target_modules is {targets!r:.100}; a list of {', '.join(dream.TARGETS)} is built.")
-    ours = {dream.TARGETS[target] for target in targets}
-    ordered = tuple(name for name in dream.LINEAR if name in ours)
+    if not _are_names(targets, products):
+        built = ", ".join(products.targets)
+        raise ValueError(f"{FILE}: target_modules is {targets!r:.100}; a list of {built} is built.")
+    ours = {products.targets[target] for target in targets}
+    ordered = tuple(name for name in products.linear if name in ours)
     return Adapter(rank, alpha, bool(config.get("use_dora")), bool(config.get("use_rslora")), ordered)
 
 
-def with_listed_targets(config: Mapping, keys: Iterable[str]) -> dict:
+def with_listed_targets(config: Mapping, keys: Iterable[str], products: Products) -> dict:
     """The config with `target_modules` as a list of names, instead of a pattern or with `exclude_modules`.
     A foreign pattern is never run: the names come from the file's (canonical) keys. ValueError if layers differ."""
     targets, excludes = config.get("target_modules"), not is_off(config.get("exclude_modules"))
     if targets == "all-linear" and not excludes:
-        return {**config, "target_modules": list(dream.TARGETS)}
-    paths = isinstance(targets, list) and _are_names([str(target).split(".")[-1] for target in targets])
-    if not (isinstance(targets, str) or paths) or (_are_names(targets) and not excludes):
+        return {**config, "target_modules": list(products.targets)}
+    paths = isinstance(targets, list) and _are_names([str(target).split(".")[-1] for target in targets], products)
+    if not (isinstance(targets, str) or paths) or (_are_names(targets, products) and not excludes):
         return dict(config)
     layers: dict[int, set[str]] = {}
     for parts in filter(None, map(KEY.fullmatch, keys)):
-        _, _, number, _, name = parts[1].split(".")
-        layers.setdefault(int(number), set()).add(name)
+        layers.setdefault(int(parts[2]), set()).add(parts[3])
     adapted = set().union(*layers.values())
     for number in range(max(layers, default=-1) + 1):
         if lacking := adapted - layers.get(number, set()):
             message = f"target_modules and exclude_modules leave {', '.join(sorted(lacking))} of layer {number} away"
             raise ValueError(f"{FILE}: {message}; only the same modules in every layer are built.")
-    return {**config, "target_modules": [name for name in dream.TARGETS if name in adapted] or targets}
+    return {**config, "target_modules": [name for name in products.targets if name in adapted] or targets}
 
 
-def write_config(adapter: Adapter, base: str) -> dict:
+def write_config(adapter: Adapter, base: str, products: Products) -> dict:
     """PEFT's adapter_config.json of an adapter that was trained here."""
-    theirs = {ours: name for name, ours in dream.TARGETS.items()}
-    return {
+    theirs = {ours: name for name, ours in products.targets.items()}
+    return without_namesakes({
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
         "init_lora_weights": True, "lora_alpha": adapter.alpha, "lora_dropout": 0.0, "modules_to_save": None,
         "peft_type": "LORA", "r": adapter.rank, "target_modules": [theirs[name] for name in adapter.targets],
         "task_type": "CAUSAL_LM", "use_dora": adapter.use_dora, "use_rslora": adapter.use_rslora,
-    }  # fmt: skip
+    }, products)  # fmt: skip
+
+
+def without_namesakes(config: Mapping, products: Products) -> dict:
+    """The config with `exclude_modules`, where its targets name other modules, too: PEFT looks at the end of a path."""
+    targets = {products.targets.get(name) for name in config["target_modules"]}
+    modules = [module for ours, module in products.namesakes.items() if ours in targets]
+    return dict(config) if not modules or config.get("exclude_modules") else {**config, "exclude_modules": modules}
 
 
 def canonical_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -100,20 +107,29 @@ def canonical_keys(keys: Iterable[str]) -> dict[str, str]:
     def saved(key: str) -> str:
         if (parts := KEY.fullmatch(key)) is None:
             return key
-        suffix = "" if parts[2] == "lora_magnitude_vector" else ".weight"
-        return f"base_model.model.{parts[1]}.{parts[2]}{suffix}"
+        suffix = "" if parts[4] == "lora_magnitude_vector" else ".weight"
+        return f"base_model.model.{parts[1]}.{parts[4]}{suffix}"
 
     return old_keys(((saved(key), key) for key in keys), "The adapter")
 
 
-def _are_names(targets) -> bool:
-    return isinstance(targets, list) and bool(targets) and all(str(target) in dream.TARGETS for target in targets)
+def check_namesakes(config: Mapping, keys: Iterable[str], products: Products) -> None:
+    """ValueError for an adapter on a module that only has the last name of a product, as LLaDA's head has."""
+    for key in keys:
+        for module in products.namesakes.values():
+            if key.removeprefix("base_model.model.").startswith(f"{module}."):
+                remedy = f"only products of the layers are built: train it with exclude_modules={[module]}"
+                targets = config.get("target_modules")
+                raise ValueError(f"{FILE}: target_modules is {targets!r:.100}, which adapts {module}; {remedy}.")
 
 
-def merged(base: Tensors, tensors: Tensors, adapter: Adapter) -> Tensors:
-    """Dream's base with PEFT's adapter, computed in float32: W' = W + s B A; DoRA: m W' / ||W'||."""
-    names = "|".join(re.escape(dream.LINEAR[target][0]) for target in adapter.targets)
-    adapted = re.compile(rf"(model\.layers\.\d+\.(?:{names}))\.weight")
+def _are_names(targets, products: Products) -> bool:
+    return isinstance(targets, list) and bool(targets) and all(str(target) in products.targets for target in targets)
+
+
+def merged(base: Tensors, tensors: Tensors, adapter: Adapter, products: Products) -> Tensors:
+    """A base with PEFT's adapter, computed in float32: W' = W + s B A; DoRA: m W' / ||W'||."""
+    adapted = products.kernel(adapter.targets)
     for match in filter(None, map(adapted.fullmatch, base.specs)):
         a, b = (tensors.specs[f"base_model.model.{match[1]}.{name}.weight"].shape for name in ("lora_A", "lora_B"))
         if base.specs[match[0]].shape != (shape := (b[0], a[1])):

@@ -63,15 +63,15 @@ def read_params(path: Path, abstract: dict) -> dict:
         raise RuntimeError(f"The model {path} is damaged: {damage}. Convert it again.") from damage
 
 
-def read_dream(path: Path, trees: dict) -> tuple[dict, dict | None]:
-    """`read_params` of a Dream, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None."""
+def read_base_params(path: Path, trees: dict) -> tuple[dict, dict | None]:
+    """`read_params` of a base, {"backbone"}, or of an adapter, {"adapter"}; its raw soft-masking scalars or None."""
     scalars = {"soft_mask": jax.eval_shape(soft_masking.init_scalars)} if read_ours(path)["soft_mask"] else {}
     params = read_params(path, trees | scalars)
     return {name: params[name] for name in trees}, params.get("soft_mask")
 
 
 def check_base_dtype(path: Path, about: Mapping, expected: str) -> None:
-    """ValueError unless the converted Dream in `path` is what config.model.base_dtype expects."""
+    """ValueError unless the converted base in `path` is what config.model.base_dtype expects."""
     if (actual := about.get("base_dtype", "float")) != expected:
         command = f"python -m softmask_jax.convert with{'out' * (expected == 'float')} --int8"
         remedy = f"give --config.model.base_dtype={actual}, or another --config.model.base ({command} makes one)"

@@ -1,4 +1,4 @@
-"""Int8 kernels for a frozen base: Dream's linear layers, quantised as by `models.nn.layers` while they are read."""
+"""Int8 kernels for a frozen base: its linear layers, quantised as by `models.nn.layers` while they are read."""
 import collections
 import dataclasses
 import re
@@ -7,21 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from softmask_jax.convert.key_tables import Spec
-from softmask_jax.convert.model import Model
+from softmask_jax.convert.model import Model, keys_of
 from softmask_jax.convert.tensors import Tensors
-from softmask_jax.models.keys import dream
-
-_NAMES = "|".join(re.escape(theirs) for theirs, _ in dream.LINEAR.values())
-KERNEL = re.compile(rf"model\.layers\.\d+\.({_NAMES})\.weight")
 
 
 def quantise(model: Model) -> Model:
-    """The Dream model with int8 kernels, itself if it has them. Raises ValueError for another model."""
-    if model.kind != "dream":
-        raise ValueError(f"--int8 is for a Dream model, whose frozen base it becomes; this is {model.kind}.")
+    """The model with int8 kernels, itself if it has them. Raises ValueError for one that cannot be a base."""
+    products = keys_of(model.kind).products
+    if products is None:
+        raise ValueError(f"--int8 is for a Dream model or a LLaDA, whose frozen base it becomes; this is {model.kind}.")
     if model.about.get("base_dtype") == "int8":
         return model
-    return dataclasses.replace(model, tensors=Quantised(model.tensors), about=model.about | {"base_dtype": "int8"})
+    tensors = Quantised(model.tensors, products.kernel())
+    return dataclasses.replace(model, tensors=tensors, about=model.about | {"base_dtype": "int8"})
 
 
 def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,20 +33,20 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Quantised:
-    """Tensors, Dream's linear kernels as int8 with scales "...weight_scale". ValueError for a kernel not finite."""
+    """Tensors, those of `kernels` as int8 with scales "...weight_scale". ValueError for a kernel not finite."""
 
-    def __init__(self, tensors: Tensors):
-        self.tensors, self.specs = tensors, {}
+    def __init__(self, tensors: Tensors, kernels: re.Pattern):
+        self.tensors, self.kernels, self.specs = tensors, kernels, {}
         self._scales: dict[str, np.ndarray] = {}
         for key, spec in tensors.specs.items():
-            kernel = KERNEL.fullmatch(key) and len(spec.shape) == 2
+            kernel = kernels.fullmatch(key) and len(spec.shape) == 2
             self.specs[key] = Spec(np.dtype(np.int8), spec.shape) if kernel else spec
             if kernel:
                 self.specs[f"{key}_scale"] = Spec(np.dtype(np.float32), spec.shape[:1])
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         kernel = key.removesuffix("_scale")
-        if not KERNEL.fullmatch(kernel):
+        if not self.kernels.fullmatch(kernel):
             yield from self.tensors.pieces(key)
         elif key == kernel:
             yield from self._kernel(key)

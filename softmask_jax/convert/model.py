@@ -1,6 +1,5 @@
 """A checkpoint of any format as one `Model`, and its key table."""
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from softmask_jax.convert.safe_files import OTHER_BYTES, inside
 from softmask_jax.convert.tensors import Tensors, floats, in_memory, joined, without
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.models import families
-from softmask_jax.models.keys import Entry, Keys, SOFT_MASK, dream
+from softmask_jax.models.keys import Entry, Keys, Products, SOFT_MASK
 
 FORMAT, VERSION = "softmask_jax model", 1
 SCALARS = tuple(entry.key for entry in SOFT_MASK)
@@ -33,7 +32,8 @@ class Model:
     """A checkpoint of any format.
 
     about: config.json of our folder without format, version and kind: Hugging Face's "hf_config"; "config" (dit), our
-      own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype" (dream), "int8" for such kernels."""
+      own; "soft_mask" (others), variant, k and schedule, or None; "base_dtype", "int8" for a base's such kernels;
+      "base_kind" (adapter), the family of its base, by default dream."""
 
     kind: str  # of `models.families`, or "adapter"
     tensors: Tensors  # by PyTorch's keys, with raw soft-masking scalars if there are any ("dit" always has them)
@@ -69,12 +69,29 @@ class Model:
         return {entry.path: next(iter(self.tensors.pieces(entry.key))).reshape(()) for entry in stored}
 
 
+def adapted_kind(about: Mapping) -> str:
+    """Family of the base of an adapter."""
+    return about.get("base_kind", "dream")
+
+
+def products_of(kind: str) -> Products:
+    """The products of a family's layers. ValueError for a family without."""
+    if (products := keys_of(kind).products) is None:
+        raise ValueError(f"A model of kind {kind} takes no adapter.")
+    return products
+
+
+def read_adapter(about: Mapping) -> adapters.Adapter:
+    """The adapter of its `Model.about`. ValueError as `adapters.read_config`."""
+    return adapters.read_config(about["hf_config"], products_of(adapted_kind(about)))
+
+
 def _adapter_table(about: Mapping) -> tuple[Entry, ...]:
-    adapter = adapters.read_config(about["hf_config"])
-    return dream.adapter_table(adapter.targets, adapter.use_dora)
+    adapter = read_adapter(about)
+    return products_of(adapted_kind(about)).adapter(adapter.targets, adapter.use_dora)
 
 
-ADAPTER = Keys("an adapter", (), _adapter_table, lambda about: {"R": adapters.read_config(about["hf_config"]).rank})
+ADAPTER = Keys("an adapter", (), _adapter_table, lambda about: {"R": read_adapter(about).rank})
 
 
 def keys_of(kind: str) -> Keys:
@@ -121,14 +138,34 @@ def dit_tensors(tensors: Tensors) -> tuple[Tensors, bool, int | None]:
 
 def carried(folder: Path) -> dict[str, Path]:
     """The `CARRIED` files of a folder by name. Raises ValueError for a link that leads elsewhere."""
-    return {name: inside(folder, name, OTHER_BYTES) for name in CARRIED if os.path.lexists(folder / name)}
+    return {name: inside(folder, name, OTHER_BYTES) for name in CARRIED if (folder / name).exists() or (folder / name).is_symlink()}
+
+
+def weights_dtype(model: Model) -> str:
+    """Name of the dtype of a model's first tensor, scalars left aside."""
+    return next(spec.dtype.name for key, spec in model.tensors.specs.items() if key not in SCALARS)
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+    """The model with its weights in `dtype`, rounded if need be; soft-masking's scalars stay float32. ValueError for
+    int8 kernels, whose scales are float32."""
+    if model.about.get("base_dtype") == "int8":
+        raise ValueError("--dtype is for float weights; convert the source that the int8 kernels were made from.")
+    hf_config = model.about["hf_config"] and model.about["hf_config"] | {
+        name: dtype for name in ("torch_dtype", "dtype") if name in model.about["hf_config"]
+    }
+    weights = floats(without(model.tensors, SCALARS), dtype)
+    tensors = with_scalars(weights, model.raw_scalars())
+    return dataclasses.replace(model, tensors=tensors, about=model.about | {"hf_config": hf_config})
 
 
 def merge(base: Model, adapter: Model) -> Model:
     """The base with the adapter merged in and its soft-masking. Raises ValueError when they do not fit."""
-    if base.kind != "dream" or adapter.kind != "adapter":
-        kinds = f"{adapter.kind}, {base.kind}"
-        raise ValueError(f"--merge needs an adapter as --src and a Dream model as --base; these are {kinds}.")
+    if adapter.kind != "adapter" or base.kind == "adapter" or keys_of(base.kind).products is None:
+        kinds = f"these are {adapter.kind}, {base.kind}"
+        raise ValueError(f"--merge needs an adapter as --src and a Dream model or a LLaDA as --base; {kinds}.")
+    if (kind := adapted_kind(adapter.about)) != base.kind:
+        raise ValueError(f"The adapter is for a model of kind {kind}, --base is {base.kind}; give its own base.")
     if base.about.get("base_dtype") == "int8":
         remedy = "give the model that it was converted from (--int8 quantises the result again)"
         raise ValueError(f"--base is int8, too coarse to merge into: {remedy}.")
@@ -136,7 +173,7 @@ def merge(base: Model, adapter: Model) -> Model:
         depths = f"{adapter.num_blocks} layers, the base {base.num_blocks}"
         raise ValueError(f"The adapter has {depths}; give the base it was trained on.")
     adapter.table()
-    peft = adapters.read_config(adapter.about["hf_config"])
-    tensors = adapters.merged(base.written("hf"), adapter.written("hf"), peft)
+    products = products_of(base.kind)
+    tensors = adapters.merged(base.written("hf"), adapter.written("hf"), read_adapter(adapter.about), products)
     tensors = with_scalars(tensors, adapter.raw_scalars()) if adapter.soft_mask else tensors
     return dataclasses.replace(base, tensors=tensors, about=base.about | {"soft_mask": adapter.soft_mask})

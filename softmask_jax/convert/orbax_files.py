@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 from softmask_jax.convert.key_tables import Spec, keys, our_shape, padded
 from softmask_jax.convert.tensors import PIECE_BYTES, Tensors, in_threads, raw, whole
 from softmask_jax.io import stored_arrays, tree_files
+from softmask_jax.io.paths import BucketPath, remove_tree
 from softmask_jax.models.keys import Entry
 from softmask_jax.models.nn.network_config import VOCABULARY_MULTIPLE
 
@@ -141,7 +141,7 @@ def _make_folder(folder: Path, arrays: Mapping[str, Spec], chunks: Mapping[str, 
         array_folder = folder / path.replace("/", ".")
         if not (array_folder / ".zarray").is_file():
             raise RuntimeError("This version of orbax-checkpoint stores arrays in another way; install an earlier one.")
-        shutil.rmtree(array_folder)
+        remove_tree(array_folder)
         array_folder.mkdir()
         description = {
             "zarr_format": 2, "shape": list(spec.shape), "chunks": list(chunks[path]), "order": "C", "filters": None,
@@ -180,6 +180,9 @@ def _chunks(tensors: Tensors, key: str, shape: tuple, rows: int) -> Iterator[np.
 def _write_chunk(written: dict, folder: Path, index: Sequence[int], array: np.ndarray) -> None:
     path, view = folder / (".".join(map(str, index)) or "0"), raw(array)
     written[f"{folder.name}/{path.name}"] = [len(view), zlib.crc32(view)]
+    if isinstance(path, BucketPath):
+        path.write_bytes(view)
+        return
     with open(path, "xb", buffering=0) as file:
         while view:
             view = view[file.write(view) :]

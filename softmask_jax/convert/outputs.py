@@ -11,7 +11,7 @@ import jax
 
 from softmask_jax.convert import mdlm, orbax_files, safetensors_files
 from softmask_jax.convert.key_tables import Spec
-from softmask_jax.convert.model import FORMAT, VERSION, Model
+from softmask_jax.convert.model import FORMAT, VERSION, Model, in_dtype, weights_dtype
 from softmask_jax.convert.safe_files import OTHER_BYTES, inside
 from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE, TRANSPARENCY, open_model
 from softmask_jax.convert.tensors import Hashed, Progress, hashes, in_memory, joined, num_bytes
@@ -19,8 +19,10 @@ from softmask_jax.data import Tokenizer
 from softmask_jax.diffusion import transparency
 from softmask_jax.io import tree_files
 from softmask_jax.io.files import explained, locked, sync_folder, write_atomically, write_json
+from softmask_jax.io.paths import BucketPath
 
 ELSEWHERE = "give another --dst"
+LAST = ("config.json", ADAPTER_CONFIG)
 MDLM_CLASSES = "kuleshov-group/mdlm-owt"
 
 
@@ -28,6 +30,10 @@ MDLM_CLASSES = "kuleshov-group/mdlm-owt"
 def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
     """A folder to write into, which becomes `dst` when the block ends without an error. OSError without space for
     `needed` bytes, RuntimeError while another process writes it, FileExistsError for a `dst` with other files."""
+    if isinstance(dst, BucketPath):
+        with _copied_whole(dst, elsewhere) as partial:
+            yield partial
+        return
     dst = Path(os.path.realpath(dst))
     if dst.is_mount():
         raise OSError(f"{dst} is a mount point, which no folder can replace; give a folder in it.")
@@ -54,6 +60,35 @@ def whole_folder(dst: Path, needed: int, elsewhere: str = ELSEWHERE) -> Iterator
                 shutil.rmtree(workshop, ignore_errors=True)
 
 
+def is_taken(dst: Path) -> bool:
+    """Whether there is something that `whole_folder` must not replace."""
+    if isinstance(dst, BucketPath):
+        # What a kill of `_copied_whole` left has no config, and its originals.
+        return any((dst / name).exists() for name in LAST) or dst.exists() and not _partial(dst).exists()
+    return any(dst.iterdir()) if dst.is_dir() else dst.exists()
+
+
+def _partial(dst: BucketPath) -> BucketPath:
+    return dst.parent / f".{dst.name}.partial" / "folder"
+
+
+@contextlib.contextmanager
+def _copied_whole(dst: BucketPath, elsewhere: str) -> Iterator[Path]:
+    """`whole_folder` in a bucket, which has no rename: objects are copied within it, the model's config at last."""
+    partial = _partial(dst)
+    with locked(partial.parent, elsewhere):
+        partial.rmtree(missing_ok=True)
+        try:
+            yield partial
+            partial.copy_objects(dst, last=LAST)
+        except Exception:
+            if not dst.exists():
+                partial.rmtree(missing_ok=True)
+            raise
+        partial.rmtree(missing_ok=True)
+    partial.parent.rmtree(missing_ok=True)
+
+
 def _check_same(folder: Path, dst: Path, elsewhere: str) -> None:
     """FileExistsError unless two folders hold the same files."""
     names = {path.relative_to(root) for root in (folder, dst) for path in root.rglob("*") if not path.is_dir()}
@@ -78,7 +113,7 @@ def write(folder: Path, model: Model, to: str, *, source: str, tokenizer: Tokeni
         sizes = model.about["config"]["model"]
         buffer = mdlm.inverse_frequencies(sizes["hidden_size"] // sizes["num_heads"])
         tensors = joined(hashed, in_memory({mdlm.INVERSE_FREQUENCIES: buffer}))
-    elif model.placed and model.kind == "dream":
+    elif model.placed and model.kind != "adapter":
         files = {key: file for key, file in model.placed.items() if key in hashed.specs}
     safetensors_files.write(folder, tensors, name=name, files=files)
     return hashed.sha256
@@ -105,6 +140,8 @@ def verify(folder: Path, model: Model, to: str, *, expected: Mapping[str, str] |
     if ours != theirs:
         flag = f"with{'out' * (ours == 'float')} --int8"
         raise ValueError(f"{folder} holds {ours} kernels, the source {theirs} ones; compare {flag}.")
+    if model.kind == "dit" and to == "hf":  # MDLM's files are read in float32, whatever they hold
+        written = in_dtype(written, weights_dtype(model))
     actual = hashes(written.written(to), progress)
     differing = sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key))
     if differing:
@@ -141,7 +178,7 @@ def _mdlm_config(model: Model) -> dict:
         "cond_dim": sizes["cond_dim"], "dropout": sizes["dropout"], "hidden_dim": sizes["hidden_size"],
         "model_length": model.about["config"]["data"]["seq_len"], "model_type": "mdlm",
         "n_blocks": sizes["num_blocks"], "n_heads": sizes["num_heads"], "time_conditioning": False,
-        "torch_dtype": "float32", "vocab_size": model.about["vocab_size"],
+        "torch_dtype": weights_dtype(model), "vocab_size": model.about["vocab_size"],
     }  # fmt: skip
     if soft:
         config = config | {"transparency_alg": transparency.published(soft["variant"]), "mixinputs_k": soft["k"]}

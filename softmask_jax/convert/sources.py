@@ -5,7 +5,7 @@ from pathlib import Path
 from softmask_jax.convert import adapters, lightning
 from softmask_jax.convert.key_tables import count_blocks
 from softmask_jax.convert.model import (
-    FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, keys_of, with_scalars,
+    FORMAT, VERSION, Model, carried, dit_about, dit_tensors, entries, keys_of, products_of, with_scalars,
 )
 from softmask_jax.convert.orbax_files import OurTensors, stored_specs
 from softmask_jax.convert.runs import open_run
@@ -14,15 +14,16 @@ from softmask_jax.convert.safetensors_files import SINGLE, SafetensorsFolder
 from softmask_jax.convert.tensors import Tensors, floats, renamed
 from softmask_jax.convert.wrappers import own_keys, without_wrappers
 from softmask_jax.diffusion import transparency
+from softmask_jax.io.runs import is_run
 from softmask_jax.models import families
-from softmask_jax.models.keys import dit, dream
+from softmask_jax.models.keys import dit
 from softmask_jax.models.nn import dream_config
 from softmask_jax.models.nn.config_fields import TRANSFORMERS, check_unknown, check_values, is_off
 
 # Keys of a converted model's config.json.
 ENTRIES = (
-    "base_dtype", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed", "soft_mask",
-    "step", "version", "vocab_size", "weights",
+    "base_dtype", "base_kind", "bos_id", "config", "eos_id", "format", "hf_config", "kind", "mask_token_id", "placed",
+    "soft_mask", "step", "version", "vocab_size", "weights",
 )  # fmt: skip
 # Where Lightning and Hydra leave checkpoints.
 CHECKPOINTS = ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt", "lightning_logs/*/checkpoints/*.ckpt")
@@ -53,7 +54,8 @@ def open_model(path: Path, weights: str | None = None) -> Model:
     if adapter or (path / "config.json").exists():
         if weights == "ema":
             raise ValueError("--weights=ema: this source holds one set of weights; leave --weights away.")
-        return {"adapter": _adapter, "dream": _dream, "mdlm": _mdlm}[check_configs(path)](path)
+        kind = check_configs(path)
+        return {"adapter": _adapter, "mdlm": _mdlm}[kind](path) if kind in ("adapter", "mdlm") else _base(path, kind)
     files = [file for pattern in CHECKPOINTS for file in sorted(path.glob(pattern)) if file.is_file()]
     # A link such as last.ckpt does not count.
     if len({file.resolve() for file in files}) == 1:
@@ -67,28 +69,25 @@ def open_model(path: Path, weights: str | None = None) -> Model:
 
 
 def check_configs(path: Path) -> str:
-    """Kind of a Hugging Face folder, by its configs: dream | mdlm | adapter. ValueError for any other."""
+    """Kind of a Hugging Face folder, by its configs: a family with a base, mdlm or adapter. ValueError for others."""
     if (path / ADAPTER_CONFIG).exists():
         return "adapter"
     config, file = read_json(path, "config.json"), str(path / "config.json")
     kind = str(config.get("model_type")).lower()
-    if kind == "dream":
-        dream.sizes(config)
+    bases = {family.published.model_type: name for name, family in families.FAMILIES.items() if family.published}
+    if kind in bases:
+        published = families.of(bases[kind]).published
+        published.network(config)
         dream_config.special_ids(config)
-        check_unknown(config, file, dream_config.KNOWN)
-    elif kind == "mdlm":
+        check_unknown(config, file, published.known)
+        return bases[kind]
+    if kind == "mdlm":
         if absent := [name for name in (*MDLM_SIZES, "vocab_size") if type(config.get(name)) is not int]:
             raise ValueError(f"{file}: {', '.join(absent)} must be given as a number.")
         check_values(config, file, lightning.METHOD)
         check_unknown(config, file, MDLM_KNOWN)
-    else:
-        raise ValueError(f"{file}: model_type is {kind!r:.60}; Dream and mdlm can be converted.")
-    return kind
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run of this package; Lightning's also have `checkpoints`, but no config.json."""
-    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+        return kind
+    raise ValueError(f"{file}: model_type is {kind!r:.60}; {', '.join(bases)} and mdlm can be converted.")
 
 
 def read_ours(path: Path) -> dict:
@@ -118,24 +117,32 @@ def _mdlm(path: Path) -> Model:
     return Model("dit", wide, model["num_blocks"], about, carried(path), placed, notes)
 
 
-def _dream(path: Path) -> Model:
-    config = read_json(path, "config.json")
-    tensors, placed, notes = _unwrapped(path, own_keys(*dream.KEYS.roots))
+def _base(path: Path, kind: str) -> Model:
+    config, family = read_json(path, "config.json"), families.of(kind)
+    tensors, placed, notes = _unwrapped(path, own_keys(*family.keys.roots))
     tensors, soft_mask = _soft_masked(tensors, path)
-    about = {"hf_config": config, "soft_mask": soft_mask}
-    return Model("dream", tensors, config["num_hidden_layers"], about, carried(path), placed, notes)
+    about, layers = {"hf_config": config, "soft_mask": soft_mask}, family.published.network(config).num_layers
+    return Model(kind, tensors, layers, about, carried(path), placed, notes)
 
 
 def _adapter(path: Path) -> Model:
     if not (path / ADAPTER_FILE).exists() and (path / "adapter_model.bin").exists():
         raise ValueError(f"{path}: adapter_model.bin is a pickle; save the adapter as {ADAPTER_FILE} (PEFT's default).")
-    folder, _, notes = _unwrapped(path, own_keys(*dream.KEYS.roots), ADAPTER_FILE)
+    takers = [name for name, family in families.FAMILIES.items() if family.keys and family.keys.products]
+    roots = (root for name in takers for root in keys_of(name).roots)
+    folder, _, notes = _unwrapped(path, own_keys(*roots), ADAPTER_FILE)
     tensors = floats(renamed(folder, adapters.canonical_keys(folder.specs)))
-    config = adapters.with_listed_targets(read_json(path, ADAPTER_CONFIG), tensors.specs)
-    adapter = adapters.read_config(config)
-    blocks = count_blocks(dream.adapter_table(adapter.targets, adapter.use_dora), tensors.specs)
+    block = {name: f"base_model.model.{products_of(name).block.split('{i}')[0]}" for name in takers}
+    kinds = (name for name in takers if any(key.startswith(block[name]) for key in tensors.specs))
+    kind, config = next(kinds, takers[0]), read_json(path, ADAPTER_CONFIG)
+    products = products_of(kind)
+    adapters.check_namesakes(config, tensors.specs, products)
+    config = adapters.with_listed_targets(config, tensors.specs, products)
+    adapter, config = adapters.read_config(config, products), adapters.without_namesakes(config, products)
+    blocks = count_blocks(products.adapter(adapter.targets, adapter.use_dora), tensors.specs)
     tensors, soft_mask = _soft_masked(tensors, path)
-    return Model("adapter", tensors, blocks, {"hf_config": config, "soft_mask": soft_mask}, carried(path), notes=notes)
+    about = {"hf_config": config, "soft_mask": soft_mask, "base_kind": kind}
+    return Model("adapter", tensors, blocks, about, carried(path), notes=notes)
 
 
 def _unwrapped(path: Path, network: re.Pattern, file: str = SINGLE) -> tuple[Tensors, dict, tuple[str, ...]]:
@@ -158,12 +165,11 @@ def _soft_masked(tensors: Tensors, path: Path) -> tuple[Tensors, dict | None]:
 
 def _ours(path: Path, weights: str | None) -> Model:
     about = read_ours(path)
-    kind, placed, hf_config = about["kind"], about.pop("placed", None), about.get("hf_config")
+    kind, placed = about["kind"], about.pop("placed", None)
     about = {name: value for name, value in about.items() if name not in ("format", "version", "kind")}
     if weights not in (None, about.get("weights")):
         raise ValueError(f"--weights={weights}: {path} holds one set of weights; leave --weights away.")
-    keys_of(kind).sizes(about)  # a ValueError for a network that is not built
+    vocab_size = keys_of(kind).sizes(about).get("V", 0)  # a ValueError for a network that is not built
     scalars = any(name.startswith("soft_mask/") for name in stored_specs(path / "params"))
-    vocab_size = about.get("vocab_size") or (hf_config or {}).get("vocab_size", 0)
     tensors = OurTensors(path / "params", entries(kind, about, scalars), vocab_size)
     return Model(kind, tensors, tensors.num_blocks, about, carried(path / "tokenizer"), placed)

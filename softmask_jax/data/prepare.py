@@ -21,12 +21,13 @@ import numpy as np
 
 from softmask_jax.config import Texts
 from softmask_jax.config.command_line import command, command_parser
+from softmask_jax.config.progress import Progress
 from softmask_jax.data import make_tokenizer, rule_of, source_of
 from softmask_jax.data.shards import (
     MANIFEST, RECORD_TOKENS, Manifest, Shard, Split, open_tokenizer_folder, read_manifest,
 )
 from softmask_jax.data.shards.cache import cache_folder, content_key
-from softmask_jax.data.shards.pool import progress_bar, run
+from softmask_jax.data.shards.pool import run
 from softmask_jax.data.shards.verifier import verify
 from softmask_jax.data.shards.writer import Job, Task, keep_shards, read_scan, read_shards, scan_part, write_shards
 from softmask_jax.data.sources.corpus import Corpus, DROPPED, SPLIT_NAMES, enough, sort_documents, token_dtype
@@ -155,13 +156,13 @@ def _scan(job: Job, workers: int, max_documents: int) -> list:
     """Scans of the source's parts, or of the first few that hold `max_documents`."""
     scans, parts = [], range(job.source.num_parts())
     group = 4 * workers if max_documents else len(parts)
-    with progress_bar("Reading", len(parts), "part") as bar:
+    with Progress(len(parts), "Reading", "parts") as shown:
         for start in range(0, len(parts), group):
             chosen = parts[start : start + group]
             missing = [part for part in chosen if read_scan(job, part) is None]
-            bar.update(len(chosen) - len(missing))
-            for _ in run(scan_part, job, missing, workers, bar):
-                bar.update()
+            shown.update(len(chosen) - len(missing))
+            for _ in run(scan_part, job, missing, workers, shown):
+                shown.update()
             scans += [read_scan(job, part) for part in chosen]
             if enough(job.source, scans, max_documents):
                 break
@@ -188,9 +189,8 @@ def _write(job: Job, tasks: list[Task], corpus: Corpus, workers: int) -> list[di
     finished = {task.number: read_shards(job, task.number) for task in tasks}
     missing = [task for task in tasks if finished[task.number] is None]
     total, left = (sum(int(np.sum(part.roles != DROPPED)) for part in parts) for parts in ([corpus], missing))
-    with progress_bar("Tokenizing", total, "doc") as bar:
-        bar.update(total - left)
-        for task, shards in run(write_shards, job, missing, workers, bar):
+    with Progress(total, "Tokenizing", "documents", initial=total - left) as shown:
+        for task, shards in run(write_shards, job, missing, workers, shown):
             finished[task.number] = shards
     return [finished[task.number] for task in tasks]
 

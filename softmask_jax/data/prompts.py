@@ -10,15 +10,14 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from softmask_jax.data.chat import conversations
 from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.records import BYTE_ORDER_MARK, nearest
 from softmask_jax.io.files import one_line
+from softmask_jax.io.paths import to_path
 
 KINDS = ("prompt", "messages", "parts", "tokens")
 KEYS = (*KINDS, "id", "max_new_tokens", "forced", *conversations.KEYS, conversations.SYSTEM_KEY)
@@ -47,7 +46,7 @@ def read(path: str) -> list[Row]:
     """The rows of a file ("-": standard input). Raises ValueError, naming the first bad row, or OSError."""
     name = "standard input" if path == "-" else path
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(os.path.expanduser(path)).read_bytes()
+        content = sys.stdin.buffer.read() if path == "-" else to_path(path).read_bytes()
     except OSError as error:
         raise OSError(f"--prompts={path} cannot be read ({error.strerror}).") from None
     as_text = path.endswith(".txt")

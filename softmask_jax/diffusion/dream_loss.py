@@ -1,21 +1,19 @@
 """Dream's loss with soft-masking: weighted cross-entropy of a response's masked tokens (arXiv 2510.17206, 2508.15487).
 
-The prompt is never corrupted. The trunk's hidden states are already shifted (`models.nn.dream.shift`); the head does
-not suppress the mask, which may be fed back among the top k. Noise depends on the root key, the epoch and the example's
-number, not on the step: within an epoch it is the same in every batch, bucket and mesh. B batch, L length."""
+The trunk's hidden states are already shifted (`models.nn.dream.shift`); the head does not suppress the mask, which may
+be fed back among the top k. B batch, L length."""
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from softmask_jax.diffusion import noise
-from softmask_jax.diffusion.noise import Stream
-from softmask_jax.diffusion.objective import Batch, Noisy, Objective
+from softmask_jax.diffusion.objective import Batch, Noisy
+from softmask_jax.diffusion.response_loss import ResponseLoss
 from softmask_jax.diffusion.soft_masking import SoftMask
 
 
 @dataclasses.dataclass(frozen=True)
-class DreamLoss(Objective):
+class DreamLoss(ResponseLoss):
     """Dream's loss; the defaults are the recipe."""
 
     soft_mask: SoftMask = SoftMask("topk", 1)  # of pass 2
@@ -36,36 +34,18 @@ class DreamLoss(Objective):
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name}={getattr(self, name)!r} is unknown; choose {' or '.join(known)}")
 
-    def epoch(self, batch: Batch):
-        return batch["epoch"] if self.fresh_noise else 0
+    def by_row(self) -> "DreamLoss":
+        return dataclasses.replace(self, t_per="row")
 
-    def corrupt(self, batch: Batch, root_key: jax.Array, step, *, mask_token_id: int) -> Noisy:
-        """See `draw`; the noise depends on the batch's epoch, not on the step."""
-        return self.draw(batch, root_key, mask_token_id=mask_token_id, epoch=self.epoch(batch))
-
-    def coins(self, batch: Batch, root_key: jax.Array, step, *, p_sm: float, micro_batches: int) -> jax.Array:
-        """[B] bool: every example has its own coin, however rows are grouped."""
-        return example_coins(root_key, batch["index"], p_sm, self.epoch(batch))
-
-    def draw(self, batch: Batch, root_key: jax.Array, *, mask_token_id: int, t=None, epoch=0) -> Noisy:
-        """Draw t [B] unless given, and x_t, at least one mask a row; weigh the masks. epoch: see `example_keys`.
-
-        batch: of `data.chat.buckets`: tokens, segment_ids [B L]; prompt_lengths, lengths, real_lengths, index [B]."""
-        tokens, index = batch["tokens"], batch["index"]
-        t_keys, mask_keys = (example_keys(root_key, stream, index, epoch) for stream in (Stream.T, Stream.MASK))
-        if t is None:
-            t = self.t_min + (self.t_max - self.t_min) * jax.vmap(jax.random.uniform)(t_keys)
+    def noisy(self, batch: Batch, t: jax.Array, uniforms: jax.Array, *, mask_token_id: int) -> Noisy:
+        """See `ResponseLoss.noisy`; at least one mask a row."""
+        tokens, position, maskable = batch["tokens"], jnp.arange(batch["tokens"].shape[1]), self.maskable(batch)
         if self.t_per == "batch":
             t = jnp.broadcast_to(t[:1], t.shape)
-        position = jnp.arange(tokens.shape[1])
-        last = batch["lengths"] if self.supervise_pads else batch["real_lengths"]
-        maskable = (position >= batch["prompt_lengths"][:, None]) & (position < last[:, None])
-        # A key for each position: the draws do not depend on the length of the bucket.
-        u = noise.keyed_noise(jax.random.uniform, mask_keys, jnp.broadcast_to(position, tokens.shape))
-        u = jnp.where(maskable, u, jnp.inf)
+        u = jnp.where(maskable, uniforms, jnp.inf)
         # Where no token falls below the probability, the one with the lowest draw is masked.
         lowest = position == jnp.argmin(u, axis=1)[:, None]
-        masked = maskable & ((u < ((1 - self.noise_eps) * t + self.noise_eps)[:, None]) | lowest)
+        masked = maskable & ((u < self.probability(t)[:, None]) | lowest)
         xt = jnp.where(masked, jnp.asarray(mask_token_id, tokens.dtype), tokens)
         if self.weighting == "time":
             weights = jnp.broadcast_to(1 / t[:, None], tokens.shape)
@@ -73,28 +53,6 @@ class DreamLoss(Objective):
             weights = context_weights((position < batch["lengths"][:, None]) & ~masked, self.cart_p)
         weights = jnp.where(masked, weights, 0.0) / jnp.maximum(masked.sum(-1, keepdims=True), 1)
         return Noisy(tokens, xt, masked, t, weights, batch["segment_ids"])
-
-    def validation_t(self, index: jax.Array, count: int) -> jax.Array:
-        """t [B] float32 of validation examples `index` [B] of `count`: evenly spaced from t_min to t_max."""
-        return jnp.linspace(self.t_min, self.t_max, count, dtype=jnp.float32)[index]
-
-    def validation_batch(self, batch: Batch, root_key: jax.Array, count: int, *, mask_token_id: int) -> Noisy:
-        """Validation examples with the same t and masks in any batch; t is spread over all `count` examples."""
-        return self.draw(batch, root_key, mask_token_id=mask_token_id, t=self.validation_t(batch["index"], count))
-
-
-def example_keys(root_key: jax.Array, stream: Stream, index: jax.Array, epoch=0) -> jax.Array:
-    """A key [B] for each example `index` [B] in its `epoch`, counted from 0: [B], or one for all."""
-
-    def one(number, epoch):
-        return jax.random.fold_in(noise.stream_key(root_key, stream, epoch), number)
-
-    return jax.vmap(one)(index, jnp.broadcast_to(epoch, index.shape))
-
-
-def example_coins(root_key: jax.Array, index: jax.Array, p_sm: float, epoch=0) -> jax.Array:
-    """[B] bool: whether each example gets two passes."""
-    return noise.coin(example_keys(root_key, Stream.COIN, index, epoch), p_sm)
 
 
 def context_weights(known: jax.Array, p: float) -> jax.Array:

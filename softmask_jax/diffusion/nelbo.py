@@ -48,5 +48,4 @@ class Nelbo(Objective):
 
     def coins(self, batch: Batch, root_key: jax.Array, step, *, p_sm: float, micro_batches: int) -> jax.Array:
         """[B] bool; the rows of a micro-batch share a coin."""
-        keys = noise.row_keys(noise.stream_key(root_key, Stream.COIN, step), jnp.arange(micro_batches))
-        return jnp.tile(noise.coin(keys, p_sm), len(batch["rows"]) // micro_batches)
+        return noise.shared_coins(root_key, step, len(batch["rows"]), p_sm=p_sm, micro_batches=micro_batches)

@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
     COIN = 2
     DROPOUT = 3
     SAMPLE = 4
+    LENGTH = 5
 
 
 def stream_key(root_key: jax.Array, stream: Stream, step: jax.Array | int) -> jax.Array:
@@ -52,6 +53,12 @@ def coin(key: jax.Array, p: jax.Array | float) -> jax.Array:
     if key.ndim:
         return jax.vmap(coin, in_axes=(0, None))(key, p)
     return jax.random.uniform(key) < p
+
+
+def shared_coins(root_key: jax.Array, step, rows: int, *, p_sm: float, micro_batches: int) -> jax.Array:
+    """[rows] bool of a global batch: the rows of a micro-batch, every `micro_batches`-th one, share a coin."""
+    keys = row_keys(stream_key(root_key, Stream.COIN, step), jnp.arange(micro_batches))
+    return jnp.tile(coin(keys, p_sm), rows // micro_batches)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Noisy(NamedTuple):
 
 
 class Objective(Protocol):
-    """Base of an objective, a frozen dataclass of settings: `nelbo.Nelbo` and `dream_loss.DreamLoss` are two."""
+    """Base of an objective, a frozen dataclass of settings: such as `nelbo.Nelbo`."""
 
     soft_mask: SoftMask
 

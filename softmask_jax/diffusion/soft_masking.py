@@ -3,9 +3,10 @@
     x = (1 - lambda) e_mask + lambda * sum_i pi_i e_i,      lambda = w_s * sigmoid(w_a * (-H(p) - w_b))
 
 with pi the prediction p renormalised over its k likeliest tokens (`topk`), or all of softmax(z / temperature) (`full`).
-`slerp` goes from e_mask to the mixture along a great circle: a straight line would shorten the vector. Scalars are
-stored raw (unconstrained float32, `params["soft_mask"]`), see `effective`. B batch, L length, D width, k candidates."""
-import dataclasses
+`slerp` goes from e_mask to the mixture along a great circle: a straight line would shorten the vector. `hidden` feeds
+no tokens back, but the previous pass's last hidden state h, as self-conditioning: x = e_mask + lambda * h P, with a
+trained P. Scalars are stored raw (unconstrained float32, `params["soft_mask"]`), see `effective`. B batch, L length,
+D width, k candidates."""
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,55 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.diffusion.embedding_mixtures import gram, rows, slerp_weights, weighted_rows
+from softmask_jax.diffusion.soft_mask import SCHEDULES as SCHEDULES, VARIANTS, SoftMask as SoftMask
 from softmask_jax.diffusion.vocab import head as vocab_head
 
-VARIANTS = ("topk", "full", "slerp", "none")
-SCHEDULES = ("none", "linear", "stepwise")
 RAW_NAMES = ("raw_scale", "raw_centre", "raw_steepness", "raw_temperature")
+PROJECTION = "projection"  # P [D D] beside them, of the variant `hidden`
 
 # Keeps centre, steepness and temperature off zero however far their raw values go.
 _OFFSET = 1e-6
 _SCALE_EPS = np.float32(1e-6)
 # exp(-1e6) is 0 in any float, while -inf would turn into NaN when multiplied by 0.
 _IMPOSSIBLE = -1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class SoftMask:
-    """How predictions are fed back at masked positions; the default is not at all."""
-
-    variant: str = "none"  # of the mixture, see `blend`; `none` is plain masked diffusion
-    k: int = 1  # tokens that are fed back
-    schedule: str = "none"  # of a factor on lambda while decoding, see `scale`
-
-    def __post_init__(self):
-        for name, names in (("variant", VARIANTS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(names)}.")
-        if self.k < 1:
-            raise ValueError(f"soft-masking feeds back at least 1 token, k cannot be {self.k}.")
-
-    @classmethod
-    def from_config(cls, section) -> "SoftMask":
-        """From the section `soft_mask` of a config."""
-        return cls(section.variant, section.k)
-
-    @property
-    def on(self) -> bool:
-        return self.variant != "none"
-
-    @property
-    def reads(self) -> int:
-        """How many of the largest logits the feedback needs; the full vocabulary is read from the hidden states."""
-        return self.k if self.variant in ("topk", "slerp") else 0
-
-    def scale(self, masks: jax.Array, at_start: jax.Array) -> jax.Array:
-        """The schedule's factor on lambda [B], from the masks left [B] and those at the start: `none`: 1; `linear`: the
-        share left; `stepwise`: 1 above a share of one half, else 0."""
-        share = jnp.asarray(masks / jnp.maximum(at_start, 1), jnp.float32)
-        if self.schedule == "linear":
-            return share
-        return jnp.ones_like(share) if self.schedule == "none" else (share > 0.5).astype(jnp.float32)
 
 
 class Scalars(NamedTuple):
@@ -81,7 +44,7 @@ class Feedback(NamedTuple):
     token_ids: jax.Array  # [B L k] int32, the k likeliest tokens, likeliest first
     top_logits: jax.Array  # [B L k] float32, their logits
     neg_entropy: jax.Array  # [B L] float32, sum_v p_v log p_v over the full vocabulary, nats
-    hidden: jax.Array | None = None  # [B L D], only for the `full` variant
+    hidden: jax.Array | None = None  # [B L D], only for the variants `full` and `hidden`
     certain: jax.Array | None = None  # [B L] int32, for `full` what `one_hot_feedback` is for the others; -1: no token
 
     def where(self, chosen: jax.Array, other: "Feedback") -> "Feedback":
@@ -130,8 +93,8 @@ def _raw(logit: float, *positive: float) -> dict[str, jax.Array]:
 
 
 def effective(raw: Mapping[str, jax.Array]) -> Scalars:
-    """The scalars inside their ranges; ValueError unless `raw` holds exactly the four raw scalars."""
-    if set(raw) != set(RAW_NAMES):
+    """The scalars inside their ranges; ValueError unless `raw` holds the four raw scalars and at most a projection."""
+    if set(raw) - {PROJECTION} != set(RAW_NAMES):
         raise ValueError(f"soft_mask parameters must be {sorted(RAW_NAMES)}, got {sorted(raw)}")
     return Scalars(
         scale=jax.nn.sigmoid(raw["raw_scale"]),
@@ -144,6 +107,15 @@ def effective(raw: Mapping[str, jax.Array]) -> Scalars:
 def mix_weight(neg_entropy: jax.Array, scalars: Scalars) -> jax.Array:
     """lambda in (0, scale), of neg_entropy's shape: near `scale` where the prediction is sure, else near 0."""
     return scalars.scale * jax.nn.sigmoid(scalars.steepness * (neg_entropy - scalars.centre))
+
+
+def schedule_factor(schedule: str, masks: jax.Array, at_start: jax.Array) -> jax.Array:
+    """The factor on lambda [B] of a `SoftMask.schedule`, from the masks left [B] and those at the start: `none`: 1;
+    `linear`: the share left; `stepwise`: 1 above a share of one half, else 0."""
+    share = jnp.asarray(masks / jnp.maximum(at_start, 1), jnp.float32)
+    if schedule == "linear":
+        return share
+    return jnp.ones_like(share) if schedule == "none" else (share > 0.5).astype(jnp.float32)
 
 
 def masked_weight(tokens: jax.Array, neg_entropy: jax.Array, raw: Mapping[str, jax.Array], *, mask_token_id: int,
@@ -167,14 +139,15 @@ def blend(tokens: jax.Array, feedback: Feedback | None, raw: Mapping[str, jax.Ar
           head: vocab_head.Head | None = None) -> jax.Array:
     """Input embeddings [B L D] (at least float32) of tokens [B L], soft-masked by the previous pass's prediction.
 
-    Positions without a mask get exactly their token's row. Only the scalars and the embedding get gradients.
+    Positions without a mask get exactly their token's row. Only `raw` and the embedding get gradients.
 
     Args:
-      raw: the raw scalars, `params["soft_mask"]`.
+      raw: the raw scalars, `params["soft_mask"]`, with a projection for `hidden`.
       embedding: [Vpad D].
       scale: factor on lambda (coin, schedule), a scalar, [B], [B 1] or [B L]; where it is 0 the result is exactly the
         mask embedding and no gradient reaches the scalars.
-      variant: `full` needs `feedback.hidden` and `head`; `none` ignores the feedback. ValueError if unknown or lacking.
+      variant: `full` needs `feedback.hidden` and `head`, `hidden` the former and a projection; `none` ignores the
+        feedback. ValueError if unknown or lacking.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown soft-masking variant {variant!r}; choose one of {', '.join(VARIANTS)}")
@@ -187,6 +160,8 @@ def blend(tokens: jax.Array, feedback: Feedback | None, raw: Mapping[str, jax.Ar
     if variant == "full":
         return _blend_full(tokens, feedback, raw, embedding, mask_token_id, scale, head)
     weight = masked_weight(tokens, feedback.neg_entropy, raw, mask_token_id=mask_token_id, scale=scale)
+    if variant == "hidden":
+        return rows(embedding, tokens) + weight[..., None] * _projected(feedback.hidden, raw.get(PROJECTION))
     shares = jax.nn.softmax(feedback.top_logits.astype(jnp.float32), axis=-1)
     ids = jnp.concatenate([tokens[..., None].astype(jnp.int32), feedback.token_ids], axis=-1)
     if variant == "slerp":
@@ -194,6 +169,13 @@ def blend(tokens: jax.Array, feedback: Feedback | None, raw: Mapping[str, jax.Ar
     else:
         weights = jnp.concatenate([1 - weight[..., None], weight[..., None] * shares], axis=-1)
     return weighted_rows(weights, ids, embedding)
+
+
+def _projected(hidden: jax.Array | None, projection: jax.Array | None) -> jax.Array:
+    """hidden [B L D] times the projection: float32."""
+    if hidden is None or projection is None:
+        raise ValueError("the soft-masking variant 'hidden' needs feedback.hidden and a projection beside the scalars")
+    return jnp.matmul(hidden, projection.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def _blend_full(tokens, feedback, raw, embedding, mask_token_id, scale, head):

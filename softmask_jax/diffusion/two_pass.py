@@ -37,14 +37,14 @@ def feedback_of(denoiser, soft_mask: SoftMask, params: dict, hidden: jax.Array, 
     temperature = soft_masking.effective(params["soft_mask"]).temperature if full else 1.0
     head = denoiser.head(params["backbone"])
     sweep = vocab_head.sweep(hidden, head, k=soft_mask.k, temperature=temperature, where=masked)
-    feedback = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, hidden if full else None)
-    return jax.lax.stop_gradient(feedback)
+    hidden = hidden if soft_mask.reads_hidden else None
+    return jax.lax.stop_gradient(Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy, hidden))
 
 
 def empty_feedback(denoiser, soft_mask: SoftMask, params: dict, tokens: jax.Array, k: int | None = None) -> Feedback:
     """Zeros of the feedback's shapes with k or soft_mask.k candidates, for steps without pass 1, where lambda is 0."""
     candidates = (*tokens.shape, soft_mask.k if k is None else k)
-    hidden = empty_hidden(denoiser, params, tokens) if soft_mask.variant == "full" else None
+    hidden = empty_hidden(denoiser, params, tokens) if soft_mask.reads_hidden else None
     return Feedback(jnp.zeros(candidates, jnp.int32), jnp.zeros(candidates), jnp.zeros(tokens.shape), hidden)
 
 
@@ -87,8 +87,8 @@ def token_nll(denoiser, soft_mask: SoftMask, params: dict, noisy: Noisy, feedbac
 
 
 def _masked_nll(denoiser, params: dict, noisy: Noisy, hidden: jax.Array) -> jax.Array:
-    # A frozen head needs no gradient [Vpad D].
-    train_head = "head" not in denoiser.frozen
+    # A frozen head, or one that is a frozen embedding, needs no gradient [Vpad D].
+    train_head = ("head" if "head" in params["backbone"] else "embed") not in denoiser.frozen
     head = denoiser.head(params["backbone"])
     return vocab_head.cross_entropy(hidden, head, noisy.x0, where=noisy.masked, train_head=train_head)
 

@@ -15,10 +15,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Watched:
-    """One child process at a time. stall, stall_else: seconds allowed for a step, and for anything else (compiling)."""
+    """One child process at a time. stall, stall_else: seconds allowed for a step, and for anything else (compiling).
+    unit: what its heartbeat counts, in one word."""
 
-    def __init__(self, command: Sequence[str], *, stall: float, stall_else: float):
-        self.command, self.stall, self.stall_else = list(command), stall, stall_else
+    def __init__(self, command: Sequence[str], *, stall: float, stall_else: float, unit: str = "step"):
+        self.command, self.stall, self.stall_else, self.unit = list(command), stall, stall_else, unit
         self._folder = tempfile.TemporaryDirectory(prefix="softmask_jax_")  # local, as beats are frequent
         self._path = Path(self._folder.name) / "heartbeat"
         self._process: subprocess.Popen | None = None
@@ -64,7 +65,7 @@ class Watched:
 
     def where(self) -> str:
         """'after step 7' etc., for messages."""
-        return f"after step {self.step}" if self.step >= 0 else "before its first step"
+        return f"after {self.unit} {self.step}" if self.step >= 0 else f"before its first {self.unit}"
 
     def terminate(self) -> bool:
         """Ask the process to save and end; returns whether one was running."""

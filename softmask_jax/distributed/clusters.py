@@ -28,7 +28,7 @@ def kind() -> str:
     if len(_tpu_workers()) > 1 or (whole("MEGASCALE_NUM_SLICES") or 1) > 1:
         return "TPU pod"
     # Several workers by the metadata server, or several slices.
-    if _has_tpu() and (
+    if has_tpu() and (
         "," in _metadata("worker-network-endpoints") or _tpu_variable("MEGASCALE_NUM_SLICES") not in ("", "0", "1")
     ):
         return "TPU pod"
@@ -36,7 +36,8 @@ def kind() -> str:
     return "Kubernetes" if in_a_job and importlib.util.find_spec("kubernetes") else ""
 
 
-def _has_tpu() -> bool:
+def has_tpu() -> bool:
+    """Whether this machine has TPU chips that JAX may use."""
     platforms = os.environ.get("JAX_PLATFORMS", "tpu")
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return "tpu" in platforms and bool(chips) and "TPU_SKIP_MDS_QUERY" not in os.environ
@@ -65,7 +66,7 @@ def _slurm() -> tuple:
     # One of the 4,096 highest ports, equal on all hosts of a job and rarely that of another.
     port = 61440 + int(env["SLURM_JOB_ID"]) % 4096
     # One process per TPU host.
-    local = None if _has_tpu() else (int(env["SLURM_LOCALID"]),)
+    local = None if has_tpu() else (int(env["SLURM_LOCALID"]),)
     return first[1] + (first[2] or ""), port, int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"]), local
 
 

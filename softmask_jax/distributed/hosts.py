@@ -98,8 +98,7 @@ def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
 
     if member.processes == 1 or jax.distributed.is_initialized():
         return
-    me = rendezvous.Host(member.process, member.processes, socket.gethostname(), prints(config))
-    rendezvous.answer(member.coordinator, me, seconds=member.join_seconds, folder=workdir)
+    meet(member, config, workdir)
     try:
         jax.distributed.initialize(
             member.coordinator, member.processes, member.process, member.local_device_ids,
@@ -113,6 +112,12 @@ def start(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
         raise RuntimeError(f"JAX takes this process for {jax.process_index()} of {jax.process_count()}, not for "
                            f"{member.process} of {member.processes} ({member.how}): are its devices part of the same "
                            "machine or pod as the others'?")
+
+
+def meet(member: Member, config: Mapping, workdir: str | os.PathLike) -> None:
+    """Return once all hosts are there with an equal nested `config` and a shared `workdir`; raises as `start`."""
+    me = rendezvous.Host(member.process, member.processes, socket.gethostname(), prints(config))
+    rendezvous.answer(member.coordinator, me, seconds=member.join_seconds, folder=workdir)
 
 
 def leave_soon(code: int, seconds: float = 10.0) -> None:

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 from softmask_jax.io.files import remove_leftovers, write_atomically
+from softmask_jax.io.paths import to_path
 
 WAITING, RUNNING, DONE, OVER = "waiting", "running", "done", "over"
 ENDS = (DONE, OVER)
@@ -58,7 +59,7 @@ class Peers:
     every: seconds between signs of life."""
 
     def __init__(self, workdir: str | os.PathLike, process: int, processes: int, *, every: float):
-        self.folder, self.every, self.shared = Path(workdir) / "hosts", every, processes > 1
+        self.folder, self.every, self.shared = to_path(workdir) / "hosts", every, processes > 1
         self.others = [Peer(i) for i in range(processes) if i != process]
         self.mine = Sign(process, processes, socket.gethostname(), uuid.uuid4().hex[:12])
         self._written, self._news = -float("inf"), None

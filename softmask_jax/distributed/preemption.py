@@ -15,11 +15,15 @@ class StopSignal:
 
     Any other signal raises KeyboardInterrupt, except SIGTERM again within SAME_SECONDS: both a scheduler and a
     supervisor may send it. With several processes JAX's own notice of SIGTERM is used, so that all stop at the same
-    step, and `noted` is always False."""
+    step, and `noted` is always False; together=False: they need not."""
+
+    def __init__(self, together: bool = True):
+        self._together = together
 
     def __enter__(self):
         self.noted, self._postponed, self._before, self._last = False, False, {}, (0, 0.0)
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        alone = not self._together or jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from softmask_jax.io.files import write_json
+from softmask_jax.io.paths import to_path
 
 MEETING = Path("hosts") / "meeting.json"
 _PATIENCE = 5.0  # seconds per line of a connected host
@@ -48,9 +49,9 @@ def answer(address: str, me: Host, *, seconds: float, folder: str | os.PathLike)
     RuntimeError: one line, equal on all hosts that came, naming the missing host or what differs and where."""
     if me.process == 0:
         with contextlib.closing(_Leader(address, me, seconds)) as leader:
-            error = leader.call(Path(folder))
+            error = leader.call(to_path(folder))
     else:
-        error = _follow(address, me, seconds, Path(folder))
+        error = _follow(address, me, seconds, to_path(folder))
     if error:
         raise RuntimeError(error)
 

@@ -1,14 +1,17 @@
-"""The mesh, and the rules that map logical axes of parameters to the mesh axes data, fsdp and tensor.
-The axis sequence shards positions of activations, not parameters, for inputs too long for one device."""
+"""The mesh, and the rules that map logical axes of parameters to the mesh axes fsdp and tensor.
+The axis sequence shards positions of activations, not parameters, for inputs too long for one device. dcn_data is data
+parallelism over slices, which the slow data-centre network joins: all other axes stay within a slice."""
 import collections
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "sequence", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("dcn_data", "data", "fsdp", "sequence", "tensor")
+DATA_AXES = ("dcn_data", "data")  # every device has whole parameters, or its fsdp and tensor axes' part of them
+BATCH_AXES = (*DATA_AXES, "fsdp")
 
 RULES = {
     "vocab": "tensor",
@@ -28,19 +31,40 @@ RULES = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None, *, sequence: int = 1) -> Mesh:
-    """Mesh of all devices with the axes of `AXES`; one size may be -1. ValueError for sizes that do not fit."""
-    devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, sequence, tensor]
-    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None, *, sequence: int = 1,
+    dcn_data: int = -1,
+) -> Mesh:
+    """Mesh of all devices with the axes of `AXES`; dcn_data: see `split_slices`. Of the sizes within a slice one may be
+    -1, for the devices left. ValueError for sizes that do not fit."""
+    slices = split_slices(jax.devices() if devices is None else devices, dcn_data)
+    count, sizes = len(slices[0]), [data, fsdp, sequence, tensor]
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES[1:], sizes))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"config.mesh ({named}): sizes are positive, and at most one is -1 (all devices left).")
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        raise ValueError(f"config.mesh ({named}) does not fit {len(devices)} device(s): the sizes must multiply to "
-                         f"{len(devices)}; set one of them to -1 to take what is left.")
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    fixed, each = math.prod(size for size in sizes if size != -1), f" of each of {len(slices)} slices"
+    if count % fixed or (-1 not in sizes and fixed != count):
+        raise ValueError(f"config.mesh ({named}) does not fit {count} device(s){each * (len(slices) > 1)}: the sizes "
+                         f"must multiply to {count}; set one of them to -1 to take what is left.")
+    sizes, types = tuple(count // fixed if size == -1 else size for size in sizes), (AxisType.Auto,) * len(AXES)
+    meshes = [jax.make_mesh(sizes, AXES[1:], axis_types=types[1:], devices=own) for own in slices]
+    return Mesh(np.stack([mesh.devices for mesh in meshes]), AXES, axis_types=types)
+
+
+def split_slices(devices: Sequence, number: int) -> list[list]:
+    """Devices by slice. number: of slices; -1 is as many as there are. ValueError if it is not, or for unequal slices.
+
+    TPU devices know their slice. Others are one slice, or `number` of them in the devices' order, host by host."""
+    slices = collections.defaultdict(list)
+    for position, device in enumerate(devices):
+        cut = position * max(number, 1) // len(devices)
+        slices[getattr(device, "slice_index", 0) if device.platform == "tpu" else cut].append(device)
+    sizes = [len(own) for own in slices.values()]
+    if number not in (-1, len(slices)) or len(set(sizes)) > 1:
+        raise ValueError(f"config.mesh.dcn_data={number} does not fit {len(devices)} device(s) in {len(slices)} "
+                         f"slice(s) of {', '.join(map(str, sizes))}: slices must be equal, and dcn_data their number "
+                         "or -1.")
+    return [slices[index] for index in sorted(slices)]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -48,7 +72,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp, everything else replicated."""
+    """Rows over the batch axes, everything else replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -107,8 +131,8 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
     """ValueError unless `size` rows divide evenly over the devices, and the mesh over the hosts."""
     check_hosts(mesh)
     if size % (shards := batch_shards(mesh)):
-        raise ValueError(f"{name} is {size} rows, which {shards} device groups (mesh data x fsdp) cannot share evenly: "
-                         f"make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}.")
+        raise ValueError(f"{name} is {size} rows, which {shards} device groups (mesh dcn_data x data x fsdp) cannot share "
+                         f"evenly: make it a multiple of {shards}, for example {max(1, round(size / shards)) * shards}.")
 
 
 def check_hosts(mesh: Mesh) -> None:
@@ -145,7 +169,7 @@ def param_shardings(mesh: Mesh, axes, shapes):
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host-local rows to global arrays, sharded over the batch axes; meshes as in `check_hosts`."""
-    layout, hosts = batch_sharding(mesh), jax.process_count()
+    layout, hosts = batch_sharding(mesh), len({device.process_index for device in mesh.devices.flat})
     return {
         name: jax.make_array_from_process_local_data(layout, rows, (len(rows) * hosts, *rows.shape[1:]))
         for name, rows in batch.items()

@@ -2,13 +2,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from softmask_jax.evaluate.settings import Models
 from softmask_jax.io.files import explained, split_paths, write_json
+from softmask_jax.io.paths import to_path
 
 PLAIN = "#none"
 ELSEWHERE = "give another --out"
@@ -51,22 +51,22 @@ def checkpoints(models: Models) -> list[Checkpoint]:
 def _parsed(part: str) -> Checkpoint:
     """`name=folder#none`; a folder of exactly this name goes first."""
     for text in (part, part.strip()):
-        if (path := Path(os.path.expanduser(text))).is_dir():
+        if (path := to_path(text)).is_dir():
             return Checkpoint("", path)
     folder, plain = text.removesuffix(PLAIN), text.endswith(PLAIN)
     match = re.match(r"([\w.-]+)=(.+)", folder, re.DOTALL)
     # A path may contain "=".
-    if not match or os.path.isdir(os.path.expanduser(folder)):
-        return Checkpoint("", Path(os.path.expanduser(folder)), plain)
-    return Checkpoint(match[1], Path(os.path.expanduser(match[2])), plain)
+    if not match or to_path(folder).is_dir():
+        return Checkpoint("", to_path(folder), plain)
+    return Checkpoint(match[1], to_path(match[2]), plain)
 
 
 class Loader:
     """Loads models by `load` (`softmask_jax.load`), keeps the last one, and pins each run's step in the folder `out`,
-    so that a continued evaluation measures the same step though training has gone on."""
+    so that a continued evaluation measures the same step though training has gone on. Only the first host writes it."""
 
-    def __init__(self, models: Models, load: Callable, mesh, out: Path):
-        self._settings, self._load, self._mesh, self._out = models, load, mesh, out
+    def __init__(self, models: Models, load: Callable, mesh, out: Path, first: bool = True):
+        self._settings, self._load, self._mesh, self._out, self._first = models, load, mesh, out, first
         self._last: tuple[Checkpoint | None, object] = (None, None)
 
     def __call__(self, checkpoint: Checkpoint):
@@ -77,7 +77,7 @@ class Loader:
         settings, step = self._settings, self.step(checkpoint)
         asked = settings.step if step is None else step
         model = self._load(checkpoint.path, weights=settings.weights, step=asked, base=settings.base, mesh=self._mesh)
-        if step is None:
+        if step is None and self._first:
             now = weights(checkpoint.path, model.step)
             write_own(self._out / checkpoint.name / PIN, {"asked": settings.step, "step": model.step, "weights": now})
         self._last = checkpoint, without_soft_masking(model) if checkpoint.plain else model

@@ -1,7 +1,8 @@
 """Evaluation from settings to numbers: every model, task and budget of steps; rerunning the command resumes it.
 
-A folder holds `results.json` (numbers, settings, versions), `results.md` (tables), plots, and for each job
-`<model>/<task>[/<budget>]/` with the task's own files and `result.json`."""
+A folder holds `results.json` (numbers, settings, versions), `results.md` (tables), `results.html` (a page), and for
+each job `<model>/<task>[/<budget>]/` with the task's own files and `result.json`."""
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -14,15 +15,19 @@ from fractions import Fraction
 from importlib.metadata import distributions
 from pathlib import Path
 
+import jax
+
 from softmask_jax.config import flatten
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.distributed import sharding
 from softmask_jax.distributed.preemption import StopSignal
-from softmask_jax.evaluate import tables
+from softmask_jax.evaluate import results_page, tables
 from softmask_jax.evaluate.models import Checkpoint, ELSEWHERE, Loader, PIN, checkpoints, read_own, write_own
 from softmask_jax.evaluate.settings import Settings, budgets
 from softmask_jax.evaluate.task import Task, Work
+from softmask_jax.io.answers import Hosts
 from softmask_jax.io.files import explained, locked, plain, write_atomically
+from softmask_jax.io.paths import to_path
 from softmask_jax.io.run_folder import versions
 
 log = logging.getLogger("softmask_jax")
@@ -56,27 +61,29 @@ class Job:
 class Evaluation:
     """One evaluation in the folder `out`; called, it runs `tasks` in order and returns the content of `results.json`.
 
-    load: `softmask_jax.load`. allow_code, allow_unsafe_code: see `Work`. ValueError, OSError, ImportError or
-    RuntimeError, one line, before any model is loaded where possible; Stopped."""
+    load: `softmask_jax.load`. allow_code, allow_unsafe_code, hosts: see `Work`; the first host writes. ValueError,
+    OSError, ImportError or RuntimeError, one line, before any model is loaded where possible; Stopped."""
 
     def __init__(self, settings: Settings, out: str | os.PathLike, tasks: Sequence[Task], load: Callable, *,
-                 allow_code: bool = False, allow_unsafe_code: bool = False):
-        self.settings, self.out, self.tasks = settings, Path(os.path.expanduser(out)), list(tasks)
+                 allow_code: bool = False, allow_unsafe_code: bool = False, hosts: Hosts = Hosts()):
+        self.settings, self.out, self.tasks = settings, to_path(out), list(tasks)
         self._allowed = {"allow_code": allow_code, "allow_unsafe_code": allow_unsafe_code}
         self.checkpoints, self.budgets = checkpoints(settings.models), budgets(settings.run.budgets)
         for task in self.tasks:
             task.check(settings, **self._allowed)
-        self.mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
-        self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out)
+        self.hosts = hosts
+        self.mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh), devices=jax.local_devices())
+        self._load = Loader(settings.models, load, self.mesh if self.mesh.size > 1 else None, self.out, hosts.first)
 
     @settled()
     def __call__(self) -> dict:
         with explained(self.out, ELSEWHERE):
             self.out.mkdir(parents=True, exist_ok=True)
-        names = ["results.json", "results.md", "plots", *(checkpoint.name for checkpoint in self.checkpoints)]
+        names = ["results.json", "results.md", results_page.FILE, *(checkpoint.name for checkpoint in self.checkpoints)]
         if any((self.out / checkpoint.name / PIN).exists() for checkpoint in self.checkpoints):
             names = []  # an evaluation that was copied without its lock
-        with locked(self.out, ELSEWHERE, names), StopSignal() as stop, stop.postponed():
+        lock = locked(self.out, ELSEWHERE, names) if self.hosts.first else contextlib.nullcontext()
+        with lock, StopSignal(together=False) as stop, stop.postponed():
             for checkpoint in self.checkpoints:
                 self._load.step(checkpoint)
             # Grouped by model, so that each is loaded once.
@@ -86,13 +93,16 @@ class Evaluation:
             ]  # fmt: skip
             works = {
                 job: Work(self.settings, job.checkpoint.name, job.checkpoint.path, self.out / job.folder,
-                          functools.partial(self._load, job.checkpoint), self.mesh, stop, job.budget, **self._allowed)
+                          functools.partial(self._load, job.checkpoint), self.mesh, stop, job.budget, **self._allowed,
+                          hosts=self.hosts)
                 for job in jobs
             }  # fmt: skip
             finished = {job: self._finished(job, work) for job, work in works.items()}
             report = self._report(finished, self._differences(works))
-            write_own(self.out / "results.json", report)
-            write_atomically(self.out / "results.md", tables.markdown(report), elsewhere=ELSEWHERE)
+            if self.hosts.first:
+                write_own(self.out / "results.json", report)
+                write_atomically(self.out / "results.md", tables.markdown(report), elsewhere=ELSEWHERE)
+                write_atomically(self.out / results_page.FILE, results_page.build(report), elsewhere=ELSEWHERE)
         return report
 
     def _decisive(self, job: Job) -> dict:
@@ -120,8 +130,11 @@ class Evaluation:
         result = job.task.run(work)
         step = self._load.step(job.checkpoint)
         step = work.model.step if step is None else step
-        write_own(path, {"settings": decisive, "step": step, "result": dataclasses.asdict(result)})
+        content = {"settings": decisive, "step": step, "result": dataclasses.asdict(result)}
         log.info("%s: %s (%.1f s)", job.title, tables.line(result), time.monotonic() - started)
+        if not self.hosts.first:
+            return json.loads(json.dumps(plain(content)))
+        write_own(path, content)
         # Read back, so that new results equal resumed ones.
         return _stored(path, decisive)
 

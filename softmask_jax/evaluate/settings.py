@@ -22,7 +22,6 @@ class Run:
     tasks: str = ""  # names of tasks
     budgets: str = "1"  # shares of the sampler's steps, each evaluated: "1; 1/2; 1/4"
     seed: int = 40_000  # of all draws
-    plots: bool = True  # of quality against calls and seconds, when there are several budgets
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.evaluate.settings import Settings
-from softmask_jax.io.answers import AnswerFile, Key, key_of
+from softmask_jax.io.answers import AnswerFile, Hosts, Key, key_of
 from softmask_jax.training.intervals import student
 
 # Advice for numbers that are not finite.
@@ -111,6 +111,7 @@ class Work:
     budget: Fraction = Fraction(1)  # share of the sampler's steps
     allow_code: bool = False  # whether programs that a model wrote may run
     allow_unsafe_code: bool = False  # and without a sandbox
+    hosts: Hosts = Hosts()  # that share the rows
 
     @property
     def model(self):
@@ -118,19 +119,20 @@ class Work:
 
     @contextlib.contextmanager
     def records(self, name: str, settings: Mapping, total: int) -> Iterator[AnswerFile]:
-        """File of JSON rows. ValueError if it has rows of other settings."""
-        with AnswerFile(self.folder / f"{name}.jsonl", settings, total) as file:
+        """File of JSON rows, shared by the hosts. ValueError if it has rows of other settings."""
+        with AnswerFile(self.folder / f"{name}.jsonl", settings, total, self.hosts) as file:
             file.settle({})
             yield file
 
     def complete(self, file: AnswerFile, batches: Iterable[Piece], make: Callable[[Piece], Sequence[Mapping]],
                  sync_seconds: float = 0.0) -> None:
-        """Append the missing rows of pieces to `file`, synced every `sync_seconds` and at the end. Stopped on a signal.
+        """Append this host's missing rows of pieces to `file`, synced every `sync_seconds` and at the end, and wait for
+        the other hosts'. Stopped on a signal.
 
         make: a piece's rows, with "index" and "sample"; an incomplete piece is made again whole, for equal rounding."""
         waiting, synced = [], time.monotonic()
         try:
-            for piece in batches:
+            for piece in self.hosts.share(list(batches)):
                 if all(key in file.rows for key in piece.keys):
                     continue
                 self.check_stop()
@@ -141,11 +143,17 @@ class Work:
         finally:
             if waiting:
                 file.add(waiting)
+        self.gather(file)
+
+    def gather(self, file: AnswerFile) -> None:
+        """Wait until the rows of all hosts are there. Raises as `check_stop`."""
+        file.gather(self.check_stop)
 
     def check_stop(self) -> None:
-        """Call between two pieces of work. Raises Stopped after a signal."""
+        """Call between two pieces of work. Raises Stopped after a signal, RuntimeError if another host has gone."""
         if self.stop.noted:
             raise Stopped
+        self.hosts.check()
 
 
 class Task(Protocol):

@@ -17,9 +17,11 @@ from softmask_jax.config.jax_settings import root_key
 from softmask_jax.data.chat.buckets import round_up
 from softmask_jax.data.prompts import MASKS, Row
 from softmask_jax.diffusion.noise import Stream, stream_key
-from softmask_jax.io.answers import Key
+from softmask_jax.io.answers import Hosts, Key
 from softmask_jax.report import viewer
 from softmask_jax.report.patterns import Pattern
+from softmask_jax.samplers import Options
+from softmask_jax.samplers.algorithms import DREAM
 
 MULTIPLE = 64  # of padded lengths
 FAILED = "the model's logits were NaN or infinite"
@@ -29,7 +31,7 @@ class Shape(NamedTuple):
     """Shape of a program."""
 
     length: int
-    prompt_length: int  # where blocks begin, see `samplers.options.fill`
+    prompt_length: int  # where blocks begin, see `samplers.filling.fill`
     padded: bool  # whether rows have padding
 
 
@@ -61,15 +63,22 @@ def shape_of(pattern: Pattern, model, limit: int, *, counted: bool = False) -> S
     return Shape(rounded, max(rounded - masks, 0) if counted else 0, padded=left or rounded > length)
 
 
-def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collection[Key] = ()) -> list[Batch]:
-    """Batches of rows of one shape, the longest first, so that a lack of memory shows at the start; `samples` answers
-    to each row. Batches whose keys are all `done` are left out; others stay whole, so that resuming changes no bit."""
+def counts_masks(options: Options) -> bool:
+    """Whether their sampler makes a step for each position after the beginning of blocks, see `shape_of`."""
+    return options.alg in DREAM and options.block_length is None and options.steps is None
+
+
+def plan(shapes: Sequence[Shape], *, samples: int, batch_size: int, done: Collection[Key] = (),
+         hosts: Hosts = Hosts()) -> list[Batch]:
+    """This host's batches of rows of one shape, the longest first, so that a lack of memory shows at the start;
+    `samples` answers to each row. Batches whose keys are all `done` are left out; others stay whole, so that resuming
+    changes no bit."""
     batches = []
     for shape in sorted(set(shapes), reverse=True):
         keys = [(row, sample) for row, own in enumerate(shapes) if own == shape for sample in range(samples)]
         parts = [tuple(keys[start : start + batch_size]) for start in range(0, len(keys), batch_size)]
-        batches += [Batch(shape, part, batch_size) for part in parts if not all(key in done for key in part)]
-    return batches
+        batches += [Batch(shape, part, batch_size) for part in parts]
+    return [batch for batch in hosts.share(batches) if not all(key in done for key in batch.keys)]
 
 
 def span(pattern: Pattern, length: int, padding: str) -> slice:
@@ -118,6 +127,10 @@ class Generator:
         settings = {"options": self.options, "prompt_length": shape.prompt_length, "trace": trace}
         row_keys = jnp.stack([row_key(self.seed, key) for key in keys])
         return jax.block_until_ready(self.model.fill(*self._laid_out(patterns, shape), keys=row_keys, **settings))
+
+    def padding(self, patterns: Sequence[Pattern], shape: Shape) -> np.ndarray | None:
+        """Attention mask [B L] of patterns of one shape; None without padding."""
+        return self._laid_out(patterns, shape)[1]
 
     def unpadded(self, pattern: Pattern, row) -> np.ndarray:
         """Tokens [n] of a pattern's filled row [L]."""
@@ -194,5 +207,5 @@ class Generator:
             **facts, "sampler": f"{self.options.alg or self.model.default_alg}, {int(out.steps):,} steps",
             "network calls": int(np.asarray(out.row_calls)[0]), "tokens a call": f"{out.tokens_per_call[0]:.2f}",
         }  # fmt: skip
-        shown = {"facts": facts, "note": note, "attention_mask": self._laid_out([pattern], shape)[1]}
+        shown = {"facts": facts, "note": note, "attention_mask": self.padding([pattern], shape)}
         return viewer.trajectory_page(out, self.model.tokenizer, mask_token_id=self.model.mask_token_id, **shown)

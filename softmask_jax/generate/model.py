@@ -1,6 +1,7 @@
 """A trained model of any family; `softmask_jax.load` returns it."""
 import dataclasses
 import functools
+import numbers
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -8,28 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.config import Config
-from softmask_jax.config.jax_settings import settled
+from softmask_jax.config.jax_settings import checked_key, checked_seed, root_key, settled
 from softmask_jax.data import Tokenizer
 from softmask_jax.data.chat.conversations import NoConversation, read_messages
 from softmask_jax.data.chat.template import ChatTemplate, TemplateError
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.noise import Stream, row_keys, stream_key
+from softmask_jax.generate import text
 from softmask_jax.models import families
 from softmask_jax.models.denoiser import Denoiser
 from softmask_jax.models.nn import dream
 from softmask_jax.samplers import (
-    Draws, DreamSampler, Generated, MDLMSampler, Options, SoftMask, fill, recorded_gumbel,
+    BlockSampler, Constraints, Draws, DreamSampler, Generated, MDLMSampler, Options, SoftMask, fill, recorded_gumbel,
 )  # fmt: skip
+from softmask_jax.samplers.dream import LLADA
 from softmask_jax.samplers.dream_generate import diffusion_generate
-from softmask_jax.samplers.options import run
+from softmask_jax.samplers.filling import run
 
 # Prompts are padded to it, for few compiled samplers.
 PROMPT_MULTIPLE = 64
-NEW_TOKENS = 256
+NO_TOKENIZER = "This model has no tokenizer; convert it again with its tokenizer files beside it."
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A network with its parameters and tokenizer; methods are compiled on first use."""
 
@@ -82,13 +85,13 @@ class Model:
         """Upper bound on -log p per token: tokens [B L] without padding -> [B] float32, nats; unbiased for every row.
 
         two_pass: with soft-masking's feedback, unless the model is binary. draws: masks of each row, t stratified."""
-        return self._nelbo(self.params, self._checked(tokens), key, two_pass, draws)
+        return self._nelbo(self.params, self._checked(tokens), checked_key(key), two_pass, draws)
 
     @settled()
     def generate(
-        self, prompts=None, *, tokens=None, key: jax.Array | None = None, count: int | None = None,
-        length: int | None = None, max_new_tokens: int | None = None, steps: int | None = None,
-        soft_mask: SoftMask | Mapping | str | None = None, attention_mask=None,
+        self, prompts=None, *, tokens=None, key: jax.Array | None = None, seed: int | None = None,
+        count: int | None = None, length: int | None = None, max_new_tokens: int | None = None,
+        steps: int | None = None, soft_mask: SoftMask | Mapping | str | None = None, attention_mask=None,
         draws: np.ndarray | Draws | None = None, trace: bool = False, **options,
     ) -> Generated:  # fmt: skip
         """Fill masks, or continue prompts; `decode` turns the result into text.
@@ -99,28 +102,38 @@ class Model:
             {"role", "content"}, which are continued by `max_new_tokens` (256).
           tokens: another name of `prompts`.
           key: None where nothing is drawn.
+          seed: instead of a key.
           steps: by default 128 for mdlm and remdm, else one a position that may be filled.
           soft_mask: in place of the model's, "none" for plain masks; for prompts also a `transparency_config.json`.
           attention_mask: shape of prompts, 0 for padding.
           draws: recorded randomness of a reference: uniforms [steps B L V] of mdlm and remdm, `Draws` of prompts.
           trace: keep every step, for `viewer`.
-          options: fields of `samplers.Options`; where lengths are not fixed of `DreamSampler`, with the defaults of
-            Dream's `diffusion_generate` (alg "origin", top_k 50).
+          options: fields of `samplers.Options`; where lengths are not fixed of `DreamSampler`, with block_length or
+            compat of `BlockSampler`. Defaults of Dream are those of its `diffusion_generate` (alg "origin", top_k 50),
+            of LLaDA those of its `generate` (alg "low_confidence").
 
         ValueError for unknown options, or rows that are too long."""
-        prompts = tokens if prompts is None else prompts
+        prompts, key = tokens if prompts is None else prompts, _key(key, seed)
+        if isinstance(prompts, str):
+            raise ValueError("generate takes token ids; write continues a text.")
         if not self.family.fixed_length:
             _refuse("continues prompts: give prompts and max_new_tokens, or use fill", count=count, length=length)
-            _check_names(options, DreamSampler)
-            new_tokens = NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            _refuse("begins blocks behind its prompts", prompt_length=options.get("prompt_length"))
+            new_tokens = text.NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            if options.get("compat") and self.default_alg in LLADA:
+                # The reference always decodes in blocks, by default in one.
+                options.setdefault("block_length", new_tokens)
+            text.check_names(Model.generate, options, BlockSampler if options.get("block_length") else DreamSampler)
             return self._continue(prompts, key, new_tokens, steps, soft_mask, attention_mask,
                                   draws=draws, trace=trace, **options)
         _refuse("fills rows of fixed length: put mask_token_id where text is wanted", max_new_tokens=max_new_tokens)
-        _check_names(options, Options)
+        text.check_names(Model.generate, options, Options)
         if prompts is None:
             shape = 1 if count is None else count, self.max_length if length is None else length
             prompts = np.full(shape, self.mask_token_id, np.int32)
         tokens, options = self._checked(prompts), Options(steps=steps, soft_mask=soft_mask, **options)
+        if key is None:
+            raise ValueError("There is nothing to draw with: pass seed=0, or key=jax.random.key(0).")
         keys = row_keys(stream_key(key, Stream.SAMPLE, 0), jnp.arange(len(tokens)))
         if draws is None:
             return self.fill(tokens, attention_mask, keys=keys, options=options, trace=trace)
@@ -137,13 +150,30 @@ class Model:
             prompts = [self.encode_chat(chat) for chat in prompts]
         if soft_mask is None or soft_mask == "none":
             soft_mask = self.soft_mask if soft_mask is None else SoftMask()
+        if self.default_alg in LLADA:
+            options = {"alg": self.default_alg, "top_k": None} | options
+        if {"stop_at_end", "logits_eos_inf", "confidence_eos_eot_inf"} & set(options):
+            options.setdefault("constraints", Constraints(end_token_ids=self.end_token_ids))
+        # A threshold of LLaDA's algorithms needs no number of steps.
+        if steps is None and not (options.get("alg") in LLADA and {"threshold", "factor"} & set(options)):
+            steps = max_new_tokens
         return diffusion_generate(
             self.denoiser, self.params, prompts, key, max_new_tokens=max_new_tokens, max_length=self.max_length,
-            steps=max_new_tokens if steps is None else steps, pad_token_id=self.pad_token_id, soft_mask=soft_mask,
-            attention_mask=attention_mask, pad_multiple=PROMPT_MULTIPLE if attention_mask is None else 1, **options,
+            steps=steps, pad_token_id=self.pad_token_id, soft_mask=soft_mask, attention_mask=attention_mask,
+            pad_multiple=PROMPT_MULTIPLE if attention_mask is None else 1, **options,
         )  # fmt: skip
 
     fill = fill
+    write, chat = text.write, text.chat
+    __repr__ = text.described
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids [L] int32 of a text, without BOS; `decode` inverts it. ValueError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError(NO_TOKENIZER)
+        if not isinstance(text, str):
+            raise ValueError(f"encode takes a text, not {type(text).__name__}.")
+        return np.asarray(self.tokenizer.encode(text), np.int32)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
         """The prompt [P] of a chat (see `data.conversations`), generation prompt included. ValueError for a model that
@@ -157,12 +187,12 @@ class Model:
             raise ValueError(f"The chat {error}.") from error
 
     def decode(self, tokens, *, new_tokens: int | None = None) -> list[str]:
-        """[B L] ids -> B strings, without padding; masks stay visible. new_tokens: only so many last positions of each
-        row, up to the first token that ends a text. ValueError for a model without a tokenizer."""
+        """[B L] or [L] ids -> B strings, without padding; masks stay visible. new_tokens: only so many last positions
+        of each row, up to the first token that ends a text. ValueError for a model without a tokenizer."""
         if self.tokenizer is None:
-            raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
+            raise ValueError(NO_TOKENIZER)
         texts = []
-        for row in np.asarray(tokens):
+        for row in np.atleast_2d(tokens):
             stops = [] if self.pad_token_id is None else [self.pad_token_id]
             if new_tokens is not None:
                 row, stops = row[-new_tokens:], self.end_token_ids
@@ -219,8 +249,12 @@ def _refuse(advice: str, **arguments) -> None:
             raise ValueError(f"generate has no use for {name}: this model {advice}.")
 
 
-def _check_names(options: Mapping, fields_of: type) -> None:
-    known = [field.name for field in dataclasses.fields(fields_of)]
-    if unknown := [name for name in options if name not in known]:
-        names = f"{fields_of.__name__} has {', '.join(known)}"
-        raise ValueError(f"generate has no option {unknown[0]} for this model; {names}.")
+def _key(key: jax.Array | None, seed: int | None) -> jax.Array | None:
+    """The key, or that of the seed. ValueError for both, or for a seed as key."""
+    if isinstance(key, numbers.Integral):
+        raise ValueError(f"key is {key}, an integer; pass seed={key}, or key=jax.random.key({key}).")
+    if seed is None:
+        return key
+    if key is not None:
+        raise ValueError("Give key or seed, not both.")
+    return root_key(checked_seed(seed))

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import html
 import importlib
 import os
 import shutil
@@ -18,11 +17,13 @@ from pathlib import Path
 
 import jax
 
+from softmask_jax.config import progress
 from softmask_jax.data.prompts import Row
 from softmask_jax.generate.batches import Generator, plan, shape_of
 from softmask_jax.generate.model import Model
 from softmask_jax.io import run_log
 from softmask_jax.io.answers import summarize
+from softmask_jax.io.paths import to_path
 from softmask_jax.report import curves, page
 from softmask_jax.report.charts import Series, line_chart
 from softmask_jax.report.patterns import Encoder
@@ -71,8 +72,7 @@ class Page:
     height: int = 640
 
     def _repr_html_(self) -> str:
-        attributes = f'sandbox="allow-scripts" width="100%" height="{self.height}" style="border: 0"'
-        return f'<iframe {attributes} srcdoc="{html.escape(self.source)}"></iframe>'
+        return page.frame("A page", self.source, self.height)
 
     def __repr__(self) -> str:
         return f"<a page of {len(self.source):,} characters>"
@@ -80,7 +80,7 @@ class Page:
 
 def read_page(path: str | os.PathLike, height: int = 640) -> Page:
     """A page that a command wrote: report, trajectory or comparison. OSError if there is none."""
-    return Page(Path(os.path.expanduser(path)).read_text("utf-8"), height)
+    return Page(to_path(path).read_text("utf-8"), height)
 
 
 def curves_page(workdir: str | os.PathLike, height: int = 400) -> Page:
@@ -118,7 +118,8 @@ def watch(workdir: str | os.PathLike, every: float = 10.0) -> Iterator[None]:
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
-        yield
+        with progress.silent():
+            yield
     finally:
         over.set()
         follower.join()

@@ -1,10 +1,12 @@
 """Command line of `softmask_jax.generate`."""
 import argparse
-import os
 from collections.abc import Sequence
 
 from softmask_jax.config import option_flags
 from softmask_jax.config.command_line import command_parser
+from softmask_jax.distributed import hosts
+from softmask_jax.io.paths import to_path
+from softmask_jax.io.runs import only_run
 from softmask_jax.samplers import Options, SoftMask
 
 # Flags that decide the answers, beside the checkpoint, the prompts and the sampler's options.
@@ -16,7 +18,8 @@ DECISIVE = (
 HELPS = {
     "alg": "how masks are filled. mdlm, remdm_cap, remdm_rescale, remdm_conf, remdm_loop: drawn along the noise "
     "schedule, remdm masks tokens again; origin, maskgit_plus, topk_margin, entropy: Dream's, the surest first but for "
-    "origin; confidence_threshold, confidence_factor: all that are sure enough (default: mdlm, or entropy for Dream)",
+    "origin; low_confidence, random: LLaDA's, the likeliest first or any; confidence_threshold, confidence_factor: all "
+    "that are sure enough (default: mdlm, entropy for Dream, low_confidence for LLaDA)",
     "steps": "denoising steps (default: 128 for mdlm and remdm, else about one a token)",
     "temperature": "of the draws; 0 takes the likeliest token, but for mdlm and remdm (default: 1 for these, else 0)",
     "top_p": "draw from the likeliest tokens that reach this probability",
@@ -27,14 +30,20 @@ HELPS = {
     "t_on": "the time when remdm_loop begins to mask again",
     "t_off": "when it ends",
     "alpha_on": "the share of tokens that remdm_loop keeps in between",
+    "cfg_scale": "above 0, guide the draws away from what the model says without the prompt; twice the work",
     "block_length": "fill blocks of so many positions from left to right",
-    "cache": "keys and values kept while a block is filled: none, prefix, dual (all outside the block; the default)",
-    "full_call": "whether the call at a block's start commits its first token only (first), or by the rule (rule)",
-    "threshold": "confidence_threshold: how sure (default: 0.9)",
-    "factor": "confidence_factor: Fast-dLLM's (default: 1)",
+    "cache": "keys and values kept while a block is filled: none, prefix, dual (all outside the block) (default: dual, "
+    "or none for low_confidence and random)",
+    "full_call": "whether the call at a block's start commits its first token only (first), or by the rule (rule) "
+    "(default: first, or rule for low_confidence and random)",
+    "threshold": "confidence_threshold: how sure (default: 0.9); low_confidence: all as sure as that, instead of equal "
+    "numbers a step",
+    "factor": "confidence_factor: Fast-dLLM's (default: 1); low_confidence takes it, too",
     "tokens_per_step": "fill so many tokens a step",
     "suppress_mask": "never predict the mask itself",
     "end_penalty": "nats off the logits of end of text and padding, against empty answers",
+    "logits_eos_inf": "never write the end of text",
+    "confidence_eos_eot_inf": "low_confidence: tokens that end a text come last",
     "stop_at_end": "no more work on what stands behind an end of text",
     "soft_mask": "none, or VARIANT[:K[:SCHEDULE]] such as topk:3 (default: as the model was trained)",
     "compat": "as the reference where ours is better",
@@ -64,10 +73,11 @@ _positive.__name__ = "integer"
 
 
 def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """The flags; of the sampler's options only those on the command line."""
+    """The flags; of the sampler's options only those on the command line. Raises as `only_run` without --checkpoint."""
     parser = command_parser("generate", description, allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a run's folder, or a converted model's")
+    add("--checkpoint",
+        help="a run's folder, a converted model's or, with --base, an adapter's; by default the only run in runs/")
     add("--weights", default="ema", choices=("ema", "raw"), help="which weights of a run")
     add("--step", type=int, help="which checkpoint of a run; the newest by default")
     add("--base", default="", help="of an adapter, the converted model that it was trained on")
@@ -91,24 +101,27 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     add("--trajectory", default="", metavar="PAGE",
         help="write a page that shows the first answer step by step; replaces the file")
     add("--debug", action="store_true", help="show the traceback of an error")
+    hosts.add_flags(parser)
     group = parser.add_argument_group("the sampler's options")
     option_flags.add(group, Options, helps=HELPS, readers={"soft_mask": soft_mask})
     flags = parser.parse_args(argv)
-    flags.out, flags.trajectory = map(os.path.expanduser, (flags.out, flags.trajectory))
+    flags.out, flags.trajectory = (str(to_path(path)) if path else "" for path in (flags.out, flags.trajectory))
     if flags.system and not flags.chat:
         parser.error("--system is for --chat")
     if "" in flags.stop:
         parser.error("--stop must be a text")
     if not 0 <= flags.seed < 2**32:
         parser.error("--seed must be in 0 .. 2**32 - 1")
+    if flags.checkpoint is None:
+        flags.checkpoint = only_run("--checkpoint={}")
     return flags
 
 
 def options(flags: argparse.Namespace) -> Options:
     """The sampler's options on the command line. ValueError for contradictions."""
     chosen = Options(**option_flags.present(flags, Options))
-    counts = chosen.tokens_per_step is not None or chosen.alg == "confidence_factor"
-    counts = counts or (chosen.alg == "confidence_threshold" and chosen.block_length is not None)
-    if chosen.steps is not None and counts:
+    # Without blocks a threshold may have a limit of steps.
+    limited = chosen.block_length is None and (chosen.alg == "confidence_threshold" or chosen.threshold is not None)
+    if chosen.steps is not None and not (chosen.counts_steps() or limited):
         raise ValueError("How many steps there are follows from how many tokens each fills; leave --steps out.")
     return chosen

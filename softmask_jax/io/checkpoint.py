@@ -1,12 +1,12 @@
 """Checkpoints of a run: asynchronous, atomic, checked when they are read. Damaged ones are reported, never deleted.
 
 `<folder>/<step>/` holds `params`, `ema` and `optimizer`, Orbax trees (see tree_files.py), `data`, JSON with cursor and
-metrics, and `checksums.json`. It gets its name once all is written: a kill leaves a whole checkpoint or none."""
+metrics, and `checksums.json`. It gets its name, in a bucket its `commit_success.txt`, once all is written: a kill leaves
+a whole checkpoint or none."""
 import contextlib
 import logging
 import math
 import os
-import shutil
 import threading
 from typing import Any, Callable, Mapping, Sequence
 
@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from softmask_jax.io import tree_files
 from softmask_jax.io.files import one_line, plain
+from softmask_jax.io.step_folders import step_folders
 from softmask_jax.io.stored_arrays import literal
 from softmask_jax.io.tree_files import Damaged, TREES, read_trees
 
@@ -51,8 +52,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3, keep_best: int = 1):
         if keep < 1 or keep_best < 0:
             raise ValueError(f"keep must be 1 or more and keep_best 0 or more, not {keep} and {keep_best}.")
-        self._is_local = "://" not in str(folder)
         self.folder = literal(folder)
+        self._folders = step_folders(self.folder)
         self._keep, self._keep_best = keep, keep_best
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
@@ -82,17 +83,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             if self._saving is not None:
                 self._manager.wait_until_finished()
+                self._tidy()
         except Exception as error:
             self._give_up(error)
         self._saving = None
 
     def all_steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending."""
-        if not self.folder.exists():
-            return []
-        folders = (path for path in self.folder.iterdir() if path.name.isdigit())
-        # Without a rename (object stores) a save in progress has the final name; its last file tells.
-        return sorted(int(path.name) for path in folders if self._is_local or (path / "commit_success.txt").exists())
+        return self._folders.all()
 
     def latest_step(self) -> int | None:
         """The newest step on disk."""
@@ -137,6 +135,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         newest, damaged = self._newest(read)
         if damaged:
             self._set_aside(damaged)
+        if newest:
+            self._tidy()  # killed after its last save, a run saves no more
         return newest and (newest[0], *newest[1])
 
     def restore_params(
@@ -178,9 +178,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         for step in steps if jax.process_index() == 0 else ():
-            folder = self.folder / str(step)
-            names = (self.folder / f"{step}.damaged-{number}" for number in range(1, 1000))
-            folder.rename(next(name for name in names if not name.exists()))
+            self._folders.set_aside(step)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("softmask_jax:set_aside")
         self._scores.clear()
@@ -188,12 +186,17 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.reload()
 
     def _make_manager(self) -> ocp.CheckpointManager:
+        self._tidy()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Keep(self._kept), cleanup_tmp_directories=True, lightweight_initialize=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            lightweight_initialize=True, async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            **self._folders.options(_Keep(self._kept)),
         )  # fmt: skip
         _open.add(self)
         return ocp.CheckpointManager(self.folder, options=options)
+
+    def _tidy(self) -> None:
+        if jax.process_index() == 0:
+            self._folders.tidy(self._kept)
 
     def _kept(self, steps: Sequence[int]) -> set[int]:
         best = sorted((step for step in steps if self._score(step) < math.inf), key=self._score)[: self._keep_best]
@@ -207,15 +210,11 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._scores[step] = math.inf
         return self._scores[step]
 
-    def _temporary(self, step: int) -> epath.Path:
-        return self.folder / f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}"
-
     def _seal(self) -> None:
-        # In Orbax's thread, on one process, before the rename. Object stores have none and check objects themselves.
-        folder = self._temporary(self._saving) if self._is_local else self.folder / str(self._saving)
+        # In Orbax's thread, on one process, before the checkpoint counts as whole.
+        folder = self._folders.unsealed(self._saving)
         tree_files.read_back(folder, *self._written)
-        if self._is_local:
-            tree_files.write_checksums(folder)
+        tree_files.write_checksums(folder)
 
     def _give_up(self, error: Exception) -> None:
         """Leave the folder and Orbax as before the save, and raise the reason in one line."""
@@ -224,8 +223,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if self._manager is not None:
             self._manager.reload()
         if jax.process_index() == 0:
-            # A full disk needs the space.
-            shutil.rmtree(self._temporary(step), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folders.discard(step)
         last = self.latest_step()
         good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
         if code := tree_files.disk_full(error):

@@ -3,6 +3,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import socket
@@ -12,6 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from softmask_jax.io import bucket_lock
+from softmask_jax.io.bucket import BucketError
+from softmask_jax.io.paths import BucketPath, in_bucket, problem, to_path
+
+log = logging.getLogger(__name__)
 
 # Full disk, used-up quota, file-size limit.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,6 +30,8 @@ def explained(path: str | os.PathLike, elsewhere: str = "give a --workdir that c
     """Turn the operating system's refusal to write into an OSError of the same errno that names `path` and a remedy."""
     try:
         yield
+    except BucketError:
+        raise
     except OSError as error:
         if error.errno in DISK_FULL:
             remedy = f"Free space and run the same command again, or {elsewhere}."
@@ -40,7 +49,11 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 
 def check_folder(path: str | os.PathLike, flag: str = "") -> None:
-    """Raise ValueError for a local folder that Orbax or TensorStore would misread or refuse. flag: for the message."""
+    """Raise ValueError for a folder that Orbax, TensorStore or gcsfs would misread or refuse. flag: for the message."""
+    if in_bucket(path):
+        if unusable := problem(path):
+            raise ValueError(f"{flag}{os.fspath(path)}: {unusable}; give gs://BUCKET/FOLDER.")
+        return
     real = os.path.realpath(path)
     top, *_ = names = real.split("/")[1:]
     reasons = {
@@ -89,9 +102,14 @@ def check_writable(path: str, flag: str = "--json") -> None:
     if not path or is_device(path) and os.access(path, os.W_OK):
         return
     try:
-        if os.path.isdir(path):
+        if to_path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
+        if in_bucket(path):
+            to_path(path).check_writable()
+        else:
+            tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
+    except BucketError as error:
+        raise BucketError(error.errno, f"{flag}: {error.strerror}") from error
     except OSError as error:
         raise OSError(f"{flag}={path} cannot be written ({error.strerror}); give another file.") from error
 
@@ -99,6 +117,13 @@ def check_writable(path: str, flag: str = "--json") -> None:
 def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **explanation: str) -> None:
     """Write a file, or a link's target, so that a kill leaves the old content or the new. OSError as `explained`."""
     chunks = [content.encode()] if isinstance(content, str) else content
+    if in_bucket(path):
+        if isinstance(content, str | list):
+            to_path(path).write_bytes(b"".join(chunks))
+            return
+        with to_path(path).open("wb") as file:
+            file.writelines(chunks)
+        return
     if is_device(path):
         with explained(path, **explanation), open(path, "wb") as file:
             file.writelines(chunks)
@@ -119,13 +144,15 @@ def write_atomically(path: str | os.PathLike, content: str | Iterable[bytes], **
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Remove temporaries of processes killed in `write_atomically`. name: glob pattern of the file."""
+    if in_bucket(folder):  # has none
+        return
     for leftover in folder.glob(f".{name}.[0-9]*-*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def is_device(path: str | os.PathLike) -> bool:
     """Whether the path is neither file nor folder, but a pipe or /dev/null, say."""
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    return not in_bucket(path) and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -166,42 +193,55 @@ def plain(value):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[None]:
+def locked(folder: Path, elsewhere: str, names: Iterable[str] = ()) -> Iterator[Callable[[], None]]:
     """Lock a folder until the block ends or the process dies. RuntimeError, naming the process that holds the lock.
+    In a bucket it may wait, as a dead process of another host is only known by its silence (see `bucket_lock`).
+    Yields a function that raises RuntimeError if the lock was lost since, as only a silent process in a bucket can.
     FileExistsError for a never locked folder with some of `names`, files to be replaced: it is another program's."""
     path = folder / ".lock"
     if not path.exists() and (others := [name for name in names if _holds(folder / name)]):
         raise FileExistsError(f"{folder} holds files of something else ({', '.join(others)}); {elsewhere}.")
+    if isinstance(path, BucketPath):
+        with bucket_lock.held(path, elsewhere) as check:
+            yield check
+        return
     with explained(path, elsewhere):
         file = open(path, "a+b", buffering=0)
     with file:
         file.seek(0)
-        if not try_lock(file.fileno(), path, elsewhere):
+        if not try_lock(file.fileno(), path):
             holder = file.read(200).decode(errors="replace").strip() or "another process"
             raise RuntimeError(f"{folder} is in use by {holder}. Wait for it to end, stop it, or {elsewhere}.")
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+        yield lambda: None
 
 
-def try_lock(handle: int, path: Path, elsewhere: str) -> bool:
-    """Lock an open file; False if another process has locked it. RuntimeError where the file system cannot."""
+def try_lock(handle: int, path: Path) -> bool:
+    """Lock an open file; False if another process has locked it. Where the file system has no locks, warn and go
+    on."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        raise RuntimeError(f"{path} cannot be locked ({error}); {elsewhere}, on a local disk.") from error
+        log.warning(f"{path} cannot be locked ({error.strerror or error}): let no other process use this folder meanwhile.")
     return True
 
 
 def _holds(path: Path) -> bool:
     """Whether the path is a file, or a folder with files that are not hidden."""
-    return any(not name.startswith(".") for name in os.listdir(path)) if path.is_dir() else os.path.lexists(path)
+    return any(not entry.name.startswith(".") for entry in path.iterdir()) if path.is_dir() else _is_there(path)
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
+    if in_bucket(folder):
+        return
     # File systems that cannot sync folders answer EINVAL.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -1,5 +1,7 @@
-"""A run's folder: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`. One process writes."""
+"""A run's folder: `.lock`, `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`. One process writes.
+In a bucket `metrics/` has the rows in pieces."""
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -12,9 +14,9 @@ from typing import Any, Iterable, Mapping
 import jax
 
 from softmask_jax.config import flatten, jax_settings
-from softmask_jax.io.files import (
-    differences, explained, locked, plain, remove_leftovers, write_atomically, write_json,
-)
+from softmask_jax.io import goodput, metrics
+from softmask_jax.io.files import differences, explained, locked, plain, remove_leftovers, write_json
+from softmask_jax.io.paths import to_path
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,10 @@ BREAKING = (
     "model.rope_base", "model.adapter", "soft_mask.variant", "data.tokenizer", "data.bpe_vocab_size",
 )
 # Files and folders that training replaces.
-NAMES = ("checkpoints", "metrics.jsonl", "report.html", "summary.json", "tokenizer", "versions.json")
+NAMES = (
+    "checkpoints", goodput.FILE, metrics.FILE, metrics.FOLDER, "report.html", "summary.json", "tokenizer",
+    "trajectory.html", "versions.json",
+)  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -33,28 +38,34 @@ class RunFolder(contextlib.AbstractContextManager):
     lock: False for readers; None is True in the first process only. names: see `locked`."""
 
     def __init__(self, path: str | os.PathLike, *, lock: bool | None = None, names: Iterable[str] = ()):
-        self.path = Path(path).absolute()
+        self.path = to_path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file; give a folder for the run.")
         self.is_writer = jax.process_index() == 0 if lock is None else lock
-        self._metrics, self._lock = None, contextlib.ExitStack()
+        self._metrics, self._lock = metrics.open_metrics(self.path), contextlib.ExitStack()
         if self.is_writer:
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 # A run may have been copied without its lock; its config shows that the folder is a run.
                 names = () if (self.path / "config.json").exists() else names
-                self._lock.enter_context(locked(self.path, "give another --workdir", names))
+                self._check_lock = self._lock.enter_context(locked(self.path, "give another --workdir", names))
             for part in (self.path, self.path / "tokenizer"):
                 remove_leftovers(part)
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, error, traceback):
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # the error that ended the block matters more
+                raise
 
     def close(self) -> None:
         """End the metrics file and give the lock back."""
-        self._end_metrics()
-        self._lock.close()
-        self.is_writer = False
+        try:
+            self._metrics.close()
+        finally:
+            self._lock.close()
+            self.is_writer = False
 
     def read_config(self) -> dict | None:
         """The nested config of the run; None in a new folder. Raises ValueError for another file."""
@@ -105,36 +116,27 @@ class RunFolder(contextlib.AbstractContextManager):
             write_json(path, now)
         return changed
 
+    def write_goodput(self, account: goodput.Account) -> None:
+        """Replace the account of the run's wall time. Raises as `append`."""
+        if self.is_writer:
+            self._check_lock()
+            write_json(self.path / goodput.FILE, dataclasses.asdict(account))
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl; it is in the file when this returns. Raises OSError as `explained`."""
-        if not self.is_writer:
-            return
-        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
-        path = self.path / "metrics.jsonl"
-        with explained(path):
-            if self._metrics is None:
-                line = b"\n" * (path.exists() and _is_torn(path)) + line
-                self._metrics = open(path, "ab", buffering=0)
-            while line:
-                line = line[self._metrics.write(line) :]
+        """Add one row of metrics; it is in the file when this returns, in a bucket after `flush`. Raises OSError as
+        `explained`; RuntimeError if another process took the folder over."""
+        if self.is_writer:
+            self._check_lock()
+            self._metrics.append((json.dumps(plain(record), allow_nan=False) + "\n").encode())
+
+    def flush(self) -> None:
+        """Return when all rows are stored."""
+        if self.is_writer:
+            self._metrics.flush()
 
     def truncate_metrics(self, step: int, again: Iterable[str] = ()) -> int:
         """Drop damaged lines, those after `step`, and at `step` those of kinds in `again`; return their number."""
-        path = self.path / "metrics.jsonl"
-        if not self.is_writer or not path.exists():
-            return 0
-        self._end_metrics()
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
-        kept = [line.removesuffix("\n") + "\n" for line in lines if _belongs(line, step, again)]
-        if len(kept) < len(lines):
-            write_atomically(path, "".join(kept))
-        return len(lines) - len(kept)
-
-    def _end_metrics(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        return self._metrics.truncate(lambda line: _belongs(line, step, again)) if self.is_writer else 0
 
 
 def versions() -> dict[str, str | None]:
@@ -164,11 +166,3 @@ def _belongs(line: str, step: int, again: Iterable[str]) -> bool:
     if not isinstance(record, dict) or record.get("step", step) > step:
         return False
     return not (record.get("step") == step and record.get("kind") in again)
-
-
-def _is_torn(path: Path) -> bool:
-    """Whether a file ends within a line, as after a kill."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        return file.read() not in (b"", b"\n")

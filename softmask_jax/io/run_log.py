@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from array import array
 from pathlib import Path
 
 import numpy as np
 
 from softmask_jax import config as config_schema
+from softmask_jax.io import goodput, metrics
 from softmask_jax.io.files import plain
+from softmask_jax.io.paths import to_path
 
 KEPT_SAMPLES = 4
 # Larger values count as infinite, so that differences and margins of axes stay finite.
@@ -30,7 +31,9 @@ class RunLog:
     columns: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]  # (kind, name): (steps [N], values [N]), ascending
     last: dict[str, dict]  # the newest row of each kind
     samples: list[dict]  # the newest rows of samples, oldest first
+    first_samples: dict | None  # those of step 0
     histogram: dict | None  # the newest row with lambda's
+    account: goodput.Account | None  # of the wall time; runs of older versions have none
     notes: list[str]  # what is missing or damaged, one line each
 
     @property
@@ -89,8 +92,8 @@ class RunLog:
 
 def read(path: str | Path, summary: dict | None = None) -> RunLog:
     """Read a run's folder, with `summary` in place of its summary.json. FileNotFoundError if it holds no run."""
-    path = Path(os.path.expanduser(path))
-    if not any((path / name).is_file() for name in ("config.json", "metrics.jsonl")):
+    path = to_path(path)
+    if not ((path / "config.json").is_file() or metrics.files(path)):
         remedy = "give the --workdir of a training run"
         raise FileNotFoundError(f"No run in '{path}' (it has neither config.json nor metrics.jsonl); {remedy}.")
     notes: list[str] = []
@@ -101,18 +104,21 @@ def read(path: str | Path, summary: dict | None = None) -> RunLog:
     if summary and not _is_step(summary.get("step")):
         notes.append("summary.json has no step; it is left out.")
         summary = {}
+    account = None
+    if (times := _object(path / goodput.FILE, notes, None)) and not (account := goodput.parse(times)):
+        notes.append(f"{goodput.FILE} is damaged and left out.")
     reader = _Rows()
     try:
-        with open(path / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                reader.add(number, line)
+        for number, line in enumerate(metrics.lines(path), 1):
+            reader.add(number, line)
     except FileNotFoundError:
         notes.append("There is no metrics.jsonl, so there are no curves.")
     except OSError as error:
         notes.append(f"metrics.jsonl cannot be read ({error.strerror}).")
     return RunLog(
         path, {k: v for k, v in config.items() if isinstance(v, dict)}, versions, summary or None, reader.arrays(),
-        reader.last, sorted(reader.samples, key=lambda row: row["step"]), reader.histogram, [*notes, *reader.notes()],
+        reader.last, sorted(reader.samples, key=lambda row: row["step"]), reader.first_samples, reader.histogram,
+        account, [*notes, *reader.notes()],
     )  # fmt: skip
 
 
@@ -132,7 +138,8 @@ class _Rows:
     """Rows of metrics by column: 200,000 of them as dicts would fill the memory of a laptop."""
 
     def __init__(self):
-        self.last, self.samples, self.histogram = {}, collections.deque(maxlen=KEPT_SAMPLES), None
+        self.last, self.samples = {}, collections.deque(maxlen=KEPT_SAMPLES)
+        self.first_samples = self.histogram = None
         self._columns = collections.defaultdict(lambda: (array("d"), array("d")))
         self._damaged, self._not_finite = [], []
 
@@ -151,6 +158,7 @@ class _Rows:
             self.last[kind] = row
         if kind == "samples":
             self.samples.append(row)
+            self.first_samples = row if step == 0 else self.first_samples
         if isinstance(row.get("lambda_histogram"), list):
             self.histogram = row
         for name, value in row.items():

@@ -8,9 +8,10 @@ import tensorstore
 from etils import epath
 
 from softmask_jax.io.files import check_folder
+from softmask_jax.io.paths import in_bucket, to_path
 
 METADATA, PACKED = "_METADATA", "manifest.ocdbt"
-DECODED_BYTES = 4 * 2**20
+DECODED_BYTES = CACHE_BYTES = 4 * 2**20
 
 
 class _Literal(type(epath.Path("/"))):
@@ -21,10 +22,10 @@ class _Literal(type(epath.Path("/"))):
 
 
 def literal(folder: str | os.PathLike) -> epath.Path:
-    """A folder for Orbax: absolute, without links. URLs stay. Raises ValueError as `check_folder`."""
-    if "://" in os.fspath(folder):
-        return epath.Path(folder)
+    """A folder for Orbax: absolute, without links; in a bucket as it is. Raises ValueError as `check_folder`."""
     check_folder(folder)
+    if in_bucket(folder):
+        return to_path(folder)
     return _Literal(os.path.realpath(folder))
 
 
@@ -34,12 +35,14 @@ def open_arrays(folder: str | os.PathLike) -> dict[tuple[str, ...], tensorstore.
     metadata = json.loads((folder / METADATA).read_text("utf-8"))
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     packed = (folder / PACKED).exists()
+    # Arrays of one database share what was read of it.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
     opened = {}
     for entry in metadata["tree_metadata"].values():
         names = tuple(str(part["key"]) for part in entry["key_metadata"])
         name = ".".join(names)
         store = {"driver": "ocdbt", "base": _store(folder), "path": f"{name}/"} if packed else _store(folder / name)
-        opened[names] = tensorstore.open({"driver": driver, "kvstore": store}, open=True, read=True)
+        opened[names] = tensorstore.open({"driver": driver, "kvstore": store}, open=True, read=True, context=context)
     return {names: future.result() for names, future in opened.items()}
 
 

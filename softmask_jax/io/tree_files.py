@@ -1,10 +1,12 @@
 """Orbax trees, stored by path and read on any mesh, and checksums, in folders of checkpoints and converted models."""
+import base64
 import contextlib
+import functools
 import json
 import logging
 import os
 import zlib
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ from etils import epath
 from flax.traverse_util import unflatten_dict as nested
 from jax.experimental import multihost_utils
 
+from softmask_jax.io.bucket import BucketError
 from softmask_jax.io.files import DISK_FULL, one_line, write_atomically
+from softmask_jax.io.paths import BucketPath
 from softmask_jax.io.stored_arrays import check_values, literal
 
 TREES = ("params", "ema", "optimizer")
@@ -52,12 +56,15 @@ def storable(state) -> dict[str, dict]:
     return {name: nested(leaves) for name, tree in trees.items() if (leaves := flat(tree))}
 
 
-def write_checksums(folder: os.PathLike, known: Mapping[str, list[int]] | None = None) -> None:
-    """Write checksums.json: size and CRC-32 of every file. known: those taken in memory, by name; not read again."""
-    folder = literal(folder)
-    names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
-    known = known or {}
-    files = {name: known.get(name) or _checksum(folder / name) for name in names if name not in UNCHECKED}
+def write_checksums(folder: os.PathLike, known: Mapping[str, list] | None = None) -> None:
+    """Write checksums.json: size and CRC-32 of every file, in a bucket the CRC-32C that it has taken of every object.
+    known: those taken in memory, by name; not read again."""
+    folder, known = literal(folder), known or {}
+    if isinstance(folder, BucketPath):
+        files = {name: _listed(about) for name, about in folder.objects().items() if name not in UNCHECKED}
+    else:
+        names = sorted(os.path.relpath(os.path.join(at, f), folder) for at, _, files in os.walk(folder) for f in files)
+        files = {name: known.get(name) or _checksum(folder / name) for name in names if name not in UNCHECKED}
     write_atomically(folder / CHECKSUMS, json.dumps({"crc32": _own_checksum(files), "files": files}))
 
 
@@ -141,21 +148,52 @@ def disk_full(error: BaseException | None) -> int | None:
     return None
 
 
-def _checksum(path: epath.Path) -> list[int]:
+def _listed(about: Mapping) -> list:
+    return [about["size"], about["crc32c"]]
+
+
+def _taken(folder: epath.Path, name: str, recorded: list, listing: Mapping[str, Mapping]) -> list:
+    """Size and checksum of a file, of the kind recorded: a number is a CRC-32, text the CRC-32C of a bucket.
+    FileNotFoundError."""
+    if isinstance(recorded[1], int):
+        return _checksum(folder / name)
+    if not isinstance(folder, BucketPath):  # a copy
+        if not (take := _crc32c()):
+            return [(folder / name).stat().length, recorded[1]]
+        size, crc = _checksum(folder / name, take)
+        return [size, base64.b64encode(crc.to_bytes(4, "big")).decode()]
+    if name not in listing:
+        raise FileNotFoundError(name)
+    return _listed(listing[name])
+
+
+@functools.cache
+def _crc32c() -> Callable[[bytes, int], int] | None:
+    """Takes a CRC-32C like zlib.crc32; None, with a warning, without a package for it."""
+    try:
+        import google_crc32c
+    except ImportError:
+        log.warning("Files copied from a bucket are compared by size only; pip install 'softmask_jax[gcs]' for checksums.")
+        return None
+    return lambda block, crc: google_crc32c.extend(crc, block)
+
+
+def _checksum(path: epath.Path, take: Callable[[bytes, int], int] = zlib.crc32) -> list[int]:
     size, crc = 0, 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 22):
-            size, crc = size + len(block), zlib.crc32(block, crc)
+            size, crc = size + len(block), take(block, crc)
     return [size, crc]
 
 
-def _own_checksum(files: Mapping[str, list[int]]) -> int:
+def _own_checksum(files: Mapping[str, list]) -> int:
     return zlib.crc32(json.dumps(files, sort_keys=True).encode())
 
 
 def _compare(folder: epath.Path, items: Sequence[str] | None) -> bool:
     if not (folder / CHECKSUMS).exists():
         return False
+    listing = folder.objects() if isinstance(folder, BucketPath) else {}
     try:
         recorded = json.loads((folder / CHECKSUMS).read_text("utf-8"))
         if _own_checksum(recorded["files"]) != recorded["crc32"]:
@@ -163,13 +201,16 @@ def _compare(folder: epath.Path, items: Sequence[str] | None) -> bool:
         for name, expected in recorded["files"].items():
             if items is not None and name.split("/")[0] not in items:
                 continue
-            if not (folder / name).exists():
-                raise Damaged(f"{name} is missing")
-            actual = _checksum(folder / name)
+            try:
+                actual = _taken(folder, name, expected, listing)
+            except FileNotFoundError:
+                raise Damaged(f"{name} is missing") from None
             if actual[0] != expected[0]:
                 raise Damaged(f"{name} has {actual[0]} bytes instead of {expected[0]}")
             if actual != expected:
                 raise Damaged(f"{name} has changed since it was written")
+    except BucketError:
+        raise  # no answer says nothing about the checkpoint
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Damaged(f"{CHECKSUMS}: {one_line(error, 300)}") from error
     return True
@@ -181,7 +222,7 @@ def _damage_unless(verified: bool):
     try:
         yield
     except Exception as error:
-        if verified:
+        if verified or isinstance(error, BucketError):
             raise
         raise Damaged(one_line(error, 300)) from error
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from softmask_jax.config import Model, SoftMask
@@ -37,9 +38,11 @@ class Denoiser:
     mask_token_id: int
     num_params: int
     flops_per_token: Callable[[int], float]  # (L) -> FLOPs of the matrix products of a forward pass
+    attention_share: float = 1 / 8  # of q, k, v and o in a layer's products, which `remat` "mlp" repeats
     frozen: tuple[str, ...] = ()  # entries of the backbone that are not trained
     dropout: bool = False  # whether `trunk` uses dropout_keys
     mesh: Mesh | None = None  # of the sharding constraints, which allow a surrounding `jax.shard_map` over `data`
+    used_vocab: int | None = None  # ids from here on have a row but no token; None: every row is a token's
     prepared: Callable = _same  # (backbone) -> the backbone for many calls of `trunk` without training
 
 
@@ -49,24 +52,26 @@ def build(model: Model, soft_mask: SoftMask, *, vocab_size: int, mask_token_id: 
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {vocab_size - 1} tokens beside the mask.")
     fields = {f.name for f in dataclasses.fields(Model)} & {f.name for f in dataclasses.fields(dit.DiTConfig)}
     spec = dit.DiTConfig(vocab_size=vocab_size, **{name: getattr(model, name) for name in fields})
-    scalars, layout = initial_scalars(soft_mask), layouts(mesh)
+    scalars, layout = initial_soft_mask(soft_mask, model.hidden_size), layouts(mesh)
 
     def init(key: jax.Array, base: None = None) -> dict:
         return {"backbone": dit.init(spec, key), "soft_mask": scalars()}
 
     return assemble(
-        dit, spec, layout, trunk=dit.trunk(spec, layout.rows_over, layout.attention), init=init,
+        dit, spec, layout, scalars, trunk=dit.trunk(spec, layout.rows_over, layout.attention), init=init,
         axes=dit.logical_axes(spec), mask_token_id=mask_token_id, suppress_mask=True, num_params=dit.num_params(spec),
         dropout=spec.dropout > 0,
     )  # fmt: skip
 
 
 def assemble(
-    network, spec: NetworkConfig, layout: "Layouts", *, axes: dict, mask_token_id: int, suppress_mask: bool, **fields
+    network, spec: NetworkConfig, layout: "Layouts", scalars: Callable[[], dict], *, axes: dict, mask_token_id: int,
+    suppress_mask: bool, **fields,
 ) -> Denoiser:
     """Denoiser from a network module such as `nn.dit`, with its tables laid out on a mesh.
 
-    axes: logical axes of the backbone. suppress_mask: never predict the mask. fields: the remaining ones of `Denoiser`.
+    scalars: returns the initial `params["soft_mask"]`. axes: logical axes of the backbone. suppress_mask: never predict
+    the mask. fields: the remaining ones of `Denoiser`.
     """
 
     def embedding(backbone: dict) -> jax.Array:
@@ -76,13 +81,19 @@ def assemble(
         return layout.rows_over(network.embed({"embed": {"table": embedding(backbone)}}, tokens))
 
     def head(backbone: dict) -> Head:
-        weight, bias = layout.whole_rows(backbone["head"]["weight"]), backbone["head"].get("bias")
+        if "head" not in backbone:  # tied
+            table, bias = network.embedding(backbone), None
+        else:
+            table, bias = backbone["head"]["weight"], backbone["head"].get("bias")
+        weight = layout.whole_rows(table)
         return Head(weight, bias, spec.vocab_size, mask_token_id, suppress_mask, layout.vocabulary_here())
 
     return Denoiser(
         embedding=embedding, embed=embed, head=head, vocab_size=spec.vocab_size, mask_token_id=mask_token_id,
         mesh=layout.mesh,
-        axes={"backbone": axes, "soft_mask": jax.tree.map(lambda _: (), soft_masking.init_scalars())},
+        axes={
+            "backbone": axes, "soft_mask": jax.tree.map(lambda x: ("embed", None)[: x.ndim], jax.eval_shape(scalars))
+        },
         flops_per_token=functools.partial(network.flops_per_token, spec), **fields,
     )  # fmt: skip
 
@@ -96,10 +107,19 @@ def abstract(denoiser: Denoiser, mesh=None) -> dict:
     return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
 
 
-def initial_scalars(soft_mask: SoftMask) -> Callable[[], dict]:
-    """A function that returns the initial raw soft-masking scalars of a config."""
+def initial_soft_mask(soft_mask: SoftMask, width: int) -> Callable[[], dict]:
+    """A function that returns the initial `params["soft_mask"]` of a config: raw scalars, and for the variant `hidden`
+    a projection of zeros [width width]."""
     names = ("scale", "centre", "steepness", "temperature")
-    return functools.partial(soft_masking.init_scalars, **{name: getattr(soft_mask, f"init_{name}") for name in names})
+    start = {name: getattr(soft_mask, f"init_{name}") for name in names}
+
+    def init() -> dict:
+        scalars = soft_masking.init_scalars(**start)
+        if soft_mask.variant == "hidden":
+            scalars[soft_masking.PROJECTION] = jnp.zeros((width, width))
+        return scalars
+
+    return init
 
 
 class Layouts(NamedTuple):

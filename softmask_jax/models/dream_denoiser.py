@@ -1,5 +1,5 @@
-"""Builder of Dream's denoiser: shifted hidden states, a predictable mask, optionally an adapter on a frozen base."""
-from collections.abc import Mapping
+"""Builder of denoisers on a base, Dream's and LLaDA's: a predictable mask, optionally an adapter on a frozen base."""
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -7,7 +7,7 @@ from softmask_jax.config.jax_settings import root_key
 from softmask_jax.config.sections import Model, SoftMask
 from softmask_jax.diffusion.vocab.head import VocabSharding
 from softmask_jax.distributed import sharding
-from softmask_jax.models.denoiser import Denoiser, assemble, initial_scalars, layouts
+from softmask_jax.models.denoiser import Denoiser, assemble, initial_soft_mask, layouts
 from softmask_jax.models.nn import dora, dream
 from softmask_jax.models.nn.cache import window_of
 from softmask_jax.models.nn.dora import AdapterConfig
@@ -16,10 +16,12 @@ from softmask_jax.models.nn.dream_config import DreamConfig, special_ids
 BASE = ("embed", "layers", "final_norm", "head")
 
 
-def dream_config(model: Model, hf_config: Mapping) -> DreamConfig:
+def dream_config(
+    model: Model, hf_config: Mapping, network: Callable[..., DreamConfig] = DreamConfig.from_hf
+) -> DreamConfig:
     """Sizes from Hugging Face's config.json, the rest from our config. ValueError for another network."""
     names = ("param_dtype", "compute_dtype", "base_dtype", "remat", "attention")
-    return DreamConfig.from_hf(dict(hf_config), **{name: getattr(model, name) for name in names})
+    return network(dict(hf_config), **{name: getattr(model, name) for name in names})
 
 
 def adapter_config(model: Model) -> AdapterConfig | None:
@@ -31,22 +33,29 @@ def adapter_config(model: Model) -> AdapterConfig | None:
     )
 
 
-def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -> Denoiser:
-    """The denoiser of a converted Dream; with an adapter, only `backbone["adapter"]` is trained.
+def build(
+    model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None,
+    network: Callable[..., DreamConfig] = DreamConfig.from_hf, shifted: bool = True, moved: bool = True,
+) -> Denoiser:  # fmt: skip
+    """The denoiser of a converted Dream or LLaDA; with an adapter, only `backbone["adapter"]` is trained.
 
-    hf_config: Hugging Face's config.json, kept in the converted folder. mesh: None on one device.
+    hf_config: Hugging Face's config.json, kept in the converted folder, which `network` reads. mesh: None on one
+    device. shifted: the logits for position i are at i - 1. moved: positions count from a row's first token, as the
+    caller's `positions` say; if not, they are those of the row, whatever its padding.
     ValueError for impossible sizes, or a config.json without a mask token."""
-    spec, adapter = dream_config(model, hf_config), adapter_config(model)
+    spec, adapter = dream_config(model, hf_config, network), adapter_config(model)
     mask, _, _ = special_ids(hf_config)
     if soft_mask.k > spec.vocab_size:
         raise ValueError(f"config.soft_mask.k is {soft_mask.k}, but there are just {spec.vocab_size} tokens.")
-    scalars, layout, axes = initial_scalars(soft_mask), layouts(mesh), dream.logical_axes(spec)
+    scalars, layout = initial_soft_mask(soft_mask, spec.hidden_size), layouts(mesh)
+    axes = dream.logical_axes(spec)
     if mesh is not None and mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         # Shard the vocabulary over fsdp: a gathered table takes 1 GiB per chip, and there would be four.
-        vocabulary = VocabSharding(mesh, ("data",), "fsdp", "sequence")
+        vocabulary = VocabSharding(mesh, sharding.DATA_AXES, "fsdp", "sequence")
         layout = layout._replace(vocabulary=vocabulary, whole_rows=sharding.vocab_over(mesh, "fsdp"))
         axes["embed"] = {"table": ("vocab_rows", "table_width")}
-        axes["head"] = {"weight": ("vocab_rows", "table_width")}
+        if not spec.tied:
+            axes["head"] = {"weight": ("vocab_rows", "table_width")}
     options = {}
     if mesh is not None and mesh.shape["fsdp"] > 1 and adapter is not None and spec.remat not in ("none", "attention"):
         # Without rematerialisation, every layer's whole kernels would be kept for the backward pass.
@@ -61,16 +70,22 @@ def build(model: Model, soft_mask: SoftMask, hf_config: Mapping, *, mesh=None) -
         return {"backbone": backbone, "soft_mask": scalars()}
 
     def trunk(backbone: dict, x: jax.Array, **options):
-        hidden, cache = run(backbone, x, **options)
-        return dream.shift(hidden, window_of(options.get("cache")), options.get("segment_ids")), cache
+        hidden, cache = run(backbone, x, **options if moved else options | {"positions": None})
+        if shifted:
+            hidden = dream.shift(hidden, window_of(options.get("cache")), options.get("segment_ids"))
+        return hidden, cache
 
     def prepared(backbone: dict) -> dict:
         return backbone if adapter is None else dora.prepared(backbone, adapter)
 
     trained = jax.eval_shape(init, root_key(0))["backbone"].get("adapter", {})
     return assemble(
-        dream, spec, layout, trunk=trunk, init=init, prepared=prepared, mask_token_id=mask, suppress_mask=False,
-        axes=axes if adapter is None else {**axes, "adapter": dora.logical_axes(axes, adapter)},
+        dream, spec, layout, scalars, trunk=trunk, init=init, prepared=prepared, mask_token_id=mask,
+        suppress_mask=False, axes=axes if adapter is None else {**axes, "adapter": dora.logical_axes(axes, adapter)},
+        attention_share=dream.attention_share(spec),
         num_params=dream.num_params(spec) + sum(leaf.size for leaf in jax.tree.leaves(trained)),
-        frozen=() if adapter is None else BASE, dropout=adapter is not None and adapter.dropout > 0,
+        # Dream's reference may draw rows without a token.
+        used_vocab=None if shifted else hf_config["vocab_size"],
+        frozen=() if adapter is None else tuple(name for name in BASE if name in axes),
+        dropout=adapter is not None and adapter.dropout > 0,
     )  # fmt: skip

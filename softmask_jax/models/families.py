@@ -5,11 +5,24 @@ from collections.abc import Callable, Mapping
 from softmask_jax.config import Config, Model, SoftMask
 from softmask_jax.config.kinds import KINDS, Kind
 from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.llada_loss import LLaDALoss, LLaDATextLoss
 from softmask_jax.diffusion.nelbo import Nelbo
 from softmask_jax.diffusion.objective import Objective
 from softmask_jax.models import denoiser, dream_denoiser
 from softmask_jax.models.denoiser import Denoiser
-from softmask_jax.models.keys import Keys, dit, dream
+from softmask_jax.models.keys import Keys, dit, dream, llada
+from softmask_jax.models.nn import dream_config, llada_config
+from softmask_jax.models.nn.dream_config import DreamConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Models of a family in Hugging Face's format, as their config.json describes them."""
+
+    model_type: str  # in lower case
+    network: Callable[..., DreamConfig]  # (config.json, **overrides); ValueError for another network
+    known: frozenset[str]  # entries of config.json that are read or harmless
+    max_length: str  # the entry with the most positions of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Family:
     build: Callable[..., Denoiser]
     objective: Callable[[Config], Objective]
     keys: Keys | None = None  # None: no conversion from PyTorch
+    published: Published | None = None  # None: no models in Hugging Face's format that can be a base
     padding: str = "right"  # side on which rows of a batch are padded, "left" or "right"
     default_alg: str = "mdlm"  # sampler
     fixed_length: bool = True  # rows are windows of the training length starting with BOS; else continued prompts
@@ -33,15 +47,39 @@ def _dit(model: Model, soft_mask: SoftMask, about: Mapping, *, mesh=None) -> Den
     return denoiser.build(model, soft_mask, **sizes, mesh=mesh)
 
 
-def _dream(model: Model, soft_mask: SoftMask, about: Mapping, *, mesh=None) -> Denoiser:
-    return dream_denoiser.build(model, soft_mask, about["hf_config"], mesh=mesh)
+DREAM = Published("dream", DreamConfig.from_hf, dream_config.KNOWN, "max_position_embeddings")
+LLADA = Published("llada", llada_config.from_hf, llada_config.KNOWN, "max_sequence_length")
+
+
+def _on_base(published: Published, **traits: bool) -> Callable[..., Denoiser]:
+    def build(model: Model, soft_mask: SoftMask, about: Mapping, *, mesh=None) -> Denoiser:
+        hf_config = about["hf_config"]
+        return dream_denoiser.build(model, soft_mask, hf_config, mesh=mesh, network=published.network, **traits)
+
+    return build
+
+
+def _objective(loss: str) -> Callable[[Config], Objective]:
+    """The objective that a config names, by default `loss`."""
+    chats, texts = {"dream": DreamLoss, "llada": LLaDALoss}, {"nelbo": Nelbo, "llada": LLaDATextLoss}
+
+    def make(config: Config) -> Objective:
+        name = config.objective.loss or loss
+        losses = chats if config.data.source == "chat" or name not in texts else texts
+        return losses[name].from_config(config)
+
+    return make
 
 
 FAMILIES = {
-    "dit": Family(KINDS["dit"], _dit, Nelbo.from_config, dit.KEYS),
+    "dit": Family(KINDS["dit"], _dit, _objective("nelbo"), dit.KEYS),
     "dream": Family(
-        KINDS["dream"], _dream, DreamLoss.from_config, dream.KEYS,
+        KINDS["dream"], _on_base(DREAM), _objective("dream"), dream.KEYS, DREAM,
         padding="left", default_alg="entropy", fixed_length=False, shifted=True,
+    ),
+    "llada": Family(
+        KINDS["llada"], _on_base(LLADA, shifted=False, moved=False), _objective("llada"), llada.KEYS, LLADA,
+        padding="left", default_alg="low_confidence", fixed_length=False,
     ),
 }  # fmt: skip
 

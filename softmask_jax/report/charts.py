@@ -12,8 +12,8 @@ import numpy as np
 from softmask_jax.report.chart_axes import Axis, log_ticks, number, tick_name, ticks, widened, with_margin
 
 MOST_POINTS = 600
-WIDTH, HEIGHT = 400, 240
-LEFT, RIGHT, TOP, BOTTOM = 57, 385, 10, 202
+WIDTH, HEIGHT = 360, 226
+LEFT, RIGHT, TOP, BOTTOM = 64, 347, 10, 188
 # Up to this many estimates, each shows its own interval; above, intervals are a band.
 MOST_WHISKERS = 12
 COLOURS = 6
@@ -61,9 +61,11 @@ def smoothed(y: Sequence[float], rows: int | None = None) -> np.ndarray:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "", log: bool = False
-) -> str:
-    """A `<figure>`; titles must be unique in a page. log: show the logarithmic y axis first, if available."""
+    title: str, series: Sequence[Series], *, x_label: str = "step", y_label: str = "", note: str = "",
+    log: bool = False, named: bool = False,
+) -> str:  # fmt: skip
+    """A `<figure>`; titles must be unique in a page. note: what it shows, in words. log: show the logarithmic y axis
+    first, if available. named: a legend for a single series, too."""
     series = [one.thinned() for one in series if len(one.x)]
     x = _finite(one.x for one in series)
     y = _finite(part for one in series for part in (one.y, one.low, one.high) if part is not None)
@@ -83,7 +85,7 @@ def line_chart(
         for kind, vertical in verticals.items()
     ]  # fmt: skip
     data = _data(series, x_label)
-    return _figure(title, *svgs, note=note, legend=_legend(series), toggle=offers_log, log=log, data=data)
+    return _figure(title, *svgs, note=note, legend=_legend(series, named), toggle=offers_log, log=log, data=data)
 
 
 def optional_chart(title: str, series: Sequence[Series], **options) -> str:
@@ -91,11 +93,13 @@ def optional_chart(title: str, series: Sequence[Series], **options) -> str:
     return line_chart(title, series, **options) if any(len(one.x) for one in series) else ""
 
 
-def bar_chart(title: str, bars: Mapping[str, float], *, x_label: str = "", y_label: str = "") -> str:
+def bar_chart(
+    title: str, bars: Mapping[str, float], *, x_label: str = "", y_label: str = "", note: str = ""
+) -> str:
     """A `<figure>` with a bar per name, such as a histogram."""
     finite = _finite([list(bars.values())])
     if not len(finite):
-        return _figure(title, NOTHING)
+        return _figure(title, NOTHING, note=note)
     vertical = Axis(*with_margin(min(0.0, finite.min()), max(0.0, finite.max()) or 1.0, below=False), BOTTOM, TOP)
     step, zero, parts = (RIGHT - LEFT) / len(bars), vertical(0.0), []
     for i, (name, height) in enumerate(bars.items()):
@@ -109,7 +113,25 @@ def bar_chart(title: str, bars: Mapping[str, float], *, x_label: str = "", y_lab
         if i % -(-len(bars) // 10) == 0:
             parts.append(f'<text class="tick x" x="{middle:.1f}" y="{BOTTOM + 14}">{html.escape(name)}</text>')
     described = "; ".join(f"{name}: {number(height)}" for name, height in bars.items())
-    return _figure(title, _svg(title, described, "linear", parts, (x_label, y_label), vertical))
+    return _figure(title, _svg(title, described, "linear", parts, (x_label, y_label), vertical), note=note)
+
+
+def share_chart(title: str, shares: Mapping[str, float]) -> str:
+    """A `<figure>` with a horizontal bar for each share of a whole."""
+    left, right, height, parts = 150, WIDTH - 45, 22, []
+    for i, (name, share) in enumerate(shares.items()):
+        middle = (i + 0.5) * height
+        parts.append(
+            f'<text class="tick y" x="{left - 6}" y="{middle + 4:.0f}">{html.escape(name)}</text>'
+            f'<rect class="bar c0" x="{left}" width="{share * (right - left):.1f}" y="{middle - 7:.0f}" height="14"/>'
+            f'<text class="tick" x="{left + share * (right - left) + 5:.1f}" y="{middle + 4:.0f}">{share:.1%}</text>'
+        )
+    label, described = f"chart-{_slug(title)}", "; ".join(f"{name}: {share:.1%}" for name, share in shares.items())
+    return _figure(title, (
+        f'<svg viewBox="0 0 {WIDTH} {height * len(shares)}" role="img" aria-labelledby="{label} {label}-text">'
+        f'<title id="{label}">{html.escape(title)}</title><desc id="{label}-text">{html.escape(described)}</desc>'
+        f'{"".join(parts)}</svg>'
+    ))  # fmt: skip
 
 
 def _buckets(count: int, buckets: int) -> list[slice]:
@@ -197,7 +219,7 @@ def _figure(title: str, *content: str, note: str = "", legend: str = "", toggle:
     if toggle:
         box = f'<input type="checkbox" id="{name}"{" checked" * log}><label for="{name}">log scale</label>'
     note = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    inner = "".join([f"<figcaption>{html.escape(title)}</figcaption>", box, legend, *content, note])
+    inner = "".join([f"<figcaption>{html.escape(title)}</figcaption>", box, note, legend, *content])
     return f"<figure{data}>{inner}</figure>\n"
 
 
@@ -205,8 +227,8 @@ def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _legend(series: Sequence[Series]) -> str:
-    if len(series) < 2:
+def _legend(series: Sequence[Series], named: bool) -> str:
+    if len(series) < 2 and not named:
         return ""
     sample = '<svg class="key" viewBox="0 0 22 8" aria-hidden="true"><path class="line {}" d="M0 4H22"/></svg>'
     keys = (f"<li>{sample.format(_look(one, i))}{html.escape(one.name)}</li>" for i, one in enumerate(series))

@@ -6,11 +6,17 @@ import numpy as np
 from softmask_jax.io.run_log import RunLog, number
 from softmask_jax.report.charts import Series, smoothed
 
-ESTIMATES = {"one_pass": "one pass", "two_pass": "two passes"}
+ESTIMATES = {"one_pass": "one pass, plain masks", "two_pass": "two passes, soft masks"}
 # x axes
 STEPS, TOKENS, FLOPS = "step", "training tokens", "training FLOPs"
 SCALARS = {
     "scale": "Scale ω_s", "centre": "Centre ω_b (nats)", "steepness": "Steepness ω_a", "temperature": "Temperature",
+}  # fmt: skip
+MEANINGS = {
+    "scale": "The largest λ that a mask can get.",
+    "centre": "Where λ is half of its largest: at a prediction whose entropy is −ω_b.",
+    "steepness": "How sharply λ falls as a prediction gets less sure.",
+    "temperature": "Divides the logits of what is fed back: above 1 flattens it.",
 }  # fmt: skip
 
 
@@ -22,7 +28,7 @@ def trained(run: RunLog, name: str, label: str, *, mean: bool = False, **look) -
 
 def trained_both(run: RunLog, name: str) -> list[Series]:
     """All training rows, pale, behind their running mean."""
-    rows = trained(run, name, "each row", faint=True, colour=0)
+    rows = trained(run, name, "each logged row", faint=True, colour=0)
     return [rows, trained(run, name, "running mean", mean=True, colour=0)]
 
 

@@ -6,7 +6,7 @@ import html
 import importlib.metadata
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -30,11 +30,13 @@ def text(value) -> str:
     return html.escape(UNWRITABLE.sub("\ufffd", str(value)))
 
 
-def document(title: str, *body: str, style: str = "", script: str = "") -> str:
+def document(title: str, *body: str, style: str = "", script: str = "", framed: str = "") -> str:
     """A whole page, whose content security policy forbids loading anything and running other scripts.
-    title: plain text; body: HTML; style, script: added after those of this module."""
+    title: plain text; body: HTML; style, script: added after those of this module; framed: the page of a `frame`, whose
+    scripts are allowed, too."""
     scripts = [source for source in (SCRIPT, script) if source]
-    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    allowed = [*scripts, *re.findall("<script>(.*?)</script>", framed, re.DOTALL)]
+    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in allowed)
     try:
         version = importlib.metadata.version("softmask_jax")
     except importlib.metadata.PackageNotFoundError:
@@ -55,10 +57,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
+def block(content: str, most: int) -> str:
+    """Text as it is, cut to `most` characters."""
+    return f"<pre>\n{text(content[:most])}{' ... (cut)' if len(content) > most else ''}</pre>\n"
+
+
 def cards(entries: Sequence[tuple[str, str, str]]) -> str:
     """Headline numbers: (title, value, explanation) each."""
     item = '<li><span>{}</span><span class="value">{}</span><span class="pale">{}</span></li>'
-    return f'<ul class="cards">{"".join(item.format(*map(text, entry)) for entry in entries)}</ul>\n'
+    items = "".join(item.format(*map(text, entry)) for entry in entries)
+    return f'<ul class="cards{_columns(len(entries))}">{items}</ul>\n'
 
 
 def section(title: str, *content: str) -> str:
@@ -67,10 +75,39 @@ def section(title: str, *content: str) -> str:
     return f"<section>\n<h2>{text(title)}</h2>\n{inner}</section>\n" if inner else ""
 
 
+def frame(title: str, source: str, height: int) -> str:
+    """Another page inside a page, which must allow its script; height: pixels."""
+    attributes = f'sandbox="allow-scripts" width="100%" height="{height}" style="border: 0" title="{text(title)}"'
+    return f'<iframe {attributes} srcdoc="{html.escape(source)}"></iframe>\n'
+
+
 def figures(*charts: str) -> str:
-    """Charts in as many columns as fit."""
-    inner = "".join(charts)
-    return f'<div class="charts">\n{inner}</div>\n' if inner else ""
+    """Charts in as many columns as fit and leave no gap in the last row."""
+    charts = [chart for chart in charts if chart]
+    return f'<div class="charts{_columns(len(charts))}">\n{"".join(charts)}</div>\n' if charts else ""
+
+
+def _columns(count: int) -> str:
+    """CSS class for so many equals."""
+    return next((f" by{n}" for n in (3, 4, 5, 2) if count % n == 0), "" if count > 1 else " by1")
+
+
+def choice(title: str, options: Mapping[str, str]) -> str:
+    """One of several contents, picked by radio buttons that need no script. options: content by label."""
+    slug = re.sub(r"\W+", "-", title.lower()).strip("-")
+    buttons = "".join(
+        f'<input type="radio" name="{slug}" id="{slug}-{i}"{" checked" * (i == 0)}>'
+        f'<label for="{slug}-{i}">{text(label)}</label>'
+        for i, label in enumerate(options)
+    )  # fmt: skip
+    contents = "".join(f"<div>\n{content}</div>\n" for content in options.values())
+    return f'<fieldset class="choice"><legend>{text(title)}</legend>{buttons}\n{contents}</fieldset>\n'
+
+
+def verdict(sentences: Sequence[str], small: str = "") -> str:
+    """The first thing that a page says, and what it rests on; "" without a sentence."""
+    large = "".join(f'<p class="verdict">{text(sentence)}</p>\n' for sentence in sentences if sentence)
+    return large + (f'<p class="pale">{text(small)}</p>\n' if large and small else "")
 
 
 def warnings(lines: Sequence[str]) -> str:

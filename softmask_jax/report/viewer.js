@@ -1,9 +1,9 @@
 "use strict";
 {
 const find = id => document.getElementById(id), data = JSON.parse(find("trace").textContent);
-const { pieces, k, unit, parts } = data, MASK = -1, GLYPH = "\u2581", KINDS = ["", "special", "bytes"];
-const text = find("text"), panel = find("panel"), slider = find("slider"), hint = panel.firstChild;
-const steps = Number(slider.max), stride = 2 + 2 * k, digits = unit ? Math.max(3, 2 - Math.floor(Math.log10(unit * parts))) : 3;
+const { pieces, unit, parts } = data, MASK = -1, GLYPH = "\u2581", KINDS = ["", "special", "bytes"];
+const texts = [...document.querySelectorAll(".text")], together = texts.length > 1, panel = find("panel"), slider = find("slider"), hint = panel.firstChild;
+const steps = Number(slider.max), digits = unit ? Math.max(3, 2 - Math.floor(Math.log10(unit * parts))) : 3;
 const spaces = string => string.replace(/ {7,}/g, run => "\u2423\u00d7" + run.length).replaceAll(" ", "\u2423");
 const named = id => id === MASK ? GLYPH : spaces(pieces[id][1].replaceAll("\n", ""));
 const inside = pieces.map(piece => { const line = piece[1].replaceAll("\n", ""); return line.trim() || spaces(line); });
@@ -13,18 +13,18 @@ const made = (tag, content = "", look = "") => {
   if (look) node.className = look;
   return node;
 };
-let row, cells = [], frame = 0, chosen = null, hovered = null, timer = 0;
+// A pane is a text on the page with the row that it shows; chosen and hovered are {pane, position}.
+let panes = [], frame = 0, chosen = null, hovered = null, timer = 0;
 
 // All frames of a row are unpacked once; per frame only the cells that look different are touched.
-const open = number => {
-  const { start, changes, masks, called } = data.rows[number], frames = [Int32Array.from(start)];
+const opened = (number, text) => {
+  const { start, changes, masks, called, k } = data.rows[number], frames = [Int32Array.from(start)];
   for (const change of changes) {
     const next = frames.at(-1).slice();
     for (let i = 0; i < change.length; i += 2) next[change[i]] = change[i + 1];
     frames.push(next);
   }
-  row = { frames, masks, called };
-  cells = start.map((_, position) => {
+  const cells = start.map((_, position) => {
     const node = made("span");
     node.setAttribute("role", "option");
     node.tabIndex = position ? -1 : 0;
@@ -32,24 +32,33 @@ const open = number => {
     return { node, look: null, word: null, tint: null };
   });
   text.replaceChildren(...cells.map(cell => cell.node));
-  chosen = hovered = null;
-  for (const curves of document.querySelectorAll(".curves")) curves.hidden = curves.dataset.row !== String(number);
+  // stride: numbers of a mask, see `encoded` in viewer.py.
+  const name = data.names[number] ?? "", count = text.parentNode.querySelector(".count"), stride = 2 + 2 * k;
+  return { text, cells, frames, masks, called, stride, name, count };
 };
+const open = number => {
+  panes = together ? texts.map((text, i) => opened(i, text)) : [opened(number, texts[0])];
+  chosen = hovered = null;
+  if (!together) for (const curves of document.querySelectorAll(".curves")) curves.hidden = curves.dataset.row !== String(number);
+};
+// A row that needs fewer steps than its neighbour stays at its end.
+const at = pane => Math.min(frame, pane.frames.length - 1);
 
 // What a mask carries in a frame; null where it is plain because nothing was predicted yet, or there is no step after.
-const carried = (at, position) => {
-  const masks = row.masks[at] ?? [], now = row.frames[at];
+const carried = (pane, at, position) => {
+  const masks = pane.masks[at] ?? [], now = pane.frames[at];
   if (now[position] !== MASK || !masks.length) return null;
   let from = 0;
-  for (let other = 0; other < position; other++) if (now[other] === MASK) from += stride;
+  for (let other = 0; other < position; other++) if (now[other] === MASK) from += pane.stride;
   const candidates = [];
-  for (let i = from + 2; i < from + stride; i += 2) candidates.push({ id: masks[i], pi: masks[i + 1] / 1000 });
+  for (let i = from + 2; i < from + pane.stride; i += 2) candidates.push({ id: masks[i], pi: masks[i + 1] / 1000 });
   return { weight: masks[from] * unit, entropy: masks[from + 1] < 0 ? null : masks[from + 1] / 1000, candidates };
 };
 
-const paint = () => {
-  const now = row.frames[frame], before = row.frames[Math.max(frame - 1, 0)], initial = row.frames[0];
-  const masks = row.masks[frame] ?? [], filled = find("inside").checked && masks.length;
+const paint = pane => {
+  const { frames, cells } = pane, now = frames[at(pane)], initial = frames[0];
+  const before = frames[at(pane) < frame ? at(pane) : Math.max(frame - 1, 0)], masks = pane.masks[frame] ?? [];
+  const filled = find("inside").checked && masks.length;
   const count = { masks: 0, committed: 0, masked: 0, changed: 0 };
   let from = 0;
   for (let position = 0; position < now.length; position++) {
@@ -61,7 +70,7 @@ const paint = () => {
       word = filled && masks[from + 2] !== MASK ? inside[masks[from + 2]] : GLYPH;
       look = "p m" + (tint > 84 ? " strongest" : tint > 60 ? " strong" : "") + (before[position] === MASK ? "" : " back");
       count.masked += before[position] !== MASK;
-      from += stride;
+      from += pane.stride;
     } else {
       const fresh = before[position] === MASK, other = !fresh && before[position] !== id;
       word = pieces[id][1];
@@ -76,14 +85,18 @@ const paint = () => {
   return count;
 };
 
-const state = position => {
-  const id = row.frames[frame][position];
-  if (row.frames[0][position] === id && id !== MASK) return "given";
-  let since = frame;
-  while (since && row.frames[since - 1][position] === id) since--;
-  if (!since) return "mask";
-  const before = row.frames[since - 1][position], verb = id === MASK ? "re-masked" : before === MASK ? "committed" : "changed";
-  return (id === MASK ? "mask, " : "") + verb + (since === frame ? " in this step" : " in step " + since);
+const since = ({ frames }, at, position) => {
+  let first = at;
+  while (first && frames[first - 1][position] === frames[at][position]) first--;
+  return first;
+};
+
+const state = ({ pane, position }) => {
+  const { frames } = pane, id = frames[at(pane)][position], step = since(pane, at(pane), position);
+  if (frames[0][position] === id && id !== MASK) return "given";
+  if (!step) return "mask";
+  const before = frames[step - 1][position], verb = id === MASK ? "re-masked" : before === MASK ? "committed" : "changed";
+  return (id === MASK ? "mask, " : "") + verb + (step === frame ? " in this step" : " in step " + step);
 };
 
 const shares = ({ weight, entropy, candidates }) => {
@@ -110,34 +123,41 @@ const shares = ({ weight, entropy, candidates }) => {
 };
 
 const inform = () => {
-  const position = hovered ?? chosen;
-  if (position === null) return panel.replaceChildren(hint);
-  const id = row.frames[frame][position], now = carried(frame, position), title = made("h2", "Position " + position);
-  const content = [title, made("p", id === MASK ? state(position) : [made("b", named(id)), ", " + state(position)])];
+  const looked = hovered ?? chosen;
+  if (!looked) return panel.replaceChildren(hint);
+  const { pane, position } = looked, id = pane.frames[at(pane)][position], now = carried(pane, at(pane), position);
+  const title = made("h2", (pane.name ? pane.name + ", position " : "Position ") + position);
+  const content = [title, made("p", id === MASK ? state(looked) : [made("b", named(id)), ", " + state(looked)])];
   if (id !== MASK) content[1].append(made("span", " (id " + pieces[id][0] + ")", "pale"));
   if (now) content.push(...shares(now));
   else if (id === MASK) content.push(made("p", frame ? "Still a mask at the end." : "A plain mask: nothing has been predicted yet.", "pale"));
-  let since = frame;
-  while (since && row.frames[since][position] === id) since--;
-  const then = id !== MASK && carried(since, position);
-  if (then) content.push(made("p", "What the mask carried into step " + (since + 1) + ":", "pale"), ...shares(then));
-  if (chosen !== null) {
+  const step = since(pane, at(pane), position) - 1, then = id !== MASK && step >= 0 && carried(pane, step, position);
+  if (then) content.push(made("p", "What the mask carried into step " + (step + 1) + ":", "pale"), ...shares(then));
+  if (chosen) {
     const close = made("button", "\u00d7");
     close.setAttribute("aria-label", "Close");
     close.addEventListener("click", () => choose(null));
     content.unshift(close);
-    cells[chosen].node.setAttribute("aria-label", "position " + chosen + ", " + state(chosen) + ", " + cells[chosen].word);
+    const { node, word } = chosen.pane.cells[chosen.position];
+    const label = "position " + chosen.position + ", " + state(chosen) + ", " + word;
+    if (node.ariaLabel !== label) node.ariaLabel = label;
   }
   panel.replaceChildren(...content);
 };
 
+// What the last step did to a text, in words.
+const summary = (pane, { masks, committed, masked, changed }) => {
+  const reused = frame && pane.called[frame - 1] === 0 ? "; no network call: the last prediction was used again" : "";
+  return masks + (masks === 1 ? " mask" : " masks") + " left" + (frame ? ", " + committed + " committed" : "") +
+    (masked ? ", " + masked + " re-masked" : "") + (changed ? ", " + changed + " changed" : "") + reused;
+};
+
 const seek = to => {
   frame = Math.min(steps, Math.max(0, to));
-  const { masks, committed, masked, changed } = paint();
-  const reused = frame && !row.called[frame - 1] ? "; no network call: the last prediction was used again" : "";
-  find("status").textContent = (frame ? "After step " + frame + " of " + steps + ": " : "At the start, " + steps + " steps ahead: ") +
-    masks + (masks === 1 ? " mask" : " masks") + " left" + (frame ? ", " + committed + " committed" : "") +
-    (masked ? ", " + masked + " re-masked" : "") + (changed ? ", " + changed + " changed" : "") + reused;
+  const words = panes.map(pane => summary(pane, paint(pane)));
+  for (const [i, { count }] of panes.entries()) if (count) count.textContent = words[i];
+  const where = frame ? "After step " + frame + " of " + steps : "At the start, " + steps + " steps ahead";
+  find("status").textContent = where + (together ? "" : ": " + words[0]);
   slider.value = frame;
   slider.setAttribute("aria-valuetext", "after step " + frame + " of " + steps);
   for (const svg of document.querySelectorAll(".curves:not([hidden]) svg[data-x]")) {
@@ -172,60 +192,88 @@ const play = on => {
 };
 const jump = to => { play(false); seek(to); };
 
-const choose = (position, focus) => {
-  const left = cells[chosen ?? 0].node;
-  left.removeAttribute("aria-selected");
-  left.removeAttribute("aria-label");
-  left.tabIndex = -1;
-  chosen = position;
-  const { node } = cells[position ?? 0];
-  node.tabIndex = 0;
-  if (position !== null) node.setAttribute("aria-selected", "true");
-  if (focus) node.focus();
+const choose = (place, focus) => {
+  for (const { cells } of panes) for (const [position, { node }] of cells.entries()) node.tabIndex = position ? -1 : 0;
+  if (chosen) {
+    const left = chosen.pane.cells[chosen.position].node;
+    left.removeAttribute("aria-selected");
+    left.removeAttribute("aria-label");
+  }
+  chosen = place;
+  if (place) {
+    const { cells } = place.pane, { node } = cells[place.position];
+    cells[0].node.tabIndex = -1;
+    node.tabIndex = 0;
+    node.setAttribute("aria-selected", "true");
+    if (focus) node.focus();
+  }
   inform();
 };
-const positionOf = event => {
-  const node = event.target.closest("[data-position]");
-  return node ? Number(node.dataset.position) : null;
+const placeOf = event => {
+  const node = event.target.closest?.("[data-position]"), pane = panes.find(({ text }) => text.contains(node));
+  return node && pane ? { pane, position: Number(node.dataset.position) } : null;
 };
-text.addEventListener("pointerover", event => { if (event.pointerType !== "touch") { hovered = positionOf(event); inform(); } });
-text.addEventListener("pointerleave", () => { hovered = null; inform(); });
-text.addEventListener("focusin", event => { if (positionOf(event) !== chosen) choose(positionOf(event)); });
-text.addEventListener("click", event => { if (positionOf(event) !== null) choose(positionOf(event), true); });
+const same = (one, other) => one?.pane === other?.pane && one?.position === other?.position;
+for (const text of texts) {
+  text.addEventListener("pointerover", event => { if (event.pointerType !== "touch") { hovered = placeOf(event); inform(); } });
+  text.addEventListener("pointerleave", () => { hovered = null; inform(); });
+  text.addEventListener("focusin", event => { if (!same(placeOf(event), chosen)) choose(placeOf(event)); });
+  text.addEventListener("click", event => { if (placeOf(event)) choose(placeOf(event), true); });
+}
 
 find("play").addEventListener("click", () => play(!timer));
 find("back").addEventListener("click", () => jump(frame - 1));
 find("forward").addEventListener("click", () => jump(frame + 1));
 slider.addEventListener("input", () => jump(Number(slider.value)));
 find("inside").addEventListener("change", () => seek(frame));
-find("grid").addEventListener("change", event => text.classList.toggle("grid", event.target.checked));
+find("grid").addEventListener("change", event => {
+  for (const text of texts) text.classList.toggle("grid", event.target.checked);
+});
 find("row")?.addEventListener("change", event => { open(Number(event.target.value)); seek(frame); });
 for (const svg of document.querySelectorAll(".curves svg[data-x]")) svg.addEventListener("click", event => {
   const [left, right, low, high] = svg.dataset.x.split(" ").map(Number), box = svg.getBoundingClientRect();
   const at = ((event.clientX - box.left) / box.width * svg.viewBox.baseVal.width - left) / (right - left);
   jump(Math.round(low + at * (high - low)));
 });
+const within = (pane, position) => ({ pane, position: Math.min(pane.cells.length - 1, Math.max(0, position)) });
 document.addEventListener("keydown", event => {
   const { target, key } = event, on = selector => target.matches?.(selector);
   if (event.ctrlKey || event.altKey || event.metaKey || on("select") || (on("#slider") && key !== " ")) return;
   if (key === " " && on("button, summary, [type=checkbox]")) return;
   const moves = { " ": () => play(!timer), ArrowLeft: () => jump(frame - 1), ArrowRight: () => jump(frame + 1),
     Home: () => jump(0), End: () => jump(steps), Escape: () => choose(null) };
-  const walk = { ArrowUp: -1, ArrowDown: 1 }[key], position = text.contains(target) ? positionOf(event) : null;
-  if (walk && position !== null) choose(Math.min(cells.length - 1, Math.max(0, position + walk)), true);
+  const walk = { ArrowUp: -1, ArrowDown: 1 }[key], place = placeOf(event);
+  if (walk && place) choose(within(place.pane, place.position + walk), true);
   else if (moves[key]) moves[key]();
   else return;
   event.preventDefault();
 });
 
-// page.html#step=12&position=40&row=1 opens there.
+// The mask that carries most in a frame of a pane; null without one that carries a prediction.
+const fullest = pane => {
+  const masks = pane.masks[frame] ?? [], ids = pane.frames[at(pane)];
+  let best = null, from = 0, most = -1;
+  for (let position = 0; position < ids.length && masks.length; position++) {
+    if (ids[position] !== MASK) continue;
+    if (masks[from] > most) [best, most] = [{ pane, position }, masks[from]];
+    from += pane.stride;
+  }
+  return best;
+};
+
+// page.html#step=12&position=40&row=1 opens there; without a step or a position half-way, at the fullest mask.
 const arrive = () => {
   const asked = new URLSearchParams(location.hash.slice(1)), number = name => Math.trunc(Number(asked.get(name))) || 0;
   const chooser = find("row"), wanted = Math.min(data.rows.length - 1, Math.max(0, number("row")));
   if (chooser) chooser.value = wanted;
   open(wanted);
-  jump(number("step"));
-  if (asked.has("position")) choose(Math.min(cells.length - 1, Math.max(0, number("position"))));
+  const anywhere = !asked.has("step") && !asked.has("position");
+  jump(anywhere ? Math.floor(steps / 2) : number("step"));
+  if (asked.has("position")) choose(within(panes[together ? wanted : 0], number("position")));
+  else if (anywhere) choose(fullest(panes.at(-1)));
+  if (!chosen) return;
+  const { text, cells } = chosen.pane, top = cells[chosen.position].node.offsetTop - text.offsetTop - text.clientHeight / 2;
+  for (const pane of panes) pane.text.scrollTop = top;
 };
 if (matchMedia("(prefers-reduced-motion: reduce)").matches) find("speed").value = Math.min(2, find("speed").value);
 addEventListener("hashchange", arrive);

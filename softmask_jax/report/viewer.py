@@ -4,7 +4,7 @@ Frame f shows the tokens after step f and, at masks, the input of step f + 1: la
 prediction. Frame 0 is the sampler's input with plain masks."""
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -85,36 +85,44 @@ def row_of(made: Generated, index: int, *, mask_token_id: int, attention_mask: n
 
 
 def trajectory_page(
-    made: Generated, tokenizer: Tokenizer, *, mask_token_id: int, rows: Sequence[int] = (0,),
+    made: Generated | Mapping[str, Generated], tokenizer: Tokenizer, *, mask_token_id: int, rows: Sequence[int] = (0,),
     title: str = "A text, step by step", facts: Mapping[str, object] | None = None, note: str = "",
     attention_mask: np.ndarray | None = None,
 ) -> str:  # fmt: skip
     """The page as HTML, all text escaped.
 
-    made: result with a `trace`; several `rows` of it give the reader a choice. facts: model, sampler, settings by name.
-    note: a sentence below them. attention_mask: [B L], 0 at padding, which is left out.
-    ValueError: no trace, no step, a row out of range, more than `MOST_ROWS` rows, a mask of another shape."""
-    if not 1 <= len(rows) <= MOST_ROWS:
-        raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(rows)}.")
-    shown = [row_of(made, row, mask_token_id=mask_token_id, attention_mask=attention_mask) for row in rows]
+    made: result with a `trace`; several `rows` of it give the reader a choice. Of results by name, the same row of each
+    plays side by side. facts: model, sampler, settings by name. note: a sentence below them. attention_mask: [B L], 0
+    at padding, which is left out. ValueError: no trace, no step, a row out of range, more than `MOST_ROWS` rows, a mask of another shape."""
+    beside = isinstance(made, Mapping)
+    if beside and len(rows) > 1:
+        raise ValueError("Results by name show one row of each; give the index of one.")
+    results = [(name, one, row) for name, one in (made if beside else {"": made}).items() for row in rows]
+    if not 1 <= len(results) <= MOST_ROWS:
+        raise ValueError(f"A page holds 1 to {MOST_ROWS} rows, not {len(results)}.")
+    shown = [row_of(one, row, mask_token_id=mask_token_id, attention_mask=attention_mask) for _, one, row in results]
+    names = [name if beside else f"sample {i}" for i, (name, _, _) in enumerate(results, 1)]
     broken = [
-        f"Sample {number}: a logit was not finite, so this text means nothing."
-        for number, finite in enumerate(np.asarray(made.finite)[list(rows)], 1) if not finite
+        f"{name[0].upper()}{name[1:]}: a logit was not finite, so this text means nothing."
+        for name, (_, one, row) in zip(names, results) if not np.asarray(one.finite)[row]
     ]  # fmt: skip
-    content = json.dumps(encoded(shown, tokenizer), separators=(",", ":"))
+    content = json.dumps(encoded(shown, tokenizer, names if beside else ()), separators=(",", ":"))
     for letter in "<>&":
         content = content.replace(letter, f"\\u{ord(letter):04x}")
     facts = ((page.text(name), page.text(value)) for name, value in (facts or {}).items())
-    names = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     note = f"<p>{page.text(note)}</p>" if note else ""
-    samples = [(row, i, f", sample {i + 1}" if len(shown) > 1 else "") for i, row in enumerate(shown)]
+    several = names if len(shown) > 1 else [""]
+    charts = [_curves(dict(zip(names, shown)))] if beside else [
+        _curves({"": row}, f", {name}" if name else "") for name, row in zip(several, shown)
+    ]  # fmt: skip
     return page.document(
         title,
-        f'<header><h1>{page.text(title)}</h1>\n<dl class="facts">{names}</dl>{note}</header>\n',
+        f'<header><h1>{page.text(title)}</h1>\n<dl class="facts">{facts}</dl>{note}</header>\n',
         page.warnings(broken),
-        _player(shown),
-        *(f'<div class="curves" data-row="{i}">{page.figures(*_curves(row, of))}</div>\n' for row, i, of in samples),
-        *(_ending(row, of, tokenizer) for row, _, of in samples),
+        _player(shown, names if beside else ()),
+        *(f'<div class="curves" data-row="{i}">{page.figures(*one)}</div>\n' for i, one in enumerate(charts)),
+        *(_ending(row, f", {name}" if name else "", tokenizer) for name, row in zip(several, shown)),
         page.asset("viewer_guide.html"),
         f'<script type="application/json" id="trace">{content}</script>\n',
         # Mask tints vary in lightness of one hue: readable without colour vision.
@@ -123,13 +131,13 @@ def trajectory_page(
     )
 
 
-def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
+def encoded(rows: Sequence[Row], tokenizer: Tokenizer, names: Sequence[str] = ()) -> dict:
     """Input of viewer.js; tokens are indices into "pieces", -1 is the mask.
 
-    "pieces": [id, text, kind] each, see `Pieces`. "unit": lambda of one part. "k": candidates per mask. "rows", each
-    with "start": tokens of frame 0; "changes" per step: position and new token of each, flat; "masks" per frame, flat
-    over masks: lambda, entropy of the prediction (-1 if the previous step had a token there), k times token and pi,
-    empty before the first prediction; "called" per step."""
+    "pieces": [id, text, kind] each, see `Pieces`. "unit": lambda of one part. "names" of rows that play side by side.
+    "rows", each with "k": candidates per mask; "start": tokens of frame 0; "changes" per step: position and new token
+    of each, flat; "masks" per frame, flat over masks: lambda, entropy of the prediction (-1 if the previous step had a
+    token there), k times token and pi, empty before the first prediction; "called" per step."""
     # Tokens, and candidates at masks with a prediction.
     used = [part.ravel() for row in rows for part in (row.tokens, row.token_ids[1:][row.masked[1:-1]])]
     ids, counts = np.unique(np.concatenate(used), return_counts=True)
@@ -143,7 +151,7 @@ def encoded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict:
         "pieces": [[id_, *pieces(id_)] for id_ in ids.tolist()],
         "unit": float(f"{unit:.8g}"),
         "parts": LAMBDA_PARTS,
-        "k": rows[0].token_ids.shape[-1],
+        "names": list(names),
         "rows": [_encoded_row(row, piece_of, unit) for row in rows],
     }
 
@@ -165,19 +173,19 @@ def _encoded_row(row: Row, piece_of: np.ndarray, unit: float) -> dict:
         pairs = np.stack([tokens, shares], -1).reshape(len(at), 2 * tokens.shape[-1])
         masks.append(np.column_stack([weight, entropy, pairs]).astype(int).ravel().tolist())
     start, called = piece_of[row.tokens[0]].tolist(), row.called.astype(int).tolist()
-    return {"start": start, "changes": changes, "masks": masks, "called": called}
+    return {"start": start, "changes": changes, "masks": masks, "called": called, "k": row.token_ids.shape[-1]}
 
 
-def _player(rows: Sequence[Row]) -> str:
-    """Controls, legend and containers filled by viewer.js."""
-    steps = rows[0].steps
+def _player(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Controls, legend and containers filled by viewer.js. names: of rows that play side by side."""
+    steps = max(row.steps for row in rows)
     usual = min(SPEEDS, key=lambda speed: abs(speed - steps / PLAYS_FOR))
     speeds = "".join(
         f'<option value="{speed}"{" selected" * (speed == usual)}>{speed} step{"s" * (speed > 1)}/s</option>'
         for speed in SPEEDS
     )
     options = "".join(f'<option value="{row}">{row + 1} of {len(rows)}</option>' for row in range(len(rows)))
-    chooser = f'<label>Sample <select id="row">{options}</select></label>' if len(rows) > 1 else ""
+    chooser = f'<label>Sample <select id="row">{options}</select></label>' if len(rows) > 1 and not names else ""
     scale = '<span class="p m" aria-hidden="true">\u2581</span> mask, plain: \u03bb is 0 throughout'
     largest = _largest_lambda(rows)
     if largest:
@@ -191,23 +199,48 @@ def _player(rows: Sequence[Row]) -> str:
         ("given", "given", any(not row.masked[0].all() for row in rows)),
     )
     return page.asset(
-        "viewer_player.html", steps=steps, speeds=speeds, chooser=chooser, scale=scale,
+        "viewer_player.html", texts=_texts(names), steps=steps, speeds=speeds, chooser=chooser, scale=scale,
         inside=" checked" * bool(largest),
         marks="".join(f'<li><span class="p {look}">word</span> {text}</li>' for look, text, used in marks if used),
     )  # fmt: skip
 
 
-def _curves(row: Row, sample: str) -> list[str]:
-    step, counts = np.arange(1, row.steps + 1), row.counts()
-    moves = [Series(name, step, count) for name, count in counts.items() if name == "committed" or count.any()]
+def _texts(names: Sequence[str]) -> str:
+    """Containers of the texts, each below its name if there are several."""
+    text = '<div class="text" role="listbox" aria-label="{}"></div>'
+    if not names:
+        return text.format("The text, position by position")
+    parts = (
+        f'<section><h2>{page.text(name)}</h2><p class="count pale"></p>'
+        f'{text.format(page.text(f"{name}, by position"))}</section>'
+        for name in names
+    )
+    return f'<div class="beside">{"".join(parts)}</div>'
+
+
+def _curves(rows: Mapping[str, Row], of: str = "") -> list[str]:
+    """Charts of a row, or of rows by name in the same charts. of: ends the titles."""
+
+    (row, *_) = rows.values()
+
+    def series(unit: str, values: Callable[[Row], np.ndarray], first: int = 1) -> list[Series]:
+        measured = {name or unit: values(row) for name, row in rows.items()}
+        return [Series(name, np.arange(first, first + len(one)), one) for name, one in measured.items()]
+
+    moves = series("committed", lambda row: row.counts()["committed"])
+    if len(rows) == 1:
+        moves += [Series(kind, moves[0].x, count) for kind, count in [*row.counts().items()][1:] if count.any()]
+    fed, reused = (any(test(row) for row in rows.values()) for test in (
+        lambda row: row.weight.any(), lambda row: not row.called.all(),
+    ))  # fmt: skip
     charts = [
-        ("Mean entropy", "nats", [Series("nats", step, row.mean(row.entropy))], True),
-        ("Mean \u03bb", "\u03bb", [Series("\u03bb", step, row.mean(row.weight))], row.weight.any()),
+        ("Mean entropy", "nats", series("nats", lambda row: row.mean(row.entropy)), True),
+        ("Mean \u03bb", "\u03bb", series("\u03bb", lambda row: row.mean(row.weight)), fed),
         ("Tokens per step", "tokens", moves, True),
-        ("Masks left", "masks", [Series("masks", np.arange(row.steps + 1), row.masked.sum(1))], True),
-        ("Network calls so far", "calls", [Series("calls", step, row.called.cumsum())], not row.called.all()),
+        ("Masks left", "masks", series("masks", lambda row: row.masked.sum(1), 0), True),
+        ("Network calls so far", "calls", series("calls", lambda row: row.called.cumsum()), reused),
     ]
-    return [line_chart(title + sample, series, y_label=label) for title, label, series, shown in charts if shown]
+    return [line_chart(title + of, lines, y_label=label) for title, label, lines, shown in charts if shown]
 
 
 def _ending(row: Row, sample: str, tokenizer: Tokenizer) -> str:

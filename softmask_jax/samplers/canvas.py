@@ -64,9 +64,3 @@ def check_keys(keys: KeysB | None, tokens: IntBL) -> None:
     if keys is None or keys.shape != tokens.shape[:1]:
         raise ValueError(f"keys must be [B] = {tokens.shape[:1]} typed keys, one a row, not "
                          f"{getattr(keys, 'shape', None)}.")
-
-
-def check_steps(steps: int | None) -> None:
-    """ValueError for a number of steps below 1; None is no limit."""
-    if steps is not None and steps < 1:
-        raise ValueError(f"A sampler needs at least 1 step, not {steps}.")

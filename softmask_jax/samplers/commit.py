@@ -2,7 +2,7 @@
 
 rule(confidence [B n], masks [B], at_start [B], step []) -> [B] int32, confidences sorted, highest first, -inf where
 there is no mask; it may count more masks than there are. Sources: Dream (HKU NLP and Huawei) for `origin` and shares,
-Fast-dLLM (arXiv 2505.22618) for threshold and factor."""
+LLaDA (arXiv 2502.09992) for even, Fast-dLLM (arXiv 2505.22618) for threshold and factor."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +35,11 @@ def known(masked: jax.Array, confidence: jax.Array) -> jax.Array:
 def shares(confidence, masks, at_start, step, *, steps: int, eps: float):
     """int(masks * (1 - s / t)) along Dream's time grid, everything at the last of `steps` steps."""
     return (masks.astype(jnp.float32) * unmask_share(step, steps, eps)).astype(jnp.int32)
+
+
+def even(confidence, masks, at_start, step, *, steps: int):
+    """The masks at the start divided over `steps` steps, what is left over one by one to the first of them (LLaDA)."""
+    return (at_start // steps + (step < at_start % steps)).astype(jnp.int32)
 
 
 def threshold(confidence, masks, at_start, step, *, threshold: float, steps: int | None = None):

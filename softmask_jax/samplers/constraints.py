@@ -24,18 +24,20 @@ class Constraints:
         if not math.isfinite(self.end_penalty):
             raise ValueError(f"end_penalty must be finite, not {self.end_penalty}; forbid the token instead.")
 
-    def bias(self, head: Head) -> jax.Array | None:
-        """[Vpad] float32, None without constraints. ValueError for ids that do not exist, or if no token is left."""
+    def bias(self, head: Head, used: int | None = None) -> jax.Array | None:
+        """[Vpad] float32, None without constraints. used: ids from there on are no tokens; None if all are.
+        ValueError for ids that do not exist, or if no token is left."""
+        used = head.vocab_size if used is None else used
         outside = sorted(i for i in {*self.forbidden, *self.end_token_ids} if not 0 <= i < head.vocab_size)
         if outside:
             raise ValueError(f"Token {outside[0]} does not exist: there are {head.vocab_size}.")
         if head.mask_token_id in self.end_token_ids:
             raise ValueError(f"The mask ({head.mask_token_id}) cannot be what ends a text: end_token_ids.")
-        if len(set(self.forbidden) | {head.mask_token_id}) >= head.vocab_size:
+        if len({i for i in self.forbidden if i < used} | {head.mask_token_id}) >= used:
             raise ValueError("Every token is forbidden; leave some that an answer can be made of.")
-        if not (self.forbidden or (self.end_token_ids and self.end_penalty)):
+        if not (self.forbidden or (self.end_token_ids and self.end_penalty) or used < head.vocab_size):
             return None
         bias = np.zeros(head.weight.shape[0], np.float32)
         bias[list(self.end_token_ids)] -= self.end_penalty
-        bias[list(self.forbidden)] = IMPOSSIBLE
+        bias[list(self.forbidden)] = bias[used:] = IMPOSSIBLE
         return jnp.asarray(bias)

@@ -10,38 +10,17 @@ from jax import lax
 
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.noise import keyed_noise
-from softmask_jax.diffusion.soft_masking import Feedback
+from softmask_jax.diffusion.soft_masking import Feedback, schedule_factor
 from softmask_jax.diffusion.vocab.draw import Draw, gumbel
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.models.nn.cache import Window
-from softmask_jax.samplers import commit, dream_draw
-from softmask_jax.samplers.canvas import (
-    BoolB, BoolBL, Canvas, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys,
-)
+from softmask_jax.samplers import commit, dream_draw, guidance
+from softmask_jax.samplers.canvas import BoolB, BoolBL, Canvas, FloatBL, FloatBLD, Int, IntB, IntBL, KeysB
+from softmask_jax.samplers.draws import Draws
 from softmask_jax.samplers.result import Generated, Trace, empty_trace, fill_history, record_step, record_trace
 
 # Streams of keyed noise beside the tokens' own: for committing by a coin, and for ordering the positions.
 COIN, ORDER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
-
-
-class Draws(NamedTuple):
-    """Recorded random numbers instead of keys, by a row's own calls, to replay a reference; None: not recorded."""
-
-    coins: jax.Array | None = None  # [T B L] uniform in [0, 1), of `origin`
-    gumbel: FloatTBLV | None = None  # [T B L V] Gumbel noise of the tokens
-    order: jax.Array | None = None  # [T B L] Gumbel noise of alg_temp
-
-    def check(self, keys: KeysB | None, steps: int, tokens: IntBL, vocab_size: int, needed: dict) -> None:
-        """ValueError unless shapes fit `steps` steps and there are keys, or numbers by every name that is `needed`."""
-        shape = (steps, *tokens.shape)
-        for name, expected in zip(self._fields, (shape, (*shape, vocab_size), shape)):
-            numbers = getattr(self, name)
-            if numbers is not None and numbers.shape != expected:
-                raise ValueError(f"draws.{name} must have the shape {expected}, not {numbers.shape}.")
-            if numbers is None and needed[name] and keys is None:
-                raise ValueError(f"This sampler draws at random: pass keys [B], or draws.{name} {expected}.")
-        if keys is not None:
-            check_keys(keys, tokens)
 
 
 class Carry(NamedTuple):
@@ -49,7 +28,8 @@ class Carry(NamedTuple):
 
     step: Int  # network calls so far
     tokens: IntBL  # as they stand
-    feedback: Feedback | None  # the last prediction of every mask; None where nothing is fed back
+    # the last prediction of every mask, with guidance [2B ...]; None where nothing is fed back
+    feedback: Feedback | None
     known: BoolBL  # where `feedback` is of a prediction
     finished: BoolB  # rows that came to an end token
     stuck: BoolB  # rows whose every prediction in this block was the mask
@@ -74,9 +54,9 @@ class Call(NamedTuple):
 
     computed: jax.Array  # [L] bool, the positions that it predicts
     size: Int | int  # positions that the call took
-    # (where [B L]) -> predictions [B L ...], hidden states [B L D] for the `full` variant or None; valid at `where`,
-    # which must lie within `computed`
-    predict: Callable[[BoolBL], tuple[dream_draw.Predicted, FloatBLD | None]]
+    # (where [B L], with guidance [2B L]) -> what is drawn [B L ...], what is fed back, and hidden states [B L D], None
+    # unless the feedback reads them; the last two of as many rows as `where`; valid at `where`, within `computed`
+    predict: Callable[[BoolBL], tuple[dream_draw.Predicted, dream_draw.Predicted, FloatBLD | None]]
 
 
 class Decoding(NamedTuple):
@@ -96,6 +76,22 @@ class Decoding(NamedTuple):
     def length(self) -> int:
         return self.canvas.tokens.shape[1]
 
+    @property
+    def guided(self) -> bool:
+        return self.sampler.cfg_scale > 0
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """x [B ...] for every row of a network call."""
+        return guidance.twice(x) if self.guided else x
+
+    def inputs(self, tokens: IntBL) -> IntBL:
+        """The tokens of a network call."""
+        return guidance.both(self.canvas, tokens) if self.guided else tokens
+
+    @property
+    def layout(self) -> dict:
+        return jax.tree.map(self.rows, self.canvas.layout)
+
     def start(self, steps: int) -> Carry:
         """The state before the first of at most `steps` calls."""
         sampler, tokens = self.sampler, self.canvas.tokens
@@ -103,9 +99,10 @@ class Decoding(NamedTuple):
         empty = None
         if sampler.soft_mask.on or sampler.trace:
             k = max(sampler.reads, 1)
-            empty = two_pass.empty_feedback(sampler.denoiser, sampler.soft_mask, self.params, tokens, k)
+            empty = two_pass.empty_feedback(sampler.denoiser, sampler.soft_mask, self.params, self.rows(tokens), k)
+        known = self.rows(jnp.zeros(tokens.shape, bool))
         return Carry(
-            step=jnp.int32(0), tokens=tokens, feedback=empty, known=jnp.zeros(tokens.shape, bool), finished=no_row,
+            step=jnp.int32(0), tokens=tokens, feedback=empty, known=known, finished=no_row,
             stuck=no_row, calls=zero, positions=jnp.zeros(rows, jnp.float32), filled=zero, finite=~no_row,
             history=jnp.zeros((steps, *tokens.shape), jnp.int32) if sampler.history else None,
             trace=empty_trace(steps, tokens, sampler.reads) if sampler.trace else None,
@@ -130,7 +127,8 @@ class Decoding(NamedTuple):
         """Steps until every row has filled the block or is stuck in it."""
         def cond_fn(state):
             index, carry = state
-            return (index < self.max_steps) & self.to_fill(carry, block.begin, block.end).any()
+            wanted = self.to_fill(carry, block.begin, block.end).any() | (index < self.sampler.least_steps(self.length))
+            return (index < self.max_steps) & wanted
 
         def body_fn(state):
             index, carry = state
@@ -158,11 +156,18 @@ class Decoding(NamedTuple):
 
         recorded = self.recorded("gumbel", carry)
         draw = Draw(self.row_keys(carry) if recorded is None else None, cut(recorded), bias=self.bias)
-        new = dream_draw.predict(hidden, self.head, cut(where), sampler.filters, k=sampler.reads, draw=draw,
-                                 positions=cut(self.canvas.positions), suppress_mask=sampler.suppress_mask)
-        whole = jax.tree.map(put, new)
-        hidden = put(hidden) if sampler.soft_mask.variant == "full" else None
-        return whole._replace(finite=put(new.finite, True)), hidden
+        drawn_from = guidance.combined(hidden, sampler.cfg_scale) if self.guided else hidden
+        new = dream_draw.predict(
+            drawn_from, self.head, cut(where[: len(carry.tokens)]), sampler.filters, draw=draw,
+            k=0 if self.guided else sampler.reads, positions=cut(self.canvas.positions),
+            suppress_mask=sampler.suppress_mask or sampler.never_masks,
+        )  # fmt: skip
+        plain = new
+        if self.guided and sampler.reads:
+            plain = dream_draw.predict(hidden, self.head, cut(where), dream_draw.Filters(), k=sampler.reads)
+        whole, finite = jax.tree.map(put, (new, plain)), put(new.finite, True)
+        hidden = put(hidden) if sampler.soft_mask.reads_hidden else None
+        return whole[0]._replace(finite=finite), whole[1], hidden
 
     def network(self, carry: Carry, cache: Window | bool | None = None, size: int | None = None):
         """Hidden states and cache of the whole sequence, or of a window's `size` positions."""
@@ -171,27 +176,34 @@ class Decoding(NamedTuple):
         def cut(x):
             return x if size is None else lax.dynamic_slice_in_dim(x, cache.start, size, 1)
 
-        tokens, feedback, scale = jax.tree.map(cut, (carry.tokens, carry.feedback, self.scale(carry)))
+        tokens, feedback, scale = jax.tree.map(cut, (self.inputs(carry.tokens), carry.feedback, self.scale(carry)))
         x = two_pass.soft_embed(sampler.denoiser, sampler.soft_mask, self.params, tokens, feedback, scale)
-        return sampler.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.canvas.layout))
+        return sampler.denoiser.trunk(self.params["backbone"], x, cache=cache, **jax.tree.map(cut, self.layout))
 
     def scale(self, carry: Carry) -> FloatBL:
         """The schedule's factor on lambda, 0 where nothing was predicted yet."""
         masks = self.canvas.masks(carry.tokens).sum(-1)
-        return jnp.where(carry.known, self.sampler.soft_mask.scale(masks, self.canvas.at_start)[:, None], 0.0)
+        factor = schedule_factor(self.sampler.soft_mask.schedule, masks, self.canvas.at_start)
+        return jnp.where(carry.known, self.rows(factor)[:, None], 0.0)
 
     def sample_step(self, carry: Carry, index: Int, block: Block, call: Call) -> Carry:
         """Predict masks of a block and commit some; index: of the step in its block."""
         sampler, masks = self.sampler, self.to_fill(carry, block.begin, block.end)
         active, candidates, only_first = masks.any(-1), masks, False
+        if sampler.as_llada:
+            # Every row takes part in every call, and masks that an earlier block or the prompt left compete again.
+            active, candidates = ~carry.finished, self.to_fill(carry, 0, block.end) & call.computed
         if sampler.full_call == "first" and not (sampler.grid and self.max_steps == 1):
             only_first = index == 0
             candidates = masks & (~only_first | (jnp.cumsum(masks, -1) == 1))
         reach = call.computed & (jnp.arange(self.length) >= block.begin)
-        predicted = candidates
+        predicted, waiting = candidates, reach & active[:, None]
         if sampler.soft_mask.on:
-            predicted = candidates | (self.canvas.masks(carry.tokens) & reach & active[:, None])
-        new, hidden = call.predict(predicted)
+            predicted = candidates | (self.canvas.masks(carry.tokens) & waiting)
+        if self.guided:
+            waiting = call.computed & active[:, None]
+            predicted = jnp.concatenate([predicted, guidance.masks(self.canvas, carry.tokens) & waiting])
+        new, plain, hidden = call.predict(predicted)
         if not sampler.grid:
             # A drawn mask changes nothing: only a grid counts it, elsewhere it must not displace a token.
             candidates &= new.drawn != self.canvas.mask_token_id
@@ -201,17 +213,25 @@ class Decoding(NamedTuple):
         if not sampler.grid:
             stuck |= active & (filled == 0) & jnp.logical_not(only_first)
         carry = Carry(
-            step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, new, hidden, predicted),
+            step=carry.step + 1, tokens=tokens, feedback=self.feed_back(carry.feedback, plain, hidden, predicted),
             known=carry.known | predicted, finished=carry.finished, stuck=stuck, calls=carry.calls + active,
             positions=carry.positions + jnp.where(active, call.size, 0), filled=carry.filled + filled,
             finite=carry.finite & new.finite.all(-1), history=record_step(carry.history, carry.step, tokens),
-            trace=record_trace(carry, sampler, self.params, carry.step, jnp.where(reach, self.scale(carry), 0.0),
-                               new.neg_entropy, predicted),
+            trace=self.traced(carry, reach, plain, predicted),
         )  # fmt: skip
         if not sampler.by_blocks:
             return self.finish_rows(carry, 0, fill=False)
         # A stuck row waits for none of the block's masks.
         return self.finish_rows(carry, jnp.where(stuck, block.end, block.begin), fill=True)
+
+    def traced(self, carry: Carry, reach: BoolBL, plain: dream_draw.Predicted, predicted: BoolBL) -> Trace | None:
+        """The trace with a step from the state `carry` on; with guidance that of the conditional half."""
+        if carry.trace is None:
+            return None
+        rows = len(carry.tokens)
+        own = carry._replace(feedback=jax.tree.map(lambda x: x[:rows], carry.feedback))
+        scale, neg_entropy = jnp.where(reach, self.scale(carry)[:rows], 0.0), plain.neg_entropy[:rows]
+        return record_trace(own, self.sampler, self.params, carry.step, scale, neg_entropy, predicted[:rows])
 
     def choose(self, carry: Carry, index: Int, block: Block, candidates: BoolBL, confidence: FloatBL, masks: IntB,
                only_first: Int | bool) -> BoolBL:
@@ -219,6 +239,8 @@ class Decoding(NamedTuple):
         if self.sampler.alg == "origin":
             share = commit.unmask_share(index, self.max_steps, self.sampler.eps)
             return candidates & (self.noise("coins", jax.random.uniform, COIN, carry) < share)
+        if self.sampler.alg == "random":
+            confidence = self.noise("coins", jax.random.uniform, COIN, carry)
         sorted_first = -jnp.sort(-commit.known(candidates, confidence), -1)
         count = jnp.where(only_first, 1, self.rule(sorted_first, masks, block.at_start, index))
         if self.sampler.alg_temp:
@@ -246,7 +268,7 @@ class Decoding(NamedTuple):
         if old is None:
             return None
         feedback = old if new.token_ids is None else Feedback(new.token_ids, new.top_logits, new.neg_entropy)
-        if self.sampler.soft_mask.variant == "full":
+        if self.sampler.soft_mask.reads_hidden:
             feedback = feedback._replace(hidden=hidden)
         return feedback.where(where, old)
 

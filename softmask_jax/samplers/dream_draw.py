@@ -1,8 +1,8 @@
-"""Predictions of Dream's samplers: filters, draw, confidence and feedback in one pass over the vocabulary.
+"""Predictions of Dream's and LLaDA's samplers: filters, draw, confidence and feedback in one pass over the vocabulary.
 
 Dream (HKU NLP and Huawei, 2025) divides the logits by a temperature, keeps a nucleus, then the top k; token,
-probability, margin and entropy are of that distribution. Filters need all columns of a position: blocks of P masked
-positions are dense in V."""
+probability, margin and entropy are of that distribution. LLaDA (arXiv 2502.09992) ranks by the probability before that.
+Filters need all columns of a position: blocks of P masked positions are dense in V."""
 import dataclasses
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from softmask_jax.diffusion.vocab.positions import at_positions
 
 # Logits of a tile, and a TPU's rows of a register: a tile has no fewer positions.
 TILE, LEAST_TILE = 2**19, 8
-CONFIDENCES = ("none", "probability", "margin", "entropy")
+CONFIDENCES = ("none", "probability", "margin", "entropy", "unfiltered")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Filters:
     temperature: float = 0.0  # 0 takes the arg-max
     top_p: float | None = None  # keep tokens while the mass before them is at most top_p (MDLM: the mass with them)
     top_k: int | None = None  # then the k largest, with all that equal the k-th
-    confidence: str = "none"  # a name from `CONFIDENCES`, of the filtered distribution
+    # a name from `CONFIDENCES`, of the filtered distribution; unfiltered: the probability at temperature 1 (LLaDA)
+    confidence: str = "none"
+    unsure: tuple[int, ...] = ()  # of unfiltered: ids that are left out, so that to draw one has confidence 0
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -131,11 +133,13 @@ def _predict_tile(filters: Filters, k: int, exists: jax.Array, absent_id: int, b
     finite = ~(jnp.isnan(z) | (z == jnp.inf)).any(-1)
     top, ids, neg_entropy = (*top_k(z, k), OnlineSoftmax.of(z).neg_entropy) if k else (None,) * 3
     y = z if bias is None else z + bias
-    y = jnp.where(jnp.arange(z.shape[-1]) == absent_id, -jnp.inf, y) / (filters.temperature or 1.0)
-    y = filtered(y, filters.top_p, filters.top_k)
+    unfiltered = jnp.where(jnp.arange(z.shape[-1]) == absent_id, -jnp.inf, y)
+    y = filtered(unfiltered / (filters.temperature or 1.0), filters.top_p, filters.top_k)
     drawn = lax.argmax(y, 1, jnp.int32) if noise is None else dense_draw(y, y > -jnp.inf, noise).token_ids
+    if filters.confidence == "unfiltered":
+        y = unfiltered.at[:, list(filters.unsure)].set(-jnp.inf) if filters.unsure else unfiltered
     softmax = OnlineSoftmax.of(y)
-    if filters.confidence == "probability":
+    if filters.confidence in ("probability", "unfiltered"):
         confidence = jnp.exp(jnp.take_along_axis(y, drawn[:, None], 1)[:, 0] - softmax.logsumexp)
     elif filters.confidence == "margin":
         two = jnp.exp(top_k(y, 2)[0] - softmax.logsumexp[:, None])

@@ -1,4 +1,4 @@
-"""From prompts to texts with Dream's sampler: padding, soft-masking's settings by their published names, checks."""
+"""From prompts to texts with the samplers of Dream and LLaDA: padding, settings by their published names, checks."""
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -8,9 +8,10 @@ import numpy as np
 from softmask_jax.config.jax_settings import checked_key, settled
 from softmask_jax.diffusion import noise, transparency
 from softmask_jax.diffusion.soft_masking import SoftMask
-from softmask_jax.samplers.decoding import Draws
+from softmask_jax.samplers.blocks import BlockSampler
+from softmask_jax.samplers.draws import Draws
 from softmask_jax.samplers.dream import DreamSampler
-from softmask_jax.samplers.options import run
+from softmask_jax.samplers.filling import run
 from softmask_jax.samplers.result import Generated
 
 
@@ -48,7 +49,7 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
       key: one key, folded with each row's index, or [B] keys; None if nothing is drawn.
       soft_mask: settings for the scalars in `params["soft_mask"]`, or the entries of `transparency_config.json`.
       max_length: the most positions that the model can take, padding aside.
-      options: fields of `DreamSampler`.
+      options: fields of `DreamSampler`; with block_length of `BlockSampler`, blocks beginning behind the prompts.
 
     ValueError: prompts empty or too long, options out of range. FloatingPointError: a logit was NaN or infinite."""
     if max_new_tokens < 1:
@@ -68,7 +69,10 @@ def diffusion_generate(denoiser, params: dict, prompts, key: jax.Array | None = 
     if isinstance(soft_mask, Mapping):
         soft_mask, scalars = soft_mask_from(soft_mask)
         params = params if scalars is None else {**params, "soft_mask": scalars}
-    sampler = DreamSampler(denoiser, soft_mask or SoftMask(), **options)
+    if options.get("block_length") is None:
+        sampler = DreamSampler(denoiser, soft_mask or SoftMask(), **options)
+    else:
+        sampler = BlockSampler(denoiser, soft_mask or SoftMask(), prompt_length=tokens.shape[1], **options)
     keys = None if key is None else checked_key(key)
     if keys is not None and keys.ndim == 0:
         keys = noise.row_keys(keys, jnp.arange(len(tokens)))

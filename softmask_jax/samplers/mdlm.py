@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from softmask_jax.diffusion import noise as diffusion, two_pass
-from softmask_jax.diffusion.soft_masking import Feedback, SoftMask, one_hot_feedback
+from softmask_jax.diffusion.soft_masking import Feedback, SoftMask, one_hot_feedback, schedule_factor
 from softmask_jax.diffusion.vocab import head as vocab_head
 from softmask_jax.diffusion.vocab.draw import gumbel as gumbel_law
 from softmask_jax.samplers import transitions
+from softmask_jax.samplers.algorithms import check_steps
 from softmask_jax.samplers.canvas import (
-    BoolB, BoolBL, Canvas, FloatB, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys, check_steps,
+    BoolB, BoolBL, Canvas, FloatB, FloatBL, FloatBLD, FloatTBLV, Int, IntB, IntBL, KeysB, check_keys,
 )
 from softmask_jax.samplers.constraints import Constraints
 from softmask_jax.samplers.result import Generated, Trace, candidates, empty_trace, record_step, record_trace
@@ -90,7 +91,8 @@ class MDLMSampler:
         head = self.denoiser.head(params["backbone"])
         # A network that may predict the mask (Dream's) must not: here only the schedule leaves masks.
         never = () if head.suppress_mask else (head.mask_token_id,)
-        bias = dataclasses.replace(self.constraints, forbidden=(*self.constraints.forbidden, *never)).bias(head)
+        constraints = dataclasses.replace(self.constraints, forbidden=(*self.constraints.forbidden, *never))
+        bias = constraints.bias(head, self.denoiser.used_vocab)
         rates = self.transition(diffusion.sampling_times(self.steps, self.eps)[:-1], (1.0 - self.eps) / self.steps)
 
         def sample_step(carry: _Carry, inputs):
@@ -143,7 +145,7 @@ class MDLMSampler:
                       last: bool = False) -> tuple[_Carry, jax.Array]:
         """The carry with `hidden` for its tokens, and whether the network was called for it."""
         masks = canvas.masks(carry.tokens).sum(-1)
-        scale = jnp.where(index > 0, self.soft_mask.scale(masks, canvas.at_start), 0.0)
+        scale = jnp.where(index > 0, schedule_factor(self.soft_mask.schedule, masks, canvas.at_start), 0.0)
         needed = ~carry.known
         if self.reuse == "exact":
             # Feedback with lambda = 0 changes no input.
@@ -183,8 +185,8 @@ class MDLMSampler:
         predicted = Feedback(sweep.token_ids, sweep.top_logits, sweep.neg_entropy)
         feedback = predicted.where(masked, one_hot_feedback(carry.tokens, self.reads))
         if self.soft_mask.variant == "full":
-            return feedback._replace(hidden=carry.hidden, certain=jnp.where(masked, -1, carry.tokens))
-        return feedback
+            feedback = feedback._replace(certain=jnp.where(masked, -1, carry.tokens))
+        return feedback._replace(hidden=carry.hidden) if self.soft_mask.reads_hidden else feedback
 
 
 def _finite(sweep: vocab_head.Sweep, masked: BoolBL) -> BoolB:

@@ -1,36 +1,26 @@
-"""Every sampler by name: options of a command line or a notebook, the sampler that they describe, and its call."""
+"""Every sampler by name: options of a command line or a notebook, and the sampler that they describe."""
 import dataclasses
-import functools
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from softmask_jax.diffusion.soft_mask import SoftMask
+from softmask_jax.samplers.algorithms import DREAM, LLADA, MDLM_STEPS, TRANSITIONS, check_steps
 
-from softmask_jax.config.jax_settings import checked_key, settled
-from softmask_jax.diffusion.soft_masking import SoftMask
-from softmask_jax.samplers import dream, transitions
-from softmask_jax.samplers.blocks import BlockSampler
-from softmask_jax.samplers.canvas import check_masks, check_steps
-from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.dream import DreamSampler
-from softmask_jax.samplers.mdlm import MDLMSampler
-from softmask_jax.samplers.result import Generated
+if TYPE_CHECKING:
+    from softmask_jax.samplers.dream import DreamSampler
+    from softmask_jax.samplers.mdlm import MDLMSampler
 
-# MDLM's grid is independent of the length; 128 steps are the fewest that ReMDM's and the soft-masking paper report.
-MDLM_STEPS = 128
-TRANSITIONS = {"mdlm": transitions.Mdlm, "remdm_cap": transitions.RemdmCap, "remdm_rescale": transitions.RemdmRescale,
-               "remdm_conf": transitions.RemdmConf, "remdm_loop": transitions.RemdmLoop}  # fmt: skip
-ALGORITHMS = (*TRANSITIONS, *dream.ALGORITHMS)
+ALGORITHMS = (*TRANSITIONS, *DREAM)
 # Options that only some algorithms have: a name for these, and the algorithms.
 LIMITED = {
     "nucleus_p": ("mdlm and remdm", TRANSITIONS),
     "eta": ("other samplers", ("remdm_cap", "remdm_rescale", "remdm_loop")),
     **dict.fromkeys(("t_on", "t_off", "alpha_on"), ("other samplers", ("remdm_loop",))),
     **dict.fromkeys(("top_p", "top_k", "tokens_per_step", "suppress_mask", "stop_at_end", "block_length", "cache",
-                     "full_call"), ("Dream's algorithms", dream.ALGORITHMS)),
-    "threshold": ("confidence_threshold", ("confidence_threshold",)),
-    "factor": ("confidence_factor", ("confidence_factor",)),
-    "alg_temp": ("other samplers", tuple(alg for alg in dream.ALGORITHMS if alg != "origin")),
+                     "full_call", "cfg_scale", "logits_eos_inf"), ("Dream's and LLaDA's algorithms", DREAM)),
+    "threshold": ("confidence_threshold and low_confidence", ("confidence_threshold", "low_confidence")),
+    "factor": ("confidence_factor and low_confidence", ("confidence_factor", "low_confidence")),
+    "confidence_eos_eot_inf": ("low_confidence", ("low_confidence",)),
+    "alg_temp": ("other samplers", tuple(alg for alg in DREAM if alg not in ("origin", "random"))),
 }
 
 
@@ -39,9 +29,9 @@ class Options:
     """Which sampler, and how it samples; None is the sampler's default. ValueError for options that clash. Fields
     without a comment: see `MDLMSampler`, the `transitions`, `DreamSampler`, `BlockSampler`."""
 
-    alg: str = ""  # the model's own: mdlm, or entropy for Dream
-    # 128 for mdlm and remdm, else one a position that may be filled; unused by confidence_factor, tokens_per_step and,
-    # in blocks, confidence_threshold
+    alg: str = ""  # the model's own: mdlm, entropy for Dream, or low_confidence for LLaDA
+    # 128 for mdlm and remdm, else one a position that may be filled; unused with a factor, tokens_per_step and, in
+    # blocks, a threshold
     steps: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -52,6 +42,7 @@ class Options:
     t_on: float | None = None
     t_off: float | None = None
     alpha_on: float | None = None
+    cfg_scale: float | None = None
     block_length: int | None = None  # decode blocks from left to right with a `cache`
     cache: str | None = None
     full_call: str | None = None
@@ -60,6 +51,8 @@ class Options:
     tokens_per_step: int | None = None
     suppress_mask: bool = False
     stop_at_end: bool = False
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
     forbidden: tuple[int, ...] = ()  # ids that are never drawn
     end_penalty: float = 0.0  # nats off the logits of tokens that end a text
     soft_mask: SoftMask | str | None = None  # settings instead of the model's own; "none" for plain masks
@@ -79,10 +72,23 @@ class Options:
             # Report numbers out of range before a model is loaded.
             self.sampler(None, SoftMask(), (0,), new_tokens=max(self.block_length or 1, self.steps or 1))
 
+    def counts_steps(self, alg: str = "") -> bool:
+        """Whether the sampler takes a fixed number of steps; alg: the model's default, for options without one."""
+        alg = self.alg or alg
+        thresholds = alg == "low_confidence" and (self.threshold, self.factor) != (None, None)
+        return not (alg.startswith("confidence_") or thresholds or self.tokens_per_step is not None)
+
     def sampler(self, denoiser, soft_mask: SoftMask, end_token_ids: tuple[int, ...], *, new_tokens: int,
-                prompt_length: int = 0, alg: str = "", trace: bool = False) -> MDLMSampler | DreamSampler:
+                prompt_length: int = 0, alg: str = "", trace: bool = False) -> "MDLMSampler | DreamSampler":
         """The sampler over a denoiser; soft_mask, end_token_ids, alg: the model's own. new_tokens: positions that may
         be filled, for the default number of steps. prompt_length: where blocks begin."""
+        # Imports JAX, which flags made from the fields do not need.
+        from softmask_jax.samplers import transitions
+        from softmask_jax.samplers.blocks import BlockSampler
+        from softmask_jax.samplers.constraints import Constraints
+        from softmask_jax.samplers.dream import DreamSampler
+        from softmask_jax.samplers.mdlm import MDLMSampler
+
         alg = self.alg or alg
         values = {name: value for name, value in vars(self).items() if not (value is None or value is False)}
         for name, (owners, algorithms) in LIMITED.items():
@@ -99,49 +105,18 @@ class Options:
             return part(**{name: value for name, value in values.items() if name in names} | settings)
 
         if alg in TRANSITIONS:
-            return make(MDLMSampler, **common, steps=self.steps or MDLM_STEPS, transition=make(TRANSITIONS[alg]),
+            transition = getattr(transitions, TRANSITIONS[alg])
+            return make(MDLMSampler, **common, steps=self.steps or MDLM_STEPS, transition=make(transition),
                         reuse="compat" if self.compat else "exact")
         common |= {"alg": alg, "top_k": self.top_k}
-        if self.block_length is not None:
+        if self.compat and alg in LLADA:
+            # Without blocks, one of all new tokens.
+            common["block_length"] = self.block_length or new_tokens
+        if self.block_length is not None or "block_length" in common:
             if alg == "origin":
                 raise ValueError("'origin' cannot decode in blocks; choose another alg, or leave block_length out.")
             return make(BlockSampler, **common, steps=self.steps or new_tokens, prompt_length=prompt_length)
         if self.compat:
             raise ValueError(f"compat changes nothing for '{alg}' without blocks; leave it out.")
-        ungridded = alg.startswith("confidence_") or self.tokens_per_step is not None
-        return make(DreamSampler, **common, steps=self.steps if ungridded else self.steps or new_tokens)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(sampler, params: dict, keys, tokens, attention_mask, *more) -> Generated:
-    """A sampler's call, compiled once for each sampler and shape."""
-    return sampler(params, keys, tokens, attention_mask, *more)
-
-
-@settled()
-def fill(model, tokens, attention_mask=None, *, keys: jax.Array, options: Options, prompt_length: int = 0,
-         trace: bool = False) -> Generated:
-    """Fill the masks of tokens [B L] for a `generate.model.Model`; other tokens stay.
-
-    attention_mask: [B L], 0 for padding. keys: [B] typed, one a row, whose answer depends on no other row or padding.
-    prompt_length: where blocks begin; positions from there on are Dream's default number of steps. trace: keep every
-    step, for `report.viewer`. ValueError: unknown ids, rows that are too long, nothing masked, invalid options."""
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"tokens must be integers [B L], not {tokens.dtype} {tokens.shape}.")
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < model.denoiser.vocab_size:
-        raise ValueError(f"tokens must lie in 0..{model.denoiser.vocab_size - 1}, not {tokens.min()}..{tokens.max()}.")
-    attended = np.ones(tokens.shape) if attention_mask is None else np.asarray(attention_mask) != 0
-    longest = int(attended.sum(-1).max(initial=0))
-    if longest > model.max_length:
-        raise ValueError(f"A row has {longest:,} tokens, masks among them; this model takes {model.max_length:,}.")
-    check_masks(tokens, attention_mask, model.denoiser.mask_token_id)
-    sampler = options.sampler(model.denoiser, model.soft_mask, model.end_token_ids, prompt_length=prompt_length,
-                              new_tokens=tokens.shape[1] - prompt_length, alg=model.default_alg, trace=trace)
-    mask, rows = None if attention_mask is None else jnp.asarray(attention_mask, jnp.int32), len(tokens)
-    arrays = (checked_key(keys), jnp.asarray(tokens, jnp.int32), mask)
-    if rows % model.row_shards:
-        # Devices take equal numbers of rows: repeat the first ones.
-        repeated = jnp.arange(-(-rows // model.row_shards) * model.row_shards) % rows
-        arrays = jax.tree.map(lambda x: x[repeated], arrays)
-    return run(sampler, model.params, *arrays).first_rows(rows)
+        own = new_tokens if self.counts_steps(alg) else None
+        return make(DreamSampler, **common, steps=self.steps or own)

@@ -2,7 +2,6 @@
 import contextlib
 import dataclasses
 import functools
-import os
 from pathlib import Path
 
 import jax
@@ -11,19 +10,24 @@ import numpy as np
 from softmask_jax import data
 from softmask_jax.config import Config, begun
 from softmask_jax.config.jax_settings import root_key, settled
-from softmask_jax.convert import converted
+from softmask_jax.convert import bases, converted
+from softmask_jax.diffusion.soft_masking import RAW_NAMES
 from softmask_jax.distributed import hosts, sharding
 from softmask_jax.distributed.heartbeat import Heartbeat
 from softmask_jax.distributed.preemption import StopSignal
 from softmask_jax.io import checkpoint
 from softmask_jax.io.files import plain, write_json
+from softmask_jax.io.paths import to_path
 from softmask_jax.io.run_folder import NAMES, RunFolder
 from softmask_jax.report import run_page
-from softmask_jax.training import optimizer, tasks, train_state, train_step, wandb_rows
+from softmask_jax.training import optimizer, profiling, tasks, train_state, train_step, trajectory, wandb_rows
 from softmask_jax.training.startup import Stopwatch, keep_compiled_programs
-from softmask_jax.training.tracking import Clock, Openness, Profiler, Tracker, peak_flops, scalars, summarise
+from softmask_jax.training.tracking import (
+    Clock, Openness, Tracker, in_words, peak_flops, scalars, state_in_words, summarise,
+)  # fmt: skip
 from softmask_jax.training.train_state import TrainState
 from softmask_jax.training.update_flops import budgeted, forward_flops
+from softmask_jax.training.wall_time import WallTime
 
 
 class NonFinite(RuntimeError):
@@ -31,34 +35,39 @@ class NonFinite(RuntimeError):
 
 
 @settled()
-def train(config: Config, workdir: str, *, profile: bool = False, member: hosts.Member | None = None,
-          begun_at: float | None = None) -> dict:
+def train(config: Config, workdir: str, *, profile: range | bool = False, profiler_port: int | None = None,
+          fetch: bool = False, member: hosts.Member | None = None, begun_at: float | None = None) -> dict:
     """Train, or continue, the run in `workdir`; member: this process among several, by default from the environment.
+    profile: steps to trace, see `Profiler`. profiler_port: of a server for XProf.
+    fetch: whether to download and convert a base that is not there.
     begun_at: `time.perf_counter()` at the start of the command, for the seconds to the first step.
 
     Returns the summary, as in summary.json, or {"finished": False, "step": n} if SIGTERM or Ctrl-C ended the loop.
     KeyboardInterrupt: SIGTERM or Ctrl-C before the first or after the last step. NonFinite names the step and the last
-    good checkpoint. ValueError, OSError: config, data, mesh or checkpoint do not fit. RuntimeError: the hosts do not
-    come together, or run different things."""
+    good checkpoint. ValueError, OSError: config, data, mesh, checkpoint, trace or port do not fit. RuntimeError: the
+    hosts do not come together, or run different things."""
     watch = Stopwatch(begun_at)
     hosts.start(member or hosts.detect(), config.to_dict(), workdir)
     with StopSignal() as stop, RunFolder(workdir, names=NAMES) as folder:
         config = begun(config, folder.read_config())
         folder.check_config(config.to_dict())
-        if (done := folder.read_summary()) and done["step"] >= config.updates:
+        if config.counted and (done := folder.read_summary()) and done["step"] >= config.updates:
             if folder.is_writer:
-                how = "Another --workdir, or more config.train.steps, trains again."
+                how = "More config.train.steps (or epochs) trains on; other data need another --workdir."
                 print(f"This run is done ({done['step']} steps). {how}\n")
             return done
-        with contextlib.closing(Trainer(config, folder, stop, profile, watch)) as trainer:
-            return trainer.run()
+        with WallTime(folder, watch.begun_unix) as times, profiling.server(profiler_port):
+            bases.ensure(config.model, fetch=fetch, processes=jax.process_count())
+            with contextlib.closing(Trainer(config, folder, stop, profile, watch, times)) as trainer:
+                return trainer.run()
 
 
 class Trainer:
     """One process's part in a run. `__init__` builds what doesn't change, `run` restores, loops and finishes."""
 
-    def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: bool, watch: Stopwatch):
-        self.folder, self.stop, self.watch = folder, stop, watch
+    def __init__(self, config: Config, folder: RunFolder, stop: StopSignal, profile: range | bool, watch: Stopwatch,
+                 times: WallTime):  # fmt: skip
+        self.folder, self.stop, self.watch, self.times = folder, stop, watch, times
         if config.train.wandb:  # checked on all hosts: the others would wait for one that fails alone
             wandb_rows.package(config.train.wandb)
         keep_compiled_programs(config)
@@ -68,16 +77,15 @@ class Trainer:
         self.task = tasks.make(config, self.mesh)
         hosts.check_same("the text (files, split or tokenizer)", self.task.info["fingerprint"])
         self.denoiser, self.tokenizer = self.task.denoiser, self.task.tokenizer
-        self.config = config = budgeted(config, self.denoiser)
-        self.tx = optimizer.make(config.optimizer, config.updates)
+        self.config = config = budgeted(config, self.denoiser, self.task.steps_per_epoch)
+        self.profiler = profiling.Profiler(folder.path / "profile", profile, config.updates)
+        self.tx = optimizer.make(config.schedule, config.updates)
         self.step = jax.jit(train_step.make(config, self.denoiser, self.tx).train_step, donate_argnums=0)
         self.scalars = jax.jit(functools.partial(scalars, config))
-        self.root_key = root_key(config.train.seed)
         self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
         self.forward_flops = forward_flops(self.denoiser, self.task.row_length)
-        keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", keep=keep, keep_best=keep_best)
-        self.profiler = Profiler(folder.path / "profile", profile)
+        self.root_key, kept = root_key(config.train.seed), config.checkpoint
+        self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", keep=kept.keep, keep_best=kept.keep_best)
         self.tracker, self.openness, self.heart = None, Openness(), Heartbeat()
         self.owed = []  # rows that a stop left out at the step of the restored checkpoint
         watch.lap("data and model")
@@ -85,31 +93,39 @@ class Trainer:
     def run(self) -> dict:
         config, folder = self.config, self.folder
         state, start = self._restore_or_initialise()
+        self.times.continue_from(start)
         self.watch.lap("weights")
         folder.write_config(config.to_dict())
         folder.write_versions()
         if folder.is_writer:
             self.task.save_tokenizer(folder.path / "tokenizer")
-        # A run killed after its last checkpoint repeats `_finish`.
-        repeated = ("final", "samples") if start >= config.updates else ()
+        # A run killed after its last checkpoint repeats `_finish`, one before its first the samples of step 0.
+        repeated = () if 0 < start < config.updates else ("final", "samples")
         folder.truncate_metrics(start, again=(*repeated, *self.owed))
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} (mesh {dict(self.mesh.shape)})"
-        self._print(f"{self.denoiser.num_params:,} parameters on {devices}; {self.task.describe_data()}.")
+        mesh = f"{jax.device_count()} x {jax.devices()[0].device_kind} (mesh {dict(self.mesh.shape)})"
+        self._print(f"{self.denoiser.num_params:,} parameters on {mesh}; {self.task.describe_data()}.")
         self._print(f"Continuing from step {start}." if start else f"Training {config.updates} steps.")
+        self._print(self.profiler.begin(start))
         self.tracker = Tracker(folder, config, start=start)
+        if start == 0 and self.task.samples_start and config.sample.count:
+            self._midway("samples", start, state)
+            self.watch.lap("samples")
         with self.stop.postponed():
             for kind in self.owed:
                 self._midway(kind, start, state)
             state, stopped = self._loop(state, start)
             self.heart.beat(int(state.step), "saving")
-            self.checkpoints.wait()
+            with self.times.on("saving"):
+                self.checkpoints.wait()
             stopped = stopped or self.stop.noted
-        self.tracker.bar.close()
+        self.times.enter("other")
+        self.tracker.shown.close()
         if stopped:
             step, self.tracker.exit_code = int(state.step), wandb_rows.STOPPED
             self._print(f"Stopped and saved at step {step}; the same command continues from there.")
             return {"finished": False, "step": step}
         summary = self._finish(state)
+        self.times.account.finished = True
         self.tracker.exit_code = wandb_rows.FINISHED
         return summary
 
@@ -124,19 +140,27 @@ class Trainer:
         """(state, whether a signal ended the loop). Every interruption of the steps closes a row of metrics first: a
         run continued from any scheduled checkpoint writes the same rows."""
         config, clock, pending, stopping = self.config, Clock(), [], False
+        tokens = config.train.global_batch_size * self.task.row_length
         with self.task.batches(start) as batches:
             for step in range(start + 1, config.updates + 1):
-                if self.profiler.before(step - start):
+                if self.profiler.is_due(step):
+                    with self.times.on("other"):
+                        self.profiler.turn(pending)
                     clock.restart(step - 1)
-                state, metrics = self.step(state, sharding.global_batch(next(batches), self.mesh), self.root_key)
+                with self.times.waiting(pending):
+                    batch = next(batches)
+                is_first = step == start + 1
+                with self.times.on("compiling" if is_first else "steps"), profiling.annotated(step):
+                    state, metrics = self.step(state, sharding.global_batch(batch, self.mesh), self.root_key)
                 pending.append(metrics)
-                if step == start + 1:  # compilation is not part of the speed
+                if is_first:  # compilation is not part of the speed
                     jax.block_until_ready(metrics)
                     self.watch.lap("compiling and running it")
                     self.tracker.say(self.watch.line())
                     clock.restart(step)
                 elif len(pending) > 2:  # the device stays busy, and the loop does not run away from it
                     pending[-3].loss.block_until_ready()
+                self.tracker.state = functools.partial(state_in_words, pending, step, clock, tokens, is_first)
                 self.tracker.progress(step)
                 self.heart.beat(step)
                 stopping, ends = self.stop.at(step), step == config.updates
@@ -188,7 +212,7 @@ class Trainer:
 
     def _start_from(self, state: TrainState, abstract: TrainState) -> TrainState:
         """Weights of another run or a converted model, with trained soft-masking scalars; the EMA starts from them."""
-        source = Path(os.path.expanduser(self.config.init.checkpoint))
+        source = to_path(self.config.init.checkpoint)
         if converted.is_converted(source):
             params = state.params | converted.start(source, self.tokenizer, abstract.params)
         else:
@@ -203,10 +227,13 @@ class Trainer:
         if data.load_tokenizer(source / "tokenizer").fingerprint() != self.tokenizer.fingerprint():
             reason = f"{source} was trained with another tokenizer, so its weights mean other tokens"
             raise ValueError(f"config.init.checkpoint: {reason}; give --config.data.tokenizer={source / 'tokenizer'}.")
+        binary, shapes = other["soft_mask"]["variant"] == "none", dict(abstract.params)
+        if binary:  # its scalars are untrained, and it has no projection
+            shapes["soft_mask"] = {name: shapes["soft_mask"][name] for name in RAW_NAMES}
         with checkpoint.Checkpoints(source / "checkpoints") as checkpoints:
-            _, trees = checkpoints.restore_params(abstract={"params": abstract.params, "ema": abstract.ema})
+            _, trees = checkpoints.restore_params(abstract={"params": shapes, "ema": abstract.ema})
         params = trees["params"] | ({"backbone": trees["ema"]} if self.config.init.weights == "ema" else {})
-        if other["soft_mask"]["variant"] == "none":
+        if binary:
             del params["soft_mask"]
         return params
 
@@ -220,17 +247,20 @@ class Trainer:
             forwards = self.task.forwards_per_step + row["two_pass_share"]
             flops = speed * forwards * self.forward_flops
             row |= {"tokens_per_second": speed, "model_flops_per_second": flops, "model_flops_share": flops / self.peak}
-            self.tracker.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            self.tracker.shown.note = in_words(row["loss"], speed)
         self.tracker.row(step, "train", row)
         if "lambda_mean" in row and (line := self.openness.line(step, row["lambda_mean"], row["soft_mask/scale"])):
             self.tracker.say(line)
 
     def _save(self, step: int, state: TrainState, ranks: dict[str, float], owed: list[str]) -> None:
         self.heart.beat(step, "saving")
-        if not bool(train_state.all_finite(_trees(state))):
-            raise self._non_finite("A parameter or a moment", step)
-        cursor = {"step": step, "data": self.task.info["fingerprint"], "owed": owed}
-        self.checkpoints.save(step, _trees(state), cursor, ranks)
+        with self.times.on("saving"):
+            if not bool(train_state.all_finite(_trees(state))):
+                raise self._non_finite("A parameter or a moment", step)
+            cursor = {"step": step, "data": self.task.info["fingerprint"], "owed": owed}
+            self.folder.flush()  # a continued run has the rows and the times up to its checkpoint
+            self.times.checkpoint(step)
+            self.checkpoints.save(step, _trees(state), cursor, ranks)
 
     def _non_finite(self, what: str, step: int) -> NonFinite:
         self.checkpoints.wait()
@@ -241,24 +271,30 @@ class Trainer:
         return NonFinite(f"{what} is not finite at step {step}. {state}. {advice}")
 
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
-        row = self.task.validate(state, final=False)
+        with self.times.on("validating"):
+            row = self.task.validate(state, final=False)
         self.tracker.row(step, "validation", row)
         self.tracker.say(f"Step {step}: {self.task.describe(row)}.")
         return self.task.rank(row)
 
     def _sample(self, step: int, state: TrainState) -> list[str]:
-        texts = self.task.sample(state, step)
-        self.tracker.row(step, "samples", {"texts": texts})
-        return texts
+        with self.times.on("other"):
+            row = self.task.sample(state, step)
+        self.tracker.row(step, "samples", row)
+        return row["texts"]
 
     def _finish(self, state: TrainState) -> dict:
         config, step = self.config, int(state.step)
         self.heart.beat(step, "ending")
         self._print("Validating and sampling ...")
-        row = self.task.validate(state, final=True)
+        with self.times.on("validating"):
+            row = self.task.validate(state, final=True)
         self.tracker.row(step, "final", row)
         texts = self._sample(step, state) if config.sample.count else []
+        trajectory.write(self.folder, self.task, state)
         summary = {"finished": True, "step": step, "validation": row, "samples": texts, "data": plain(self.task.info)}
+        self.times.record()
+        summary["goodput"] = self.times.account.goodput
         if self.folder.is_writer:
             run_page.write_at_end(self.folder.path, summary)
             # Written last: a run without it repeats its end.
@@ -266,7 +302,7 @@ class Trainer:
         return summary
 
     def _print(self, line: str) -> None:
-        if self.folder.is_writer:
+        if line and self.folder.is_writer:
             print(line, flush=True)
 
 

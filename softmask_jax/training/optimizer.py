@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from softmask_jax.config import Optimizer
+from softmask_jax.diffusion.soft_masking import PROJECTION
 
 GROUPS = ("backbone", "soft_mask")
 
@@ -22,10 +23,12 @@ def learning_rate(peak: float, config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def labels(params: dict) -> dict:
-    """The group of every parameter: the key at the top. ValueError names the parameters of no group."""
+    """The group of every parameter: the key at the top, but a projection beside the soft-masking scalars learns as the
+    network's weights do. ValueError names the parameters of no group."""
     tree = jax.tree_util
     paths = tree.tree_map_with_path(lambda path, _: tree.keystr(path, simple=True, separator="/"), params)
     groups = {path: path.split("/")[0] for path in jax.tree.leaves(paths)}
+    groups |= {path: "backbone" for path in groups if path == f"soft_mask/{PROJECTION}"}
     if unmatched := [path for path, group in groups.items() if group not in GROUPS]:
         raise ValueError(f"No optimizer group ({', '.join(GROUPS)}) has {', '.join(unmatched)}.")
     return jax.tree.map(groups.get, paths)

@@ -19,6 +19,11 @@ class Stopwatch:
         if begun is not None:
             self.lap("imports")
 
+    @property
+    def begun_unix(self) -> float:
+        """Unix time of the beginning."""
+        return time.time() - (time.perf_counter() - self.begun)
+
     def lap(self, phase: str) -> None:
         """End a phase; the next one begins."""
         now = time.perf_counter()

@@ -1,5 +1,6 @@
-"""Metrics of a run: rows, their writers (metrics.jsonl, TensorBoard, W&B), progress bar, speed, profile."""
+"""Metrics of a run: rows, their writers (metrics.jsonl, TensorBoard, W&B), progress, speed."""
 import contextlib
+import math
 import os
 import time
 import timeit
@@ -11,10 +12,11 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tqdm import tqdm
 
 from softmask_jax.config import Config
+from softmask_jax.config.progress import Progress
 from softmask_jax.diffusion.soft_masking import effective
+from softmask_jax.io import uploads
 from softmask_jax.io.files import explained
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.training import optimizer
@@ -79,7 +81,7 @@ def scalars(config: Config, updates: jax.Array, raw: dict) -> dict[str, jax.Arra
         peaks["sm_learning_rate"] = config.optimizer.sm_learning_rate
         values = {f"soft_mask/{name}": value for name, value in effective(raw)._asdict().items()}
     for name, peak in peaks.items():
-        values[name] = optimizer.learning_rate(peak, config.optimizer, config.updates)(updates - 1)
+        values[name] = optimizer.learning_rate(peak, config.schedule, config.updates)(updates - 1)
     return values
 
 
@@ -136,32 +138,20 @@ class Clock:
         return (step - self.step) / max(time.perf_counter() - self.since, 1e-9)
 
 
-class Profiler:
-    """A trace of a few steps in `folder`, from the third on: everything is compiled then."""
+def state_in_words(pending: list, step: int, clock: Clock, tokens: int, is_first: bool) -> str:
+    """Loss and speed by the newest `Metrics` that the device has computed; "" if it has none of these yet.
+    tokens: of a step. is_first: the step has been waited for, with its compilation."""
+    if is_first:
+        return in_words(pending[-1].loss)
+    return in_words(pending[-3].loss, clock.steps_per_second(step - 2) * tokens) if len(pending) > 2 else ""
 
-    FIRST, LAST = 3, 7
 
-    def __init__(self, folder: Path, wanted: bool):
-        self.folder, self.wanted, self.running = folder, wanted, False
-
-    def before(self, step: int) -> bool:
-        """Start or stop the trace before a step, counted from 1 in this process; return whether it did."""
-        starts, ends = self.wanted and step == self.FIRST, self.running and step > self.LAST
-        if starts:
-            jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        if ends:
-            self.stop()
-        return starts or ends
-
-    def stop(self) -> None:
-        if self.running:
-            self.running = False
-            jax.profiler.stop_trace()
+def in_words(loss: float, speed: float = 0.0) -> str:
+    return f"loss {float(loss):.3f}" + (f", {speed:,.0f} tokens/s" if speed > 0 else "")
 
 
 class Tracker:
-    """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, W&B; a progress bar. Process 0 only.
+    """Writes rows to metrics.jsonl, TensorBoard and, if config.train.wandb, W&B; shows progress. Process 0 only.
 
     start: step that a resumed run continues from; TensorBoard drops later entries. OSError for an unwritable folder;
     ValueError or RuntimeError if W&B cannot be started (see `WandbRows`)."""
@@ -169,12 +159,12 @@ class Tracker:
     def __init__(self, folder: RunFolder, config: Config, *, start: int):
         self.first = jax.process_index() == 0
         self.folder, self.writers, self.exit_code = folder, [], FAILED
+        self.shown = Progress(config.updates, "Step", initial=start, disable=not self.first)
+        self.state = None  # () -> loss and speed in words
         if self.first:
             self.writers.append(Board(folder.path / "tensorboard", start))
             if config.train.wandb:
                 self.writers.append(WandbRows(folder, config.train.wandb, config.to_dict(), start, self.say))
-        style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
-        self.bar = tqdm(total=config.updates, initial=start, disable=not self.first, **style)
 
     def row(self, step: int, kind: str, values: dict) -> None:
         """One line of metrics.jsonl; a scalar, histogram or text of TensorBoard and W&B for each value."""
@@ -184,16 +174,17 @@ class Tracker:
             writer.write(step, kind, values)
 
     def progress(self, step: int) -> None:
-        self.bar.update(step - self.bar.n)
+        """Show that the run is at a step, with what `state` says where it is shown."""
+        self.shown.update(step - self.shown.n, self.state)
 
     def say(self, line: str) -> None:
-        """A line above the progress bar."""
+        """Print a line."""
         if self.first:
-            tqdm.write(line)
+            self.shown.say(line)
 
     def close(self) -> None:
         """End all files, and the W&B run with `exit_code`."""
-        self.bar.close()
+        self.shown.close()
         for writer in self.writers:
             writer.close(self.exit_code)
 
@@ -203,10 +194,10 @@ class Board:
     full disk, and the program would hang."""
 
     def __init__(self, folder: Path, start: int):
-        self.folder = folder
+        self.folder, self._mirror, self._files = folder, uploads.mirror(folder), 0
         with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+            self._mirror.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._next_file()
             # Tells TensorBoard to drop an interrupted run's entries from this step on.
             forget = Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
             self._file.write_event(forget)
@@ -218,10 +209,20 @@ class Board:
                 for entry in self._summaries(f"{kind}/{name}", value):
                     self._file.write_event(Event(wall_time=time.time(), step=step, summary=entry))
             self._file.flush()
+            if max(self._mirror.folder.iterdir()).stat().st_size > self._mirror.piece_bytes:
+                self._file.close()
+                self._file = self._next_file()
 
     def close(self, exit_code: int) -> None:
         with contextlib.suppress(OSError):  # every row has been flushed, or has raised
             self._file.close()
+        self._mirror.close()
+
+    def _next_file(self) -> EventsWriter:
+        # TensorBoard reads files in the order of their names.
+        self._files += 1
+        suffix = f".{os.getpid()}" + f".{self._files:05d}" * (self._mirror.piece_bytes < math.inf)
+        return EventsWriter(str(self._mirror.folder / "events"), filename_suffix=suffix)
 
     @staticmethod
     def _summaries(name: str, value):

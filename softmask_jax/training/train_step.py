@@ -73,28 +73,32 @@ class TrainStep:
     def accumulate(self, state: TrainState, noisy: Noisy, coins, dropout_keys=None):
         """((loss, gradient), sums for the metrics): means, and sums, of `gradient` over the micro-batches.
 
-        The mesh's axis `data` is mapped by hand: a device's gradients stay its own until they are summed, once a step.
-        The compiler would sum them in every micro-batch, and a table's at every place that reads it."""
+        The mesh's data axes are mapped by hand: a device's gradients stay its own until they are summed, once a step.
+        The compiler would sum them in every micro-batch, and a table's gradient once for each of its reads.
+
+        One sum over both axes: for several slices the TPU compiler makes a reduce-scatter within each, an all-reduce of
+        a device's part across them and an all-gather within. Two sums would send every device's whole gradient."""
         # Strided: each device keeps its rows. The loaders' order makes micro-batches independent of the host count.
         rows = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, self.micro_batches, *x.shape[1:]), 0, 1), (noisy, coins, dropout_keys)
         )
         any_coin, mesh = rows[1].any(1), self.denoiser.mesh
-        if mesh is None or mesh.shape["data"] == 1:
+        axes = sharding.DATA_AXES
+        if mesh is None or all(mesh.shape[axis] == 1 for axis in axes):
             return self._accumulate(state, any_coin, rows)
 
         def own(*args):
             mean, sums = self._accumulate(*args)
-            return jax.lax.pmean(mean, "data"), jax.lax.psum(sums, "data")
+            return jax.lax.pmean(mean, axes), jax.lax.psum(sums, axes)
 
         # check_vma=False: the gradients of replicated parameters would be summed where they are computed.
-        in_specs = P(), P(), P(None, "data")
+        in_specs = P(), P(), P(None, axes)
         (loss, grads), sums = jax.shard_map(
-            own, mesh=mesh, in_specs=in_specs, out_specs=P(), axis_names={"data"}, check_vma=False
+            own, mesh=mesh, in_specs=in_specs, out_specs=P(), axis_names=set(axes), check_vma=False
         )(state, any_coin, rows)
         # With the parameters' layout, so that the updated state keeps its own and replaces the old one in place.
-        axes, _ = train_state.split(self.denoiser.axes, self.denoiser.frozen)
-        layout = sharding.param_shardings(mesh, axes, grads)
+        names, _ = train_state.split(self.denoiser.axes, self.denoiser.frozen)
+        layout = sharding.param_shardings(mesh, names, grads)
         return (loss, jax.lax.with_sharding_constraint(grads, layout)), sums
 
     def _accumulate(self, state: TrainState, any_coin, rows):

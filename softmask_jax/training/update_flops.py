@@ -10,8 +10,6 @@ from softmask_jax.config.jax_settings import root_key
 
 # Share of the positions whose logits are computed: masks alone, half of all on average.
 SCORED = 0.5
-# `remat` -> share of a layer's products with weights that run again; mlp's is that of q, k, v and o in Dream-7B.
-AGAIN = {"full": 1.0, "mlp": 1 / 8}
 
 
 class Passes(NamedTuple):
@@ -49,7 +47,8 @@ def model_flops(
     frozen base (attention's always two). again: count what `remat` repeats, too. scored: share of the positions
     with logits; the paper counts all, a step computes `SCORED`."""
     forward, backward = 1.0 + two_passes, 1.0 if model.adapter != "none" else 2.0
-    layers, attention = again * AGAIN.get(model.remat, 0.0), again and model.remat not in ("none", "products")
+    repeated = {"full": 1.0, "mlp": denoiser.attention_share}.get(model.remat, 0.0)
+    layers, attention = again * repeated, again and model.remat not in ("none", "products")
     cost = Passes(forward + backward + layers, forward + 2.0 + attention, scored * (forward + backward))
     return closed_form(denoiser, tokens, length, cost)
 
@@ -60,7 +59,17 @@ def plain_passes(denoiser, model, length: int) -> float:
     return plain / (both - plain)
 
 
-def budgeted(config: Config, denoiser) -> Config:
-    """A config with its number of updates: by default what its budget buys for this network."""
+def mean_passes(denoiser, config: Config, length: int) -> float:
+    """Mean cost of an update in forward passes over rows of `length`: a share `p_sm` makes one more."""
+    second = config.soft_mask.p_sm if config.soft_mask.variant != "none" else 0.0
+    return plain_passes(denoiser, config.model, length) + second
+
+
+def budgeted(config: Config, denoiser, steps_per_epoch: float = 0.0) -> Config:
+    """A config with its number of updates: by default what its budget buys for this network. steps_per_epoch: updates
+    of one pass over the training set, for `train.epochs`, which become `train.steps`."""
+    if config.train.epochs:
+        steps = max(1, round(config.train.epochs * steps_per_epoch))
+        config = config if steps == config.train.steps else config.with_steps(steps)
     passes = plain_passes(denoiser, config.model, config.longest_row)
     return config.with_updates(config.train.updates or config.bought(passes))

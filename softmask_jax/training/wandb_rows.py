@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from softmask_jax.io import metrics
 from softmask_jax.io.files import one_line, plain, write_json
+from softmask_jax.io.paths import in_bucket
 from softmask_jax.io.run_folder import RunFolder
 
 FINISHED, FAILED, STOPPED = 0, 1, 255  # exit codes that W&B shows as finished, failed and killed
@@ -37,7 +39,8 @@ class WandbRows:
         self._file, self._say, self._run = folder.path / "wandb.json", say, None
         self._wandb, self._last = package(project), self._stored(project)
         try:
-            about = {"project": project, "dir": str(folder.path), "name": folder.path.name, "config": plain(config)}
+            folder_of_wandb = None if in_bucket(folder.path) else str(folder.path)
+            about = {"project": project, "dir": folder_of_wandb, "name": folder.path.name, "config": plain(config)}
             self._run = self._wandb.init(**about, id=self._last["id"], resume="allow", allow_val_change=True)
             # W&B counts its own steps upward; curves are drawn against ours.
             self._run.define_metric("step")
@@ -86,14 +89,12 @@ class WandbRows:
         return {"project": project, "id": uuid.uuid4().hex[:12], "step": -1, "kinds": []}
 
     def _catch_up(self, folder: RunFolder) -> None:
-        path = folder.path / "metrics.jsonl"
-        if self._run is None or not path.exists():
+        if self._run is None or not metrics.files(folder.path):
             return
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                row = json.loads(line)
-                if "step" in row and "kind" in row:
-                    self.write(row.pop("step"), row.pop("kind"), row)
+        for line in metrics.lines(folder.path):
+            row = json.loads(line)
+            if "step" in row and "kind" in row:
+                self.write(row.pop("step"), row.pop("kind"), row)
 
     def _shown(self, name: str, value):
         if isinstance(value, (int, float)):

@@ -10,10 +10,11 @@ import jax
 import pytest
 
 from softmask_jax import config as schema
-from softmask_jax.compile import __main__, programs
+from softmask_jax.compile import __main__, flops, programs
 from softmask_jax.compile.compiled import out_of_memory
 from softmask_jax.compile.reading import Loops
 from softmask_jax.compile.topology import Topology, slice_of
+from softmask_jax.diffusion.vocab.positions import SCOPE
 from softmask_jax.samplers.options import Options
 
 ROOT = Path(__file__).parent.parent.parent
@@ -150,9 +151,21 @@ def test_a_slices_calls_see_the_masks_of_their_block_and_the_first_call_of_a_blo
     program = programs.generation(config, jax.devices()[:1], options, rows=4, length=64, prompt_length=32, sizes=sizes)
     loops = Loops(dataclasses.replace(program, dense_block=lambda positions: 8), 1)
     assert (program.calls, program.blocks) == (32, 4)
-    assert loops.of_jaxpr(0, True) == 4 and loops.of_jaxpr(1, True) == 7  # 8 calls a block
+    assert loops.of_jaxpr("", 0) == 4 and loops.of_jaxpr("", 1) == 7  # 8 calls a block
     # 4 rows of 32 masks at first, 16 blocks of 8 positions; in a slice 4 rows of 8.
-    assert (loops.of_jaxpr(1, False), loops.of_jaxpr(2, False)) == ((16 + 1) / 2, (4 + 1) / 2)
+    assert (loops.of_jaxpr(SCOPE, 1), loops.of_jaxpr(SCOPE, 2)) == ((16 + 1) / 2, (4 + 1) / 2)
+
+
+def test_twice_the_rows_are_twice_the_work_of_a_sampler_whether_or_not_a_slices_positions_are_one_block():
+    options = Options(alg="entropy", steps=64, block_length=32, cache="dual")
+    config = schema.load("configs/dream7b.py", ["mesh.fsdp=1"])
+
+    def work(rows: int) -> float:
+        program = programs.generation(config, jax.devices()[:1], options, rows=rows, length=256, prompt_length=128)
+        assert (program.dense_block(rows * 32) < rows * 32) == (rows == 16)
+        return flops.count(flops.live(program.traced.jaxpr), Loops(program, 1).of_jaxpr)
+
+    assert work(16) == pytest.approx(2 * work(8), rel=0.1)
 
 
 def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():
@@ -166,7 +179,7 @@ def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():
 
 @pytest.mark.soak
 def test_full_fine_tuning_of_dream_7b_fits_sixteen_of_the_smallest_chips(tmp_path):
-    arguments = ["--config=configs/dream7b.py", "--config.model.adapter=none", "--topology=v5e:4x4"]
+    arguments = ["--config=configs/dream7b.py", "--config.model.adapter=none", "--config.model.remat=full", "--topology=v5e:4x4"]
     done = run(*arguments, f"--json={tmp_path / 'found.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "found.json").read_text())["kept"]
@@ -175,10 +188,11 @@ def test_full_fine_tuning_of_dream_7b_fits_sixteen_of_the_smallest_chips(tmp_pat
 
 @pytest.mark.soak
 def test_the_two_pass_step_of_dream_7b_fits_the_smallest_chips(tmp_path):
-    done = run("--config=configs/dream7b.py", "--topology=v5e:4x4", f"--json={tmp_path / 'found.json'}", cache=tmp_path)
+    arguments = ["--config=configs/dream7b.py", "--config.model.remat=full", "--topology=v5e:4x4"]
+    done = run(*arguments, f"--json={tmp_path / 'found.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "16 rows of 2048 tokens" in done.stdout and "7,625,938,432 parameters" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["memory"]["temporary"] <= 2.5 * 2**30 and not found["logits"]
+    assert found["memory"]["temporary"] <= 3 * 2**30 and not found["logits"]
     # Three times, at least, each chip is sent the other fifteen sixteenths of the frozen layers.
     assert sum(found["wire"].values()) > 3 * 15 / 16 * 13e9

@@ -13,7 +13,7 @@ from softmask_jax.compile.report import COMPUTE, HBM, LINKS, roofline
 GIB = 2**30
 # A chip that spends a second on products, half a second on its memory and a quarter on the network.
 MADE_UP = Reading(
-    topology="v5e:2x2", kind="train", description="made up", mesh={"data": 4, "fsdp": 1, "tensor": 1}, rows=48, length=1024,
+    topology="v5e:2x2", kind="train", description="made up", mesh={"dcn_data": 1, "data": 4, "fsdp": 1, "tensor": 1}, rows=48, length=1024,
     micro=3, tokens=48 * 1024, kept={"params": GIB, "ema": GIB, "optimizer": 2 * GIB, "batch": 1000},
     memory={"arguments": 4 * GIB, "temporary": 6 * GIB, "output": 0, "program": GIB}, needed=0, free=0,
     flops=197e12 * COMPUTE, model_flops=197e12 * COMPUTE / 2, hbm=819e9 * HBM / 2, payload={"all-reduce": 1.0},
@@ -54,7 +54,7 @@ def test_what_is_compiled_but_larger_than_a_chip_does_not_fit():
 def test_where_the_state_is_most_of_it_cutting_it_comes_first():
     large = made(kept={"base": 15 * GIB, "batch": 1000}, needed=18 * GIB, free=16 * GIB, memory={})
     assert report.advice(large)[0] == "more fsdp (--config.mesh.data=-1 --config.mesh.fsdp=2)"
-    cut = dataclasses.replace(large, mesh={"data": 1, "fsdp": 4, "tensor": 1}, rows=4, micro=1)
+    cut = dataclasses.replace(large, mesh={"dcn_data": 1, "data": 1, "fsdp": 4, "tensor": 1}, rows=4, micro=1)
     assert report.advice(cut)[0] == "a larger slice, cut over fsdp (16 chips, --config.mesh.fsdp=-1)"
     assert report.advice(cut)[1].startswith("shorter rows")
 
@@ -102,7 +102,7 @@ def test_a_wider_data_axis_changes_only_what_is_sent():
 
 def test_groups_that_cut_the_state_reduce_their_gradients_between_each_other():
     unit = sweep.Unit("v5e", 4, 1, 4, True)
-    found = sweep.spread(made(mesh={"data": 1, "fsdp": 4, "tensor": 1}), unit, 16)
+    found = sweep.spread(made(mesh={"dcn_data": 1, "data": 1, "fsdp": 4, "tensor": 1}), unit, 16)
     extra = 2 * 3 / 4 * MADE_UP.kept["params"]  # once a step
     assert found.sent == pytest.approx(MADE_UP.sent + extra) and found.mesh["data"] == 4
 
@@ -115,8 +115,8 @@ def test_the_config_says_how_state_is_cut_and_more_is_tried_where_it_does_not_fi
 
 def test_the_smallest_machine_is_the_one_with_the_fewest_chips_then_the_least_memory():
     large = made(topology="v6e:2x2")
-    points = [made(topology="v5e:4x4", mesh={"data": 16, "fsdp": 1, "tensor": 1}), large, MADE_UP,
-              made(topology="v5e:1x1", mesh={"data": 1, "fsdp": 1, "tensor": 1}, needed=20 * GIB, free=16 * GIB)]
+    points = [made(topology="v5e:4x4", mesh={"dcn_data": 1, "data": 16, "fsdp": 1, "tensor": 1}), large, MADE_UP,
+              made(topology="v5e:1x1", mesh={"dcn_data": 1, "data": 1, "fsdp": 1, "tensor": 1}, needed=20 * GIB, free=16 * GIB)]
     assert sweep.smallest(points).startswith("The smallest that fits: v5e:2x2 with 48 rows")
     assert sweep.smallest(points[-1:]).startswith("Nothing fits. does NOT fit, 4.00 GiB")
     lines = sweep.table(points).splitlines()

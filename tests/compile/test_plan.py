@@ -39,6 +39,12 @@ def test_iso_flops_buys_the_flops_of_the_binary_training_whatever_is_frozen_or_r
     assert found["soft-masked, iso_update"].ratio == pytest.approx(step.mixed(step.flops, 0.5) / step.flops[0])
 
 
+def test_epochs_are_counted_in_data_that_a_plan_does_not_read():
+    soft = config.load("configs/mdlm_owt.py", ["train.epochs=1"])
+    with pytest.raises(ValueError, match="give --config.train.epochs=0 and the steps"):
+        plan.plan(soft, plan.Step((3.0, 4.0), 1))
+
+
 def test_chip_hours_are_updates_times_seconds_times_chips():
     soft = config.load("configs/mdlm_owt.py", ["train.steps=3600", "soft_mask.p_sm=0.5"])
     step = plan.Step((3.0, 4.0), 1, ((1.0, 2.0), (3.0, 6.0)), chips=4)

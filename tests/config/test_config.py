@@ -22,7 +22,7 @@ def test_defaults_are_the_papers_169m_recipe():
         ({"train": {"steps": 0}}, "must be positive"),
         ({"train": {"steps": True}}, "must be int"),
         ({"soft_mask": {"p_sm": 1.5}}, "between 0 and 1"),
-        ({"soft_mask": {"variant": "top"}}, "choose one of topk, full, slerp, none"),
+        ({"soft_mask": {"variant": "top"}}, "choose one of topk, full, slerp, hidden, none"),
         ({"optimizer": {"learning_rate": float("nan")}}, "finite"),
         ({"optimizer": {"b1": 1.0}}, "below 1"),
         ({"objective": {"t_eps": 0.0}}, "above 0"),

@@ -14,8 +14,8 @@ from softmask_jax.models import denoiser
 from softmask_jax.training import loop, update_flops
 from tests.helpers.tiny_run import home  # noqa: F401
 
-# What fine-tunes Dream is run by test_dream_run.py, what evaluates by evaluation/.
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith(("dream", "eval")))
+# What fine-tunes Dream and LLaDA is run by test_dream_run.py and test_llada_run.py, what evaluates by evaluation/.
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if not path.stem.startswith(("dream", "llada", "eval")))
 # In the core tier.
 QUICK = ("mdlm_owt", "mdlm_owt_continued", "stdlib")
 SETTINGS = ["train.compilation_cache={folder}/compiled", "data.cache_dir={folder}/tokens"]
@@ -118,7 +118,27 @@ def test_the_dream_recipes_hold_the_papers_values(name):
     assert config.load(f"configs/{name}.py:binary").soft_mask.variant == "none"
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "dream7b", "dream_coder7b"])
+def test_the_llada_recipe_is_dreams_but_for_the_base_and_lladas_own_loss():
+    for variant in ("", ":binary", ":own", ":int8"):
+        ours, dreams = (
+            config.flatten(config.load(f"configs/{name}.py{variant}", ["data.paths=a.jsonl"]).to_dict())
+            for name in ("llada8b", "dream7b")
+        )  # fmt: skip
+        differing = {name for name in ours if ours[name] != dreams[name]}
+        assert differing == {"model.kind", "model.base", "model.base_source", "objective.loss", "data.pads", "data.buckets"}
+    assert (ours["objective.loss"], ours["data.pads"], ours["objective.divisor"]) == ("llada", "row", "response")
+    assert ours["model.base_source"] == "hf://GSAI-ML/LLaDA-8B-Instruct"
+
+
+@pytest.mark.parametrize("name", ["dream7b", "dream_coder7b", "llada8b"])
+def test_your_own_chats_are_named_by_a_flag(name):
+    with pytest.raises(ValueError, match="say where with --config.data.paths='chats.jsonl'"):
+        config.load(f"configs/{name}.py:own")
+    own = config.load(f"configs/{name}.py:own", ["data.paths=chats.jsonl"])
+    assert own.train.epochs and not own.counted and 2 <= own.sample.count <= 4
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "dream7b", "dream_coder7b", "llada8b"])
 def test_an_unknown_variant_names_those_there_are(name):
     with pytest.raises(ValueError, match="no variant 'tiny'; it has"):
         config.load(f"configs/{name}.py:tiny")
@@ -131,7 +151,7 @@ def test_a_recipe_without_its_shards_says_how_to_make_them(home):  # noqa: F811
 
 
 def test_a_continued_recipe_without_its_checkpoint_says_so(home):  # noqa: F811
-    with pytest.raises(FileNotFoundError, match="config.init.checkpoint: no run in runs/mdlm_owt_smoke"):
+    with pytest.raises(FileNotFoundError, match="config.init.checkpoint: no run in runs/mdlm_owt-smoke"):
         smoke(home, "mdlm_owt_continued", "no-checkpoint")
 
 

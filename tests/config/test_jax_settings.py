@@ -130,10 +130,10 @@ def test_what_the_user_chose_is_recorded_and_must_be_the_same_on_all_hosts(monke
 def test_a_run_is_the_same_to_the_last_bit_in_a_process_with_other_settings(tmp_path):
     home = tiny_run.Home(tmp_path)
     changed = dict(train__steps=4, eval__every=0, model__dropout=0.1)
-    ours, summary = home.run("ours", **changed)
+    ours, _ = home.run("ours", **changed)
     with elsewhere():
-        theirs, other = home.run("theirs", **changed)
-    assert summary == other and tiny_run.rows(ours) == tiny_run.rows(theirs)
+        theirs, _ = home.run("theirs", **changed)
+    assert tiny_run.summary(ours) == tiny_run.summary(theirs) and tiny_run.rows(ours) == tiny_run.rows(theirs)
     tiny_run.assert_identical(ours, theirs, 4)
 
 

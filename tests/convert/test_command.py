@@ -11,6 +11,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from softmask_jax.benchmarks.convert import write_dream
 from softmask_jax.convert import orbax_files, outputs, safetensors_files
 from softmask_jax.convert.__main__ import main
+from softmask_jax.convert.model import SCALARS
 from softmask_jax.convert.sources import open_model
 from softmask_jax.convert.tensors import hashes, in_memory
 from softmask_jax.io import files
@@ -134,6 +136,30 @@ def test_flags_that_mean_nothing_here_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([f"--src={base}", to, "--merge"])
     assert "--merge and --base belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_weights_in_bfloat16_are_the_sources_rounded(tmp_path, to, capsys):
+    models = []
+    for name, flags in (("wide", []), ("narrow", ["--dtype=bfloat16", "--verify"])):
+        assert main([f"--src={MDLM}", f"--dst={tmp_path / name}", f"--to={to}", *flags]) == 0
+        models.append(open_model(tmp_path / name).tensors)
+    for key in models[0].specs:
+        wide, narrow = (np.concatenate([part.ravel() for part in one.pieces(key)]).astype(np.float32) for one in models)
+        np.testing.assert_array_equal(narrow, wide if key in SCALARS else wide.astype(jnp.bfloat16).astype(np.float32))
+    if to == "hf":
+        wide, narrow = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("wide", "narrow"))
+        assert narrow < 0.7 * wide
+    else:
+        # The folder of another dtype is not what the source converts to.
+        flags = [f"--src={MDLM}", f"--dst={tmp_path / 'wide'}", "--dtype=bfloat16", "--verify"]
+        fails(capsys, *flags, said="differs from its source in ")
+
+
+def test_int8_kernels_have_no_other_dtype(tmp_path, capsys):
+    src, int8 = recorded("dream/tiny", tmp_path / "src"), tmp_path / "int8"
+    assert main([f"--src={src}", f"--dst={int8}", "--int8"]) == 0
+    fails(capsys, f"--src={int8}", f"--dst={tmp_path / 'x'}", "--to=orbax", "--dtype=float32", said="--dtype is for float")
 
 
 def test_a_base_of_another_depth_or_width_is_refused(tmp_path, capsys):

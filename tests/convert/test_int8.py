@@ -44,7 +44,7 @@ def fails(capsys, *arguments, said: str) -> None:
 def test_kernels_are_int8_within_half_a_step_and_the_rest_is_the_same(tmp_path, name):
     _, plain, small = (arrays(folder) if folder.name != "src" else None for folder in converted(tmp_path, name))
     kernels = {path for path in plain if path.endswith("/kernel")}
-    assert len(kernels) == len(dream.LINEAR) and small.keys() == plain.keys() | {f"{path}_scale" for path in kernels}
+    assert len(kernels) == len(dream.PRODUCTS.linear) and small.keys() == plain.keys() | {f"{path}_scale" for path in kernels}
     for path, value in plain.items():
         if path not in kernels:
             np.testing.assert_array_equal(small[path], value)

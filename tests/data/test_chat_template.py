@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from softmask_jax.data import open_tokenizer
-from softmask_jax.data.chat.template import CHATML, ChatTemplate, SHIELDS, TemplateError, load_template
+from softmask_jax.data.chat.template import CHATML, LLADA, ChatTemplate, SHIELDS, TemplateError, load_template
 from softmask_jax.data.tokenizers import ByteTokenizer
 from softmask_jax.data.tokenizers.hf_library import QWEN_PATTERN
 from softmask_jax.data.tokenizers.specials import QWEN_IDS
@@ -144,3 +144,25 @@ def test_without_jinja2_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match="pip install 'softmask_jax.chat.'"):
         ChatTemplate()
+
+
+# As published beside LLaDA-8B-Instruct's tokenizer.
+PUBLISHED_LLADA = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+
+
+def test_lladas_template_appends_the_generation_prompt_always_and_a_response_ends_before_it():
+    tokens = {"bos_token": "<|startoftext|>"}
+    ours, published = ChatTemplate(LLADA, tokens), ChatTemplate(PUBLISHED_LLADA, tokens)
+    turns = [{"role": role, "content": f" {role} {i} "} for i, role in enumerate(("user", "assistant") * 2)]
+    for messages in (turns[:1], turns[:2], turns):
+        for prompted in (False, True):
+            one, other = (template.render(messages, add_generation_prompt=prompted) for template in (ours, published))
+            assert one == other and one.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+    prompt, response = published.split(turns)
+    assert prompt == published.render(turns[:3]) and response == "assistant 3<|eot_id|>"
+    assert ChatTemplate().split(turns[:2])[1] == " assistant 1 <|im_end|>\n"

@@ -1,7 +1,7 @@
 """A conversation in a row, whichever way it is written, and what is wrong with a row that has none."""
 import pytest
 
-from softmask_jax.data.chat.conversations import KEYS, Rejected, conversation
+from softmask_jax.data.chat.conversations import KEYS, Rejected, columns, conversation
 from tests.helpers.chats import chat
 
 IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
@@ -28,6 +28,8 @@ def test_roles_and_keys_of_every_style_become_ours(messages):
     {"conversations": chat("no", "no"), "messages": chat("q", "a")},
     {"prompt": "q", "completion": "a"}, {"prompt": chat("q"), "completion": chat("q", "a")[1:], "messages": None},
     {"prompt": "q", "response": "a"}, {"prompt": "no", "messages": chat("q", "a"), "completion": "no"},
+    {"instruction": "q", "input": "", "output": "a"}, {"instruction": "q", "output": "a", "input": None},
+    {"instruction": "", "input": "q", "output": "a"}, {"instruction": "no", "output": "no", "messages": chat("q", "a")},
     {"system": "", "messages": chat("q", "a")}, {"system": None, "messages": chat("q", "a")},
 ])  # fmt: skip
 def test_a_row_holds_its_messages_under_the_first_key_that_is_filled(row):
@@ -38,6 +40,13 @@ def test_a_system_message_may_have_a_key_of_its_own():
     for messages in (chat("q", "a"), chat("q", "a", system="s")):
         assert conversation("row", {"system": "s", "messages": messages}).messages == tuple(chat("q", "a", system="s"))
     assert conversation("row", {"system": "s", "prompt": "q", "completion": "a"}).messages[0]["content"] == "s"
+
+
+def test_the_input_of_an_instruction_follows_it_in_a_line_of_its_own():
+    row = {"instruction": "Add.", "input": "2 + 3", "output": "5"}
+    assert conversation("row", row | {"system": "s"}).messages == tuple(chat("Add.\n2 + 3", "5", system="s"))
+    assert conversation("row", row | {"instruction": chat("q", "a", "Add.")}).messages == tuple(chat("q", "a", "Add.\n2 + 3", "5"))
+    assert columns(row.keys() | {"id"}) == ["instruction", "output", "input"]
 
 
 def test_with_a_key_of_ones_own_no_other_is_read():
@@ -66,6 +75,8 @@ def test_with_a_key_of_ones_own_no_other_is_read():
     ({"messages": {"role": ["user"], "content": []}}, "messages", "different lengths (1 of 'role', 0 of"),
     ({"messages": {"role": "user", "content": "q"}}, "messages", "has in 'messages' an object instead of a list"),
     ({"text": "q"}, "messages", "there are 'text'; a conversation is a list of messages under one of messages, conv"),
+    ({"text": "q"}, "messages", "or a pair: prompt and completion; prompt and response; instruction (and input) and output"),
+    ({"instruction": "q", "output": "a", "input": 4}, "content", "has in 'input' a text whose content is int"),
     ({"prompt": "q", "completion": 4}, "messages", "has in 'completion' int instead of a list of messages"),
     ({"messages": chat("q", "a", system="x"), "system": "y"}, "messages", "system message in 'system' and another"),
     ({"messages": chat("q", "a"), "system": 7}, "content", "has in 'system' a message whose content is int"),

@@ -122,7 +122,10 @@ def test_a_data_set_of_the_hub_is_read_by_name_config_and_split(monkeypatch):
 
 
 @pytest.mark.parametrize(("spec", "message"), [
-    ("chats.jsonl", "is not KIND:PATHS with a kind of jsonl, parquet, hf"), ("csv:a", "is not KIND:PATHS"),
+    ("chats.txt", r"'chats.txt' is neither files of one kind that end in .jsonl, .json, .ndjson, .parquet \(JSON also with "
+                  r".gz or .zst\), nor KIND:PATHS with a kind of jsonl, parquet, hf"),
+    ("csv:a", "'csv:a' is neither"), ("a.jsonl,b.parquet", "files of one kind"), ("chats/", "is neither"),
+    ("", "is neither"),
 ])  # fmt: skip
 def test_a_source_that_is_none_is_an_error(spec, message):
     with pytest.raises(ValueError, match=message):
@@ -135,3 +138,13 @@ def test_an_empty_or_missing_file_is_an_error(tmp_path):
         open_rows(f"jsonl:{tmp_path}/a.jsonl")
     with pytest.raises(FileNotFoundError, match="no file matches"):
         open_rows(f"jsonl:{tmp_path}/b.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSON", "a.ndjson", "a.jsonl.gz", "a*.jsonl", "a.jsonl,b.json"])
+def test_the_suffix_of_a_file_tells_its_kind(tmp_path, name):
+    for part in name.replace("*", "").split(","):
+        line = json.dumps({"messages": chat("q", "a")}).encode()
+        (tmp_path / part).write_bytes(gzip.compress(line) if part.endswith(".gz") else line)
+    paths = ",".join(f"{tmp_path}/{part}" for part in name.split(","))
+    rows = open_rows(paths)
+    assert len(rows) == len(name.split(",")) and rows.identity() == open_rows(f"jsonl:{paths}").identity()

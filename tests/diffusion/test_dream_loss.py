@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from softmask_jax.diffusion import soft_masking, two_pass
-from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.response_loss import example_coins
 from softmask_jax.diffusion.objective import Noisy
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab import head as vocab_head

@@ -71,8 +71,9 @@ def test_streams_steps_and_rows_have_noise_of_their_own():
         for step in range(3):
             rows = diffusion.row_keys(diffusion.stream_key(ROOT, stream, step), jnp.arange(2))
             keys |= set(map(tuple, jax.random.key_data(rows).tolist()))
-    assert len(keys) == 30
-    assert [(s.name, s.value) for s in Stream] == [("T", 0), ("MASK", 1), ("COIN", 2), ("DROPOUT", 3), ("SAMPLE", 4)]
+    assert len(keys) == 36
+    assert [(s.name, s.value) for s in Stream] == [("T", 0), ("MASK", 1), ("COIN", 2), ("DROPOUT", 3),
+                                                   ("SAMPLE", 4), ("LENGTH", 5)]
 
 
 def test_stratified_times_fall_once_into_each_stratum():

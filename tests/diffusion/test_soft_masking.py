@@ -152,7 +152,7 @@ def test_decoding_schedules_match_the_reference(setting):
     variant, k = ("full", 3) if setting == "temp" else ("topk", int(setting[-1]))
     for schedule, length in META["infer"]["max_gen_length"].items():
         # the reference's ratio is one number for the whole batch
-        scale = SoftMask(schedule=schedule).scale(META["infer"]["num_mask"], length)
+        scale = soft_masking.schedule_factor(schedule, META["infer"]["num_mask"], length)
         (_, x), _ = run(INFER_RAW, EMBEDDING, GOLDEN["logits/normal3"], scale, variant=variant, k=k)
         near(x, GOLDEN[f"infer/{setting}/{schedule}/p_out"] @ GOLDEN["embedding"], 1e-5)
 
@@ -259,10 +259,29 @@ def test_one_hot_feedback_remembers_its_token_with_certainty():
         np.testing.assert_array_equal(x, EMBEDDING[tokens])
 
 
+def test_hidden_adds_the_projected_state_at_masks_and_cuts_its_gradient():
+    random, tokens = np.random.default_rng(3), jnp.asarray([[5, MASK, 63], [MASK, 2, MASK]])
+    shapes = ((2, 3, EMBEDDING.shape[1]), (EMBEDDING.shape[1],) * 2)
+    hidden, projection = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    logits = jnp.asarray(random.standard_normal((2, 3, 64)), jnp.float32)
+    raw = RAW["learnA"] | {"projection": jnp.asarray(projection)}
+
+    def mixed(raw, hidden, scale=1.0):
+        feedback = feedback_from_logits(logits, 1)._replace(hidden=hidden)
+        return blend(tokens, feedback, raw, EMBEDDING, mask_token_id=MASK, scale=scale, variant="hidden")
+
+    x, lam = mixed(raw, jnp.asarray(hidden)), soft_masking.masked_weight(
+        tokens, feedback_from_logits(logits, 1).neg_entropy, raw, mask_token_id=MASK)
+    np.testing.assert_allclose(x, EMBEDDING[tokens] + lam[..., None] * (hidden @ projection), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mixed(raw, jnp.asarray(hidden), 0.0), EMBEDDING[tokens])
+    grads = jax.grad(lambda *args: (mixed(*args) ** 2).sum(), argnums=(0, 1))(raw, jnp.asarray(hidden))
+    assert all(np.any(grads[0][name]) for name in ("projection", "raw_scale", "raw_centre")) and not np.any(grads[1])
+
+
 @pytest.mark.parametrize("schedule, expected", [
     ("none", [1, 1, 1, 1, 1]), ("linear", [1, 0.5001, 0.5, 0.25, 0]), ("stepwise", [1, 1, 0, 0, 0])])  # fmt: skip
 def test_schedules_follow_the_share_of_masks_left(schedule, expected):
-    scale = SoftMask(schedule=schedule).scale(jnp.asarray([10000, 5001, 5000, 2500, 0]), jnp.full(5, 10000))
+    scale = soft_masking.schedule_factor(schedule, jnp.asarray([10000, 5001, 5000, 2500, 0]), jnp.full(5, 10000))
     np.testing.assert_allclose(scale, expected, rtol=1e-7)
 
 
@@ -271,10 +290,12 @@ def test_bad_requests_are_answered_by_name():
     ask = functools.partial(blend, mask_token_id=MASK)
     with pytest.raises(ValueError, match="'cosine'.*none, linear, stepwise"):
         SoftMask(schedule="cosine")
-    with pytest.raises(ValueError, match="variant 'topp'.*topk, full, slerp, none"):
+    with pytest.raises(ValueError, match="variant 'topp'.*topk, full, slerp, hidden, none"):
         ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="topp")
     with pytest.raises(ValueError, match="needs feedback.hidden and head"):
         ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="full")
+    with pytest.raises(ValueError, match="needs feedback.hidden and a projection"):
+        ask(TOKENS, feedback, RAW["init"], EMBEDDING, variant="hidden")
     with pytest.raises(ValueError, match="needs feedback of that shape"):
         ask(TOKENS[:1], feedback, RAW["init"], EMBEDDING)
     with pytest.raises(ValueError, match="raw_centre"):

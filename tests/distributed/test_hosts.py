@@ -33,7 +33,7 @@ def environment(monkeypatch):
     """Sets variables of an environment that says nothing else."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(clusters, "_has_tpu", lambda: False)
+    monkeypatch.setattr(clusters, "has_tpu", lambda: False)
     return lambda values: [monkeypatch.setenv(*item) for item in values.items()]
 
 
@@ -139,7 +139,7 @@ def metadata(monkeypatch):
 
     server = http.server.HTTPServer(("localhost", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(clusters, "_has_tpu", lambda: True)
+    monkeypatch.setattr(clusters, "has_tpu", lambda: True)
     monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_port}")
     yield attributes
     server.shutdown()

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from softmask_jax.io import goodput
 from tests.helpers import tiny_run
 from tests.helpers.tiny_run import assert_rows_are_unique, rows
 from tests.helpers.host_processes import child, finish, losses, lost, newest, start, until_step
@@ -17,16 +18,25 @@ pytestmark = pytest.mark.full
 
 
 def test_two_hosts_train_validate_and_end_as_one_does_and_one_of_them_writes(home, one):
-    printed = finish(start(home / "tiny.py", home / "two", 2))
-    np.testing.assert_allclose(losses(home / "two"), losses(one), rtol=1e-4)
+    check_two_hosts(home, one)
+
+
+def test_so_do_two_hosts_that_are_a_slice_each(home, one):
+    check_two_hosts(home, one, "--config.mesh.dcn_data=2")
+
+
+def check_two_hosts(home, one, *words):
+    workdir = home / "-".join(["two", *words])
+    printed = finish(start(home / "tiny.py", workdir, 2, *words))
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-4)
     for kind in ("validation", "final"):
-        for ours, theirs in zip(rows(home / "two", kind), rows(one, kind), strict=True):
+        for ours, theirs in zip(rows(workdir, kind), rows(one, kind), strict=True):
             np.testing.assert_allclose(ours["two_pass/nelbo"], theirs["two_pass/nelbo"], rtol=1e-3)
-    assert_rows_are_unique(home / "two")
-    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (home / "two", one))
+    assert_rows_are_unique(workdir)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (workdir, one))
     assert ours["step"] == theirs["step"]
     np.testing.assert_allclose(list(ours["validation"].values()), list(theirs["validation"].values()), 1e-3, 1e-5)
-    for line in ("parameters on", "Validating and sampling", "Validation perplexity per token"):
+    for line in ("parameters on", "Validating and sampling", "Validation perplexity per token", "Goodput: "):
         assert sum(line in text for text in printed) == 1
 
 
@@ -50,10 +60,11 @@ def test_a_stop_of_one_host_saves_on_all_and_a_single_process_continues_as_both_
 
 
 @pytest.mark.soak
-def test_four_hosts_train_as_one_does_and_two_of_them_go_on_with_the_same_examples(home, one):
-    workdir = home / "four"
-    finish(start(home / "tiny.py", workdir, 4, "--config.train.steps=4"))
-    finish(start(home / "tiny.py", workdir, 2, "--config.train.steps=8"))
+@pytest.mark.parametrize("slices", [(1, 1), (4, 2)])
+def test_four_hosts_train_as_one_does_and_two_of_them_go_on_with_the_same_examples(home, one, slices):
+    workdir, (first, second) = home / f"four-{slices[0]}", (f"--config.mesh.dcn_data={number}" for number in slices)
+    finish(start(home / "tiny.py", workdir, 4, "--config.train.steps=4", first))
+    finish(start(home / "tiny.py", workdir, 2, "--config.train.steps=8", second))
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-4)
     assert_rows_are_unique(workdir)
 
@@ -72,6 +83,9 @@ def test_killed_and_stopped_processes_are_named_and_the_end_has_the_bits_of_an_u
     printed = finish(supervisors)
     tiny_run.assert_identical(workdir, home / "undisturbed", 400)
     assert rows(workdir) == rows(home / "undisturbed")
+    account = goodput.read(workdir)
+    assert account.starts == 4 and account.finished and account.seconds["down"] > 0
+    assert account.wall == pytest.approx(account.seen - account.since, abs=1e-3)
     for text in printed:
         print(*(line for line in text.splitlines() if "step/s" not in line), sep="\n")
         first, second, third = lost(text)

@@ -1,5 +1,6 @@
 """The mesh, the rules, and their errors; what several hosts do together is tested in test_hosts.py with whole runs."""
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -12,9 +13,43 @@ from tests.helpers import golden_model
 
 def test_one_axis_may_take_the_devices_that_are_left():
     mesh = sharding.make_mesh(-1, 2, 2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"dcn_data": 1, "data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
     assert sharding.batch_shards(mesh) == 4
     assert sharding.batch_shards(sharding.make_mesh(-1, sequence=4)) == 2
+
+
+def chips(*slices: int) -> list:
+    """Devices as a TPU describes them: the slice of each."""
+    return [types.SimpleNamespace(platform="tpu", slice_index=index) for index in slices]
+
+
+def test_a_slices_devices_stay_together():
+    devices = chips(1, 0, 1, 0)
+    wanted = [[devices[1], devices[3]], [devices[0], devices[2]]]
+    assert sharding.split_slices(devices, -1) == sharding.split_slices(devices, 2) == wanted
+    ids = np.vectorize(lambda device: device.id)(sharding.make_mesh(-1, 2, dcn_data=2).devices)
+    np.testing.assert_array_equal(ids.reshape(2, 4), np.arange(8).reshape(2, 4))
+
+
+def test_devices_that_know_no_slices_are_one_unless_they_are_to_be_cut():
+    mesh = sharding.make_mesh(-1, 2, dcn_data=4)
+    assert dict(mesh.shape) == {"dcn_data": 4, "data": 1, "fsdp": 2, "sequence": 1, "tensor": 1}
+    assert sharding.batch_shards(mesh) == 8 and sharding.make_mesh().shape["dcn_data"] == 1
+
+
+@pytest.mark.parametrize("devices, number, sizes", [
+    (chips(0, 0, 1, 1), 4, "4 device.s. in 2 slice.s. of 2, 2"), (chips(0, 0, 0, 0), 2, "4 device.s. in 1 slice.s. of 4"),
+    (chips(0, 0, 1), -1, "3 device.s. in 2 slice.s. of 2, 1"), (jax.devices(), 3, "in 3 slice.s. of 3, 3, 2"),
+    (jax.devices(), 16, "8 device.s. in 8"), (jax.devices(), 0, "8 device.s. in 1 slice.s. of 8"),
+])  # fmt: skip
+def test_a_number_of_slices_that_does_not_fit_the_devices_is_refused(devices, number, sizes):
+    with pytest.raises(ValueError, match=f"config.mesh.dcn_data={number} does not fit .*{sizes}.* their number or -1"):
+        sharding.split_slices(devices, number)
+
+
+def test_sizes_that_do_not_fit_a_slice_are_refused_with_the_number_that_does():
+    with pytest.raises(ValueError, match=r"does not fit 4 device\(s\) of each of 2 slices: .* multiply to 4; set one"):
+        sharding.make_mesh(1, 8, dcn_data=2)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (2, 2, 1), (-1, -1, 1), (0, 1, 8), (-2, 1, 1)])
@@ -67,7 +102,7 @@ class Hosts:
     """As much of a mesh over several hosts as `check_hosts` looks at: the host of every device, in the mesh's shape."""
 
     def __init__(self, hosts):
-        self.devices = np.vectorize(Device, otypes=[object])(np.array(hosts))
+        self.devices = np.vectorize(Device, otypes=[object])(np.array([hosts]))
         self.shape = dict(zip(sharding.AXES, self.devices.shape))
 
 

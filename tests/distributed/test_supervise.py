@@ -224,6 +224,7 @@ def test_a_wrong_command_line_ends_before_anything_starts(monkeypatch, capsys):
 
 
 def test_flags_are_shared_out_between_the_supervisor_and_main():
-    flags, rest = supervise.parse(["--stall=5", "--", "--config=x.py", "--config.train.steps", "8", "--workdir=y"])
-    assert flags.stall == 5 and flags.restarts == 3
-    assert rest == ["--config=x.py", "--config.train.steps", "8", "--workdir=y"]
+    mine = ["--config=x.py", "--config.train.steps", "8", "--profile", "3:5", "--profiler_port=9999", "--workdir=y"]
+    flags, rest = supervise.parse(["--stall=5", "--", *mine])
+    assert flags.stall == 5 and flags.restarts == 3 and rest == mine
+    assert supervise.main.parse([*rest, "--workdir=y"])[0].profile == range(3, 5)

@@ -9,7 +9,7 @@ import pytest
 
 from softmask_jax import config, data
 from softmask_jax.diffusion import soft_masking
-from softmask_jax.evaluate import compare
+from softmask_jax.evaluate import compare, comparison
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.files import write_json
 from softmask_jax.io.run_folder import RunFolder
@@ -54,23 +54,23 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    return {name: compare.load_run(folder / name) for name in ("binary", "soft", "begun", "other")}
+    return {name: comparison.load_run(folder / name) for name in ("binary", "soft", "begun", "other")}
 
 
 @pytest.fixture(autouse=True)
 def few_tokens(monkeypatch):
-    monkeypatch.setattr(compare, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(comparison, "LEAST_TOKENS", 1)
 
 
 @pytest.fixture(scope="module")
 def compared(runs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "LEAST_TOKENS", 1)
-        return compare.compare([runs[name] for name in ("binary", "soft", "begun")], draws=2)
+        patch.setattr(comparison, "LEAST_TOKENS", 1)
+        return comparison.compare([runs[name] for name in ("binary", "soft", "begun")], draws=2)
 
 
 def test_a_run_differs_from_itself_by_exactly_nothing(runs):
-    found = compare.compare([runs["soft"], runs["soft"]], draws=2)
+    found = comparison.compare([runs["soft"], runs["soft"]], draws=2)
     assert found["differences"]["soft (2), two passes - soft, two passes"] == (0.0, 0.0, 0.0)
     assert found["runs"]["soft"] == found["runs"]["soft (2)"]
     assert found["runs"]["soft (2)"]["flops_ratio"] == 1.0 and found["runs"]["soft (2)"]["equal_flops"]
@@ -104,7 +104,7 @@ def test_costs_count_three_forwards_and_the_share_of_first_passes(runs, compared
 def test_a_run_that_goes_on_or_started_from_weights_is_counted_by_its_own_steps(compared):
     begun = compared["runs"]["begun"]
     assert (begun["step"], begun["planned_steps"]) == (6, 12) and begun["flops"] == compared["runs"]["soft"]["flops"]
-    said = compare.markdown(compared)
+    said = comparison.markdown(compared)
     assert "| 6 of 12 " in said
     assert re.search("begun started from the weights of .*binary, whose training is not counted", said)
 
@@ -112,20 +112,20 @@ def test_a_run_that_goes_on_or_started_from_weights_is_counted_by_its_own_steps(
 def test_every_validation_window_is_drawn_as_often_as_asked_or_as_the_tokens_need(runs, compared, monkeypatch):
     used = compared["validation"]
     assert used["draws"] == 2 and used["tokens"] == used["windows"] * 2 * 16
-    monkeypatch.setattr(compare, "LEAST_TOKENS", used["tokens"] + 1)
-    assert compare.compare([runs["binary"], runs["soft"]], draws=2)["validation"]["draws"] == 3
+    monkeypatch.setattr(comparison, "LEAST_TOKENS", used["tokens"] + 1)
+    assert comparison.compare([runs["binary"], runs["soft"]], draws=2)["validation"]["draws"] == 3
 
 
 def test_runs_on_other_text_are_refused(runs):
     with pytest.raises(ValueError, match="different text, split or window length.*--curves_only"):
-        compare.compare([runs["binary"], runs["soft"], runs["other"]])
+        comparison.compare([runs["binary"], runs["soft"], runs["other"]])
 
 
 def test_text_that_changed_since_the_runs_is_refused(runs, monkeypatch):
     changed = data.build(runs["other"].model.config.data)
-    monkeypatch.setattr(data, "build", lambda _: changed)
+    monkeypatch.setattr(data, "build", lambda config, tokenizer: changed)
     with pytest.raises(ValueError, match="has changed since the run"):
-        compare.compare([runs["binary"], runs["soft"]])
+        comparison.compare([runs["binary"], runs["soft"]])
 
 
 def test_the_command_prints_tables_and_writes_a_page(folder, tmp_path, capsys):
@@ -138,13 +138,18 @@ def test_the_command_prints_tables_and_writes_a_page(folder, tmp_path, capsys):
     assert set(json.loads((tmp_path / "out.json").read_text())["runs"]) == {"binary", "soft"}
     page = out.read_text()
     assert "<td>soft, two passes - binary</td>" in page and "equal within 2 %" in page
+    verdict = re.search('<p class="verdict">(.*?)</p>', page)[1]
+    assert re.fullmatch(r"soft, two passes: [\d.]+ % (lower|higher) perplexity than binary on the same masks \[.*\], at equal "
+                        r"training FLOPs\.", verdict) and page.index(verdict) < page.index("<table>") and verdict in printed
     assert "<td>soft_mask.variant</td><td>none</td><td>topk</td>" in page
 
 
 def test_unequal_costs_name_the_steps_that_would_be_equal(compared):
     soft = compared["runs"]["soft"] | {"flops_ratio": 1.5, "equal_flops": False}
-    found = compared | {"runs": compared["runs"] | {"soft": soft}}
-    assert "NOT equal within 2 % (soft / binary = 1.5000): at 4 steps" in compare.markdown(found)
+    unequal = compared | {"runs": compared["runs"] | {"soft": soft}}
+    assert "NOT equal within 2 % (soft / binary = 1.5000): at 4 steps" in comparison.markdown(unequal)
+    soft, begun = comparison.verdicts(unequal)
+    assert soft.endswith(", at 1.50 times the training FLOPs.") and begun.startswith("begun, two passes: ")
 
 
 def test_mistakes_are_one_line(folder, tmp_path, capsys):
@@ -179,13 +184,30 @@ def test_curves_only_overlays_any_runs(crafted, tmp_path, capsys):
     captions = re.findall("<figcaption>(.*?)</figcaption>", page)
     axes = ("step", "tokens", "FLOPs")
     assert captions == [
-        *(f"{what} by {axis}" for what in ("Training loss", "Validation perplexity") for axis in axes),
+        *(f"{what} by {axis}" for axis in axes for what in ("Training loss", "Validation perplexity")),
         "Mean lambda", "Top-k hit rate", "Scale ω_s", "Centre ω_b (nats)", "Steepness ω_a",
         "Throughput", "Gradient norm, before clipping", "Learning rate",
     ]  # fmt: skip
-    assert page.count("<li>") >= 3 and "begun: Median" in page and "On the same masks" not in page
+    figures = dict(zip(captions, re.findall("<figure.*?</figure>", page, re.DOTALL)))
+    for figure in figures.values():  # a run is named in the legend, or as one without values
+        named = re.findall(r"</svg>([^<,]*)(?:, two passes)?</li>", figure) + re.findall("No values: ([^.]*)", figure)
+        assert sorted(", ".join(named).split(", ")) == ["begun", "binary", "soft"], named
+    assert "No values: binary." in figures["Mean lambda"] and "No values: begun." in figures["Validation perplexity by step"]
+    assert 'class="verdict">Not measured on the same masks' in page and "begun: Median" in page and "On the same masks" not in page
     assert "<td>data.tokenizer</td><td>bytes</td><td>bytes</td><td>bpe</td>" in page
     assert "not finite" not in re.sub("<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_wall_times_are_compared_of_the_runs_that_have_an_account(crafted, tmp_path):
+    compare.main([*crafted, "--curves_only", f"--out={tmp_path / 'out.html'}"])
+    assert "Wall time" not in (tmp_path / "out.html").read_text()
+    for path, steps in zip(crafted[1:], (45.0, 15.0)):
+        crafted_run.write_account(Path(path), steps=steps, down=15.0)
+    compare.main([*crafted, "--curves_only", f"--out={tmp_path / 'out.html'}"])
+    page = (tmp_path / "out.html").read_text()
+    for row in (("Training steps", "75.0%", "50.0%"), ("Lost: no process", "25.0%", "50.0%"), ("Starts", "3", "3"),
+                ("Wall time", "1 min 0 s", "30.0 s")):  # fmt: skip
+        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" in page
 
 
 def test_curves_are_drawn_against_steps_tokens_and_flops(crafted, tmp_path):
@@ -198,6 +220,6 @@ def test_curves_are_drawn_against_steps_tokens_and_flops(crafted, tmp_path):
 
 
 def test_runs_are_named_by_as_much_of_their_path_as_tells_them_apart():
-    assert compare.run_names([Path("x/a"), Path("x/b")]) == ["a", "b"]
-    assert compare.run_names([Path("x/a"), Path("y/a"), Path("y/b")]) == ["x/a", "y/a", "y/b"]
-    assert compare.run_names([Path("x/a"), Path("x/a/"), Path("x/a/.")]) == ["a", "a (2)", "a (3)"]
+    assert comparison.run_names([Path("x/a"), Path("x/b")]) == ["a", "b"]
+    assert comparison.run_names([Path("x/a"), Path("y/a"), Path("y/b")]) == ["x/a", "y/a", "y/b"]
+    assert comparison.run_names([Path("x/a"), Path("x/a/"), Path("x/a/.")]) == ["a", "a (2)", "a (3)"]

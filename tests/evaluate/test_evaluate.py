@@ -68,8 +68,10 @@ def test_one_command_measures_everything_for_both_models_at_every_budget(folder,
     assert passed["unit"] == "%" and passed["low"] == passed["value"] == 0 < passed["high"] < 100
     assert any(one["task"] == "perplexity" and one["baseline"] == "binary" for one in found["differences"])
     assert "## Paired differences" in said and (folder / "out/results.md").read_text() in said
-    drawn = {path.name for path in (folder / "out/plots").iterdir()}
-    assert {"generative_entropy.svg", "generative_mauve.png", "humaneval_pass@1.svg"} <= drawn
+    page = (folder / "out/results.html").read_text(encoding="utf-8")
+    for title in ("generative: entropy against calls", "generative: mauve against seconds", "humaneval: pass@1 against calls"):
+        assert f"<figcaption>{title}</figcaption>" in page
+    assert 'class="verdict">soft, perplexity: ' in page
     # Half of the steps are half of the calls, but for the last pass of MDLM's sampler.
     calls = {row["budget"]: row["cost"]["calls"] for row in found["results"] if row["task"] == "generative"}
     assert calls["1/2"] < calls["1"]
@@ -78,7 +80,7 @@ def test_one_command_measures_everything_for_both_models_at_every_budget(folder,
     assert numbers(results(folder, "out")) == numbers(found) and (folder / "out/results.md").stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize("name", ["eval_text", "eval_code"])
+@pytest.mark.parametrize("name", ["eval_text", "eval_code", "eval_llada"])
 def test_the_smoke_configs_run_on_any_model(folder, name, sandboxed):
     checkpoint = f"--checkpoint={folder / 'soft'}"
     shape = [f"--config.{key}={TOY[key]}" for key in ("mesh.data", "mesh.fsdp")]

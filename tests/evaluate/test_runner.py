@@ -2,8 +2,8 @@
 import dataclasses
 import json
 import os
+import re
 import signal
-import time
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from softmask_jax import config
-from softmask_jax.evaluate import models, plots, tables
+from softmask_jax.evaluate import models, results_page, tables
 from softmask_jax.evaluate.runner import Evaluation
 from softmask_jax.evaluate.settings import Models, Settings, budgets
 from softmask_jax.evaluate.task import Estimate, Result, Stopped
@@ -78,7 +78,7 @@ loaded: list[str] = []
 
 
 @pytest.fixture
-def place(tmp_path):
+def runs(tmp_path):
     for name in ("binary", "soft"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -86,68 +86,68 @@ def place(tmp_path):
     return tmp_path
 
 
-def settings(place, *, names="binary; soft", count=6, **more) -> Settings:
-    paths = "; ".join(str(place / name) for name in names.split("; "))
+def settings(runs, *, names="binary; soft", count=6, **more) -> Settings:
+    paths = "; ".join(str(runs / name) for name in names.split("; "))
     values = {"models": {"checkpoints": paths}, "samples": {"count": count}, "mesh": {"data": 1, "fsdp": -1}} | more
     return config.complete(values, Settings)
 
 
-def evaluate(place, task, **more):
-    return Evaluation(settings(place, **more), place / "out", [task], load)()
+def evaluate(runs, task, **more):
+    return Evaluation(settings(runs, **more), runs / "out", [task], load)()
 
 
-def numbers(found: dict) -> list:
-    return [(row["model"], row["budget"], row["estimates"]) for row in found["results"]] + found["differences"]
+def numbers(results: dict) -> list:
+    return [(row["model"], row["budget"], row["estimates"]) for row in results["results"]] + results["differences"]
 
 
-def test_every_model_and_budget_is_measured_and_models_are_loaded_once(place):
-    found = evaluate(place, Counting(), run={"budgets": "1/4; 1"})
-    assert [(row["model"], row["budget"]) for row in found["results"]] == [
+def test_every_model_and_budget_is_measured_and_models_are_loaded_once(runs):
+    results = evaluate(runs, Counting(), run={"budgets": "1/4; 1"})
+    assert [(row["model"], row["budget"]) for row in results["results"]] == [
         ("binary", "1"), ("binary", "1/4"), ("soft", "1"), ("soft", "1/4")]  # fmt: skip
     assert loaded == ["binary", "soft"]
-    assert json.loads((place / "out/results.json").read_text()) == found
-    assert found["settings"]["samples"]["count"] == 6 and found["versions"]["jax"] and found["models"]["soft"]["step"] == 7
-    assert (place / "out/soft/count/1-4/result.json").is_file()
+    assert json.loads((runs / "out/results.json").read_text()) == results
+    assert results["settings"]["samples"]["count"] == 6 and results["versions"]["jax"] and results["models"]["soft"]["step"] == 7
+    assert (runs / "out/soft/count/1-4/result.json").is_file()
 
 
-def test_what_does_not_depend_on_the_budget_is_measured_once(place):
-    found = evaluate(place, Counting(sweeps=False), run={"budgets": "1; 1/2"})
-    assert [row["budget"] for row in found["results"]] == ["1", "1"]
+def test_what_does_not_depend_on_the_budget_is_measured_once(runs):
+    results = evaluate(runs, Counting(sweeps=False), run={"budgets": "1; 1/2"})
+    assert [row["budget"] for row in results["results"]] == ["1", "1"]
 
 
-def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(place, tmp_path):
-    whole = evaluate(place, Counting())
-    os.rename(place / "out", place / "whole")
+def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(runs, tmp_path):
+    whole = evaluate(runs, Counting())
+    os.rename(runs / "out", runs / "whole")
     with pytest.raises(Stopped):
-        evaluate(place, Counting(stop_at=4))
-    assert not (place / "out/results.json").exists()
+        evaluate(runs, Counting(stop_at=4))
+    assert not (runs / "out/results.json").exists()
     again = Counting()
-    assert numbers(evaluate(place, again)) == numbers(whole) and again.made == 12 - 4
+    assert numbers(evaluate(runs, again)) == numbers(whole) and again.made == 12 - 4
     nothing = Counting()
     loaded.clear()
-    assert numbers(evaluate(place, nothing)) == numbers(whole)
+    assert numbers(evaluate(runs, nothing)) == numbers(whole)
     assert nothing.made == 0 and not loaded
 
 
-def test_an_incomplete_result_is_taken_up_again(place):
-    evaluate(place, Counting(complete=False))
+def test_an_incomplete_result_is_taken_up_again(runs):
+    evaluate(runs, Counting(complete=False))
     task = Counting()
-    assert all(row["complete"] for row in evaluate(place, task)["results"]) and task.made == 0
+    assert all(row["complete"] for row in evaluate(runs, task)["results"]) and task.made == 0
 
 
-def test_differences_are_paired_and_favour_someone_only_where_zero_is_left_out(place):
-    found = evaluate(place, Counting(), count=400)
-    one = found["differences"][0]
+def test_differences_are_paired_and_favour_someone_only_where_zero_is_left_out(runs):
+    results = evaluate(runs, Counting(), count=400)
+    one = results["differences"][0]
     assert (one["model"], one["baseline"], one["name"], one["count"]) == ("soft", "binary", "mean", 400)
-    values = [row["details"]["values"] for row in found["results"]]
+    values = [row["details"]["values"] for row in results["results"]]
     assert one["value"] == pytest.approx(np.mean(np.subtract(values[1], values[0])))
-    assert tables._verdict({"value": -2, "low": -3, "high": -1, "better": "lower", "model": "a", "baseline": "b"}) == "a"
-    assert tables._verdict({"value": -2, "low": -3, "high": -1, "better": "higher", "model": "a", "baseline": "b"}) == "b"
-    assert tables._verdict({"value": -2, "low": -3, "high": 1, "better": "lower", "model": "a", "baseline": "b"}) == "neither"
+    assert tables.favoured({"value": -2, "low": -3, "high": -1, "better": "lower", "model": "a", "baseline": "b"}) == "a"
+    assert tables.favoured({"value": -2, "low": -3, "high": -1, "better": "higher", "model": "a", "baseline": "b"}) == "b"
+    assert tables.favoured({"value": -2, "low": -3, "high": 1, "better": "lower", "model": "a", "baseline": "b"}) == "neither"
 
 
-def test_tables_show_numbers_with_intervals_units_costs_and_notes(place):
-    text = tables.markdown(evaluate(place, Counting(), run={"budgets": "1; 1/2"}))
+def test_tables_show_numbers_with_intervals_units_costs_and_notes(runs):
+    text = tables.markdown(evaluate(runs, Counting(), run={"budgets": "1; 1/2"}))
     row = next(line for line in text.splitlines() if line.startswith("| soft") and "1/2" in line)
     assert "mean, nats" in text and "[" in row and "| 32 " in row and "- A note." in text
     assert "| 1      | soft - binary |" in text
@@ -157,90 +157,90 @@ def test_tables_show_numbers_with_intervals_units_costs_and_notes(place):
     ({"count": 8}, "samples.count: 6 -> 8"), ({"run": {"seed": 1}}, "seed: 40000 -> 1"),
     ({"models": {"step": 3}}, "step: 7 -> 3"), ({"models": {"weights": "raw"}}, 'weights: "ema" -> "raw"'),
 ])  # fmt: skip
-def test_numbers_of_other_settings_are_not_mixed(place, change, said):
-    evaluate(place, Counting())
+def test_numbers_of_other_settings_are_not_mixed(runs, change, said):
+    evaluate(runs, Counting())
     if "models" in change:
-        change = {"models": dataclasses.asdict(settings(place).models) | change["models"]}
+        change = {"models": dataclasses.asdict(settings(runs).models) | change["models"]}
     with pytest.raises(ValueError, match=f"{said}.*give another --out"):
-        evaluate(place, Counting(), **change)
+        evaluate(runs, Counting(), **change)
 
 
-def test_a_run_that_trains_on_is_measured_where_the_evaluation_began(place):
-    save(place / "soft", 10, "a")
+def test_a_run_that_trains_on_is_measured_where_the_evaluation_began(runs):
+    save(runs / "soft", 10, "a")
     with pytest.raises(Stopped):
-        evaluate(place, Counting(stop_at=2), names="soft")
-    save(place / "soft", 20, "b")
-    found = evaluate(place, Counting(), names="soft", run={"budgets": "1; 1/2"})
-    assert found["models"]["soft"]["step"] == 10
-    stored = [json.loads(path.read_text())["step"] for path in place.glob("out/soft/count/*/result.json")]
+        evaluate(runs, Counting(stop_at=2), names="soft")
+    save(runs / "soft", 20, "b")
+    results = evaluate(runs, Counting(), names="soft", run={"budgets": "1; 1/2"})
+    assert results["models"]["soft"]["step"] == 10
+    stored = [json.loads(path.read_text())["step"] for path in runs.glob("out/soft/count/*/result.json")]
     assert stored == [10, 10]
     # Its files may be gone by the end.
-    os.rename(place / "soft/checkpoints/10", place / "gone")
-    assert numbers(evaluate(place, Counting(), names="soft", run={"budgets": "1; 1/2"})) == numbers(found)
+    os.rename(runs / "soft/checkpoints/10", runs / "gone")
+    assert numbers(evaluate(runs, Counting(), names="soft", run={"budgets": "1; 1/2"})) == numbers(results)
 
 
-def test_other_weights_at_the_same_step_are_not_mixed(place):
-    save(place / "soft", 10, "a")
-    evaluate(place, Counting(), names="soft")
-    save(place / "soft", 10, "b")
+def test_other_weights_at_the_same_step_are_not_mixed(runs):
+    save(runs / "soft", 10, "a")
+    evaluate(runs, Counting(), names="soft")
+    save(runs / "soft", 10, "b")
     with pytest.raises(ValueError, match="other weights than .*soft has at step 10 now: give another --out"):
-        evaluate(place, Counting(), names="soft")
+        evaluate(runs, Counting(), names="soft")
 
 
-def test_a_step_that_one_model_does_not_have_hinders_no_second_command(place):
+def test_a_step_that_one_model_does_not_have_hinders_no_second_command(runs):
     # A converted model has weights of one step, whichever is asked for.
     def converted(path, **given):
         return load(path, **given | {"step": 5})
 
-    given = settings(place, names="soft", models={"checkpoints": str(place / "soft"), "step": 3})
+    given = settings(runs, names="soft", models={"checkpoints": str(runs / "soft"), "step": 3})
     for _ in range(2):
-        assert Evaluation(given, place / "out", [Counting()], converted)()["models"]["soft"]["step"] == 5
+        assert Evaluation(given, runs / "out", [Counting()], converted)()["models"]["soft"]["step"] == 5
 
 
-def test_what_is_wrong_is_known_before_a_model_is_loaded(place):
+def test_what_is_wrong_is_known_before_a_model_is_loaded(runs):
     with pytest.raises(ValueError, match="13 is no good number"):
-        evaluate(place, Counting(), count=13)
+        evaluate(runs, Counting(), count=13)
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
-        evaluate(place, Counting(), names="absent")
-    (place / "empty").mkdir()
+        evaluate(runs, Counting(), names="absent")
+    (runs / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty' has no config.json"):
-        evaluate(place, Counting(), names="soft; empty")
+        evaluate(runs, Counting(), names="soft; empty")
     with pytest.raises(ValueError, match="Two checkpoints are called 'soft'"):
-        evaluate(place, Counting(), names="soft; soft")
+        evaluate(runs, Counting(), names="soft; soft")
     with pytest.raises(ValueError, match="give --checkpoint"):
-        evaluate(place, Counting(), models={"checkpoints": " ; "})
-    assert not loaded and not (place / "out").exists()
+        evaluate(runs, Counting(), models={"checkpoints": " ; "})
+    assert not loaded and not (runs / "out").exists()
 
 
-def test_a_folder_in_use_and_a_damaged_result_are_said(place):
-    evaluate(place, Counting())
-    (place / "out/soft/count/1/result.json").write_text("{")
+def test_a_folder_in_use_and_a_damaged_result_are_said(runs):
+    evaluate(runs, Counting())
+    (runs / "out/soft/count/1/result.json").write_text("{")
     with pytest.raises(ValueError, match="is no result of this command; remove it"):
-        evaluate(place, Counting())
+        evaluate(runs, Counting())
 
 
-def test_checkpoints_have_names_and_soft_masking_can_be_turned_off(place):
-    found = models.checkpoints(settings(place, models={"checkpoints": f"a={place}/soft; {place}/soft#none"}).models)
-    assert [(one.name, one.plain) for one in found] == [("a", False), ("soft-plain", True)]
+def test_checkpoints_have_names_and_soft_masking_can_be_turned_off(runs):
+    results = models.checkpoints(settings(runs, models={"checkpoints": f"a={runs}/soft; {runs}/soft#none"}).models)
+    assert [(one.name, one.plain) for one in results] == [("a", False), ("soft-plain", True)]
     with pytest.raises(ValueError, match="trained without"):
-        models.without_soft_masking(load(place / "binary", weights="", step=None, base="", mesh=None))
+        models.without_soft_masking(load(runs / "binary", weights="", step=None, base="", mesh=None))
 
 
 @pytest.mark.parametrize(
-    "listed, found",
+    "listed, results",
     [
         ("a=b/run; c;d", [("run", "a=b/run", False), ("c_d", "c;d", False)]),
         ("e#none;e#none#none", [("e_none", "e#none", False), ("e_none-plain", "e#none", True)]),
         ("x=c;d#none;~y", [("x", "c;d", True), ("_y", "~y", False)]),
     ],
 )
-def test_a_folder_that_exists_under_its_name_is_no_list_and_no_flag(tmp_path, monkeypatch, listed, found):
+def test_a_folder_that_exists_under_its_name_is_no_list_and_no_flag(tmp_path, monkeypatch, listed, results):
     for name in ("a=b/run", "c;d", "c", "e#none", "~y"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").touch()
     monkeypatch.chdir(tmp_path)
     read = models.checkpoints(Models(checkpoints=listed))
-    assert [(one.name, str(one.path), one.plain) for one in read] == found
+    assert [(one.name, str(one.path), one.plain) for one in read] == results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,19 +259,37 @@ def test_budgets_are_fractions(text, said):
         budgets(text)
 
 
-def test_plots_show_every_model_against_calls_and_seconds(place):
-    found = evaluate(place, Counting(), run={"budgets": "1; 1/2; 1/4"})
-    points = plots.curves(found)["count", "mean"]["soft"]
+def test_the_page_shows_every_model_against_calls_and_seconds(runs):
+    results = evaluate(runs, Counting(), run={"budgets": "1; 1/2; 1/4"})
+    points = results_page.curves(results)["count", "mean"]["soft"]
     assert [point["calls"] for point in points] == [16, 32, 64] and points[0]["low"] < points[0]["value"]
-    written = plots.write(found, place / "plots")
-    assert [path.name for path in written] == ["count_mean.png", "count_mean.svg"]
-    assert written[0].read_bytes().startswith(b"\x89PNG")
-    svg = written[1].read_text()
-    assert all(word in svg for word in ("binary", "soft", "mean, nats", "network calls a text", "seconds a text"))
-    before = [path.read_bytes() for path in written]
-    time.sleep(1.1)  # a date would differ
-    assert [path.read_bytes() for path in plots.write(found, place / "plots")] == before
+    written = (runs / "out/results.html").read_text(encoding="utf-8")
+    for cost, axis in (("calls", "network calls a text"), ("seconds", "seconds a text")):
+        figure = re.search(f"<figure[^>]*><figcaption>count: mean against {cost}<.*?</figure>", written, re.DOTALL)[0]
+        assert axis in figure and figure.count("</svg>binary</li>") == figure.count("</svg>soft</li>") == 1
+        assert "is better" in figure and 'class="whisker' in figure
+    assert written.index('class="verdict"') < written.index("<h2>count</h2>") < written.index("<h2>Models</h2>")
 
 
-def test_one_budget_is_no_plot(place):
-    assert plots.write(evaluate(place, Counting()), place / "plots") == [] and not (place / "plots").exists()
+def test_one_budget_is_no_curve(runs):
+    assert results_page.curves(evaluate(runs, Counting())) == {}
+    assert "<figure" not in (runs / "out/results.html").read_text(encoding="utf-8")
+
+
+NATS = {"unit": "nats/token", "better": "lower", "name": "nelbo"}
+SCORE = {"unit": "%", "better": "higher", "name": "pass@1"}
+
+
+@pytest.mark.parametrize("row, said", [
+    (NATS | {"value": -0.02, "low": -0.03, "high": -0.01}, "b, t: 2.0 % lower perplexity than a on the same masks [1.0, 3.0]."),
+    (SCORE | {"value": -4.0, "low": -5.0, "high": -3.0},
+     "t: a is better than b in pass@1: b - a = -4 [-5, -3] %, higher is better."),
+    (SCORE | {"value": 1.0, "low": -1.0, "high": 3.0}, "t: no measurable difference between b and a in pass@1: 1 [-1, 3] %."),
+])  # fmt: skip
+def test_a_page_opens_with_what_the_intervals_bear(row, said):
+    single = {"task": "t", "budget": "1", "model": "a", "estimates": {"pass@1": SCORE | {"value": 10.0, "low": 5.0, "high": 20.0}}}
+    report = {"results": [single], "differences": []}
+    assert results_page.verdicts(report) == ["a, t: pass@1 10 [5, 20] %, higher is better."]
+    less, other = ({"task": "t", "baseline": "a", "model": "b", "budget": budget, **row} for budget in ("1/2", "1"))
+    later = other | {"name": "second", "value": 9.0}
+    assert results_page.verdicts(report | {"differences": [less | {"value": 7.0}, other, later]}) == [said]

@@ -209,7 +209,7 @@ def test_a_model_of_nan_is_one_line_and_its_rows_say_so(command, mdlm, capsys, t
     (["--alg=entropy", "--temperature=-1"], "temperature"),
     (["--tokens_per_step=2", "--steps=4"], "leave --steps out"),
     (["--alg=confidence_threshold", "--block_length=8", "--steps=4"], "leave --steps out"),
-    (["--threshold=0.5"], "threshold is an option of confidence_threshold; 'entropy' has none"),
+    (["--threshold=0.5"], "threshold is an option of confidence_threshold and low_confidence; 'entropy' has none"),
 ])
 def test_options_that_make_no_sense_are_one_line(command, dream, capsys, words, said):
     assert command(dream, "--prompt=a", "--max_new_tokens=4", *words) == 1

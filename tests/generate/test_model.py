@@ -10,6 +10,7 @@ from softmask_jax import config
 from softmask_jax.data import ByteTokenizer
 from softmask_jax.data.chat.template import ChatTemplate
 from softmask_jax.distributed import sharding
+from softmask_jax.generate.__main__ import main as generate
 from softmask_jax.samplers import Options
 from softmask_jax.training import loop
 from tests.helpers import tiny_run
@@ -74,6 +75,34 @@ def test_generate_fills_masks_keeps_what_is_given_and_says_what_it_cost(model):
     assert all(isinstance(text, str) for text in model.decode(out.tokens))
 
 
+def test_write_gives_the_text_of_the_command_behind_its_prompt(run, model, capsys):
+    for words, given in ((["--prompt=mask "], {"prompt": "mask "}), (["--unconditional=1", "--length=8"], {"max_new_tokens": 8})):
+        assert generate([f"--checkpoint={run}", *words, "--steps=3", "--seed=7"]) == 0
+        text = given.get("prompt", "") + capsys.readouterr().out.removesuffix("\n")
+        assert model.write(**given, steps=3, seed=7) == text
+        assert model.write(**given, steps=3, seed=8) != text
+
+
+def test_a_seed_stands_for_its_key(model):
+    one, other = (model.generate(**given, count=1, steps=3).tokens for given in ({"seed": 3}, {"key": jax.random.key(3)}))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_encode_and_decode_are_each_others_inverse(model):
+    ids = model.encode("mask token")
+    assert ids.dtype == np.int32 and ids.tolist() == list(b"mask token")
+    assert model.decode(ids) == model.decode(ids[None]) == ["mask token"]
+
+
+def test_a_model_describes_itself_in_ten_lines(model):
+    title, *lines = repr(model).splitlines()
+    shown = {line[2:16].strip(): line[16:] for line in lines}
+    assert len(shown) == 9 and shown["vocabulary"] == "258, mask 257" and shown["tokenizer"] == "bytes"
+    assert shown["kind"] == "dit" and shown["step"] == "8" and shown["max length"] == "16 tokens"
+    assert shown["parameters"] == f"{model.denoiser.num_params:,} (float32)" and shown["adapter"] == "none"
+    assert shown["soft-masking"].startswith("topk, k 2 (scale 0.4") and shown["chats"] == "no"
+
+
 def test_generate_replays_recorded_uniforms(model):
     draws = np.random.default_rng(0).random((3, 1, 16, model.tokenizer.vocab_size))
     runs = [model.generate(key=jax.random.key(i), count=1, steps=3, draws=draws).tokens for i in (0, 1)]
@@ -94,6 +123,7 @@ def test_every_sampler_takes_a_model_of_running_text(model, options):
 @pytest.mark.parametrize("options", [
     dict(alg="remdm_cap", nucleus_p=0.9, steps=4, eta=0.3), dict(alg="origin", temperature=0.5, steps=4),
     dict(alg="confidence_threshold", threshold=0.02, block_length=8, cache="prefix"),
+    dict(alg="low_confidence", steps=8, block_length=8, cache="dual", cfg_scale=0.5, temperature=0.5),
 ], ids=lambda options: options["alg"])  # fmt: skip
 def test_on_a_mesh_every_sampler_gives_what_one_device_gives(run, model, options):
     spread = softmask_jax.load(run, mesh=sharding.make_mesh(2, 2, 2, jax.devices()[:8]))
@@ -129,6 +159,21 @@ def test_an_answer_depends_on_its_own_key_alone(model):
         (lambda run, model: model.generate(key=None, alg="entropy", threshold=0.5), ValueError, "option of confidence_threshold"),
         (lambda run, model: model.generate(key=jax.random.key(0), length=17), ValueError, "has 17 tokens, .* takes 16"),
         (lambda run, model: model.generate(key=None, alg="origin", block_length=4), ValueError, "cannot decode in blocks"),
+        (lambda run, model: softmask_jax.load(run.parent), FileNotFoundError, "--workdir of .*convert wrote.*PEFT's folder"),
+        (lambda run, model: model.generate(steeps=8), ValueError, "no option steeps .* the nearest is 'steps'"),
+        (lambda run, model: model.write("a", steeps=8), ValueError, "no option steeps .* the nearest is 'steps'"),
+        (lambda run, model: model.generate("a"), ValueError, "write continues a text"),
+        (lambda run, model: model.generate(key=0), ValueError, r"pass seed=0, or key=jax.random.key\(0\)"),
+        (lambda run, model: model.generate(), ValueError, "pass seed=0"),
+        (lambda run, model: model.generate(seed=-1), ValueError, "integer in 0"),
+        (lambda run, model: model.generate(seed=0, key=jax.random.key(0)), ValueError, "not both"),
+        (lambda run, model: model.nelbo(np.zeros((1, 4), int), 0), ValueError, r"pass jax.random.key\(seed, impl"),
+        (lambda run, model: model.write([1, 2]), ValueError, "generate takes token ids"),
+        (lambda run, model: model.write("a" * 16), ValueError, "too long for the 16 positions"),
+        (lambda run, model: model.write("a", max_new_tokens=0), ValueError, "at least 1"),
+        (lambda run, model: model.write("a", seed=0.5), ValueError, "integer in 0"),
+        (lambda run, model: model.chat([{"role": "user", "content": "a"}]), ValueError, "use write"),
+        (lambda run, model: model.encode([1]), ValueError, "takes a text"),
     ],
 )
 def test_mistakes_are_one_clear_line(run, model, call, error, said):

@@ -13,6 +13,7 @@ import pytest
 
 import softmask_jax
 from softmask_jax import config
+from softmask_jax.config.progress import Progress
 from softmask_jax.diffusion import soft_masking
 from softmask_jax.generate import notebook
 from softmask_jax.generate.notebook import Page, SideBySide
@@ -20,7 +21,7 @@ from softmask_jax.report import page
 from softmask_jax.samplers import Options, SoftMask
 from tests.helpers import browsing, crafted_run, crafted_trace
 from tests.helpers.browsing import browser  # noqa: F401 (a fixture)
-from tests.helpers.fake_model import END, FakeModel, MASK
+from tests.helpers.fake_model import FakeModel, MASK
 
 HOSTILE = '"></iframe><script>document.title="owned"</script>'
 
@@ -107,10 +108,12 @@ def shown(monkeypatch):
     return seen, anew
 
 
-def test_a_run_is_watched_while_it_goes_on_and_to_its_end(tmp_path, shown):
+def test_a_run_is_watched_while_it_goes_on_and_to_its_end(tmp_path, shown, capsys):
     seen, anew = shown
     with notebook.watch(tmp_path / "run", every=0.01):
         assert "Starting" in seen[0]
+        with Progress(50, "Step") as hidden:  # the curves show it
+            hidden.update(50)
         crafted_run.write(tmp_path / "run", finished=False, steps=50)
         for _ in range(2):  # the one that is being drawn may not know of it yet
             anew.clear()
@@ -118,7 +121,7 @@ def test_a_run_is_watched_while_it_goes_on_and_to_its_end(tmp_path, shown):
         assert "Step 50 of 50" in seen[-1]
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         crafted_run.write(tmp_path / "run", finished=True, steps=100)
-    assert "Step 100 of 100" in seen[-1]
+    assert "Step 100 of 100" in seen[-1] and not capsys.readouterr().err
     assert not [thread for thread in threading.enumerate() if "follow" in thread.name]
 
 

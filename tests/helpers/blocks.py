@@ -13,7 +13,7 @@ from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.diffusion.vocab.head import Head
 from softmask_jax.models import dream_denoiser
 from softmask_jax.samplers.blocks import BlockSampler
-from softmask_jax.samplers.decoding import Draws
+from softmask_jax.samplers.draws import Draws
 from tests.helpers import dream_model, plain_blocks
 from tests.helpers.arrays import made_once
 from tests.helpers.dream_model import MASK, VOCAB

@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 from softmask_jax import config
+from softmask_jax.io import goodput
 from softmask_jax.io.files import plain, write_json
 
+SPLIT = {"windows_in_split": 32}
 OWNED = "document.title='owned'"
 HOSTILE = f'</script></pre><img src=x onerror="{OWNED}"><script>{OWNED}</script>\x00\ud800'
 
@@ -51,13 +53,21 @@ def write(path: Path, *, steps=100, soft=True, finished=True, texts=(HOSTILE,), 
     for step in range(10, steps + 1, 10):
         rows.append(train_row(step, soft))
         if step % 50 == 0:
-            rows.append({"step": step, "kind": "validation", **scores(2.5 + 10 / step, gain)})
+            rows.append({"step": step, "kind": "validation", **scores(2.5 + 10 / step, gain), "windows": 8, **SPLIT})
             rows.append({"step": step, "kind": "samples", "texts": list(texts)})
     if finished:
-        final = scores(2.5, gain)
+        final = scores(2.5, gain) | {"windows": 16, **SPLIT}
         rows.append({"step": steps, "kind": "final", **final})
         info = {"train_tokens": 123_456, "source": "stdlib"}
         write_json(path / "summary.json", {"finished": True, "step": steps, "validation": final, "samples": list(texts),
                                            "data": info})  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in rows))
     return path
+
+
+def write_account(path: Path, **seconds: float) -> goodput.Account:
+    """The account of the wall time of a run that was started three times."""
+    account = goodput.Account(since=0.0, seen=sum(seconds.values()), starts=3)
+    account.seconds |= seconds
+    write_json(path / goodput.FILE, vars(account))
+    return account

@@ -1,11 +1,11 @@
-"""A tiny Dream, made and converted, with its runs."""
+"""A tiny Dream, or LLaDA, made and converted, with its runs."""
 
 import jax
 import numpy as np
 import pytest
 
 from softmask_jax import config
-from softmask_jax.convert import tiny_dream
+from softmask_jax.convert import tiny
 from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.distributed import sharding
 from softmask_jax.io import tree_files
@@ -13,11 +13,11 @@ from softmask_jax.training import loop
 
 
 class Workshop:
-    """A folder with a tiny Dream, converted, and its runs."""
+    """A folder with a tiny model, converted, and its runs by `recipe`."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        tiny_dream.make(folder, conversations=60)
+    def __init__(self, folder, family: str = "dream", recipe: str = "dream7b"):
+        self.folder, self.recipe = folder, recipe
+        tiny.make(folder, family=family, conversations=60)
         assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}", "--verify"]) == 0
 
     def overrides(self) -> list[str]:
@@ -27,10 +27,10 @@ class Workshop:
             "train.global_batch_size=2", "train.micro_batches=2",
         ]  # fmt: skip
 
-    def settings(self, *overrides: str, recipe: str = "dream7b"):
-        return config.load(f"configs/{recipe}.py:smoke", [*self.overrides(), *overrides])
+    def settings(self, *overrides: str, recipe: str = ""):
+        return config.load(f"configs/{recipe or self.recipe}.py:smoke", [*self.overrides(), *overrides])
 
-    def run(self, name: str, *overrides: str, stop_at: int | None = None, recipe: str = "dream7b"):
+    def run(self, name: str, *overrides: str, stop_at: int | None = None, recipe: str = ""):
         """The run's folder and its summary."""
         at, mesh = loop.StopSignal.at, sharding.make_mesh(devices=jax.devices()[:1])
         with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +45,13 @@ class Workshop:
 def workshop(tmp_path_factory):
     cache = jax.config.jax_compilation_cache_dir
     yield Workshop(tmp_path_factory.mktemp("dream"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.fixture(scope="module")
+def llada_workshop(tmp_path_factory):
+    cache = jax.config.jax_compilation_cache_dir
+    yield Workshop(tmp_path_factory.mktemp("llada"), "llada", "llada8b")
     jax.config.update("jax_compilation_cache_dir", cache)
 
 

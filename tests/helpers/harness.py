@@ -10,10 +10,9 @@ import pytest
 
 import softmask_jax
 from softmask_jax import config
-from softmask_jax.convert import tiny_dream
-from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.data import ByteTokenizer
 from softmask_jax.models import denoiser
+from tests.helpers.chat_models import chat_model
 from tests.helpers.tiny_run import settings
 
 LOADED: dict = {}
@@ -34,14 +33,20 @@ def mdlm(tmp_path_factory):
     return LOADED["mdlm"]
 
 
+def chatting(folder, family: str):
+    """A tiny model with its chat template, that `load` knows by its family's name."""
+    LOADED[family] = chat_model(folder, family, torch_dtype="float32")
+    return LOADED[family]
+
+
 @pytest.fixture(scope="module")
 def dream(tmp_path_factory):
-    """A tiny Dream with its chat template, that `load` knows by its name."""
-    folder = tmp_path_factory.mktemp("dream")
-    tiny_dream.make(folder, conversations=2, sizes={"torch_dtype": "float32"})
-    assert convert([f"--src={folder / 'hf'}", f"--dst={folder / 'model'}"]) == 0
-    LOADED["dream"] = softmask_jax.load(folder / "model")
-    return LOADED["dream"]
+    return chatting(tmp_path_factory.mktemp("dream"), "dream")
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory):
+    return chatting(tmp_path_factory.mktemp("llada"), "llada")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,6 +26,11 @@ def free_port() -> int:
 
 
 def start(config: Path, workdir: Path, hosts: int, *words: str, module="main", flags=False) -> list[subprocess.Popen]:
+    """One process a host for a training run; see `begin`."""
+    return begin(module, hosts, f"--config={config}", f"--workdir={workdir}", *words, flags=flags)
+
+
+def begin(module, hosts: int, *words: str, flags=False) -> list[subprocess.Popen]:
     """One process a host, each with one CPU device; told of the others by `flags`, or by the environment."""
     base = os.environ | {
         "PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE,
@@ -37,7 +42,7 @@ def start(config: Path, workdir: Path, hosts: int, *words: str, module="main", f
             "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts), "JAX_PROCESS_ID": str(host)
         }  # fmt: skip
         code = [str(module)] if isinstance(module, Path) else ["-m", f"softmask_jax.{module}"]
-        command = [sys.executable, *code, f"--config={config}", f"--workdir={workdir}", *words]
+        command = [sys.executable, *code, *words]
         if flags:
             command += [f"--coordinator={address}", f"--processes={hosts}", f"--process={host}"]
         processes.append(

@@ -18,9 +18,10 @@ def dense_loop(part: MDLMSampler, params, tokens, gumbel) -> np.ndarray:
     scalars = jax.tree.map(float, soft_masking.effective(params["soft_mask"]))
     times, dt = np.linspace(1, part.eps, part.steps + 1).astype(np.float32), (1 - part.eps) / part.steps
     rates = part.transition(times[:-1], dt)
-    tokens, before, confidence = np.array(tokens), None, np.zeros(tokens.shape)
+    tokens, before, state, confidence = np.array(tokens), None, None, np.zeros(tokens.shape)
 
     def predict():
+        nonlocal state
         masked = tokens == mask
         x = table[tokens]
         if before is not None and variant != "none":
@@ -36,8 +37,12 @@ def dense_loop(part: MDLMSampler, params, tokens, gumbel) -> np.ndarray:
                 shares = np.where(shares >= least, shares, 0)
                 shares /= shares.sum(-1, keepdims=True)
             lam = np.where(masked, lam, 0)[..., None]
-            x = (1 - lam) * x + lam * (shares @ table[: golden_model.VOCAB])
-        z = np.asarray(trunk(jnp.asarray(x, jnp.float32)), np.float64) @ weight.T + bias
+            if variant == "hidden":
+                x = x + lam * (state @ np.asarray(params["soft_mask"]["projection"], np.float64))
+            else:
+                x = (1 - lam) * x + lam * (shares @ table[: golden_model.VOCAB])
+        state = np.asarray(trunk(jnp.asarray(x, jnp.float32)), np.float64)
+        z = state @ weight.T + bias
         z[..., mask] = -np.inf
         z = np.where(masked[..., None], z, np.where(np.arange(z.shape[-1]) == tokens[..., None], 0, -np.inf))
         z -= z.max(-1, keepdims=True)

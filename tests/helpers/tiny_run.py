@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from softmask_jax import config
 from softmask_jax.distributed import sharding
-from softmask_jax.io import tree_files
+from softmask_jax.io import metrics, tree_files
 from softmask_jax.training import loop
 from softmask_jax.models import families
 from softmask_jax.training.tasks import running_text
@@ -73,10 +73,17 @@ def assert_identical(workdir: Path, other: Path, step: int) -> None:
 
 def rows(workdir: Path, kind: str | None = None, timed: bool = False) -> list[dict]:
     """Lines of metrics.jsonl; without what depends on the clock unless `timed`."""
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in metrics.lines(workdir)]
     clock = () if timed else ("tokens_per_second", "model_flops_per_second", "model_flops_share")
     found = [{name: value for name, value in row.items() if name not in clock} for row in found]
     return [row for row in found if kind in (None, row["kind"])]
+
+
+def summary(workdir: Path) -> dict:
+    """summary.json without what depends on the clock."""
+    values = json.loads((workdir / "summary.json").read_text())
+    assert 0 < values.pop("goodput") < 1
+    return values
 
 
 def assert_rows_are_unique(workdir: Path) -> None:
@@ -109,7 +116,7 @@ class Home:
         self.folder = folder
         write_texts(folder / "texts")
 
-    def run(self, name, *, mesh=(1, 1, 1), crash_at=None, stop_at=None, profile=False, **changed):
+    def run(self, name, *, mesh=(1, 1, 1), crash_at=None, stop_at=None, profile=False, profiler_port=None, **changed):
         """Train in the run's folder on the first devices; returns it and the summary."""
         wanted = config.from_dict(settings(self.folder, **changed))
         mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
@@ -124,7 +131,7 @@ class Home:
             patch.setattr(loop.sharding, "make_mesh", lambda **_: mesh)
             patch.setattr(loop.Tracker, "progress", crash)
             patch.setattr(loop.StopSignal, "at", lambda stop, step: step == stop_at or at(stop, step))
-            summary = loop.train(wanted, self.folder / name, profile=profile)
+            summary = loop.train(wanted, self.folder / name, profile=profile, profiler_port=profiler_port)
         return self.folder / name, summary
 
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from softmask_jax.io import answers
-from softmask_jax.io.answers import AnswerFile, described, summarize
+from softmask_jax.io import answers, appended
+from softmask_jax.io.answers import AnswerFile, Hosts, described, summarize
 
 SETTINGS = {"steps": 8, "prompts": "abc", "base": None, "soft_mask": {"k": 3}}
 
@@ -61,8 +61,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("function", ["write_atomically", "write_json"])
-def test_a_death_at_the_end_leaves_all_rows_and_the_end_is_made_again(path, monkeypatch, function):
+@pytest.mark.parametrize(("module", "function"), [(appended, "write_atomically"), (answers, "write_json")])
+def test_a_death_at_the_end_leaves_all_rows_and_the_end_is_made_again(path, monkeypatch, module, function):
     begin(path, 2, 0, 3, 1)
 
     def die(*_, **__):
@@ -70,7 +70,7 @@ def test_a_death_at_the_end_leaves_all_rows_and_the_end_is_made_again(path, monk
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers, function, die)
+        patch.setattr(module, function, die)
         with pytest.raises(Killed), opened(path) as file:
             file.finish({})
     with opened(path) as file:
@@ -171,7 +171,7 @@ def test_one_process_at_a_time_writes_a_file(path):
 
 
 def test_a_file_that_vanishes_while_it_is_opened_is_no_place_to_write(path, monkeypatch):
-    monkeypatch.setattr(AnswerFile, "_lock", lambda self: self.path.unlink())
+    monkeypatch.setattr(appended, "try_lock", lambda handle, path: path.unlink() or True)
     with pytest.raises(RuntimeError, match="has just ended"), opened(path):
         pass
 
@@ -191,8 +191,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(path):
     begin(path, 0)
     with opened(path) as file:
         file.settle({"step": 3})
-        file._file.close()
-        file._file = open("/dev/full", "ab", buffering=0)
+        file._file._file = open("/dev/full", "ab", buffering=0)
         with pytest.raises(OSError, match="No space left on device while writing .*give another --out"):
             file.add([row(1)])
     assert indices(path) == [0]
@@ -218,3 +217,64 @@ def test_a_summary_of_failures_alone_has_numbers():
 
 def test_keys_are_of_index_and_sample():
     assert answers.key_of({"index": 3}) == (3, 0) and answers.key_of({"index": 3, "sample": 2}) == (3, 2)
+
+
+def of_host(path, process, processes=2, settings=SETTINGS, **more):
+    return AnswerFile(path, settings, 4, Hosts(process, processes, **more))
+
+
+def test_hosts_write_files_of_their_own_and_the_first_merges_them(path):
+    with of_host(path, 0) as first, of_host(path, 1) as second:
+        for file in (first, second):
+            file.settle({"step": 3})
+        second.add([row(3), row(1)])
+        first.add([row(0), row(2)])
+        assert indices(path) == [0, 2] and indices(path.with_name("out.jsonl.hosts") / "1.jsonl") == [3, 1]
+        first.gather()
+        second.gather()
+        assert first.rows == second.rows and first.complete
+        first.finish({})
+    assert indices(path) == [0, 1, 2, 3]
+    assert sorted(os.listdir(path.parent)) == ["out.jsonl", "out.jsonl.settings.json", "out.jsonl.summary.json"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_rows_of_hosts_that_were_killed_count_for_any_number_of_hosts(path, processes):
+    for process in (2, 1):  # the first host wrote nothing
+        with of_host(path, process, 3) as file:
+            file.settle({"step": 3})
+            file.add([row(process)])
+    piece = path.with_name("out.jsonl.hosts") / "2.jsonl"
+    piece.write_bytes(piece.read_bytes() + b'{"index": 3, "sam')
+    for process in range(processes):
+        with of_host(path, process, processes) as file:
+            file.settle({"step": 3})
+            assert set(file.rows) == {(1, 0), (2, 0)}
+    with of_host(path, 0, processes) as file:
+        file.settle({"step": 3})
+        file.add([row(0), row(3)])
+        file.gather()
+    assert indices(path) == [1, 2, 0, 3] and not path.with_name("out.jsonl.hosts").exists()
+    assert json.loads(file.settings_path.read_text()) == SETTINGS | {"step": 3}
+
+
+def test_rows_of_other_settings_on_another_host_are_refused(path):
+    with of_host(path, 1) as file:
+        file.settle({"step": 3})
+        file.add([row(1)])
+    with pytest.raises(ValueError, match="1.jsonl has rows that were made with other settings .steps: 8 -> 9"):
+        of_host(path, 0, settings=SETTINGS | {"steps": 9}).__enter__()
+    with of_host(path, 0) as file:
+        with pytest.raises(ValueError, match="step: 3 -> 4"):
+            file.settle({"step": 4})
+
+
+def test_waiting_for_rows_ends_when_a_host_is_lost(path):
+    def check():
+        raise RuntimeError("Host 1 has ended.")
+
+    with of_host(path, 0, check=check) as file:
+        file.settle({})
+        file.add([row(0)])
+        with pytest.raises(RuntimeError, match="Host 1"):
+            file.gather()

@@ -1,4 +1,5 @@
 """Files that are written whole, and what in a folder is another program's."""
+import errno
 import os
 import threading
 
@@ -33,6 +34,17 @@ def test_only_what_a_killed_writer_left_is_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".a.json.tmp", ".b.json.17-0123abcd.tmp", ".mine.tmp", "a.json"]
     files.remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".a.json.tmp", ".mine.tmp", "a.json"]
+
+
+def test_where_the_file_system_has_no_locks_one_line_warns_and_work_goes_on(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with files.locked(tmp_path, "go away"):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    (record,) = caplog.records
+    assert "cannot be locked (Operation not supported): let no other process use this folder" in record.message
 
 
 def test_a_folder_with_files_of_those_names_is_refused_unless_it_was_locked_before(tmp_path):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from softmask_jax.io import run_folder
-from softmask_jax.io.run_folder import RunFolder, plain, versions, write_atomically, write_json
+from softmask_jax.io.files import plain, write_atomically, write_json
+from softmask_jax.io.run_folder import RunFolder, versions
 
 CONFIG = {"model": {"kind": "dit", "hidden_size": 64}, "soft_mask": {"variant": "topk", "k": 3}, "train": {"steps": 10}}
 

@@ -1,9 +1,10 @@
 """Google Cloud as launch/tpu.sh sees it: states, what a host says of its run, and what was asked for."""
 
-PLACE = ["--name=dream", "--project=my-project", "--zone=us-west4-a", "--type=v5litepod-16", "--nfs=10.0.0.2:/share",
+PLACE = ["--name=dream", "--project=my-project", "--zone=us-west4-a", "--type=v5litepod-16", "--bucket=gs://my-bucket",
          "--poll=0"]  # fmt: skip
-RUN = ["--config=configs/dream7b.py", "--workdir=/shared/runs/dream"]
+RUN = ["--config=configs/dream7b.py", "--workdir=runs/dream"]
 NOT_FOUND = {"err": "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found\n", "code": 1}
+ACCOUNT = "serviceAccount:123-compute@developer.gserviceaccount.com"
 STATE = "queued-resources describe .*state.state"
 
 

@@ -88,7 +88,7 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_run(script, 
         ("tpu.sh", ["create", "--name=ab", "--zone=z"], "needs --project"),
         ("tpu.sh", ["start", "--name=ab", "--project=p", "--zone=z"], "needs --config"),
         ("tpu.sh", ["run", "--name=ab", "--project=p", "--zone=z"], "a command after --"),
-        ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--type=v5litepod-16"], "--nfs"),
+        ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--type=v5litepod-16"], "--bucket=gs://BUCKET or --nfs"),
         ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--type=b200-8", "--dry-run"], "--runtime"),
         ("tpu.sh", ["create", "--name=ab", "--project=p", "--zone=z", "--spot", "--reserved"], "not both"),
         ("tpu.sh", ["setup", "--name=ab", "--project=p", "--zone=z", "--nfs=a:/b", "--disk=d"], "not both"),
@@ -102,6 +102,7 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_run(script, 
         ("slurm.sh", ["start", "--name=ab"], "needs --workdir"),
         ("slurm.sh", ["start", "--name=ab", "--workdir=w", "--partition=a b"], "--partition=a b"),
         ("slurm.sh", ["start", "--name=ab", "--workdir=w", "--gpus=0"], "--gpus=0"),
+        ("slurm.sh", ["start", "--name=ab", "--workdir=gs://b/w", "--config=c"], "need a folder on the shared disk"),
         ("gke.sh", ["start", "--name=ab", "--project=p", "--zone=z"], "needs --type"),
     ],
 )
@@ -215,7 +216,8 @@ def test_gcloud_s_own_check_takes_every_command(world):
     lines = set()
     for script, action in ACTIONS:
         if script == "tpu.sh":
-            for kind in (["--spot"], ["--reserved"], ["--nfs=", "--disk=d", "--type=v5litepod-8"]):
+            for kind in (["--spot"], ["--reserved"], ["--nfs=", "--disk=d", "--type=v5litepod-8"],
+                         ["--nfs=", "--bucket=gs://bucket", "--workdir="]):  # fmt: skip
                 done = world.run(script, *words(script, action, *more, *kind), HF_TOKEN="x")
                 assert done.returncode == 0, done.stderr
                 lines |= set(done.stdout.splitlines())

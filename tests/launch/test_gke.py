@@ -3,8 +3,9 @@ import pytest
 
 from tests.launch.world import World, value
 
-PLACE = ["--name=owt", "--project=my-project", "--zone=us-west4-a", "--type=v5litepod-16", "--poll=0"]
-RUN = ["--config=configs/mdlm_owt.py", "--workdir=/shared/runs/owt"]
+SHARED = ["--name=owt", "--project=my-project", "--zone=us-west4-a", "--type=v5litepod-16", "--poll=0"]
+PLACE = [*SHARED, "--bucket=gs://my-bucket"]
+RUN = ["--config=configs/mdlm_owt.py", "--workdir=runs/owt"]
 JOBSET = "get jobset"
 
 
@@ -14,7 +15,7 @@ def world(tmp_path):
 
 
 def test_create_makes_a_cluster_and_attaches_the_share(world):
-    done = world.run("gke.sh", "create", *PLACE, "--spot", "--filestore=softmask/models")
+    done = world.run("gke.sh", "create", *SHARED, "--spot", "--filestore=softmask/models")
     assert done.returncode == 0, done.stderr
     cluster, storage = world.calls("xpk")
     assert cluster["words"] == [
@@ -37,14 +38,14 @@ def test_without_xpk_one_line_says_how_to_get_it(tmp_path):
 
 def test_a_cluster_that_is_refused_may_have_left_a_part_and_nothing_more_is_tried(world):
     world.answer("xpk", "cluster create", {"err": "[XPK] Insufficient quota\n", "code": 1})
-    done = world.run("gke.sh", "create", *PLACE, "--filestore=softmask")
+    done = world.run("gke.sh", "create", *SHARED, "--filestore=softmask")
     assert done.returncode == 1 and "Insufficient quota" in done.stderr and "A part of it may stand and cost" in done.stderr
     assert len(world.calls()) == 1
 
 
 def test_a_share_that_is_refused_tells_of_the_cluster_that_stands(world):
     world.answer("xpk", "storage attach", {"code": 1})
-    done = world.run("gke.sh", "create", *PLACE, "--filestore=softmask")
+    done = world.run("gke.sh", "create", *SHARED, "--filestore=softmask")
     assert done.returncode == 1 and "The cluster owt stands and costs" in done.stderr
 
 
@@ -56,8 +57,9 @@ def test_start_submits_the_code_and_the_words_of_the_training(world):
     assert call["words"][:2] == ["workload", "create"] and "--spot" in call["words"]
     assert (value(call, "--workload"), value(call, "--cluster"), value(call, "--max-restarts")) == ("owt", "shared", "4")
     assert value(call, "--command") == (
-        "bash launch/node.sh setup --extras=tpu,chat,hf,hub && exec bash launch/node.sh attend --name=owt "
-        "--workdir=/shared/runs/owt -- --config=configs/mdlm_owt.py --workdir=/shared/runs/owt '--note=a b'"
+        "bash launch/node.sh setup --extras=tpu,chat,hf,hub,gcs --bucket=gs://my-bucket && "
+        "exec bash launch/node.sh attend --name=owt --workdir=gs://my-bucket/runs/owt -- "
+        "--config=configs/mdlm_owt.py --workdir=gs://my-bucket/runs/owt '--note=a b'"
     )
     # The file names the variable; xpk takes the value from the environment.
     assert call["files"][value(call, "--env-file")]["text"] == "HF_TOKEN\n"
@@ -117,7 +119,7 @@ def test_resume_submits_again_in_the_same_folder(world):
     assert world.run("gke.sh", "resume", *PLACE, *RUN).returncode == 0
     removed, made = world.calls("xpk")
     assert removed["words"][:2] == ["workload", "delete"] and "--force" in removed["words"]
-    assert "--workdir=/shared/runs/owt" in value(made, "--command")
+    assert "--workdir=gs://my-bucket/runs/owt" in value(made, "--command")
 
 
 def test_delete_says_that_the_cluster_still_costs(world):

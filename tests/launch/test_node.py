@@ -32,11 +32,11 @@ class Node:
         restart = ["--unless-stopped"] if restart else []
         return self("start", "--name=r", where, "--label=host-0", *restart, "--", where, *words)
 
-    def status(self, *wanted, step=""):
+    def status(self, *wanted, step="", **environment):
         """Once it is one of those that are waited for, at that step."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            found = self("status", "--name=r").stdout.split()[1:]
+            found = self("status", "--name=r", **environment).stdout.split()[1:]
             reached = (not wanted or found[0] in wanted) and step in ("", found[2])
             if reached or time.monotonic() > deadline:
                 return found
@@ -144,6 +144,35 @@ def test_in_the_foreground_a_stopped_run_asks_to_be_tried_again(node):
     assert node(*words).returncode == 0
 
 
+def test_a_run_in_a_bucket_has_its_log_here_and_there_and_is_known_by_what_it_wrote(node, bucket, emulator):
+    toy_project.plan(bucket, "wait")
+    words = ["start", "--name=r", f"--workdir={bucket}", "--label=host-0", "--", f"--workdir={bucket}"]
+    environment = emulator.environment
+    done = node(*words, **environment)
+    log = node.world.folder / "home" / ".softmask_jax" / "r" / "host-0.log"
+    assert done.returncode == 0 and str(log) in done.stdout
+    assert node.status("running", step="3", **environment) == ["running", "-", "3", "no"]
+    node("stop", "--name=r", **environment)
+    assert node.status(**environment) == ["ended", "130", "3", "no"]
+    assert (bucket / "logs" / "host-0.log").read_text() == log.read_text() and "Stopped and saved" in log.read_text()
+    toy_project.plan(bucket, "finish")
+    assert node(*words, **environment).returncode == 0
+    assert node.status("ended", **environment) == ["ended", "0", "20", "yes"]
+    assert node("finished", f"--workdir={bucket}", **environment).returncode == 0
+    assert not list(node.world.folder.glob("**/gs:*"))
+
+
+def test_a_bucket_that_the_host_cannot_write_ends_its_setup_in_one_line(node, bucket, emulator):
+    setup = ("--extras=gcs", f"--bucket={bucket}")
+    assert mounting(node, *setup, **emulator.environment).returncode == 0
+    emulator.faults = lambda method, path: 403 if method == "POST" else None
+    done = mounting(node, *setup, **emulator.environment)
+    assert done.returncode == 1 and "Ready" not in done.stdout
+    refused, error = done.stderr.splitlines()
+    assert refused.startswith(f"{bucket}/") and "refused (403); grant roles/storage.objectAdmin on the bucket" in refused
+    assert error == f"Error: {os.uname().nodename}: the run's folder cannot be in {bucket}"
+
+
 def test_secrets_come_from_the_file_of_mode_600(node):
     home = node.world.folder / "home" / ".softmask_jax"
     home.mkdir(parents=True)
@@ -163,14 +192,14 @@ def test_an_unknown_word_is_refused(node):
     assert "not set up" in node.start("wait").stderr
 
 
-def mounting(node, *words):
+def mounting(node, *words, **environment):
     """Setup with stubs for what needs root, and nothing installed."""
     for program in ("sudo", "mountpoint", "lsblk", "blkid", "mount.nfs"):
         node.world.add(program)
     venv = 'make_venv() { echo "installed $*"; }\naccelerator() { echo cuda12; }\ntested_versions() { echo tested.txt; }\n'
     (node.project / "launch" / "venv.sh").write_text(venv)
     node.world.answer("mountpoint", "", {"code": 1})
-    return node("setup", *words)
+    return node("setup", *words, **environment)
 
 
 def test_setup_mounts_a_share_once_and_installs(node):

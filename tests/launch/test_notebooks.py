@@ -1,13 +1,16 @@
 """The Colab notebooks: what is in their files, and what each leaves when a kernel runs it from top to bottom at toy size."""
 import ast
+import base64
 import copy
 import html
+import importlib
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import nbformat
@@ -64,19 +67,50 @@ class TestFile:
 
     def test_its_paths_are_the_projects_and_what_it_names_exists(self, path):
         source = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
-        assert not re.findall(r"(?<![\w.:/{}])/(?!content/drive)[a-z]+/", source)
-        named = set(re.findall(r"(?:configs|launch|\.assets)/[\w./]+\.\w+", source))
-        assert named and all((ROOT / name).exists() for name in named), named
+        assert not re.findall(r"(?<![\w.:/{}])/(?!content/drive|dev/)[a-z]+/", source)
+        assert all((ROOT / name).exists() for name in re.findall(r"(?:configs|launch)/[\w./]+\.\w+", source))
         assert all((FOLDER / name).exists() for name in re.findall(r"\d_\w+\.ipynb", source))
 
 
+def test_the_picture_is_there_before_anything_runs():
+    (cell,) = (cell for cell in nbformat.read(PATHS[0], as_version=4).cells if cell.id == "picture-text")
+    (content,) = re.findall(r"\(data:image/png;base64,([^)]+)\)", cell.source)
+    assert base64.b64decode(content).startswith(b"\x89PNG") and len(content) < 40_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source, files, chosen, installed", [
+    ("", ["softmask_jax-0.1.0-py3-none-any.whl", "softmask_jax.zip"], [], "softmask_jax-0.1.0-py3-none-any.whl"),
+    ("", ["softmask_jax-main.zip"], [], "softmask_jax-main.zip"), ("", [], ["mine.zip"], "mine.zip"),
+    ("https://example.org/softmask_jax.git", [], [], "git+https://example.org/softmask_jax.git"),
+])  # fmt: skip
+def test_the_package_is_installed_from_a_clone_a_file_or_what_the_user_chooses(
+    path, source, files, chosen, installed, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        (tmp_path / name).touch()
+    colab = types.SimpleNamespace(files=types.SimpleNamespace(upload=lambda: dict.fromkeys(chosen, b"")))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (cell,) = (cell for cell in nbformat.read(path, as_version=4).cells if cell.id == "install")
+    pip: list = []
+    kernel = types.SimpleNamespace(run_line_magic=lambda *words: pip.append(words))
+    exec(TransformerManager().transform_cell(cell.source), names := {"SOURCE": source, "get_ipython": lambda: kernel})
+    where = installed if "://" in installed else (tmp_path / installed).as_uri()
+    assert names["source"] == where and names["extras"].endswith("hub,chat,hf")
+    assert pip == [("pip", 'install --quiet "softmask_jax[{extras}] @ {source}"')]
+
+
+@pytest.mark.parametrize("family", ["dream", "llada"])
 @pytest.mark.parametrize("int8", [True, False])
-def test_the_settings_of_fine_tuning_at_full_size_are_a_run(int8):
+def test_the_settings_of_fine_tuning_at_full_size_are_a_run(int8, family):
     book = nbformat.read(FOLDER / "3_finetune_dream.ipynb", as_version=4)
-    names = {"SMOKE": False, "INT8": int8, "BASE": "models/dream"}
+    names = {"SMOKE": False, "INT8": int8, "BASE": f"models/{family}", "FAMILY": family}
     exec(*(cell.source for cell in book.cells if cell.id == "settings"), names)
     found = config.load(names["CONFIG"], [word.removeprefix("--config.") for word in names["WORDS"]])
-    assert found.model.base == "models/dream" and found.model.base_dtype == ("int8" if int8 else "float")
+    assert (found.model.kind, found.model.base) == (family, f"models/{family}")
+    assert found.model.base_dtype == ("int8" if int8 else "float")
     assert (found.model.adapter, found.soft_mask.variant, found.data.buckets) == ("dora", "topk", "640")
     train, _, validation = found.data.paths.partition(" | ")
     assert train.endswith(":train") and validation.endswith(":test")
@@ -101,10 +135,9 @@ class Kernels(AsyncKernelManager):
 
 
 class Executed:
-    """A notebook whose cells were run, as often as `times` in one kernel, in a copy of the project's `configs` and
-    `.assets` in `folder`."""
+    """A notebook whose cells were run in `folder`, as often as `times` in one kernel, with the package installed."""
 
-    def __init__(self, name: str, folder: Path, monkeypatch, times: int = 1):
+    def __init__(self, name: str, folder: Path, monkeypatch, times: int = 1, family: str = "dream"):
         monkeypatch.setenv("SOFTMASK_JAX_SMOKE", "1")
         monkeypatch.setenv("JAX_PLATFORMS", "cpu")
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -113,16 +146,14 @@ class Executed:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        beside = folder / "launch" / "colab"
-        beside.mkdir(parents=True, exist_ok=True)
-        for part in ("configs", ".assets"):
-            shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
         self.folder, self.runs, self.book = folder, folder / "runs", nbformat.read(FOLDER / name, as_version=4)
+        for cell in self.book.cells:
+            cell.source = cell.source.replace('FAMILY = "dream"', f'FAMILY = "{family}"')
         self.book.cells = [cell for _ in range(times) for cell in copy.deepcopy(self.book.cells)]
         # A socket's path must be short, and pytest's folders are not.
         with tempfile.TemporaryDirectory() as sockets:
             kernels = Kernels(transport="ipc", ip=f"{sockets}/kernel")
-            client = NotebookClient(self.book, km=kernels, timeout=300, resources={"metadata": {"path": str(beside)}})
+            client = NotebookClient(self.book, km=kernels, timeout=300, resources={"metadata": {"path": str(folder)}})
             # Otherwise a kernel that the client did not make itself would live on.
             client.execute(cleanup_kc=True)
 
@@ -168,9 +199,8 @@ def assert_four_ways(source: str, steps: int, answers: int = 1) -> list[str]:
 @pytest.mark.full
 def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
     done = execute("1_train_small.ipynb", times=2)
-    pictures = done.output("picture", "image/svg+xml"), (ROOT / ".assets" / "soft_masking.svg").read_text()
-    words, wanted = (re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in pictures)
-    assert words == wanted and "mask" in words
+    assert done.page("demo") == (done.folder / "demo.html").read_text("utf-8")
+    assert "--- plain masks, 16 steps\ndef main(" in done.printed("demo")
     steps, losses = done.steps_and_losses("notebook_small", "train")
     assert steps[-1] == 36 and losses[-4:].mean() < losses[:2].mean() - 1
     _, nelbos = done.steps_and_losses("notebook_small", name="two_pass/nelbo")
@@ -179,7 +209,7 @@ def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
     assert "Step 36 of 36" in watched and "Mean \u03bb" in watched and "Validation perplexity" in watched
     assert done.page("report") == (done.runs / "notebook_small" / "report.html").read_text("utf-8")
     played = done.page("trajectory")
-    assert played == (done.runs / "notebook_small" / "trajectory.html").read_text("utf-8")
+    assert played == (done.runs / "notebook_small" / "text.html").read_text("utf-8")
     assert 'id="trace"' in played and ", the largest on this page" in played  # lambda is above 0
     assert_four_ways(done.page("compare"), 8)
 
@@ -191,10 +221,27 @@ def test_dream_answers_in_four_ways_in_the_notebook(execute):
     assert "variant='topk', k=1" in done.printed("load")
     texts = assert_four_ways(done.page("compare"), 16)
     assert texts[0] != texts[1] and texts[0] != texts[2]
-    assert done.page("compare") == (done.runs / "dream_side_by_side.html").read_text("utf-8")
+    assert done.page("compare") == (done.runs / "side_by_side.html").read_text("utf-8")
     played = done.page("trajectory")
-    assert played == (done.runs / "dream_trajectory.html").read_text("utf-8")
+    assert played == (done.runs / "trajectory.html").read_text("utf-8")
     assert "entropy, 4 steps" in played and ", the largest on this page" in played
+
+
+@pytest.mark.full
+def test_so_does_llada(execute):
+    done = execute("2_generate_with_dream.ipynb", family="llada")
+    assert "models/tiny_llada: bfloat16 kernels" in done.printed("convert")
+    assert_four_ways(done.page("compare"), 16)
+    assert "low_confidence, 4 steps" in done.page("trajectory")
+
+
+@pytest.mark.full
+def test_llada_learns_in_the_notebook_is_exported_and_chats(execute):
+    done = execute("3_finetune_dream.ipynb", family="llada")
+    assert "models/tiny_llada_int8: int8 kernels" in done.printed("convert")
+    steps, losses = done.steps_and_losses("notebook_llada/run")
+    assert list(steps) == [10, 20, 30, 40] and losses[-1] < losses[0]
+    assert "low_confidence, 8 steps" in done.page("chat")
 
 
 @pytest.mark.full

@@ -125,12 +125,13 @@ def test_costs_are_steps_times_seconds_times_chips_and_agree_with_the_scaling_pa
 
 def test_the_troubleshooting_table_quotes_what_the_scripts_say():
     said = "".join(path.read_text() for path in (ROOT / "launch").glob("*.sh"))
-    said += "".join((ROOT / "softmask_jax" / name).read_text() for name in ("io/files.py", "distributed/rendezvous.py"))
+    said += "".join((ROOT / "softmask_jax" / name).read_text() for name in ("io/files.py", "io/bucket.py", "distributed/rendezvous.py"))
     quoted = re.findall(r"^\| `([^|]*)` \|", PAGE.split("## When something goes wrong")[1], re.M)
     pieces = {
         "no quota for", "no TPU within", "the request failed", "was preempted; resume brings it back", "failed on host",
         "could not mount", "expected one free disk, found", "is in use by", "did not come", "Given up:", "runs already",
-        "runs here already", "command not found", "sbatch refused the job",
+        "runs here already", "command not found", "sbatch refused the job", "nothing was created: gcloud cannot see",
+        "refused (403); grant roles/storage.objectAdmin",
     }  # fmt: skip
     for piece in pieces:
         assert piece in said, piece

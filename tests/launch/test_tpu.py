@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.launch.cloud import NOT_FOUND, PLACE, RUN, STATE, says, steps
+from tests.launch.cloud import ACCOUNT, NOT_FOUND, PLACE, RUN, STATE, says, steps
 from tests.launch.world import World, value
 
 
@@ -17,6 +17,8 @@ def world(tmp_path):
 
 def test_create_asks_for_what_was_wanted_and_waits_until_it_is_there(world):
     world.answer("gcloud", STATE, *says("NONE", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"))
+    world.answer("gcloud", "get-iam-policy", {"out": f"{ACCOUNT},roles/storage.objectAdmin\n"})
+    world.answer("gcloud", "projects describe", {"out": "123\n"})
     done = world.run("tpu.sh", "create", *PLACE, "--spot", "--network=lan")
     assert done.returncode == 0, done.stderr
     (call,) = world.calls("gcloud", "queued-resources create")
@@ -111,7 +113,15 @@ def test_setup_brings_secrets_and_code_to_all_hosts_and_leaves_nothing_here(worl
     assert "chmod 600" in value(moved, "--command")
     (made,) = world.calls("gcloud", "node.sh setup")
     assert value(made, "--worker") == "all"
-    assert "--extras=tpu,chat,hf,hub --nfs=10.0.0.2:/share --mount=/shared" in value(made, "--command")
+    assert "--extras=tpu,chat,hf,hub,gcs --bucket=gs://my-bucket" in value(made, "--command")
+
+
+def test_setup_mounts_a_share_or_a_disk_where_that_is_the_folder(world):
+    for kind, mounts in ((["--nfs=10.0.0.2:/share"], "--nfs=10.0.0.2:/share --mount=/shared"),
+                         (["--disk=d", "--type=v5litepod-8", "--mount=/data"], "--disk --mount=/data")):  # fmt: skip
+        done = world.run("tpu.sh", "setup", *PLACE[:4], *kind)
+        assert done.returncode == 0 and not done.stderr
+        assert value(world.calls("gcloud", "node.sh setup")[-1], "--command").endswith(f"--extras=tpu,chat,hf,hub {mounts}")
 
 
 def test_code_may_come_from_a_repository(world):
@@ -155,7 +165,7 @@ def test_start_runs_the_supervisor_s_words_on_all_hosts(world):
     (call,) = world.calls("gcloud", "node.sh start")
     assert value(call, "--worker") == "all"
     assert value(call, "--command").endswith(
-        "-- --config=configs/dream7b.py --workdir=/shared/runs/dream --restarts=7 --config.train.steps=10"
+        "-- --config=configs/dream7b.py --workdir=gs://my-bucket/runs/dream --restarts=7 --config.train.steps=10"
     )
 
 
@@ -163,7 +173,7 @@ def test_delete_saves_the_run_first_gives_the_tpu_back_and_says_what_stays(world
     world.answer("gcloud", STATE, *says("ACTIVE"))
     done = world.run("tpu.sh", "delete", *PLACE)
     assert done.returncode == 0 and steps(world) == ["stop", "delete"]
-    assert "The file share 10.0.0.2:/share stays and costs." in done.stderr
+    assert "What is in gs://my-bucket stays and costs." in done.stderr
 
 
 def test_delete_goes_on_where_the_host_is_silent_and_tells_when_it_failed(world):

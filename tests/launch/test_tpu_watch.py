@@ -58,7 +58,7 @@ def test_a_run_that_is_preempted_in_the_middle_comes_back_and_finishes(world):
     (deleted,) = world.calls("gcloud", "queued-resources delete")
     assert "--force" in deleted["words"]
     (started,) = world.calls("gcloud", "node.sh start")
-    assert "--workdir=/shared/runs/dream" in value(started, "--command") and "--restarts=7" in value(started, "--command")
+    assert "--workdir=gs://my-bucket/runs/dream" in value(started, "--command") and "--restarts=7" in value(started, "--command")
     assert "--spot" in world.calls("gcloud", "queued-resources create")[0]["words"]
     assert len(world.calls("gcloud", "softmask_jax-secrets &&")) == 1  # a new machine needs them anew
 
@@ -89,7 +89,7 @@ def test_ctrl_c_while_a_watch_sets_up_anew_is_told_once(world):
     while not world.calls("gcloud", "node.sh setup") and time.monotonic() < deadline:
         time.sleep(0.05)
     (setup,) = world.calls("gcloud", "node.sh setup")
-    assert "setup --extras= --nfs" in value(setup, "--command")  # what was given empty stays so
+    assert "setup --extras=gcs --bucket" in value(setup, "--command")  # what was given empty stays so
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     told = [line for line in err.splitlines() if "Interrupted" in line]

@@ -5,23 +5,28 @@ import sys
 from pathlib import Path
 
 from softmask_jax import config
+from softmask_jax.io.paths import to_path
 from tests.launch.world import ROOT
 
 # By <workdir>/plan: "finish" makes all steps; "exit N"; "wait" until SIGTERM, then saves. It prints its arguments.
 TOY = """
-import json, os, pathlib, signal, sys, time
+import json, os, signal, sys, time
+from softmask_jax.io.paths import to_path
 def flag(name):
     return next(word.partition("=")[2] for word in sys.argv if word.startswith(f"--{name}="))
-folder = pathlib.Path(flag("workdir"))
+folder = to_path(flag("workdir"))
 plan = (folder / "plan").read_text().split()
 signal.signal(signal.SIGTERM, lambda *_: (print("Stopped and saved"), sys.exit(0)))
 print("arguments", json.dumps(sys.argv[1:]), "token", os.environ.get("HF_TOKEN"), flush=True)
-(folder / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
+def save(step):
+    (folder / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / str(step) / "commit_success.txt").write_text("")
+save(3)
 while plan[0] == "wait":
     time.sleep(0.05)
 if plan[0] == "exit":
     sys.exit(int(plan[1]))
-(folder / "checkpoints" / "20").mkdir(exist_ok=True)
+save(20)
 (folder / "summary.json").write_text(json.dumps({"step": 20}))
 print("Validation ...")
 """
@@ -44,8 +49,9 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def plan(workdir: Path, what: str, steps: int = 20) -> Path:
+def plan(workdir: Path | str, what: str, steps: int = 20) -> Path:
     """What the next run in `workdir` does."""
+    workdir = to_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "plan").write_text(what)
     settings = config.from_dict({"train": {"steps": steps}})

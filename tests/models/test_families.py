@@ -29,7 +29,7 @@ def build(model, soft_mask, about, *, mesh=None):
     vocab_size, width, rows = about["vocab_size"], model.hidden_size, -(-about["vocab_size"] // 128) * 128
     rows_over = denoiser.layouts(mesh).rows_over
     real = (jnp.arange(rows) < vocab_size)[:, None]
-    scalars = denoiser.initial_scalars(soft_mask)
+    scalars = denoiser.initial_soft_mask(soft_mask, width)
 
     def init(key, base=None):
         table, mix, out = (0.1 * jax.random.normal(k, shape) for k, shape in zip(
@@ -73,7 +73,8 @@ def test_it_trains_by_config_and_logs_as_every_model(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 6 and np.isfinite(summary["validation"]["two_pass/nelbo"])
     assert json.loads((run / "config.json").read_text())["model"]["kind"] == "toy"
-    assert (run / "report.html").exists()
+    assert "A validation text, with plain and with soft masks" in (run / "trajectory.html").read_text("utf-8")
+    assert "A text, step by step" in (run / "report.html").read_text("utf-8")
 
 
 def test_a_loaded_checkpoint_has_the_one_model_class_and_its_validation_score(run):

@@ -10,8 +10,8 @@ import pytest
 
 from softmask_jax import config
 from softmask_jax.evaluate import compare
-from softmask_jax.io import run_log
-from softmask_jax.io.files import write_json
+from softmask_jax.io import goodput, run_log
+from softmask_jax.io.files import plain, write_json
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.report import page, run_page
 from softmask_jax.report.__main__ import main
@@ -71,9 +71,11 @@ def test_a_finished_soft_masked_run_shows_everything(tmp_path):
     assert tree.all("h1") == ["my run"] and "Finished: 100 steps" in tree.all("strong")
     assert set(titles(tree)) == {*SOFT, *COMMON} and "Temperature" not in source
     assert tree.all("span")[::3] == [
-        "Perplexity, one pass", "Perplexity, two passes", "Gain of the second pass", "Training tokens", "Throughput"
+        "Perplexity, one pass, plain masks", "Perplexity, two passes, soft masks", "Gain of the second pass", "Training tokens", "Throughput"
     ]  # fmt: skip
-    for said in ("12.18", "95 % interval 11.02 to 13.46; 2.5000 nats per token", "11.59", "+0.0500",
+    assert tree.all("p")[0] == "With soft-masking 4.9 % lower perplexity on the same masks [3.9, 5.8]."
+    for said in ("12.18", "95 % interval 11.02 to 13.46; 2.5000 nats per token (final validation, 16 of 32 windows)",
+                 "On 8 of 32 windows at every step", "11.59", "+0.0500",
                  "+0.0400 to +0.0600", "12,800", "1,055 tokens/s",
                  "quartiles 1,032 to 1,078; 25.0% of the peak FLOPs"):  # fmt: skip
         assert said in source, said
@@ -81,9 +83,37 @@ def test_a_finished_soft_masked_run_shows_everything(tmp_path):
     assert "3.11.7" in source and "1 x cpu (cpu)" in source and "123,456" in source
 
 
+def test_the_shares_of_the_wall_time_are_drawn_and_explained(tmp_path):
+    path = crafted_run.write(tmp_path / "run")
+    account = crafted_run.write_account(path, steps=150.0, compiling=30.0, down=20.0)
+    source, tree = made(path)
+    assert "Shares of the wall time" in titles(tree) and "3 min 20 s since 1970-01-01 00:00 UTC, starts: 3." in source
+    described = next(text for text in tree.all("desc") if text.startswith("Training steps: 75.0%"))
+    for name, kind in goodput.KINDS.items():
+        assert f"{kind.label}: {account.shares[name]:.1%}" in described and page.text(kind.meaning) in source
+    assert tree.all("span")[-3:] == ["Goodput", "75.0%", "of the wall time: training steps that count"]
+    (path / goodput.FILE).write_text('{"since": 3}')
+    source, tree = made(path)
+    assert "Wall time" not in tree.all("h2") and "goodput.json is damaged and left out." in source
+
+
 def test_a_binary_run_shows_no_soft_masking(tmp_path):
     source, tree = made(crafted_run.write(tmp_path / "run", soft=False))
     assert set(titles(tree)) == set(COMMON) and "Gain" not in source and "binary masks" in source
+    assert tree.all("p")[0] == "Perplexity per token 12.18 [11.02, 13.46] with plain masks." and "\u03bb" not in source
+
+
+def test_a_run_that_goes_on_says_of_which_step_its_verdict_is_and_one_not_validated_has_none(tmp_path):
+    _, tree = made(crafted_run.write(tmp_path / "run", finished=False, train__steps=200))
+    assert tree.all("p")[0].startswith("Validation at step 100, 8 of 32 windows: With soft-masking")
+    source, tree = made(crafted_run.write(tmp_path / "begun", finished=False, steps=20, train__steps=90))
+    assert 'class="verdict"' not in source and "has not been validated" in source
+
+
+def test_every_chart_says_what_it_shows(tmp_path):
+    source, _ = made(crafted_run.write(tmp_path / "run", steps=50))
+    figures = re.findall("<figure.*?</figure>", source, re.DOTALL)
+    assert len(figures) == 13 and all('<p class="note">' in figure for figure in figures)
 
 
 def test_settings_that_differ_come_first(tmp_path):
@@ -194,7 +224,10 @@ def test_a_run_killed_before_its_summary_is_written_has_its_page_and_ends_again(
         trainer = object.__new__(loop.Trainer)
         trainer.config, trainer.folder, trainer.tracker = config.from_dict(folder.read_config()), folder, mock.Mock()
         trainer.task, trainer.heart = mock.Mock(info={"train_tokens": 77_777}), mock.Mock()
+        trainer.times = mock.MagicMock()
+        trainer.times.account.goodput = 0.5
         trainer.task.validate.return_value = crafted_run.scores(1.0, 0.1)
+        monkeypatch.setattr(loop.trajectory, "write", mock.Mock())
         monkeypatch.setattr(trainer, "_sample", lambda *_: ["a sample"], raising=False)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(loop, "write_json", mock.Mock(side_effect=KeyboardInterrupt))
@@ -207,7 +240,7 @@ def test_a_run_killed_before_its_summary_is_written_has_its_page_and_ends_again(
 
 
 def test_a_page_that_fails_is_a_line_not_an_error(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_page, "build", lambda _: 1 / 0)
+    monkeypatch.setattr(run_page, "build", lambda *_: 1 / 0)
     run_page.write_at_end(crafted_run.write(tmp_path / "run"), {"step": 100})
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "no report.html was written (division by zero)" in said
@@ -254,3 +287,32 @@ def test_the_script_is_the_one_that_the_policy_allows(tmp_path):
     source, _ = made(crafted_run.write(tmp_path / "run"))
     assert re.search(r"<script>(.*?)</script>", source, re.DOTALL)[1] == page.SCRIPT
     assert run_log.read(tmp_path / "run").finished
+
+
+def answered(step: int, answers: list, prompts=("Why?", crafted_run.HOSTILE)) -> str:
+    row = {"prompts": list(prompts), "answers": answers, "references": ["Because.", crafted_run.HOSTILE]}
+    return json.dumps(plain({"step": step, "kind": "samples", "texts": ["a text"], **row})) + "\n"
+
+
+def test_answers_before_and_after_training_stand_beside_the_reference(tmp_path):
+    path = crafted_run.write(tmp_path / "run", texts=["a text"])
+    rows = (path / "metrics.jsonl").read_text()
+    later = "".join(answered(step, [f"late {step}", "b"]) for step in (20, 40, 60, 80, 100))
+    (path / "metrics.jsonl").write_text(answered(0, ["early", crafted_run.HOSTILE]) + rows + later)
+    source, tree = made(path)
+    wanted = ["Before training", "After 100 steps", "Reference answer"]
+    assert [title for title in titles(tree) if title in wanted] == 2 * wanted
+    shown = [text.strip() for text in tree.all("pre")]
+    assert shown[:4] == ["Why?", "early", "late 100", "Because."] and "img" not in tree.tags
+    assert "Before and after" in source
+
+
+@pytest.mark.parametrize("first, last", [
+    (answered(0, ["early", "b"]), answered(100, ["late", "b"], ("Another?", "c"))),  # of other conversations
+    (answered(0, ["early", "b"]), ""), ("", answered(100, ["late", "b"])),
+    ('{"step": 0, "kind": "samples", "prompts": 7, "answers": null, "references": ["a"]}\n', answered(100, ["late", "b"])),
+])  # fmt: skip
+def test_without_answers_to_the_same_prompts_there_is_no_comparison(tmp_path, first, last):
+    path = crafted_run.write(tmp_path / "run")
+    (path / "metrics.jsonl").write_text(first + (path / "metrics.jsonl").read_text() + last)
+    assert "Before and after" not in made(path)[0]

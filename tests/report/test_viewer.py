@@ -2,14 +2,17 @@
 import html
 import json
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from softmask_jax import config
 from softmask_jax.data import ByteTokenizer, train_bpe
 from softmask_jax.data.tokenizers.hf_library import HuggingFaceTokenizer
 from softmask_jax.report import viewer
 from softmask_jax.report.viewer_pieces import BYTES, ORDINARY, Pieces, SPECIAL, visible
+from softmask_jax.training import trajectory
 from tests.helpers.crafted_trace import HOSTILE, K, LENGTH, MASK, STEPS, WORDS, WordTokenizer, generated
 
 WORDS_OF = WordTokenizer()
@@ -188,3 +191,15 @@ def test_words_of_metaspace_keep_their_space_and_byte_fallback_is_told():
     pieces = Pieces(HuggingFaceTokenizer(json.dumps(saved), 4, 4, 5))
     assert pieces(1) == (" the", ORDINARY) and pieces(2) == ("ing", ORDINARY)
     assert pieces(3) == ("E2", BYTES) and pieces(4) == ("</s>", SPECIAL)
+
+
+def test_a_page_of_a_finished_run_that_fails_is_a_line_not_an_error(tmp_path, capsys):
+    task = mock.Mock(config=config.Config())
+    task.denoised.side_effect = MemoryError("no room")
+    trajectory.write(mock.Mock(path=tmp_path), task, mock.Mock(step=3))
+    assert capsys.readouterr().out == "Warning: no trajectory.html was written (no room).\n"
+
+
+def test_results_by_name_are_of_one_row():
+    with pytest.raises(ValueError, match="one row of each"):
+        page_of({"plain masks": generated(), "soft masks": generated()}, rows=(0, 1))

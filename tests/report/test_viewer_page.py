@@ -17,7 +17,7 @@ PANEL_HINT = "Point at a position, tap it, or reach it with Tab: here is what it
 # Helpers of every probe, and what it ends with.
 BEFORE = """
 (async () => {
-const seen = {}, find = id => document.getElementById(id), text = find("text"), panel = find("panel"), slider = find("slider");
+const seen = {}, find = id => document.getElementById(id), text = document.querySelector(".text"), panel = find("panel"), slider = find("slider");
 const wait = time => new Promise(done => setTimeout(done, time)), cell = place => text.children[place];
 const key = (name, target = document.body) => target.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
 const point = (name, node, type) => node.dispatchEvent(new PointerEvent(name, { bubbles: true, pointerType: type }));
@@ -25,7 +25,7 @@ const slide = value => { slider.value = value; slider.dispatchEvent(new Event("i
 const cells = () => [...text.children].map(one => [one.className, one.textContent, Number(one.style.getPropertyValue("--w"))]);
 const table = () => [...panel.querySelectorAll("tr")].map(line => [...line.children].map(one => one.textContent));
 const fits = () => document.documentElement.scrollWidth <= innerWidth && [...document.querySelectorAll(
-  "h1, button, select, input, #status, #text .p, #panel, .legend li, figure text, figcaption, dd")].every(
+  "h1, button, select, input, #status, .text .p, #panel, .legend li, figure text, figcaption, dd")].every(
   one => one.getBoundingClientRect().right <= innerWidth + 0.5);
 """
 AFTER = """
@@ -92,12 +92,37 @@ def test_nothing_overflows_with_the_panel_open_in_both_layouts(look, width):
     assert seen["columns"] > (3 if width == 375 else 10)
 
 
+def test_the_page_opens_half_way_at_the_mask_that_carries_most(look, made):
+    seen = look(1280, """seen.at = [slider.value, panel.querySelector("h2").textContent, document.activeElement.tagName];
+        seen.selected = [...text.children].filter(one => one.ariaSelected).map(one => Number(one.dataset.position));""")
+    half, weights = STEPS // 2, made.trace.weight
+    position = int(np.where(made.trace.tokens[half, 0] == MASK, weights[half, 0], -1).argmax())
+    assert seen == {"at": [str(half), f"Position {position}", "BODY"], "selected": [position], "error": ""}
+
+
+def test_on_a_phone_nothing_covers_the_text(look, tmp_path):
+    long = tmp_path / "long.html"
+    page = viewer.trajectory_page(generated(steps=24, length=400), WordTokenizer(), mask_token_id=MASK)
+    long.write_text(page, encoding="utf-8")
+    seen = look(375, """
+        const covered = () => [...text.children].filter(one => {
+          const box = one.getBoundingClientRect(), around = text.getBoundingClientRect(), y = box.top + box.height / 2;
+          const inside = y > around.top + 2 && y < around.bottom - 2 && y > 0 && y < innerHeight && box.width && box.height < 40;
+          return inside && !one.contains(document.elementFromPoint(box.left + 2, y));
+        }).length;
+        const shown = () => { const one = text.querySelector("[aria-selected]").getBoundingClientRect(), all = text.getBoundingClientRect();
+          return one.top >= all.top && one.bottom <= all.bottom; };
+        seen.covered = [covered()]; seen.shown = shown(); seen.top = scrollY; scrollTo(0, 300); seen.covered.push(covered());
+        seen.below = panel.getBoundingClientRect().top >= text.getBoundingClientRect().bottom;""", at=long)  # fmt: skip
+    assert seen["covered"] == [0, 0] and seen["shown"] and seen["below"] and seen["top"] == 0
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pointing_at_a_mask_tells_the_traces_numbers_and_a_tap_keeps_them(look, made, width):
     step, trace = 3, made.trace
     place = int(np.flatnonzero((trace.tokens[step, 0] == MASK) & (trace.tokens[step - 1, 0] == MASK))[2])
     seen = look(width, f"""
-        slide({step}); point("pointerover", cell({place}), "mouse"); seen.hover = table(); seen.said = panel.textContent;
+        key("Escape"); slide({step}); point("pointerover", cell({place}), "mouse"); seen.hover = table(); seen.said = panel.textContent;
         point("pointerleave", text, "mouse"); seen.left = panel.textContent;
         point("pointerover", cell({place}), "touch"); seen.touched = panel.textContent;
         cell({place}).click(); seen.tap = table(); seen.selected = cell({place}).ariaSelected; seen.named = cell({place}).ariaLabel;
@@ -136,11 +161,11 @@ def test_play_slider_buttons_and_keys_move_through_the_steps(look, made, width):
     seen = look(width, """
         const said = () => find("status").textContent, at = () => Number(slider.value), live = () => find("status").ariaLive;
         seen.start = [at(), said(), find("play").textContent, live()];
-        find("speed").value = 32; find("play").click(); seen.playing = [find("play").textContent, live()];
+        key("Home"); find("speed").value = 32; find("play").click(); seen.playing = [find("play").textContent, live()];
         await wait(80); key(" "); seen.paused = [at(), find("play").textContent, live()]; const stopped = at();
         await wait(200); seen.still = at() === stopped; key(" "); await wait(600); seen.ended = [at(), said(), find("play").textContent];
         find("play").click(); seen.again = at(); key("End"); seen.end = at(); key("ArrowLeft"); seen.left = at();
-        key("Home"); seen.home = at(); key("ArrowLeft"); seen.first = at(); key("ArrowRight"); key("ArrowRight"); seen.right = [at(), said()];
+        key("Home"); seen.home = [at(), said()]; key("ArrowLeft"); seen.first = at(); key("ArrowRight"); key("ArrowRight"); seen.right = [at(), said()];
         find("forward").click(); seen.forward = [at(), said()]; find("back").click(); seen.back = at();
         slide(4); seen.slid = [at(), said()]; key("End"); seen.left_alone = key("ArrowRight", find("speed")) && key(" ", find("play"));
         document.querySelector(".curves svg").dispatchEvent(new MouseEvent("click", { bubbles: true,
@@ -149,10 +174,11 @@ def test_play_slider_buttons_and_keys_move_through_the_steps(look, made, width):
         """)  # fmt: skip
     tokens = np.concatenate([made.trace.tokens[:STEPS, 0], made.tokens[None, 0]])
     left = (tokens == MASK).sum(1)
-    assert seen["start"] == [0, f"At the start, 6 steps ahead: {left[0]} masks left", "Play", "polite"]
+    assert seen["start"][0] == STEPS // 2 and seen["start"][2:] == ["Play", "polite"]
+    assert seen["home"] == [0, f"At the start, 6 steps ahead: {left[0]} masks left"]
     assert seen["playing"] == ["Pause", "off"] and 0 < seen["paused"][0] < STEPS and seen["paused"][1:] == ["Play", "polite"]
     assert seen["still"] and seen["ended"][0] == STEPS and seen["ended"][2] == "Play" and "0 masks left" in seen["ended"][1]
-    assert (seen["again"], seen["end"], seen["left"], seen["home"], seen["first"]) == (0, 6, 5, 0, 0)
+    assert (seen["again"], seen["end"], seen["left"], seen["first"]) == (0, 6, 5, 0)
     committed = ((tokens[:-1] == MASK) & (tokens[1:] != MASK)).sum(1)
     reused = "; no network call: the last prediction was used again"
     assert seen["right"] == [2, f"After step 2 of 6: {left[2]} masks left, {committed[1]} committed{reused}"]
@@ -234,3 +260,25 @@ def test_without_scripts_the_curves_and_the_text_at_the_end_are_there(browser, p
     dom, _ = dumped(browser, silent)
     assert dom.count('<svg class="linear"') == 10 and "The text at the end, sample 2" in dom
     assert 'role="option"' not in dom and "<noscript>" in dom
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_results_by_name_play_side_by_side(look, made, tmp_path, width):
+    both = tmp_path / "both.html"
+    results = {"plain masks": generated(soft=False, steps=4), "soft masks": made}
+    both.write_text(viewer.trajectory_page(results, WordTokenizer(), mask_token_id=MASK), encoding="utf-8")
+    seen = look(width, """
+        const texts = [...document.querySelectorAll(".text")], counts = () => [...document.querySelectorAll(".count")].map(one => one.textContent);
+        seen.opened = panel.querySelector("h2").textContent.replace(/\\d+/, "");
+        slide(3); seen.masks = texts.map(one => one.querySelectorAll(".m").length); seen.counts = counts();
+        texts[0].children[5].click(); seen.first = panel.textContent; texts[1].children[5].click(); seen.second = panel.textContent;
+        seen.selected = texts.map(one => one.querySelectorAll("[aria-selected]").length);
+        slide(6); seen.end = counts(); seen.status = find("status").textContent; seen.fits = fits();
+        seen.titles = [...document.querySelectorAll("section h2")].map(one => one.textContent);
+        seen.figures = document.querySelectorAll(".curves figure").length;""", at=both)  # fmt: skip
+    left = [int((one.trace.tokens[3, 0] == MASK).sum()) for one in results.values()]
+    assert seen["masks"] == left and [int(count.split()[0]) for count in seen["counts"]] == left
+    assert seen["opened"] == "soft masks, position " and seen["titles"] == list(results) and seen["fits"]
+    assert seen["first"].startswith("\u00d7plain masks, position 5") and seen["second"].startswith("\u00d7soft masks, position 5")
+    assert seen["selected"] == [0, 1] and seen["status"] == "After step 6 of 6"
+    assert all(count.startswith("0 masks left") for count in seen["end"]) and seen["figures"] == 5

@@ -9,7 +9,7 @@ import pytest
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.samplers.blocks import BlockSampler
 from softmask_jax.samplers.constraints import Constraints
-from softmask_jax.samplers.decoding import Draws
+from softmask_jax.samplers.draws import Draws
 from tests.golden import load, meta
 from tests.helpers import plain_blocks
 from tests.helpers.dream_model import MASK, VOCAB

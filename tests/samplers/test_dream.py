@@ -258,6 +258,20 @@ def test_a_trace_holds_what_the_masks_carried():
     np.testing.assert_array_equal(untraced.tokens, out.tokens)
 
 
+def test_the_second_step_reads_the_projected_state_of_the_first():
+    projection = 0.3 * np.random.default_rng(1).standard_normal((model().embedding(params()["backbone"]).shape[1],) * 2)
+    weights = params() | {"soft_mask": params()["soft_mask"] | {"projection": jnp.asarray(projection, jnp.float32)}}
+    soft_mask, tokens = SoftMask("hidden", 3), jnp.asarray(unequal_rows())
+    out = jax.jit(DreamSampler(model(), soft_mask, steps=2, alg="entropy", suppress_mask=True))(weights, None, tokens)
+    before, masked = out.history[0], out.history[0] == MASK
+    feedback = two_pass.pass_1(model(), soft_mask, weights, tokens)
+    x = two_pass.soft_embed(model(), soft_mask, weights, before, feedback)
+    soft, plain = (np.array(logits(x)) for x in (x, model().embed(weights["backbone"], before)))
+    soft[..., MASK] = plain[..., MASK] = -np.inf
+    np.testing.assert_array_equal(out.tokens, np.where(masked, soft.argmax(-1), before))
+    assert np.any(soft.argmax(-1)[masked] != plain.argmax(-1)[masked])
+
+
 @pytest.mark.parametrize("options, says", [
     ({"alg": "margin"}, "alg is 'margin'; choose one of origin"), ({"steps": 0}, "at least 1 step, not 0"),
     ({"eps": 0.0}, "eps"), ({"alg_temp": -1.0}, "alg_temp"), ({"temperature": -1.0}, "temperature"),

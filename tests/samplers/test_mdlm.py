@@ -131,14 +131,18 @@ LOOPS = {
     "mdlm, topk, nucleus": dict(nucleus_p=0.9),
     "cap, topk": dict(transition=transitions.RemdmCap(0.4)),
     "rescale, full": dict(transition=transitions.RemdmRescale(0.5), variant="full"),
+    "rescale, hidden": dict(transition=transitions.RemdmRescale(0.5), variant="hidden"),
     "conf, topk": dict(transition=transitions.RemdmConf()),
     "conf, none": dict(transition=transitions.RemdmConf(), variant="none", nucleus_p=0.9),
     "loop, full": dict(transition=transitions.RemdmLoop(0.3, 0.7, 0.2, 0.6), variant="full"),
 }
 
 
+QUICK_LOOPS = ("rescale, full", "rescale, hidden", "conf, topk")
+
+
 @pytest.mark.parametrize("options", [
-    pytest.param(options, id=name, marks=() if name in ("rescale, full", "conf, topk") else pytest.mark.full)
+    pytest.param(options, id=name, marks=() if name in QUICK_LOOPS else pytest.mark.full)
     for name, options in LOOPS.items()
 ])  # fmt: skip
 def test_the_compiled_loop_is_the_plain_loop(options):
@@ -146,6 +150,9 @@ def test_the_compiled_loop_is_the_plain_loop(options):
     rng = np.random.default_rng(5)
     gumbel = recorded_gumbel(rng.random((steps, rows, LENGTH, golden_model.VOCAB)))
     run, params = sampler(steps=steps, **options), golden_model.params()
+    if options.get("variant") == "hidden":
+        projection = 0.5 * rng.standard_normal((64, 64)).astype(np.float32)
+        params = params | {"soft_mask": params["soft_mask"] | {"projection": jnp.asarray(projection)}}
     keys = jax.random.split(jax.random.key(0), rows)
     out = run(params, keys, masks(rows), None, jnp.asarray(gumbel, jnp.float32))
     np.testing.assert_array_equal(out.tokens, dense_loop(run.__wrapped__, params, masks(rows), gumbel))

@@ -1,4 +1,4 @@
-"""Fine-tuning Dream on a single chip, as the TPU compiler plans its memory: the whole 7B, and a small one in detail."""
+"""Fine-tuning Dream and LLaDA, as the TPU compiler plans its memory: whole models, and a small one in detail."""
 import json
 import os
 import re
@@ -65,6 +65,22 @@ def figure(said: str, name: str) -> float:
     found = re.search(rf"^ +{name} +([\d.]+)", said, re.M)
     assert found, said
     return float(found[1])
+
+
+@pytest.mark.parametrize("variant, words, gib", [
+    (":int8", "--topology=v5e:1x1", 15.0),
+    *(pytest.param(*case, marks=pytest.mark.soak) for case in (
+        (":int8", "--topology=v5e:1x1 --config.data.max_tokens=4096 --config.model.remat=full", 13.9),
+        ("", "--topology=v6e:1x1", 20.2),
+        ("", "--topology=v6e:1x1 --config.data.max_tokens=4096", 24.8),
+        ("", "--topology=v5e:4x4 --config.train.global_batch_size=16", 7.6),
+        ("", "--topology=v5e:4x4 --config.train.global_batch_size=16 --config.data.max_tokens=4096", 13.9),
+        (":int8", "--topology=v5e:4x4 --config.train.global_batch_size=16 --config.mesh.data=-1 --config.mesh.fsdp=1", 13.3),
+    )),
+])  # fmt: skip
+def test_the_two_pass_step_of_llada_8b_fits(variant, words, gib):
+    printed = run("-m", "softmask_jax.compile", f"--config=configs/llada8b.py{variant}", *words.split())
+    assert "8,032,882,688 parameters" in printed and figure(printed, "together") < gib
 
 
 @pytest.mark.parametrize("kernels, variant, topology, gib", [

@@ -10,7 +10,8 @@ import pytest
 
 from softmask_jax import config
 from softmask_jax.config.sections import Model, SoftMask
-from softmask_jax.diffusion.dream_loss import DreamLoss, example_coins
+from softmask_jax.diffusion.dream_loss import DreamLoss
+from softmask_jax.diffusion.response_loss import example_coins
 from softmask_jax.diffusion.soft_masking import init_scalars
 from softmask_jax.distributed import sharding
 from softmask_jax.models import dream_denoiser
@@ -57,13 +58,13 @@ def alone():
     return jax.jit(functools.partial(gradients, model))(jax.tree.map(jnp.asarray, batch()), state(model))
 
 
-# data, fsdp, tensor, sequence
+# data, fsdp, tensor, sequence, slices
 @pytest.mark.full
-@pytest.mark.parametrize("sizes", [(1, 4, 1, 1), *(pytest.param(sizes, marks=pytest.mark.full) for sizes in (
-    (2, 2, 1, 1), (1, 2, 2, 1), (1, 1, 1, 4), (1, 2, 1, 2), (1, 1, 2, 2)
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 1, 1), *(pytest.param(sizes, marks=pytest.mark.full) for sizes in (
+    (2, 2, 1, 1, 1), (1, 2, 2, 1, 1), (1, 1, 1, 4, 1), (1, 2, 1, 2, 1), (1, 1, 2, 2, 1), (2, 1, 1, 1, 2), (1, 2, 1, 1, 4)
 ))])  # fmt: skip
 def test_losses_and_gradients_are_the_same_on_every_mesh(sizes):
-    mesh = sharding.make_mesh(*sizes[:3], devices=jax.devices()[: int(np.prod(sizes))], sequence=sizes[3])
+    mesh = sharding.make_mesh(*sizes[:3], devices=jax.devices()[: int(np.prod(sizes))], sequence=sizes[3], dcn_data=sizes[4])
     model = build(mesh)
     layout = jax.tree.map(lambda s: s.sharding, train_state.abstract(model, make(config.from_dict({}).optimizer, 10), mesh))
     placed = jax.device_put(state(model), layout)

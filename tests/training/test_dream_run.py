@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 import softmask_jax
 from softmask_jax.convert.__main__ import main as convert
-from softmask_jax.diffusion.dream_loss import example_coins
+from softmask_jax.diffusion.response_loss import example_coins
 from tests.helpers.dream_workshop import arrays, arrays_of_model, tuned, workshop  # noqa: F401 (fixtures)
 
 
@@ -102,11 +102,18 @@ def test_a_run_its_adapter_and_the_merged_model_give_the_same_logits(workshop, t
     base = workshop.folder / "model"
     assert convert([f"--src={adapter}", f"--base={base}", "--merge", f"--dst={merged}", "--to=orbax"]) == 0
     models = [softmask_jax.load(tuned[0]), softmask_jax.load(ours, base=str(base)), softmask_jax.load(merged)]
+    models.append(softmask_jax.load(adapter, base=str(base)))
     tokens = np.random.default_rng(0).integers(0, 250, (2, 24))
-    run, loaded, whole = (np.asarray(model.logits(tokens)) for model in models)
+    run, loaded, whole, peft = (np.asarray(model.logits(tokens)) for model in models)
     np.testing.assert_array_equal(run, loaded)
+    np.testing.assert_array_equal(run, peft)
     np.testing.assert_allclose(whole, run, atol=0.05 * np.abs(run).max())  # merged weights are rounded to bfloat16
-    assert models[1].soft_mask == models[0].soft_mask and models[0].soft_mask.variant == "topk"
+    assert models[3].soft_mask == models[1].soft_mask == models[0].soft_mask and models[0].soft_mask.variant == "topk"
+    for name, value in models[1].params["soft_mask"].items():
+        np.testing.assert_array_equal(models[3].params["soft_mask"][name], value)
+    assert "dora, rank 16" in repr(models[3])
+    with pytest.raises(ValueError, match="same-adapter is an adapter; give the converted model"):
+        softmask_jax.load(adapter)
 
 
 def test_a_tuned_model_answers_chats_with_its_own_soft_masking(tuned):
@@ -164,7 +171,7 @@ def test_a_base_that_is_not_what_the_config_says_is_refused_both_ways(workshop, 
 
 
 @pytest.mark.parametrize("override, said", [
-    ("model.base=nowhere", "no converted model in nowhere; python -m softmask_jax.convert --src=hf://Dream-org"),
+    ("model.base=nowhere", "no converted model in nowhere; python -m softmask_jax.convert --src=runs/tiny_dream/hf --dst=nowhere"),
     ("data.paths=jsonl:nothing-*.jsonl", "no file matches"),
     ("data.tokenizer=bytes", "give --config.data.tokenizer=base"),
     ("data.buckets=100", "multiples of 128"),

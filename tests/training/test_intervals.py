@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from softmask_jax import main
-from softmask_jax.evaluate import compare
+from softmask_jax.evaluate import comparison
 from softmask_jax.evaluate.task import Estimate
 from softmask_jax.training import intervals, tracking
 from softmask_jax.training.perplexity import Nats
@@ -56,11 +56,13 @@ def test_a_single_validation_window_leaves_the_ends_out_of_rows_and_of_what_is_p
     one, two = Nats(np.array([32.0]), 16), Nats(np.array([24.0]), 16)
     row = tracking.scores({"one_pass": one, "two_pass": two})
     assert json.dumps(row, allow_nan=False) and not any("low" in name or "high" in name for name in row)
-    said = main.report({"step": 3, "validation": row, "samples": []}, str(tmp_path))
+    counted = row | {"windows": 1, "windows_in_split": 20}
+    said = main.report({"step": 3, "validation": counted, "samples": []}, str(tmp_path))
+    assert "\n  taken on 1 of 20 windows, each masked once\n" in said
     assert "NELBO 2.0000 nats" in said and "same masks: +0.5000 nats" in said
-    estimates = {"one_pass": compare._estimate(one), "two_pass": compare._estimate(two)}
+    estimates = {"one_pass": comparison._estimate(one), "two_pass": comparison._estimate(two)}
     run = {"nelbo": estimates, "path": "a", "step": 1, "planned_steps": 1, "forwards_per_step": 3.0, "flops": 1.0}
-    (_, rows), (_, differences) = compare.tables({"runs": {"a": run}, "differences": {"d": compare._estimate(two, one)}})
+    (_, rows), (_, differences) = comparison.tables({"runs": {"a": run}, "differences": {"d": comparison._estimate(two, one)}})
     assert rows[0][-2:] == ("2.0000", "1.5000") and differences == [("d", "-0.5000", "no interval")]
 
 

@@ -4,7 +4,7 @@ Each run trains a tiny model with a checkpoint every 3 steps. Its process is kil
 the final validation, or by itself at a named point of a save; and then started again.
 """
 import concurrent.futures
-import json
+import math
 import os
 import random
 import signal
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from softmask_jax.io import goodput
 from tests.helpers import tiny_run
 from tests.helpers.tiny_run import assert_identical, assert_rows_are_unique, rows
 from tests.helpers.xla_flags import ONE_DEVICE
@@ -138,7 +139,9 @@ class Home:
         assert_identical(run, undisturbed, STEPS)
         assert rows(run) == rows(undisturbed)
         assert_rows_are_unique(run)
-        assert json.loads((run / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
+        assert tiny_run.summary(run) == tiny_run.summary(undisturbed)
+        account = goodput.read(run)
+        assert account.finished and math.isclose(account.wall, account.seen - account.since, abs_tol=1e-3)
         for folder in (".", "checkpoints", "tokenizer"):
             assert sorted(os.listdir(run / folder)) == sorted(os.listdir(undisturbed / folder))
 

@@ -1,12 +1,16 @@
 """Whole runs: resumed, moved to another mesh, stopped, started from other runs; what they log, and what they refuse."""
 import json
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 
+import softmask_jax
 from softmask_jax import config
+from softmask_jax.config.jax_settings import root_key
+from softmask_jax.convert import runs
 from softmask_jax.io import tree_files
 from softmask_jax.io.run_folder import RunFolder
 from softmask_jax.training import loop
@@ -25,8 +29,14 @@ def binary(home):
     return home.run("binary", soft_mask__variant="none", sample__count=0)[0]
 
 
-def test_two_undisturbed_runs_are_identical(home, undisturbed):
+def test_two_undisturbed_runs_are_identical_and_say_where_they_are(home, undisturbed, capsys):
     again, _ = home.run("again")
+    out, err = capsys.readouterr()
+    first, *_, last = err.splitlines()
+    assert re.fullmatch(r"Step 1 of 8, loss \d\.\d+", first)
+    assert re.fullmatch(r"Step 8 of 8, loss \d\.\d+, [\d,]+ tokens/s", last)
+    assert re.search(r"^Step 8: validation perplexity on 8 of \d+ windows: one pass", out, re.MULTILINE)
+    assert "\r" not in out + err and max(map(len, (out + err).splitlines())) < 500
     assert_identical(again, undisturbed, STEPS)
     assert rows(again) == rows(undisturbed)
 
@@ -66,8 +76,10 @@ def test_a_crash_while_the_run_is_finished_repeats_only_that(home, undisturbed, 
     run, summary = home.run("unfinished")
     assert f"Continuing from step {STEPS}." in capsys.readouterr().out and summary["finished"]
     assert rows(run) == rows(undisturbed)
+    before = tiny_run.summary(run)
     (run / "summary.json").write_text("")  # as damaged as absent
-    assert home.run("unfinished")[1] == summary == json.loads((run / "summary.json").read_text())
+    assert home.run("unfinished")[1] == json.loads((run / "summary.json").read_text())
+    assert tiny_run.summary(run) == before
     assert rows(run) == rows(undisturbed)
 
 
@@ -105,6 +117,9 @@ def test_the_metrics_hold_everything_and_are_plausible(undisturbed):
     assert [row["learning_rate"] for row in trained] == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2])
     assert [row["sm_learning_rate"] for row in trained] == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2])
     assert trained[-1]["loss"] < trained[0]["loss"] + 1
+    ways = [(kind, row["windows"], row["windows_in_split"]) for kind in ("validation", "final") for row in rows(undisturbed, kind)]
+    split = ways[0][2]
+    assert ways == [("validation", 8, split)] * 2 + [("final", min(16, split), split)]
     for row in rows(undisturbed, "validation") + rows(undisturbed, "final"):
         for name in ("one_pass", "two_pass"):
             assert row[f"{name}/nelbo_low"] <= row[f"{name}/nelbo"] <= row[f"{name}/nelbo_high"]
@@ -198,6 +213,17 @@ def test_a_finished_run_says_so_and_more_steps_continue_it(home, undisturbed, mo
     assert_rows_are_unique(run)
 
 
+def test_epochs_are_counted_in_windows_and_a_run_keeps_the_number(home, capsys):
+    assert home.run("epochs", train__epochs=0.5, stop_at=4)[1]["step"] == 4
+    an_epoch = int(re.search(r"(\d+) training and \d+ validation windows", capsys.readouterr().out)[1]) / 8
+    updates = round(0.5 * an_epoch)
+    run, summary = home.run("epochs", train__epochs=0.5)
+    settings = json.loads((run / "config.json").read_text())
+    assert summary["step"] == settings["train"]["updates"] == updates > 4
+    assert home.run("epochs", train__epochs=0.5)[1] == json.loads((run / "summary.json").read_text())
+    assert "This run is done" in capsys.readouterr().out
+
+
 def test_a_config_that_does_not_fit_the_checkpoint_names_its_keys(home, undisturbed):
     with pytest.raises(ValueError, match=r"model.hidden_size: 16 -> 32; model.num_blocks: 1 -> 2"):
         home.run("undisturbed", model__hidden_size=32, model__num_blocks=2, train__steps=9)
@@ -243,6 +269,32 @@ def test_soft_masking_scalars_are_not_taken_from_a_binary_run(home, binary):
     table = "embed/table"
     np.testing.assert_array_equal(ours[f"params/backbone/{table}"], theirs[f"ema/{table}"])
     assert rows(run, "train")[0]["soft_mask/centre"] == pytest.approx(-5.0, rel=1e-5)
+
+
+def test_a_projection_of_the_hidden_state_trains_resumes_samples_and_stays_here(home, binary):
+    hidden = dict(soft_mask__variant="hidden", init__checkpoint=str(binary))
+    run, _ = home.run("hidden", **hidden)
+    name = "params/soft_mask/projection"
+    home.run("hidden-stopped", stop_at=5, **hidden)
+    assert np.any(arrays(home.folder / "hidden-stopped", 5)[name])
+    assert_identical(home.run("hidden-stopped", **hidden)[0], run, STEPS)
+    assert rows(run, "final")[0]["two_pass/nelbo"] != rows(run, "final")[0]["one_pass/nelbo"]
+    model = softmask_jax.load(run)
+    np.testing.assert_array_equal(model.params["soft_mask"]["projection"], arrays(run, STEPS)[name])
+    soft, plain = (model.generate(key=root_key(0), count=2, steps=8, soft_mask=name) for name in (None, "none"))
+    assert np.any(soft.tokens != plain.tokens)
+    with pytest.raises(ValueError, match="variant hidden, which has no converted form"):
+        runs.open_run(run, None)
+
+
+@pytest.mark.full
+def test_a_projection_is_sharded_as_the_weights_and_trains_as_on_one_device(home, binary):
+    hidden = dict(soft_mask__variant="hidden", init__checkpoint=str(binary))
+    ours, theirs = (
+        arrays(home.run(f"hidden-{name}", mesh=mesh, **hidden)[0], STEPS)["params/soft_mask/projection"]
+        for name, mesh in (("one", (1, 1, 1)), ("many", (2, 2, 2)))
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_start_from_nothing_or_from_another_model_is_refused(home, undisturbed, tmp_path):

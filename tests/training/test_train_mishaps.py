@@ -66,11 +66,6 @@ def test_closed_soft_masking_is_warned_of_once_and_only_while_closed(home, capsy
     assert "Warning" not in said and said.count("soft-masking is open") == 1
 
 
-def test_profile_records_a_trace_even_when_the_run_is_short(home):
-    run, _ = home.run("profiled", stop_at=4, profile=True)
-    assert list((run / "profile").rglob("*.xplane.pb"))
-
-
 def test_a_full_disk_ends_the_run_with_one_line(home, tmp_path, capsys):
     """A limit on the size of files stands for the disk."""
     settings = tiny_run.settings(home.folder, train__log_every=1)

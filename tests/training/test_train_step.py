@@ -178,15 +178,16 @@ def test_dropout_is_on_in_training_only_when_its_rate_is_positive():
     assert float(with_dropout.loss) != float(without.loss)
 
 
-# data, fsdp, tensor, sequence
-FEW, MANY = [(2, 2, 2)], [(1, 1, 1, 8), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 4, 1)]
+# data, fsdp, tensor, sequence, slices
+FEW, MANY = [(2, 2, 2)], [(4, 1, 1, 1, 2), (1, 2, 1, 1, 4), (1, 2, 2, 1, 2), (1, 1, 1, 1, 8), (1, 1, 1, 8), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 4, 1)]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("sizes", FEW + [pytest.param(sizes, marks=pytest.mark.full) for sizes in MANY])
 def test_losses_and_updates_are_the_same_on_every_mesh(sizes):
     devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = sharding.make_mesh(*sizes[:3], devices=devices, sequence=(*sizes, 1)[3])
+    sequence, slices = (*sizes[3:], 1, 1)[:2]
+    mesh = sharding.make_mesh(*sizes[:3], devices=devices, sequence=sequence, dcn_data=slices)
     model = denoiser.build(golden_model.MODEL, config.SoftMask(), vocab_size=98, mask_token_id=97, mesh=mesh)
     step, tx = built()
     step = dataclasses.replace(step, denoiser=model)

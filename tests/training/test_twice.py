@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from softmask_jax.convert import outputs, tiny_dream
+from softmask_jax.convert import outputs, tiny, tiny_dream
 from softmask_jax.convert.__main__ import main as convert
 from tests.helpers import crafted_run, tiny_run
 from tests.helpers.commands import command_module
@@ -142,7 +142,7 @@ def test_a_tiny_dream_that_was_killed_is_not_taken_for_whole(tmp_path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(outputs.shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
-        patch.setattr(tiny_dream, "_chats", die)
+        patch.setattr(tiny, "_chats", die)
         tiny_dream.make(tmp_path / "killed")
     assert os.listdir(tmp_path / "killed") == [".hf.partial"]
     tiny_dream.make(tmp_path / "killed")

@@ -40,6 +40,7 @@ class Buckets:
     pad_id: int  # of both kinds of pads
     seed: int  # of the recipe's pads
     sizes: tuple[int, ...] = ()  # ascending multiples of 128; (): every one that is needed
+    whole_rows: bool = False  # the recipe's pads fill the rows (LLaDA, arXiv 2502.09992); no bucket pads
 
     def __post_init__(self):
         if any(size < 1 or size % BUCKET_MULTIPLE for size in self.sizes) or list(self.sizes) != sorted({*self.sizes}):
@@ -54,7 +55,9 @@ class Buckets:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [N] tokens of each example with the recipe's pads."""
+        """int64 [N] tokens of each example with the recipe's pads, at least."""
+        if self.whole_rows:
+            return self.examples.lengths
         return round_up(self.examples.lengths + extra_pads(self.seed, np.arange(len(self))), ROW_MULTIPLE)
 
     @functools.cached_property
@@ -73,7 +76,7 @@ class Buckets:
         for row, number in enumerate(index.tolist()):
             ids, prompt_lengths[row] = self.examples[number]
             tokens[row, : len(ids)], real_lengths[row] = ids, len(ids)
-        lengths = self.lengths[index].astype(np.int32)
+        lengths = (np.full(len(index), size) if self.whole_rows else self.lengths[index]).astype(np.int32)
         segment_ids = np.where(np.arange(size) < lengths[:, None], EXAMPLE, BUCKET_PAD).astype(np.int32)
         sizes = {"prompt_lengths": prompt_lengths, "real_lengths": real_lengths, "lengths": lengths}
         return {"tokens": tokens, "segment_ids": segment_ids, "index": index.astype(np.int32)} | sizes
@@ -96,7 +99,11 @@ class Buckets:
 
 
 def steps_per_epoch(buckets: Buckets, global_batch_size: int) -> int:
-    """Updates of one epoch, about 33,500 for the recipe's 268,000 examples in batches of 8."""
+    """Updates of one epoch, about 33,500 for the recipe's 268,000 examples in batches of 8. ValueError for fewer
+    examples than a batch."""
+    if len(buckets) < global_batch_size:
+        count = f"{len(buckets)} examples, fewer than train.global_batch_size={global_batch_size}"
+        raise ValueError(f"the {buckets.examples.name} split has {count}: add conversations or lower it")
     return len(buckets) // global_batch_size
 
 
@@ -107,9 +114,6 @@ def bucket_batches(
     """This host's share of the endless training batches from `start_step` on: `Buckets.gather` with int32 [B/hosts]
     rows (see `rows_of_host`) and epoch (from 0). Raises ValueError, also for fewer examples than a batch."""
     rows = rows_of_host(global_batch_size, host_index, host_count, micro_batches).astype(np.int32)
-    if len(buckets) < global_batch_size:
-        count = f"{len(buckets)} examples, fewer than train.global_batch_size={global_batch_size}"
-        raise ValueError(f"the {buckets.examples.name} split has {count}: add conversations or lower it")
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must not be negative")
     steps = steps_per_epoch(buckets, global_batch_size)

@@ -1,22 +1,38 @@
 """Conversations of any common format as messages of one form.
 
 A row has messages under the first filled one of `KEYS`, or a pair of `PAIRS`, and maybe a `SYSTEM_KEY`. Messages are
-{"role", "content"} or {"from", "value"}, a list or an object of lists; content is text or a list of parts of text."""
+{"role", "content"} or {"from", "value"} (ShareGPT), a list or an object of lists; content is text or a list of parts
+of text."""
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from softmask_jax.data.sources.records import HALF_CHARACTER, nearest
 
 KEYS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-# Prompt and answer: text or messages.
-PAIRS = (("prompt", "completion"), ("prompt", "response"))
+
+
+class Pair(NamedTuple):
+    """Keys of prompt and answer, text or messages; `more` is text that may follow the prompt in a line of its own."""
+
+    prompt: str
+    answer: str
+    more: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.prompt}{f' (and {self.more})' if self.more else ''} and {self.answer}"
+
+
+# Alpaca's is the last.
+PAIRS = (Pair("prompt", "completion"), Pair("prompt", "response"), Pair("instruction", "output", "input"))
 SYSTEM_KEY = "system"
 ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
     "bot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 TEXT_TYPES = (None, "text", "input_text", "output_text")
-EXPECTED = f"a conversation is a list of messages under one of {', '.join(KEYS)}, or a prompt and its completion"
+EXPECTED = (
+    f"a conversation is a list of messages under one of {', '.join(KEYS)}, or a pair: {'; '.join(map(str, PAIRS))}"
+)
 
 
 class Conversation(NamedTuple):
@@ -61,7 +77,9 @@ def columns(names: Iterable[str], key: str = "") -> list[str]:
     """The columns of a table that `read_row` needs. ValueError, the end of a sentence, when none is a conversation."""
     names = list(names)
     lists = [name for name in ([key] if key else KEYS) if name in names]
-    pairs = [] if key else [name for pair in PAIRS if set(pair) <= set(names) for name in pair]
+    pairs = [] if key else [
+        name for pair in PAIRS if {pair.prompt, pair.answer} <= set(names) for name in pair if name in names
+    ]  # fmt: skip
     if not lists and not pairs:
         raise ValueError(_missing("column", key, names))
     return list(dict.fromkeys([*lists, *pairs, *[SYSTEM_KEY] * (SYSTEM_KEY in names)]))
@@ -75,12 +93,13 @@ def read_row(row: object, key: str = "") -> list[dict[str, str]]:
         raise NoConversation("messages", f"is no JSON object but {type(row).__name__}")
     present = [name for name in ([key] if key else KEYS) if name in row]
     filled = next((name for name in present if _is_filled(row[name])), None)
-    pair = next((pair for pair in PAIRS if not key and all(row.get(name) is not None for name in pair)), None)
+    pair = None if key else next((pair for pair in PAIRS if _has(row, pair.prompt) and _has(row, pair.answer)), None)
     if filled is None and pair:
-        messages = []
-        for name, role in zip(pair, ("user", "assistant"), strict=True):
-            half = [{"role": role, "content": row[name]}] if isinstance(row[name], str) else row[name]
-            messages += read_messages(half, name)
+        messages = _half(row, pair.prompt, "user")
+        if pair.more and row.get(pair.more) not in (None, ""):
+            more = _message({"role": "user", "content": row[pair.more]}, f"has in {pair.more!r} a text")
+            messages[-1]["content"] = "\n".join(filter(None, (messages[-1]["content"], more["content"])))
+        messages += _half(row, pair.answer, "assistant")
     elif present:
         name = filled or present[0]
         messages = read_messages(row[name], name)
@@ -117,6 +136,15 @@ def _missing(field: str, key: str, names: Iterable[str]) -> str:
 
 def _kind(value: object) -> str:
     return "an empty list" if value == [] else "null" if value is None else type(value).__name__
+
+
+def _has(row: Mapping, name: str) -> bool:
+    return row.get(name) is not None
+
+
+def _half(row: Mapping, name: str, role: str) -> list[dict[str, str]]:
+    """The messages of one key of a pair."""
+    return read_messages([{"role": role, "content": row[name]}] if isinstance(row[name], str) else row[name], name)
 
 
 def _is_filled(value: object) -> bool:

@@ -2,6 +2,7 @@
 import functools
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from softmask_jax.data.json_rows import json_rows
 from softmask_jax.data.sources.hubs import hugging_face_stamp, open_hugging_face
 from softmask_jax.data.sources.listing import Listed, fingerprint, list_files, open_unpacked, required
 from softmask_jax.data.sources.records import open_parquet
-from softmask_jax.io.files import one_line
+from softmask_jax.io.files import one_line, split_paths
 
 __all__ = ["Conversation", "Rejected", "Rows", "conversation", "open_rows"]
 
@@ -146,15 +147,35 @@ def _hub_rows(paths: str, key: str) -> HubRows:
 
 
 KINDS = {"jsonl": _json_rows, "parquet": _parquet_rows, "hf": _hub_rows}
+# Kinds of files by suffix, behind which those of compressed JSON may stand.
+SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".zst")
 
 
 def open_rows(entry: str, key: str = "") -> Rows:
-    """The rows of `jsonl:GLOBS`, `parquet:GLOBS` or `hf:OWNER/NAME[/CONFIG]:SPLIT`; `key`: see `conversation`.
-    Raises ValueError, ImportError or OSError, also for a file without rows."""
-    kind, colon, paths = entry.strip().partition(":")
-    if not colon or kind not in KINDS:
-        raise ValueError(f"data.paths: {entry.strip()!r} is not KIND:PATHS with a kind of {', '.join(KINDS)}")
+    """The rows of `jsonl:GLOBS`, `parquet:GLOBS`, `hf:OWNER/NAME[/CONFIG]:SPLIT`, or of globs with one of `SUFFIXES`;
+    `key`: see `conversation`. Raises ValueError, ImportError or OSError, also for a file without rows."""
+    kind, paths = _kind_and_paths(entry.strip())
     rows = KINDS[kind](paths, key)
     if empty := [name for name, count in rows.files if not count]:
         raise ValueError(f"{empty[0]}: holds no row; leave it out of data.paths")
     return rows
+
+
+def _kind_and_paths(entry: str) -> tuple[str, str]:
+    kind, colon, paths = entry.partition(":")
+    if colon and kind in KINDS:
+        return kind, paths
+    kinds = {SUFFIXES.get(_suffix(pattern)) for pattern in split_paths(entry, ",")}
+    if len(kinds) == 1 and None not in kinds:
+        return kinds.pop(), entry
+    suffixes = f"files of one kind that end in {', '.join(SUFFIXES)} (JSON also with {' or '.join(COMPRESSED)})"
+    raise ValueError(f"data.paths: {entry!r} is neither {suffixes}, nor KIND:PATHS with a kind of {', '.join(KINDS)}")
+
+
+def _suffix(pattern: str) -> str:
+    """The suffix of a path or glob in lower case, without that of a compressed file."""
+    name = pattern.lower()
+    for packed in COMPRESSED:
+        name = name.removesuffix(packed)
+    return os.path.splitext(name)[1]

@@ -39,7 +39,7 @@ def open_sources(paths: str, key: str = "") -> list[tuple[Rows, Rows | None]]:
     """The rows of each source in `config.Data.paths` and of its validation source, if it has one; see `open_rows`."""
     entries = split_paths(paths, ";")
     if not entries:
-        raise ValueError("data.paths names no conversations; write such as jsonl:chats/*.jsonl")
+        raise ValueError("data.paths names no conversations; write such as chats.jsonl")
     pairs = (entry.partition("|") for entry in entries)
     return [(open_rows(rows, key), open_rows(own, key) if bar else None) for rows, bar, own in pairs]
 

@@ -74,7 +74,7 @@ def build_sft(config: Data = Data(), **overrides) -> Sft:
     identities = [[rows.identity() if rows else "" for rows in pair] for pair in sources]
     prints = {"tokenizer": tokenizer.fingerprint(), "template": template.fingerprint()}
     settings = {name: getattr(config, name) for name in CONTENT}
-    key = "chat-" + content_key(chat_format=2, sources=identities, **prints, **settings)
+    key = "chat-" + content_key(chat_format=3, sources=identities, **prints, **settings)
     if (cached := _open(folder, key)) is None:
         logger.info("tokenizing the conversations of data.paths=%s", config.paths)
         _write(folder, key, sources, config, tokenizer, template)

@@ -6,7 +6,6 @@ Rendered as by `transformers` (4.57 and 5.24: `utils/chat_template_utils.py`), b
 import datetime
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from softmask_jax.data.tokenizers.files import TEMPLATE_FILE
 from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
 from softmask_jax.data.tokenizers.specials import CONFIG_FILE, read_json, read_text, template_tokens
 from softmask_jax.io.files import one_line
+from softmask_jax.io.paths import to_path
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -36,6 +36,16 @@ CHATML = """\
     {{- "<|im_start|>assistant\\n" }}
 {%- endif %}
 """
+# That of LLaDA: Llama 3's, the generation prompt always at the end.
+LLADA = """\
+{%- for message in messages %}
+    {{- bos_token if loop.first else "" }}
+    {{- "<|start_header_id|>" + message.role + "<|end_header_id|>\\n\\n" + message.content | trim + "<|eot_id|>" }}
+{%- endfor %}
+{{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
+"""
+# What ends a turn in ChatML, and in Llama 3's and LLaDA's templates.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
 # As in Llama 3's templates.
 DATE, DATE_FUNCTION = datetime.datetime(2024, 7, 26), "strftime_now"
 # Noncharacters of Unicode.
@@ -67,7 +77,16 @@ class ChatTemplate:
         prompt, text = self.render(messages[:-1], add_generation_prompt=True), self.render(messages)
         if not text.startswith(prompt):
             raise TemplateError("prefix", "has a rendering that does not begin with that of its prompt")
-        return prompt, text.removeprefix(prompt)
+        response = text.removeprefix(prompt)
+        return prompt, response.removesuffix(self._always) if prompt.endswith(self._always) else response
+
+    @functools.cached_property
+    def _always(self) -> str:
+        """What a template such as LLaDA's appends as generation prompt even unasked; "" for others."""
+        try:
+            return self.render([])
+        except TemplateError:
+            return ""
 
     def encode_prompt(self, tokenizer: Tokenizer, messages: Messages) -> np.ndarray:
         """Ids int32 [n] of messages and generation prompt. Raises TemplateError."""
@@ -200,7 +219,7 @@ def load_template(
 def _local(name: str | Path, cache_folder: str | Path | None) -> Path:
     if str(name).startswith(PREFIX):
         return download_tokenizer(str(name), None if cache_folder is None else Path(cache_folder))
-    return Path(os.path.expanduser(name))
+    return to_path(name)
 
 
 def _default_template(folder: Path) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""A pool of processes for the parts of a preparation, with a progress bar."""
+"""A pool of processes for the parts of a preparation."""
 import concurrent.futures
 import ctypes
 import itertools
@@ -9,28 +9,25 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from tqdm import tqdm
-
+from softmask_jax.config.progress import Progress
 from softmask_jax.data.shards.writer import Job
 
 
-def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) -> Iterator[tuple]:
-    """(task, function(job, task, progress)) of each task, in any order; `progress(documents, tokens)` moves the bar.
+def run(function: Callable, job: Job, tasks: Sequence, workers: int, shown: Progress) -> Iterator[tuple]:
+    """(task, function(job, task, progress)) of each task, in any order; `progress(documents, tokens)` is shown.
     A single worker is this process; several are spawned and die with it. Raises RuntimeError for a killed worker."""
     tokens = 0
 
     def progress(documents: int, new_tokens: int) -> None:
         nonlocal tokens
         tokens += new_tokens
-        bar.update(documents)
-        if tokens and (seconds := bar.format_dict["elapsed"]):
-            bar.set_postfix_str(f"{tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
+        shown.update(documents, lambda: f"{tokens / shown.elapsed / 1e6:.2f}M tokens/s" if tokens else "")
 
     if workers == 1 or len(tasks) < 2:
         yield from ((task, function(job, task, progress)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")
-    counters, shown = (context.Value("q"), context.Value("q")), (0, 0)
+    counters, before = (context.Value("q"), context.Value("q")), (0, 0)
     arguments = function, job, os.getpid(), counters
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), context, _start, arguments)
     left, pending = iter(tasks), set()
@@ -41,8 +38,8 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
                 break
             done, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
             now = tuple(counter.value for counter in counters)
-            progress(now[0] - shown[0], now[1] - shown[1])
-            shown = now
+            progress(now[0] - before[0], now[1] - before[1])
+            before = now
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         remedy = "run the same command again, it goes on where it was; --workers=N with a smaller N needs less memory."
@@ -51,10 +48,6 @@ def run(function: Callable, job: Job, tasks: Sequence, workers: int, bar: tqdm) 
         for child in multiprocessing.active_children():
             child.terminate()
         pool.shutdown(cancel_futures=True)
-
-
-def progress_bar(title: str, total: int, unit: str) -> tqdm:
-    return tqdm(total=total, desc=title, unit=unit, unit_scale=True, dynamic_ncols=True)
 
 
 # Function, job and counters of a worker process.

@@ -1,9 +1,9 @@
 """Verification of a prepared corpus against its manifest."""
 import concurrent.futures
 
+from softmask_jax.config.progress import Progress
 from softmask_jax.data.shards import MANIFEST, Shard, open_tokenizer_folder, read_manifest
 from softmask_jax.data.shards.cache import cache_folder
-from softmask_jax.data.shards.pool import progress_bar
 from softmask_jax.data.sources.storage import Folder
 from softmask_jax.data.tokenizers import load_tokenizer
 
@@ -13,10 +13,11 @@ def verify(folder: Folder, threads: int = 1) -> list[str]:
     manifest = read_manifest(folder)
     again = "delete it and run the prepare command again, which makes what is missing"
     problems, total = [], sum(shard.bytes for shard in manifest.shards)
-    with progress_bar("Verifying", total, "B") as bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    shown = Progress(total, "Verifying", "bytes", scaled=True)
+    with shown, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         states = pool.map(lambda shard: _state(folder, shard), manifest.shards)
         for shard, state in zip(manifest.shards, states, strict=True):
-            bar.update(shard.bytes)
+            shown.update(shard.bytes)
             if state:
                 problems.append(f"{folder.path(shard.name)} {state}; {again}")
     known = {MANIFEST, *(shard.name for shard in manifest.shards)}

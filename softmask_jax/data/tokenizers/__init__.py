@@ -3,7 +3,6 @@
 Saved as a folder: `softmask_tokenizer.json` (kind, ids, fingerprint) and, for Hugging Face's library, `tokenizer.json`.
 """
 import json
-import os
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from softmask_jax.data.tokenizers.base import DESCRIPTION, END_OF_TEXT, MASK_TEX
 from softmask_jax.data.tokenizers.files import JSON_FILE, read_tokenizer
 from softmask_jax.data.tokenizers.hf_library import BPETokenizer, HuggingFaceTokenizer
 from softmask_jax.data.tokenizers.hub import PREFIX, download_tokenizer
+from softmask_jax.io.paths import to_path
 
 __all__ = [
     "BPETokenizer", "ByteTokenizer", "DESCRIPTION", "END_OF_TEXT", "HuggingFaceTokenizer", "MASK_TEXT",
@@ -103,7 +103,7 @@ def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> 
             return read_tokenizer(folder)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"data.tokenizer={name}: {error}") from error
-    path = Path(os.path.expanduser(name))
+    path = to_path(name)
     if not path.exists():
         kinds = f"choose bytes, bpe or text8, {PREFIX}owner/name, or a file or folder that exists"
         if len(path.parts) > 1 or path.suffix:
@@ -115,12 +115,13 @@ def open_tokenizer(name: str | Path, cache_folder: str | Path | None = None) -> 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer saved in `folder`. Raises FileNotFoundError without one, ValueError when it is damaged."""
-    description = Path(folder) / DESCRIPTION
+    folder = to_path(folder)
+    description = folder / DESCRIPTION
     if not description.is_file():
         raise FileNotFoundError(f"{folder}: no saved tokenizer here ({DESCRIPTION} is missing)")
     try:
         saved = json.loads(description.read_text("utf-8"))
-        kind, json_file = saved["kind"], Path(folder) / JSON_FILE
+        kind, json_file = saved["kind"], folder / JSON_FILE
         if kind in SIMPLE:
             tokenizer: Tokenizer = SIMPLE[kind]()
         elif kind == "bpe":

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from softmask_jax.io.files import write_atomically
+from softmask_jax.io.paths import to_path
 
 DESCRIPTION = "softmask_tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -37,6 +38,10 @@ class Tokenizer:
         """A hash of everything that decides ids."""
         raise NotImplementedError
 
+    def with_mask(self, id_: int) -> "Tokenizer":
+        """The tokenizer with a model's mask, where its own files name none; else itself."""
+        return self
+
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 
@@ -64,7 +69,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into `folder`, made if missing, for `load_tokenizer`; the description comes last."""
-        folder = Path(folder)
+        folder = to_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (self.files() | {DESCRIPTION: json.dumps(self.describe(), indent=1)}).items():
             write_atomically(folder / name, text)

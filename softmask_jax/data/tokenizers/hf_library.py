@@ -51,6 +51,14 @@ class HuggingFaceTokenizer(Tokenizer):
         special = [token["content"] for token in self._content.get("added_tokens") or () if token.get("special")]
         return {token: self._library.token_to_id(token) for token in special}
 
+    def with_mask(self, id_: int) -> "HuggingFaceTokenizer":
+        """See `Tokenizer.with_mask`; the mask must be a special token, or none, for no text to contain it."""
+        named = self._library.id_to_token(self.mask_token_id) is not None
+        fits = id_ in self.special_tokens.values() or self._library.id_to_token(id_) is None
+        if named or not fits or id_ in (self.bos_id, self.eos_id):
+            return self
+        return HuggingFaceTokenizer(self._json, self.bos_id, self.eos_id, id_)
+
     @functools.cached_property
     def _unknown_id(self) -> int | None:
         model = self._content["model"]

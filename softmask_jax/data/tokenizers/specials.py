@@ -9,7 +9,7 @@ from softmask_jax.data.tokenizers.base import END_OF_TEXT
 
 EOS_NAMES = (END_OF_TEXT, "</s>", "<eos>", "[EOS]", "[SEP]")
 BOS_NAMES = ("<s>", "<bos>", "[BOS]", "[CLS]")
-MASK_NAMES = ("<|mask|>", "<mask>", "[MASK]")
+MASK_NAMES = ("<|mask|>", "<mask>", "[MASK]", "<|mdm_mask|>")
 OTHER_NAMES = ("<pad>", "<unk>", "[PAD]", "[UNK]")
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 

@@ -29,7 +29,7 @@ class VocabSharding:
     """Mesh axes of rows, positions and the vocabulary; axes of size 1 cost nothing."""
 
     mesh: Mesh
-    batch_axes: tuple[str, ...] = ("data", "fsdp")
+    batch_axes: tuple[str, ...] = ("dcn_data", "data", "fsdp")
     vocab_axis: str = "tensor"
     sequence_axis: str | None = None
 

@@ -11,6 +11,8 @@ from jax import lax
 
 # The fewest positions of a block: smaller ones read the head's weights more often than the saved work is worth.
 MIN_BLOCK = 256
+# Scope of the loop over blocks, by which `compile` knows it in a program.
+SCOPE = "blocks_of_positions"
 
 
 def block_size(total: int) -> int:
@@ -57,7 +59,8 @@ class Positions:
         if self.single:
             return body(0, carry)
         state = jnp.zeros((), jnp.int32), carry
-        return lax.while_loop(lambda s: s[0] < self.count, lambda s: (s[0] + self.block, body(*s)), state)[1]
+        with jax.named_scope(SCOPE):
+            return lax.while_loop(lambda s: s[0] < self.count, lambda s: (s[0] + self.block, body(*s)), state)[1]
 
     def part(self, x: jax.Array, start: jax.Array | int) -> jax.Array:
         """[S ...] -> [block ...], the block that starts there."""

@@ -5,18 +5,18 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
-from tqdm import tqdm
 
+from softmask_jax.config.progress import Progress
 from softmask_jax.data import prompts
 from softmask_jax.evaluate.code import extraction, problems, prompts as wording, sandbox
 from softmask_jax.evaluate.code.pass_at_k import difference, estimate, pass_at_k
 from softmask_jax.evaluate.code.problems import HUMANEVAL, Problem
 from softmask_jax.evaluate.code.running import FAILED, Limits, PASSED, Program
-from softmask_jax.evaluate.generative.samples import budgeted, counts_steps
+from softmask_jax.evaluate.generative.samples import budgeted
 from softmask_jax.evaluate.settings import Code, Settings, budgets, check_least
 from softmask_jax.evaluate.task import Estimate, Result, Work
 from softmask_jax.generate.batches import Generator, plan, shape_of
@@ -101,7 +101,7 @@ class CodeTask:
     def _sampler(self, settings: Settings, budget: Fraction) -> Options:
         """Options with a share of the steps. ValueError if the sampler has no fixed number of them."""
         code, options, new_tokens = settings.code, settings.code_sampler, self._new_tokens(settings.code)
-        steps = code.steps or options.steps or (new_tokens if counts_steps(options) else None)
+        steps = code.steps or options.steps or (new_tokens if options.counts_steps() else None)
         return budgeted(dataclasses.replace(options, steps=steps), new_tokens, budget, "code_sampler")
 
     def _answers(self, work: Work, asked: list[Problem]) -> dict[Key, dict]:
@@ -116,6 +116,7 @@ class CodeTask:
         with work.records("answers", decisive, len(asked) * code.samples) as file:
             if not file.complete:
                 self._generate(work, asked, options, file)
+            work.gather(file)
             return dict(sorted(file.rows.items()))
 
     def _generate(self, work: Work, asked: list[Problem], options: Options, file: AnswerFile) -> None:
@@ -132,16 +133,18 @@ class CodeTask:
         stops, ends = wording.stops(self.name, chat, code.compat), wording.ends(model, code.compat)
         generator = Generator(model, options, work.settings.run.seed, stops, ends)
         shapes = [shape_of(pattern, model, model.max_length) for pattern in patterns]
-        batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows)
-        for batch in _bar(batches, len(batches), f"{work.name}: {self.name}, answers"):
+        batches = plan(shapes, samples=code.samples, batch_size=code.batch_size, done=file.rows, hosts=work.hosts)
+        for batch in _shown(batches, len(batches), f"{work.name}: {self.name}, batches of answers"):
             file.add([row for row in generator.batch(batch, rows, patterns) if key_of(row) not in file.rows])
             work.check_stop()
 
     def _verdicts(self, work: Work, asked: list[Problem], answers: Mapping[Key, Mapping]) -> dict[Key, dict]:
         """Outcome of each answer's program by problem and sample, the missing ones run first."""
         with work.records("verdicts", _decisive(work.settings.code, asked), len(answers)) as file:
-            if missing := {key: answer for key, answer in answers.items() if key not in file.rows}:
+            own = work.hosts.share(list(answers))
+            if missing := {key: answers[key] for key in own if key not in file.rows}:
                 self._run(work, asked, missing, file)
+            work.gather(file)
             return dict(sorted(file.rows.items()))
 
     def _run(self, work: Work, asked: list[Problem], answers: Mapping[Key, Mapping], file: AnswerFile) -> None:
@@ -162,7 +165,7 @@ class CodeTask:
         limits, workers = Limits(code.timeout, code.memory), code.workers or len(os.sched_getaffinity(0))
         verdicts = sandbox.run(map(program, keys), limits, isolated=isolated, workers=workers)
         with contextlib.closing(verdicts):
-            for number, verdict in _bar(verdicts, len(keys), f"{work.name}: {self.name}, programs"):
+            for number, verdict in _shown(verdicts, len(keys), f"{work.name}: {self.name}, programs"):
                 file.add([row(keys[number], verdict.kind, verdict.detail, verdict.seconds)])
                 work.check_stop()
 
@@ -172,8 +175,10 @@ def _decisive(code: Code, asked: list[Problem]) -> dict:
             "memory": code.memory, "compat": code.compat}  # fmt: skip
 
 
-def _bar(items, total: int, title: str) -> tqdm:
-    return tqdm(items, title, total, disable=None, dynamic_ncols=True, leave=False)
+def _shown(items: Iterable, total: int, title: str) -> Iterator:
+    """The items, showing how many are done."""
+    with Progress(total, title, brief=True) as shown:
+        yield from shown.over(items)
 
 
 def use_sandbox(allow_unsafe_code: bool) -> bool:

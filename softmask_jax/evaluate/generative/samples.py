@@ -12,11 +12,9 @@ from softmask_jax.convert.converted import Ids
 from softmask_jax.evaluate.task import DIVERGED, Piece, Work, pieces
 from softmask_jax.generate.batches import row_key
 from softmask_jax.samplers import Options
-from softmask_jax.samplers.options import MDLM_STEPS, TRANSITIONS
+from softmask_jax.samplers.algorithms import MDLM_STEPS, TRANSITIONS
 
 log = logging.getLogger("softmask_jax")
-# Algorithms whose number of steps depends on the predictions.
-WITHOUT_STEPS = ("confidence_threshold", "confidence_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +35,13 @@ def entropies(tokens: np.ndarray) -> np.ndarray:
     return np.array([-(share * np.log(share)).sum() for share in shares]) + 0.0
 
 
-def counts_steps(options: Options) -> bool:
-    """Whether a sampler takes a fixed number of steps."""
-    return options.tokens_per_step is None and options.alg not in WITHOUT_STEPS
-
-
 def budgeted(options: Options, length: int, budget: Fraction, section: str = "sampler") -> Options:
     """The sampler with a share of its steps, at least 1. ValueError if it has no fixed number. section: its config."""
     if budget == 1:
         return options
-    if not counts_steps(options):
-        key = f"alg={options.alg}" if options.tokens_per_step is None else "tokens_per_step"
+    if not options.counts_steps():
+        decisive = [name for name in ("tokens_per_step", "threshold", "factor") if getattr(options, name) is not None]
+        key = f"alg={options.alg}" if options.alg.startswith("confidence_") else decisive[0]
         raise ValueError(f"config.{section}.{key} decides how many steps there are; leave config.run.budgets at 1.")
     own = MDLM_STEPS if not options.alg or options.alg in TRANSITIONS else length
     return dataclasses.replace(options, steps=max(1, round((options.steps or own) * budget)))

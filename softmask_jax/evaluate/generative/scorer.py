@@ -3,7 +3,6 @@
 One pass gives -log p of each token given those before it, for generative perplexity, and the last token's state after
 the final norm, MAUVE's feature (`mauve-text` 0.4 takes `hidden_states[-1]` there)."""
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from softmask_jax.convert.gpt2 import Checkpoint
 from softmask_jax.data.tokenizers import END_OF_TEXT, Tokenizer, open_tokenizer
 from softmask_jax.diffusion.vocab.head import Head, VocabSharding, cross_entropy
 from softmask_jax.distributed import sharding
+from softmask_jax.io.paths import to_path
 from softmask_jax.models.nn import gpt2
 
 SETTING = "config.generative.scorer"
@@ -31,7 +31,7 @@ def _folder(spec: str) -> Path:
             return hub.download(spec)
         except (ValueError, OSError) as error:
             raise type(error)(str(error).replace("--src", SETTING)) from error
-    folder = Path(os.path.expanduser(spec))
+    folder = to_path(spec)
     if not folder.is_dir():
         raise FileNotFoundError(f"{SETTING}: there is no folder '{spec}'; {DOWNLOAD}.")
     return folder

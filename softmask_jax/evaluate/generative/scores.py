@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.generative.scorer import Scorer
 from softmask_jax.evaluate.task import Estimate
 from softmask_jax.generate.batches import Batch, Shape, plan
+from softmask_jax.io.answers import Hosts
 from softmask_jax.io.files import explained, write_atomically
 
 log = logging.getLogger("softmask_jax")
 FORMAT = 1
+POLL = 0.5  # seconds
 # Lengths are rounded up to it, for fewer compiled programs.
 MULTIPLE = 128
 
@@ -57,10 +60,11 @@ def counts(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int, batch_size: int,
-          check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out") -> Scores:
+          check_stop: Callable[[], None] = lambda: None, elsewhere: str = "give another --out",
+          hosts: Hosts = Hosts()) -> Scores:
     """Scores of texts, stored in `folder` under a hash of texts, scorer and settings; each is independent of other
-    texts and padding. check_stop is called between batches. ValueError for numbers that are not finite; OSError, with
-    the remedy `elsewhere`, if the folder cannot be written."""
+    texts and padding. check_stop is called between batches. hosts: they share the texts, and the folder. ValueError for
+    numbers that are not finite; OSError, with the remedy `elsewhere`, if the folder cannot be written."""
     rows = scorer.retokenized(texts, max_length)
     shards = sharding.batch_shards(scorer.mesh)
     size = math.ceil(batch_size / shards) * shards
@@ -76,10 +80,14 @@ def score(scorer: Scorer, texts: Sequence[str], folder: Path, *, max_length: int
         "features": np.zeros((len(rows), scorer.config.hidden_size), np.float32),
     }  # fmt: skip
     batches = plan(shapes, samples=1, batch_size=size)
-    for number, batch in enumerate(batches):
+    own = set(hosts.share(range(len(batches))))
+    # This host's batches first, then those that the others have scored meanwhile.
+    for number, batch in sorted(enumerate(batches), key=lambda pair: pair[0] not in own):
         members = np.array([written[index] for index, _ in batch.keys])
         path = folder / f"{number:05}.npz"
-        part = _stored(path, members)
+        while (part := _stored(path, members)) is None and number not in own:
+            check_stop()
+            time.sleep(POLL)
         if part is None:
             check_stop()
             part = _scored(scorer, batch, [rows[row] for row in members])

@@ -72,7 +72,7 @@ class Generative:
         work.check_stop()
         scorer = Scorer(config.scorer, work.mesh, config.compute_dtype)
         options = {"max_length": config.max_length, "batch_size": config.batch_size, "check_stop": work.check_stop}
-        ours = scores.score(scorer, written.texts, work.folder, **options)
+        ours = scores.score(scorer, written.texts, work.folder, **options, hosts=work.hosts)
         entropy = samples.entropies(written.tokens)
         estimates = {"generative_perplexity": ours.perplexity(), "entropy": Estimate.of_mean(entropy, unit="nats")}
         network = {name: getattr(scorer.config, name) for name in ("hidden_size", "num_layers", "vocab_size")}

@@ -8,14 +8,14 @@ from softmask_jax.config import option_flags
 from softmask_jax.config.keys import key
 from softmask_jax.config.sections import Mesh
 from softmask_jax.data.sources.records import nearest
-from softmask_jax.evaluate.generative.samples import counts_steps
+from softmask_jax.evaluate.lm_eval.masks import llada_masks, masks
 from softmask_jax.generate import sampler_flags
 from softmask_jax.samplers import Options
-from softmask_jax.samplers.dream import ALGORITHMS as DREAMS
-from softmask_jax.samplers.options import MDLM_STEPS
+from softmask_jax.samplers.algorithms import DREAM, MDLM_STEPS
 
 # Arguments that the harness gives every model and ours ignores: JAX knows the devices.
 FOREIGN = ("device", "trust_remote_code", "max_batch_size")
+ESTIMATES = {"stratified": masks, "llada": llada_masks}
 # steps may be a share of the sampler's own number, such as 1/4.
 OPTION_HELPS = sampler_flags.HELPS | {"steps": "", "forbidden": "ids that are never written, as [1,2]"}
 
@@ -33,6 +33,8 @@ class Model:
                                  "model's, up to 2048)")
     bos: bool | None = key(None, "begin contexts with BOS, but for chats; by default where training did")
     mc_num: int = key(128, "masks that a likelihood is averaged over")
+    estimate: str = key("", "how these are drawn: stratified, all of them where that is cheap, or llada, as its "
+                        "reference does (default: llada for LLaDA, else stratified)")
     check_greedy: bool = key(True, "decode continuations to see whether they are the model's own; without, none is")
 
 
@@ -78,11 +80,11 @@ class Arguments:
     def options_for(self, alg: str, new_tokens: int) -> Options:
         """Options for `new_tokens`, by default a step for each with Dream's samplers. alg: the model's own."""
         alg = self.options.alg or alg
-        default = new_tokens if alg in DREAMS else MDLM_STEPS
+        default = new_tokens if alg in DREAM else MDLM_STEPS
         steps = self.options.steps
         if self.share is not None:
             steps = max(1, int(self.share * default))
-        elif steps is None and alg in DREAMS and counts_steps(dataclasses.replace(self.options, alg=alg)):
+        elif steps is None and alg in DREAM and self.options.counts_steps(alg):
             steps = default
         return dataclasses.replace(self.options, alg=alg, steps=steps)
 
@@ -102,6 +104,8 @@ def read(values: Mapping[str, object]) -> Arguments:
         value = getattr(model, name)
         if value is not None and value < 1:
             raise ValueError(f"--model_args: {name} must be at least 1, not {value}.")
+    if model.estimate not in ("", *ESTIMATES):
+        raise ValueError(f"--model_args: estimate is '{model.estimate}'; choose one of {', '.join(ESTIMATES)}.")
     if not 0 <= model.seed < 2**32:
         raise ValueError(f"--model_args: seed must be in 0 .. 2**32 - 1, not {model.seed}.")
     share = None

@@ -6,14 +6,15 @@ log-probability of the masked tokens is in expectation
     the mean over all orders of the n tokens of  sum_i log p(token_i | context, tokens before it in the order)
       <= log p(continuation | context)
 
-A soft-masked prediction, two passes over the same masked input, depends on unmasked tokens alone: the bound holds."""
+A soft-masked prediction, two passes over the same masked input, depends on unmasked tokens alone: the bound holds.
+With guidance (`samplers.guidance`) the predictions are the guided ones; the context is what the other half lacks."""
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,8 +24,10 @@ import numpy as np
 from softmask_jax.config.jax_settings import settled
 from softmask_jax.diffusion import two_pass
 from softmask_jax.diffusion.objective import Noisy
+from softmask_jax.diffusion.soft_masking import schedule_factor
+from softmask_jax.evaluate.lm_eval.masks import masks
 from softmask_jax.generate.batches import FAILED, MULTIPLE
-from softmask_jax.samplers import SoftMask
+from softmask_jax.samplers import SoftMask, guidance
 
 
 class Span(NamedTuple):
@@ -40,29 +43,22 @@ def key_of(*parts) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little")
 
 
-def masks(count: int, draws: int, seed: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks over `count` tokens [D count] bool, none empty, and weights of their summed log-probabilities [D]: all
-    2^count - 1 sets, which is exact, if `draws` allows; else `draws` sets of stratified sizes."""
-    if count <= draws.bit_length() and 2**count - 1 <= draws:
-        masked = (np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1 == 1
-        sizes = masked.sum(1)
-        return masked, np.array([1 / (size * math.comb(count, size)) for size in sizes.tolist()])
-    random = np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
-    shares = (np.arange(draws) + random.random()) / draws
-    sizes = np.minimum((shares * count).astype(np.int64), count - 1) + 1
-    ranks = random.random((draws, count)).argsort(1).argsort(1)
-    return ranks < sizes[:, None], count / (sizes * draws)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def masked_log_probs(denoiser, soft_mask: SoftMask, params: dict, tokens, masked, real, counts) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def masked_log_probs(denoiser, soft_mask: SoftMask, cfg_scale: float, params: dict, tokens, masked, real, context,
+                     counts) -> jax.Array:
     """Summed log p of the masked tokens given all others, [B] float32, nats; tokens [B L] ids, masked [B L], real [B L]
-    (False for padding). soft_mask's schedule follows the masked share of each row's `counts` [B] scored tokens."""
-    xt = jnp.where(masked, jnp.asarray(denoiser.mask_token_id, tokens.dtype), tokens)
-    noisy = Noisy(tokens, xt, masked, t=None, weights=None, segment_ids=real.astype(jnp.int32))
+    (False for padding), context [B L] (tokens before the scored ones). soft_mask's schedule follows the masked share of
+    each row's `counts` [B] scored tokens."""
+    mask = jnp.asarray(denoiser.mask_token_id, tokens.dtype)
+    xt, segment_ids = jnp.where(masked, mask, tokens), real.astype(jnp.int32)
+    scale, scoring = schedule_factor(soft_mask.schedule, masked.sum(-1), counts), denoiser
+    if cfg_scale:
+        xt = jnp.concatenate([xt, jnp.where(context, mask, xt)])
+        segment_ids, scale = guidance.twice(segment_ids), guidance.twice(scale)
+        scoring = dataclasses.replace(denoiser, trunk=guidance.guided(denoiser.trunk, cfg_scale))
+    noisy = Noisy(tokens, xt, masked, t=None, weights=None, segment_ids=segment_ids)
     feedback = two_pass.feedback_if(True, denoiser, soft_mask, params, noisy)
-    nll = two_pass.token_nll(denoiser, soft_mask, params, noisy, feedback, soft_mask.scale(masked.sum(-1), counts))
-    return -nll.sum(-1)
+    return -two_pass.token_nll(scoring, soft_mask, params, noisy, feedback, scale).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +72,9 @@ class Likelihood:
     batch_size: int = 8  # rows of a network call, each a span under one mask
     seed: int = 0
     soft_mask: SoftMask | None = None  # in place of the model's
+    cfg_scale: float = 0.0  # of guidance
+    # (tokens of a continuation, draws, seed, its key) -> masks and weights
+    masks: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]] = masks
 
     def __call__(self, spans: Sequence[Span]) -> Iterator[tuple[int, float]]:
         """ValueError for a span that is longer than the model, or whose likelihood is NaN."""
@@ -95,7 +94,7 @@ class Likelihood:
         def rows() -> Iterator[tuple[int, np.ndarray, float]]:
             for index in indices:
                 span = spans[index]
-                masked, weights = masks(len(span.tokens) - span.start, self.draws, self.seed, span.key)
+                masked, weights = self.masks(len(span.tokens) - span.start, self.draws, self.seed, span.key)
                 left[index] = len(weights)
                 yield from ((index, mask, weight) for mask, weight in zip(masked, weights.tolist()))
 
@@ -111,16 +110,17 @@ class Likelihood:
     def _log_probs(self, spans: Sequence[Span], rows: Sequence, size: int, length: int) -> list[float]:
         """One network call over `rows`, repeated until there are `size`."""
         tokens, counts = np.zeros((size, length), np.int32), np.ones(size, np.int32)
-        masked, real = np.zeros((2, size, length), bool)
+        masked, real, context = np.zeros((3, size, length), bool)
         for row in range(size):
             index, mask, _ = rows[row % len(rows)]
             span = spans[index]
             end = len(span.tokens)
             tokens[row, :end], real[row, :end], counts[row] = span.tokens, True, len(mask)
-            masked[row, span.start:end] = mask
+            masked[row, span.start:end], context[row, : span.start] = mask, True
         soft_mask = self.model.soft_mask if self.soft_mask is None else self.soft_mask
+        arrays = tokens, masked, real, context, counts
         with settled():
-            sums = masked_log_probs(self.model.denoiser, soft_mask, self.model.params, tokens, masked, real, counts)
+            sums = masked_log_probs(self.model.denoiser, soft_mask, self.cfg_scale, self.model.params, *arrays)
         values = np.asarray(sums, np.float64)
         if not np.isfinite(values).all():
             raise ValueError(f"{FAILED}: there is no likelihood; check the checkpoint.")

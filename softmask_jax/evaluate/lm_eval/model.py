@@ -1,29 +1,33 @@
 """Our models as the harness sees them: texts in, answers and likelihoods out, in the order of the requests."""
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
-from tqdm import tqdm
 
 import softmask_jax
+from softmask_jax.config.progress import Progress
 from softmask_jax.data.chat.template import SHIELDS, encode_renderings, shield_contents
 from softmask_jax.data.sources.listing import fingerprint
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.lm_eval import arguments
 from softmask_jax.evaluate.lm_eval.likelihood import Likelihood, Span, key_of
 from softmask_jax.generate.batches import FAILED, Generator, plan, shape_of
+from softmask_jax.io.answers import AnswerFile, Hosts
 from softmask_jax.report.patterns import Pattern
 from softmask_jax.samplers import Options, SoftMask
-from softmask_jax.samplers.options import TRANSITIONS
+from softmask_jax.samplers.algorithms import LLADA, TRANSITIONS
 
 log = logging.getLogger(__name__)
 warn_once = functools.cache(log.warning)
@@ -47,15 +51,17 @@ class Ask(NamedTuple):
 class SoftmaskLM(TemplateLM):
     """A model by `arguments`; they win over options of a task and --gen_kwargs. Importing this module registers it.
 
-    A likelihood is the lower bound of `likelihood`, exact where that is cheap. A continuation is greedy if the model
-    writes it by arg-max, token by token, the surest first (LLaDA's rule, arXiv 2502.09992), with soft-masking's
-    feedback. ValueError, OSError or ImportError, one line, for a model that cannot be loaded or used."""
+    A likelihood is the lower bound of `likelihood`. A continuation is greedy if the model writes it by arg-max, token by
+    token, the surest first (LLaDA's rule, arXiv 2502.09992), with soft-masking's feedback. ValueError, OSError or ImportError, one line, for a model that cannot be loaded or used."""
+
+    hosts = Hosts()  # that share the requests
+    folder: Path | None = None  # of the files with their results, which all of them see
 
     def __init__(self, **model_args):
         super().__init__()
         self.arguments = arguments.read(model_args)
         own, mesh = self.arguments.model, self.arguments.mesh
-        mesh = None if mesh is None else sharding.make_mesh(**dataclasses.asdict(mesh))
+        mesh = None if mesh is None else sharding.make_mesh(**dataclasses.asdict(mesh), devices=jax.local_devices())
         self.model = softmask_jax.load(own.checkpoint, weights=own.weights, step=own.step, base=own.base, mesh=mesh)
         if self.model.tokenizer is None:
             raise ValueError("This model has no tokenizer; convert it again with its tokenizer files beside it.")
@@ -67,7 +73,11 @@ class SoftmaskLM(TemplateLM):
         self.arguments.options_for(self.model.default_alg, 1)
         soft_mask = self.arguments.options.soft_mask
         soft_mask = SoftMask() if soft_mask == "none" else soft_mask
-        self.likelihood = Likelihood(self.model, own.mc_num, own.batch_size, own.seed, soft_mask)
+        estimate = own.estimate or ("llada" if self.model.default_alg in LLADA else "stratified")
+        self.likelihood = Likelihood(
+            self.model, own.mc_num, own.batch_size, own.seed, soft_mask, self.arguments.options.cfg_scale or 0.0,
+            arguments.ESTIMATES[estimate],
+        )  # fmt: skip
         self.bos = self.model.family.fixed_length if own.bos is None else own.bos
         # The harness renders all chats, or asks for the template, before the first text is encoded.
         self.chats = False
@@ -144,23 +154,48 @@ class SoftmaskLM(TemplateLM):
         return {"model_num_parameters": self.model.denoiser.num_params, "model_step": self.model.step}
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
-        repeats, asks, groups = Counter(), [], {}
-        for index, request in enumerate(requests):
+        repeats, asks = Counter(), []
+        for request in requests:
             # The harness repeats a request as the same object; other objects of the same text get the same answer.
             asks.append(self._ask(*request.args, repeat=repeats[id(request)]))
             repeats[id(request)] += 1
-            groups.setdefault(asks[-1].options, []).append(index)
-        answers: list = [None] * len(requests)
-        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
+
+        def answer(indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+            groups: dict = {}
+            for index in indices:
+                groups.setdefault(asks[index].options, []).append(index)
             for options, members in groups.items():
                 patterns, keys = [asks[i].pattern for i in members], [asks[i].key for i in members]
                 for member, tokens in self._filled(patterns, keys, options):
                     index = members[member]
                     generator = Generator(self.model, options, stops=asks[index].stops)
-                    answers[index] = generator.answer(asks[index].pattern, tokens)["text"]
-                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
-                    bar.update()
-        return answers
+                    yield index, generator.answer(asks[index].pattern, tokens)["text"]
+
+        return self._answered("generate_until", [request.args for request in requests], answer, disable_tqdm)
+
+    def _answered(
+        self, kind: str, requests: Sequence, answer: Callable[[Sequence[int]], Iterator[tuple[int, Any]]], quiet: bool
+    ) -> list:
+        """Results of all requests, in order: `answer` yields (index, result) of some. Of several hosts each answers its
+        share, and has all in the end."""
+        results, mine, file = {}, range(len(requests)), None
+        with contextlib.ExitStack() as stack:
+            if self.hosts.processes > 1:
+                name = fingerprint(self.arguments, self.model.step, requests)[:16]
+                file = AnswerFile(self.folder / f"{kind}-{name}.jsonl", {"requests": name}, len(requests), self.hosts)
+                stack.enter_context(file).settle({})
+                mine = [index for index in self.hosts.share(mine) if (index, 0) not in file.rows]
+            shown = stack.enter_context(Progress(len(mine), kind, "requests", disable=quiet))
+            for index, result in shown.over(answer(mine)):
+                results[index] = result
+                self.cache_hook.add_partial(kind, requests[index], result)
+                if file:
+                    file.add([{"index": index, "result": result}])
+                self.hosts.check()
+            if file:
+                file.gather()
+                results = {index: row["result"] for (index, _), row in file.rows.items()}
+        return [results[index] for index in range(len(requests))]
 
     def _ask(self, context: str, gen_kwargs: Mapping, repeat: int) -> Ask:
         wanted = normalize_gen_kwargs(dict(gen_kwargs), NEW_TOKENS)
@@ -208,16 +243,16 @@ class SoftmaskLM(TemplateLM):
                                  "positions of a row; give a larger --model_args max_length, or leave this task out.")
             before = self._cut(before, self.max_length - len(scored))
             spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(context, continuation)))
-        results: list = [None] * len(requests)
-        with tqdm(total=len(spans), desc="Likelihoods", disable=disable_tqdm) as bar:
-            for first in range(0, len(spans), AT_A_TIME):
-                part = spans[first : first + AT_A_TIME]
-                greedy = self._greedy(part)
-                for index, nats in self.likelihood(part):
-                    result = results[first + index] = nats, greedy[index]
-                    self.cache_hook.add_partial("loglikelihood", requests[first + index][0], result)
-                    bar.update()
-        return results
+
+        def answer(indices: Sequence[int]) -> Iterator[tuple[int, tuple[float, bool]]]:
+            for first in range(0, len(indices), AT_A_TIME):
+                part = indices[first : first + AT_A_TIME]
+                scored = [spans[index] for index in part]
+                greedy = self._greedy(scored)
+                yield from ((part[number], (nats, greedy[number])) for number, nats in self.likelihood(scored))
+
+        texts = [request[0] for request in requests]
+        return [tuple(result) for result in self._answered("loglikelihood", texts, answer, disable_tqdm)]
 
     def _greedy(self, spans: Sequence[Span]) -> list[bool]:
         """Whether the model writes each continuation itself; False for all without check_greedy."""
@@ -227,29 +262,36 @@ class SoftmaskLM(TemplateLM):
         for tokens, start, _ in (spans[i] for i in checked):
             masks = np.full(len(tokens) - start, self.model.mask_token_id, np.int32)
             patterns.append(Pattern(np.concatenate([tokens[:start], masks]), 0))
-        soft_mask = self.arguments.options.soft_mask
-        options = Options("maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=soft_mask)
+        own = self.arguments.options
+        options = Options("maskgit_plus", tokens_per_step=1, suppress_mask=True, soft_mask=own.soft_mask,
+                          cfg_scale=own.cfg_scale)  # fmt: skip
         for row, tokens in self._filled(patterns, [(0, 0)] * len(checked), options):
             greedy[checked[row]] = bool((tokens == spans[checked[row]].tokens).all())
         return greedy
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Likelihoods of whole texts, in windows of `max_length` positions behind BOS or the token before."""
-        spans, owners = [], []
-        for index, (text,) in enumerate(request.args for request in requests):
-            ids = self.tok_encode(text, add_special_tokens=False)
-            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, context_len=1)
-            for number, (before, scored) in enumerate(map(make_disjoint_window, windows)):
-                spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(text, number)))
-                owners.append(index)
-        sums, left = [0.0] * len(requests), Counter(owners)
-        for span, nats in tqdm(self.likelihood(spans), total=len(spans), desc="Likelihoods", disable=disable_tqdm):
-            index = owners[span]
-            sums[index] += nats
-            left[index] -= 1
-            if not left[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, sums[index])
-        return sums
+        arguments = [request.args for request in requests]
+
+        def answer(indices: Sequence[int]) -> Iterator[tuple[int, float]]:
+            spans, owners = [], []
+            for index in indices:
+                (text,) = arguments[index]
+                ids = self.tok_encode(text, add_special_tokens=False)
+                windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, context_len=1)
+                for number, (before, scored) in enumerate(map(make_disjoint_window, windows)):
+                    spans.append(Span(np.array([*before, *scored], np.int32), len(before), key_of(text, number)))
+                    owners.append(index)
+            sums, left = dict.fromkeys(indices, 0.0), Counter(owners)
+            yield from ((index, 0.0) for index in indices if not left[index])
+            for span, nats in self.likelihood(spans):
+                index = owners[span]
+                sums[index] += nats
+                left[index] -= 1
+                if not left[index]:
+                    yield index, sums[index]
+
+        return self._answered("loglikelihood_rolling", arguments, answer, disable_tqdm)
 
 
 def _with_draws(options: Options, wanted: Mapping) -> Options:

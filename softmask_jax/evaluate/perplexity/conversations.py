@@ -5,7 +5,6 @@ examples and draws in [t_min, t_max] (`mask_draws`). `compat` is the recipe's va
 evenly spaced over the examples, the seed of config.eval, and a coin for each example between its passes ("mixed")."""
 import dataclasses
 import functools
-import os
 from pathlib import Path
 
 import jax
@@ -15,25 +14,30 @@ import numpy as np
 from softmask_jax import config as config_schema
 from softmask_jax.config.kinds import KINDS
 from softmask_jax.convert import converted
+from softmask_jax.convert.model import adapted_kind
 from softmask_jax.convert.safe_files import read_json
 from softmask_jax.data.chat.buckets import Buckets
 from softmask_jax.data.chat.sft import build_sft
-from softmask_jax.diffusion import dream_loss, noise, two_pass
+from softmask_jax.diffusion import noise, response_loss, two_pass
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.perplexity.mask_draws import stratified
 from softmask_jax.evaluate.perplexity.records import Columns, recorded, settings_of
 from softmask_jax.evaluate.perplexity.text_sets import OWN, evenly_spaced, rebuilt
 from softmask_jax.evaluate.task import Work, pieces
+from softmask_jax.io.paths import to_path
 from softmask_jax.models import families
 from softmask_jax.training.tasks.conversations import bucket_sizes, fingerprint
+from softmask_jax.training.tasks.task import tokenizer_name
 
 
 def is_chat(path: Path) -> bool:
-    """Whether a folder for `softmask_jax.load` holds a model of conversations, an adapter, or a run of one."""
+    """Whether a folder for `softmask_jax.load` holds a model of conversations alone, an adapter on one, or a run."""
     about = read_json(path, "config.json")
-    kind = about.get("kind") or about.get("model", {}).get("kind")
-    return kind == "adapter" or (kind in KINDS and KINDS[kind].chat)
+    if "data" in about:
+        return about["data"]["source"] == "chat"
+    kind = adapted_kind(about) if about.get("kind") == "adapter" else about.get("kind")
+    return kind in KINDS and KINDS[kind].chat and not KINDS[kind].text
 
 
 def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
@@ -43,14 +47,14 @@ def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
         raise ValueError(f"perplexity: {path} is a converted model, which brings no validation split along: leave this "
                          "task away, or give the folder of the run that fine-tuned it.")
     config = config_schema.from_dict(read_json(path, "config.json"))
-    base = Path(os.path.expanduser(work.settings.models.base or config.model.base))
-    tokenizer = str(base / "tokenizer") if config.data.tokenizer == "base" else config.data.tokenizer
-    sizes = bucket_sizes(config.data.buckets)
+    base = to_path(work.settings.models.base or config.model.base)
+    tokenizer = tokenizer_name(config.data.tokenizer, base)
+    sizes, whole = bucket_sizes(config.data.buckets), config.data.pads == "row"
     sft = rebuilt(
         path, work.model.step, lambda: build_sft(config.data, tokenizer=tokenizer),
-        lambda sft: fingerprint(sft, sizes, base), "The conversations or the base have changed", "bring them back",
+        lambda sft: fingerprint(sft, sizes, base, whole), "The conversations or the base have changed", "bring them back",
     )  # fmt: skip
-    return config, Buckets(sft.validation, sft.pad_id, config.train.seed, sizes), sft.info["fingerprint"]
+    return config, Buckets(sft.validation, sft.pad_id, config.train.seed, sizes, whole_rows=whole), sft.info["fingerprint"]
 
 
 def measured(work: Work) -> Columns:
@@ -62,7 +66,7 @@ def measured(work: Work) -> Columns:
     config, buckets, fingerprint = conversations(work)
     # The run's loss, with the model's soft-masking (maybe turned off) and a t for each example.
     soft_mask, p_sm = SoftMask(model.soft_mask.variant, model.soft_mask.k), config.soft_mask.p_sm
-    objective = dataclasses.replace(families.of(config.model.kind).objective(config), soft_mask=soft_mask, t_per="row")
+    objective = dataclasses.replace(families.of(config.model.kind).objective(config).by_row(), soft_mask=soft_mask)
     numbers = evenly_spaced(len(buckets), settings.max_windows)
     draws, seed, strata = 1, config.eval.seed, None
     if not settings.compat:
@@ -86,7 +90,7 @@ def measured(work: Work) -> Columns:
 
 
 @functools.lru_cache(maxsize=4)
-def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh, total: int):
+def _program(denoiser, objective: response_loss.ResponseLoss, mesh: jax.sharding.Mesh, total: int):
     """(params, batch, draw, key, p_sm) -> columns [B]."""
 
     def score(params, batch, draw, key, p_sm):
@@ -94,7 +98,7 @@ def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh,
         if compat:
             t = objective.validation_t(batch["index"], total)
         else:
-            keys = dream_loss.example_keys(key, noise.Stream.T, batch["index"], draw)
+            keys = response_loss.example_keys(key, noise.Stream.T, batch["index"], draw)
             u = noise.stratified_t(keys, batch["stratum"], batch["count"], 0.0)
             t = objective.t_min + (objective.t_max - objective.t_min) * u
         noisy = objective.draw(batch, key, mask_token_id=denoiser.mask_token_id, t=t, epoch=draw)
@@ -102,7 +106,7 @@ def _program(denoiser, objective: dream_loss.DreamLoss, mesh: jax.sharding.Mesh,
         columns = {"t": noisy.t, "masked": scores.masked} | scores.loss
         columns |= {f"{name}_cross_entropy": sums for name, sums in scores.cross_entropy.items()}
         if compat and "two_pass" in columns:
-            coins = dream_loss.example_coins(key, batch["index"], p_sm)
+            coins = response_loss.example_coins(key, batch["index"], p_sm)
             columns["mixed"] = jnp.where(coins, columns["two_pass"], columns["one_pass"])
         return columns
 

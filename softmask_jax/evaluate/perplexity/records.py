@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softmask_jax.config.jax_settings import root_key
-from softmask_jax.diffusion.dream_loss import DreamLoss
-from softmask_jax.diffusion.nelbo import Nelbo
+from softmask_jax.diffusion.objective import Objective
 from softmask_jax.distributed import sharding
 from softmask_jax.evaluate.perplexity.mask_draws import Strata
 from softmask_jax.evaluate.task import DIVERGED, Piece, Work
@@ -39,7 +38,7 @@ class Columns(NamedTuple):
         return "mixed" if "mixed" in self.values else self.passes[-1]
 
 
-def settings_of(objective: Nelbo | DreamLoss) -> dict:
+def settings_of(objective: Objective) -> dict:
     """JSON values that decide an objective's numbers."""
     settings = dataclasses.asdict(objective)
     soft_mask = settings.pop("soft_mask")
@@ -72,8 +71,7 @@ def recorded(work: Work, name: str, settings: Mapping, batches: Iterable[Piece],
         return [dict(zip(("index", "sample", *values), (*key, *row))) for key, row in zip(piece.keys, rows)]
 
     with work.records(name, settings, settings["windows"] * settings["draws"]) as file:
-        if not file.complete:
-            work.complete(file, batches, measured, SYNC_SECONDS)
+        work.complete(file, batches, measured, SYNC_SECONDS)
         return columns(file.rows.values(), settings["draws"])
 
 

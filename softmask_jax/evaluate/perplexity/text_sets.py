@@ -17,6 +17,8 @@ from softmask_jax.data.sources import Source, make_source
 from softmask_jax.data.sources.corpus import BAD, Corpus, DROPPED, GOOD, VALIDATION, scan
 from softmask_jax.io import tree_files
 from softmask_jax.io.files import split_paths
+from softmask_jax.io.paths import to_path
+from softmask_jax.training.tasks.running_text import build_texts
 
 OWN = "validation"
 # Names that estimates use.
@@ -108,8 +110,9 @@ def own_text(path: Path, model, remedy: str = GIVE_TEXTS) -> Text:
     """The validation split of the run in `path`. ValueError for a converted model, or if the text is not here."""
     if converted.is_converted(path):
         raise ValueError(f"{path} is a converted model and brings no validation text along: {remedy}.")
+    base = to_path(model.config.model.base) if model.family.kind.from_base else None
     built = rebuilt(
-        path, model.step, lambda: data.build(model.config.data), lambda built: built.info["fingerprint"],
+        path, model.step, lambda: build_texts(model.config.data, base), lambda built: built.info["fingerprint"],
         "The text of config.data has changed", remedy,
     )  # fmt: skip
     return Text(OWN, built.validation)

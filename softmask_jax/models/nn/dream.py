@@ -1,8 +1,8 @@
-"""Dream (`DreamLM/Dream`): the Qwen2.5 architecture (arXiv 2412.15115) with bidirectional attention.
+"""Dream (`DreamLM/Dream`) and LLaDA (`ML-GSAI/LLaDA`): Qwen2.5's or Llama's architecture, bidirectional attention.
 
 Embedding, N layers of grouped-query attention and gated MLP with pre-RMSNorm, and a final RMSNorm; `vocab.head` applies
-the output matrix. Logits for position i are at i - 1: `shift` moves the hidden states. With an `AdapterConfig` the
-parameters are {**base, "adapter": adapter} (`dora`). The vocabulary is zero-padded to a multiple of 128.
+the output matrix. Dream's logits for position i are at i - 1: `shift` moves the hidden states. With an `AdapterConfig`
+the parameters are {**base, "adapter": adapter} (`dora`). The vocabulary is zero-padded to a multiple of 128.
 
 Matrix products and the residual stream in `compute_dtype`, as PyTorch's bfloat16 model was trained (and full
 rematerialisation stores that stream for every layer); norms, rotary angles, softmax and DoRA's scale in float32.
@@ -42,9 +42,9 @@ class Layer(nnx.Module):
         linear = partial(layers.Linear, rngs=rngs, std=INITIAL_STD, dtype=dtype, int8=config.base_dtype == "int8")
         self.config = config
         self.attn_norm = norm()
-        self.q = linear(width, width, axes=("embed", "qkv"))
-        self.k = linear(width, keys, axes=("embed", "kv"))
-        self.v = linear(width, keys, axes=("embed", "kv"))
+        self.q = linear(width, width, axes=("embed", "qkv"), bias=config.qkv_bias)
+        self.k = linear(width, keys, axes=("embed", "kv"), bias=config.qkv_bias)
+        self.v = linear(width, keys, axes=("embed", "kv"), bias=config.qkv_bias)
         self.o = linear(width, width, axes=("heads", "embed"), bias=False)
         self.mlp_norm = norm()
         self.gate = linear(width, hidden, axes=("embed", "mlp"), bias=False)
@@ -88,7 +88,8 @@ class Shell(nnx.Module):
     def __init__(self, config: DreamConfig, rngs: nnx.Rngs):
         self.embed = Table("table", config, rngs)
         self.final_norm = layers.RMSNorm(config.hidden_size, config.norm_eps, jnp.dtype(config.param_dtype))
-        self.head = Table("weight", config, rngs)
+        if not config.tied:
+            self.head = Table("weight", config, rngs)
 
 
 STACK = stack.Stack(Shell, Layer, "layers")
@@ -136,7 +137,7 @@ def trunk(config: DreamConfig, constrain: Callable[[Array], Array] = lambda x: x
     def run(params: dict, x: Array, *, sigma: None = None, positions: Array | None = None,
             segment_ids: Array | None = None, cache: Window | bool | None = None, dropout_keys: Array | None = None):
         if sigma is not None:
-            raise ValueError("Dream is not conditioned on the noise level; pass sigma=None.")
+            raise ValueError("This network is not conditioned on the noise level; pass sigma=None.")
         layers.check_inputs(config.hidden_size, x, positions, segment_ids, dropout_keys)
         _check_adapter(params, adapter)
         window = window_of(cache)
@@ -187,6 +188,13 @@ def num_params(config: DreamConfig) -> int:
     """Number of parameters without vocabulary padding and adapter: 7,615,616,512 for V = 152,064."""
     # Scales of int8 kernels do not count.
     return STACK.num_params(replace(config, base_dtype="float"))
+
+
+def attention_share(config: DreamConfig) -> float:
+    """Share of q, k, v and o in the FLOPs of a layer's products with weights: 1/8 for Dream-7B, 0.31 for LLaDA-8B."""
+    width, keys = config.hidden_size, config.num_kv_heads * config.head_width
+    attention = 4 * width**2 + 4 * width * keys
+    return attention / (attention + 6 * width * config.intermediate_size)
 
 
 def flops_per_token(config: DreamConfig, seq_len: int) -> int:

@@ -35,12 +35,14 @@ KNOWN = frozenset((*HUGGING_FACE, *BUILT, *ROPE, *HARMLESS, "head_dim", "layer_t
 
 @dataclass(frozen=True, kw_only=True)
 class DreamConfig(NetworkConfig):
-    """Shape and execution of a Dream."""
+    """Shape and execution of a Dream, or a LLaDA (`llada_config`)."""
 
     num_layers: int
     num_kv_heads: int
     intermediate_size: int
     norm_eps: float
+    qkv_bias: bool = True  # of Dream; LLaDA has no biases
+    tied: bool = False  # the embedding is the output matrix too
     param_dtype: str = "float32"  # or "bfloat16"
     base_dtype: str = "float"  # param_dtype everywhere; "int8": kernels of the layers, then frozen (`layers.quantised`)
     implementations = ATTENTION

@@ -1,6 +1,5 @@
 """Fine-tuning on conversations: weighted cross-entropy of responses, an adapter on a frozen base or all of it."""
 import hashlib
-import os
 from pathlib import Path
 
 import jax
@@ -9,55 +8,52 @@ import numpy as np
 
 from softmask_jax.config import Config
 from softmask_jax.config.jax_settings import root_key
-from softmask_jax.convert import converted
-from softmask_jax.data.chat.buckets import Buckets, bucket_batches, bucket_validation_batches
+from softmask_jax.data.chat.buckets import Buckets, bucket_batches, bucket_validation_batches, steps_per_epoch
 from softmask_jax.data.chat.sft import build_sft
+from softmask_jax.data.chat.template import TURN_ENDS
 from softmask_jax.data.pipeline import Batches
 from softmask_jax.diffusion import two_pass
-from softmask_jax.diffusion.dream_loss import example_coins
+from softmask_jax.diffusion.response_loss import example_coins
 from softmask_jax.diffusion.soft_masking import SoftMask
 from softmask_jax.distributed import sharding
 from softmask_jax.io.files import write_atomically
+from softmask_jax.report.scored import taken_on
+from softmask_jax.samplers import Generated
 from softmask_jax.samplers.dream_generate import diffusion_generate
 from softmask_jax.training.intervals import bracketed
 from softmask_jax.training.perplexity import Nats, collect
-from softmask_jax.training.tasks.task import Task
+from softmask_jax.training.tasks.task import Task, tokenizer_name
 from softmask_jax.training.tracking import ends
 
 SAMPLE_LENGTH = 128
+CLOSED = -80.0  # raw scale of soft-masking that leaves plain masks
 # Prompts are padded to it, for few compiled samplers.
 PROMPT_MULTIPLE = 128
-GET_BASE = "python -m softmask_jax.convert --src=hf://Dream-org/Dream-v0-Instruct-7B --dst={} makes one"
 
 
 class Conversations(Task):
+    samples_start = True
+
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
         super().__init__(config, mesh)
-        self.base = Path(os.path.expanduser(config.model.base))
-        about = read_base(self.base, config.model.kind)
-        converted.check_base_dtype(self.base, about, config.model.base_dtype)
-        name = config.data.tokenizer
-        self.sft = build_sft(config.data, tokenizer=str(self.base / "tokenizer") if name == "base" else name)
+        self.sft = build_sft(config.data, tokenizer=tokenizer_name(config.data.tokenizer, self.base))
         self.tokenizer = self.sft.tokenizer
-        self.denoiser = self.family.build(config.model, config.soft_mask, about, mesh=mesh)
-        if self.denoiser.frozen:  # the backward pass of a frozen base costs one forward pass, not two
-            self.forwards_per_step = 2.0
-        check_tokenizer(self.tokenizer, self.denoiser, self.base)
-        sizes = bucket_sizes(config.data.buckets)
-        splits = self.sft.train, self.sft.validation
-        self.train, self.validation = (Buckets(split, self.sft.pad_id, config.train.seed, sizes) for split in splits)
+        self.build(self.about)
+        sizes, whole = bucket_sizes(config.data.buckets), config.data.pads == "row"
+        self.train, self.validation = (
+            Buckets(split, self.sft.pad_id, config.train.seed, sizes, whole_rows=whole)
+            for split in (self.sft.train, self.sft.validation)
+        )  # fmt: skip
         self.row_length = round(float(self.train.bucket_of.mean()))
+        self.steps_per_epoch = steps_per_epoch(self.train, config.train.global_batch_size)
         # A continued run needs the same base, too.
-        self.info = self.sft.info | {"fingerprint": fingerprint(self.sft, sizes, self.base)}
+        self.info = self.sft.info | {"fingerprint": fingerprint(self.sft, sizes, self.base, whole)}
         self.losses = jax.jit(self._losses, out_shardings=sharding.replicated(mesh))
 
     def save_tokenizer(self, folder: Path) -> None:
         super().save_tokenizer(folder)
         for name, text in self.sft.template.files().items():
             write_atomically(folder / name, text)
-
-    def load_base(self, shapes: dict) -> dict:
-        return converted.read_dream(self.base, {"backbone": shapes})[0]["backbone"]
 
     def batches(self, start_step: int) -> Batches:
         return bucket_batches(self.train, start_step=start_step, **self.batching)
@@ -82,7 +78,7 @@ class Conversations(Task):
         if "two_pass" in shown:
             one, two = losses["one_pass"], losses["two_pass"]
             row |= {"gain/loss": one.mean - two.mean} | ends("gain/loss_", one.interval(two))
-        return row
+        return row | {"conversations": len(losses[""].windows), "conversations_in_split": len(self.validation)}
 
     def _validation(self, params) -> dict[str, Nats]:
         size = self.config.eval.batch_size
@@ -94,50 +90,64 @@ class Conversations(Task):
         return {"validation/loss": row["loss"]}
 
     def describe(self, row: dict[str, float]) -> str:
-        return f"validation loss {row['loss']:.4f}{bracketed(row.get('loss_low'), row.get('loss_high'))}"
+        return f"validation loss on {taken_on(row)}: {row['loss']:.4f}{bracketed(row.get('loss_low'), row.get('loss_high'))}"
 
-    def sample(self, state, step: int) -> list[str]:
-        """Answers to the first prompts of the validation split, the likeliest token at every position."""
-        config = self.config.sample
-        examples = (self.sft.validation[i] for i in range(min(config.count, len(self.sft.validation))))
-        if not (prompts := [ids[:length] for ids, length in examples]):
-            return []
-        length = config.length or SAMPLE_LENGTH
-        out = diffusion_generate(
-            self.denoiser, state.eval_params(), prompts, max_new_tokens=length, steps=min(config.steps, length),
-            pad_token_id=self.sft.pad_id, soft_mask=SoftMask.from_config(self.config.soft_mask),
-            alg=self.family.default_alg, temperature=0.0, pad_multiple=PROMPT_MULTIPLE,
+    def sample(self, state, step: int) -> dict[str, list[str]]:
+        """Answers to the first prompts of the validation split, the likeliest token at every position, beside the
+        reference answers. At step 0 the base answers with plain masks."""
+        config, params = self.config.sample, state.eval_params()
+        examples = [self.sft.validation[i] for i in range(min(config.count, len(self.sft.validation)))]
+        if not examples:
+            return {"texts": []}
+        if step == 0 and not self.config.init.checkpoint:
+            closed = {"raw_scale": jnp.full_like(params["soft_mask"]["raw_scale"], CLOSED)}
+            params = params | {"soft_mask": params["soft_mask"] | closed}
+        prompts = [ids[:count] for ids, count in examples]
+        out = self._answered(params, prompts, SoftMask.from_config(self.config.soft_mask), config.steps)
+        decode, answers = self.tokenizer.decode, np.asarray(out.tokens)[:, -self.length :]
+        return {
+            "texts": [decode(prompt) + decode(answer) for prompt, answer in zip(prompts, answers, strict=True)],
+            "prompts": list(map(decode, prompts)),
+            "answers": [decode(self._text(answer)) for answer in answers],
+            "references": [decode(self._text(ids[count:])) for ids, count in examples],
+        }
+
+    def denoised(self, state, soft_mask: SoftMask, steps: int) -> tuple[Generated, np.ndarray]:
+        """The answer to the first validation prompt."""
+        ids, count = self.sft.validation[0]
+        out = self._answered(state.eval_params(), [ids[:count]], soft_mask, steps, trace=True)
+        total = out.tokens.shape[1]
+        return out, (np.arange(total) >= total - self.length - count)[None].astype(np.int32)
+
+    def _answered(self, params, prompts, soft_mask: SoftMask, steps: int, **options) -> Generated:
+        return diffusion_generate(
+            self.denoiser, params, prompts, max_new_tokens=self.length, steps=min(steps, self.length),
+            pad_token_id=self.sft.pad_id, soft_mask=soft_mask, alg=self.family.default_alg, temperature=0.0,
+            pad_multiple=PROMPT_MULTIPLE, **options,
         )  # fmt: skip
-        decode, answers = self.tokenizer.decode, np.asarray(out.tokens)[:, -length:]
-        return [decode(prompt) + decode(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sample's answer."""
+        return self.config.sample.length or SAMPLE_LENGTH
+
+    def _text(self, answer: np.ndarray) -> np.ndarray:
+        """An answer's ids [n] up to the first that ends it."""
+        special = self.tokenizer.special_tokens
+        stops = [self.sft.pad_id, self.tokenizer.eos_id, *(special[name] for name in TURN_ENDS if name in special)]
+        ends = np.flatnonzero(np.isin(answer, stops))
+        return answer[: ends[0]] if len(ends) else answer
 
     def describe_data(self) -> str:
         counts = f"{len(self.train):,} training and {len(self.validation):,} validation conversations"
-        return f"{counts} in rows of {self.train.bucket_of.min()} to {self.train.bucket_of.max()} tokens"
+        lengths = f"{self.train.bucket_of.min()} to {self.train.bucket_of.max()} tokens"
+        return f"{counts} in rows of {lengths}, {self.steps_per_epoch:,} steps an epoch"
 
 
-def read_base(folder: Path, kind: str) -> dict:
-    """config.json of a converted model of a family. FileNotFoundError or ValueError if there is none."""
-    if not (folder / "config.json").is_file() or not converted.is_converted(folder):
-        raise FileNotFoundError(f"config.model.base: no converted model in {folder}; {GET_BASE.format(folder)}.")
-    about = converted.read_ours(folder)
-    if about["kind"] != kind:
-        raise ValueError(f"config.model.base: {folder} holds a converted {about['kind']}; {GET_BASE.format('DIR')}.")
-    return about
-
-
-def check_tokenizer(tokenizer, denoiser, base: Path) -> None:
-    """ValueError for a tokenizer whose ids are not the model's."""
-    if tokenizer.vocab_size > denoiser.vocab_size or tokenizer.mask_token_id != denoiser.mask_token_id:
-        ours = f"{tokenizer.vocab_size} tokens and the mask {tokenizer.mask_token_id}"
-        theirs = f"the model in {base} {denoiser.vocab_size} and {denoiser.mask_token_id}"
-        raise ValueError(f"config.data.tokenizer has {ours}, {theirs}; give --config.data.tokenizer=base.")
-
-
-def fingerprint(sft, sizes: tuple[int, ...], base: Path) -> str:
+def fingerprint(sft, sizes: tuple[int, ...], base: Path, whole_rows: bool) -> str:
     """Hash of the conversations, the lengths of their rows and the base: a run may change none of them."""
-    content = f"{sft.info['fingerprint']} {sizes} ".encode() + (base / "manifest.json").read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    content = f"{sft.info['fingerprint']} {sizes} {'whole rows ' * whole_rows}".encode()
+    return hashlib.sha256(content + (base / "manifest.json").read_bytes()).hexdigest()
 
 
 def bucket_sizes(text: str) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ ODD = 502
 
 
 @cache
-def mesh(data, fsdp, tensor, sequence=1):
-    axes = ("data", "fsdp", "tensor", "sequence")
-    return jax.make_mesh((data, fsdp, tensor, sequence), axes, axis_types=(AxisType.Auto,) * 4)
+def mesh(data, fsdp, tensor, sequence=1, dcn_data=1):
+    axes = ("dcn_data", "data", "fsdp", "tensor", "sequence")
+    return jax.make_mesh((dcn_data, data, fsdp, tensor, sequence), axes, axis_types=(AxisType.Auto,) * 5)
 
 
 def arrays(vpad, batch=B):
@@ -72,7 +72,7 @@ assert_same = partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape, vpad, chunk", [
-    ((2, 2, 2), VPAD, 128), pytest.param((2, 2, 2), ODD, 128, marks=pytest.mark.full), ((4, 1, 1), VPAD, None),
+    ((1, 2, 2, 1, 2), VPAD, 128), pytest.param((2, 2, 2), ODD, 128, marks=pytest.mark.full), ((4, 1, 1), VPAD, None),
 ])  # fmt: skip
 def test_a_mesh_gives_the_values_gradients_and_draws_of_one_device(shape, vpad, chunk):
     with jax.enable_x64(True):

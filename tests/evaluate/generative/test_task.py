@@ -224,7 +224,7 @@ def test_bad_settings_are_one_line_before_a_model_is_loaded(folder, change, said
 
 
 def test_a_dream_is_refused_before_a_model_is_loaded(folder, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"kind": "dream"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"kind": "dream"}, "data": {"source": "chat"}}))
     with pytest.raises(ValueError, match="is a model of conversations, .* leave the task out"):
         check(settings(tmp_path, folder / "scorer"))
 

@@ -1,6 +1,7 @@
 """lm-evaluation-harness by its own command line, on local tasks."""
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 import softmask_jax
 from softmask_jax.evaluate.lm_eval.__main__ import completed, main
+from softmask_jax.io.answers import Hosts
 from tests.helpers.harness import (  # noqa: F401
     LOADED, by_name, lm, mdlm, over_all_orders, requests, results, samples, write_task,
 )
@@ -87,7 +89,7 @@ def test_a_model_without_a_chat_template_says_so(mdlm, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--model_args", "checkpoint=nowhere"], "No run in 'nowhere'"),
+    (["--model_args", "checkpoint=nowhere"], "No model in 'nowhere'"),
     (["--model_args", "checkpoint=mdlm,stepz=4"], "has no 'stepz'; the nearest is 'step'"),
     (["--model_args", "checkpoint=mdlm,max_length=4096"], "max_length=4096 is above the model's 24"),
     (["--model_args", "checkpoint=mdlm,eta=0.1"], "eta is an option of other samplers; 'mdlm' has none"),
@@ -124,3 +126,30 @@ def test_rows_at_a_time_are_the_arguments_before_the_harness_s(mdlm):
     model = SoftmaskLM.create_from_arg_string("checkpoint=mdlm,steps=1/2,batch_size=5", {"batch_size": 3})
     given = model.arguments
     assert (given.share, given.model.batch_size) == (Fraction(1, 2), 5)
+
+
+def test_hosts_share_the_requests_and_all_get_all_results(mdlm, tmp_path):
+    def asked():
+        again, other = requests("generate_until", ("ab", {"max_gen_toks": 4, "do_sample": True}), ("q", {"max_gen_toks": 3}))
+        return {
+            "generate_until": [again, other, again], "loglikelihood": requests("loglikelihood", ("ab", " c"), ("", "x"), ("a", " d")),
+            "loglikelihood_rolling": requests("loglikelihood_rolling", ("",), ("some more bytes than there are positions",)),
+        }  # fmt: skip
+
+    def answers(model, kind):
+        return getattr(model, kind)(asked()[kind], disable_tqdm=True)
+
+    alone, told = lm("mdlm", mc_num=7), {}
+    hosts = [lm("mdlm", mc_num=7) for _ in range(2)]
+    for process, model in enumerate(hosts):
+        model.hosts, model.folder = Hosts(process, 2), tmp_path
+    for kind in asked():
+        with ThreadPoolExecutor(2) as pool:
+            told[kind] = list(pool.map(lambda model: answers(model, kind), hosts))
+    assert told["generate_until"] == [answers(alone, "generate_until")] * 2
+    for kind in ("loglikelihood", "loglikelihood_rolling"):
+        assert told[kind][0] == told[kind][1]
+        np.testing.assert_allclose(np.array(told[kind][0], float), np.array(answers(alone, kind), float), rtol=1e-5)
+    # The same command goes on: nothing is asked of the model again.
+    hosts[0].likelihood = None
+    assert answers(hosts[0], "loglikelihood") == told["loglikelihood"][0]

@@ -1,8 +1,5 @@
 """lm-evaluation-harness with a Dream: chats by its template, likelihoods with its shift, greedy answers."""
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +12,11 @@ from softmask_jax.convert.__main__ import main as convert
 from softmask_jax.evaluate.lm_eval.__main__ import main
 from softmask_jax.samplers import Options
 from tests.helpers.harness import (  # noqa: F401
-    LOADED, by_name, dream, lm, over_all_orders, requests, results, write_task,
+    LOADED, by_name, dream, lm, over_all_orders, requests, results, samples, write_task,
 )
+from tests.helpers.host_processes import begin, finish
 
 pytest.importorskip("lm_eval", reason="pip install 'softmask_jax[eval]'")
-ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def test_a_chat_is_rendered_by_the_model_s_template_and_asked_as_the_model_encodes_it(dream, tmp_path):
@@ -85,7 +82,7 @@ def test_dream_s_likelihood_is_the_mean_over_all_orders_and_its_greedy_answer_is
 
 
 @pytest.mark.full
-def test_the_command_runs_offline_from_a_converted_folder_with_the_harness_s_own_tasks_around(dream, tmp_path):
+def test_the_command_runs_offline_on_one_host_and_two_with_the_harness_s_own_tasks_around(dream, tmp_path, monkeypatch):
     tiny_dream.make(tmp_path, conversations=2)
     assert convert([f"--src={tmp_path / 'hf'}", f"--dst={tmp_path / 'model'}"]) == 0
     task = write_task(
@@ -93,15 +90,16 @@ def test_the_command_runs_offline_from_a_converted_folder_with_the_harness_s_own
         doc_to_target="{{a}}", metric_list=[{"metric": "exact_match"}],
         generation_kwargs={"until": ["\n"], "max_gen_toks": 8},
     )  # fmt: skip
-    process = subprocess.run(
-        [sys.executable, "-m", "softmask_jax.evaluate.lm_eval", "--tasks", task, "--apply_chat_template", "--model_args",
-         f"checkpoint={tmp_path / 'model'},steps=1/2", "--output_path", str(tmp_path / "out")],
-        cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert "exact_match,none" in results(tmp_path / "out")["results"]["sums"]
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    words = ["--tasks", task, "--apply_chat_template", "--model_args", f"checkpoint={tmp_path / 'model'},steps=1/2"]
+    for hosts in (1, 2):
+        command = [*words, "--log_samples", "--output_path", str(tmp_path / f"of-{hosts}")]
+        printed = finish(begin("evaluate.lm_eval", hosts, *command, flags=True))
+        assert sum("exact_match" in text for text in printed) == 1
+    one, two = ([row["resps"] for row in samples(tmp_path / f"of-{hosts}", "sums")] for hosts in (1, 2))
+    assert one == two and len(one) == 3 and len(list((tmp_path / "of-2.hosts").glob("generate_until-*.jsonl"))) == 1
+    assert "exact_match,none" in results(tmp_path / "of-2")["results"]["sums"]
 
 
 @pytest.mark.full
