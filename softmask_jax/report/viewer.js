@@ -68,7 +68,7 @@ const paint = pane => {
       count.masks++;
       if (masks.length) tint = Math.round(masks[from] / parts * 100);
       word = filled && masks[from + 2] !== MASK ? inside[masks[from + 2]] : GLYPH;
-      look = "p m" + (tint > 84 ? " strongest" : tint > 60 ? " strong" : "") + (before[position] === MASK ? "" : " back");
+      look = "p m" + (tint > 93 ? " strongest" : tint > 61 ? " strong" : "") + (before[position] === MASK ? "" : " back");
       count.masked += before[position] !== MASK;
       from += pane.stride;
     } else {
@@ -139,7 +139,7 @@ const inform = () => {
     close.addEventListener("click", () => choose(null));
     content.unshift(close);
     const { node, word } = chosen.pane.cells[chosen.position];
-    const label = "position " + chosen.position + ", " + state(chosen) + ", " + word;
+    const label = "position " + chosen.position + ", " + state(chosen) + ", " + (id === MASK ? word : named(id));
     if (node.ariaLabel !== label) node.ariaLabel = label;
   }
   panel.replaceChildren(...content);
