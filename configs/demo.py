@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
             train=dict(steps=1000, budget="iso_flops", seed=1, global_batch_size=16, log_every=50),
             checkpoint=dict(every=250, keep=1, keep_best=0),
             eval=dict(every=500, batch_size=16, windows=160, max_windows=160),
-            sample=dict(every=0, count=0),
+            sample=dict(every=0, count=3, steps=16, nucleus_p=0.8),
             init=dict(checkpoint="runs/demo-base", weights="ema"),
         )
     )
@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.update(steps=6, global_batch_size=8, log_every=2)
         config.checkpoint.update(every=3)
         config.eval.update(every=3, batch_size=8, windows=16, max_windows=16)
+        config.sample.update(count=1, steps=4)
         config.init.checkpoint = ""
     elif variant:
         raise ValueError(f"configs/demo.py has no variant '{variant}'; it has 'base' and 'smoke'.")

@@ -8,7 +8,7 @@ import numpy as np
 from softmask_jax import config as config_schema
 from softmask_jax.convert.model import FORMAT
 from softmask_jax.convert.safe_files import read_json
-from softmask_jax.convert.sources import read_ours
+from softmask_jax.convert.sources import ADAPTER_CONFIG, open_model, read_ours
 from softmask_jax.data import Tokenizer, open_tokenizer
 from softmask_jax.data.tokenizers.base import hash_of
 from softmask_jax.data.tokenizers.files import holds_tokenizer
@@ -38,6 +38,14 @@ class Ids(Tokenizer):
 def is_converted(path: Path) -> bool:
     """Whether a folder's config.json is that of a converted model. ValueError if it is no JSON."""
     return (path / "config.json").is_file() and read_json(path, "config.json").get("format") == FORMAT
+
+
+def about(path: Path) -> dict:
+    """config.json of a run or converted model; of PEFT's adapter what ours would have there."""
+    if (path / ADAPTER_CONFIG).is_file():
+        adapter = open_model(path)
+        return {"kind": adapter.kind, **adapter.about}
+    return read_json(path, "config.json")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from softmask_jax.convert.sources import ADAPTER_CONFIG, ADAPTER_FILE
 from softmask_jax.evaluate.settings import Models
 from softmask_jax.io.files import explained, split_paths, write_json
 from softmask_jax.io.paths import to_path
@@ -32,9 +33,10 @@ def checkpoints(models: Models) -> list[Checkpoint]:
         checkpoint = _parsed(part)
         path = checkpoint.path
         if not path.is_dir():
-            raise FileNotFoundError(f"--checkpoint: there is no folder '{path}'; give a run's or a converted model's.")
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"--checkpoint: '{path}' has no config.json; give a run's or a converted model's.")
+            raise FileNotFoundError(f"--checkpoint: there is no folder '{path}'; give a run's, a model's or an adapter's.")
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+            raise FileNotFoundError(f"--checkpoint: '{path}' has neither config.json nor {ADAPTER_CONFIG}; give the folder "
+                                    "of a run, of a converted model or of PEFT's adapter.")  # fmt: skip
         name = checkpoint.name or path.absolute().name + "-plain" * checkpoint.plain
         listed.append(dataclasses.replace(checkpoint, name=re.sub(r"[^\w.-]", "_", name)))
     if not listed:
@@ -117,8 +119,8 @@ def write_own(path: Path, content: Mapping) -> None:
 
 
 def weights(path: Path, step: int) -> str:
-    """Hash of the checksums of a model's weights, a run's at a step; "" without such."""
-    for file in (path / "checkpoints" / str(step) / "checksums.json", path / "manifest.json"):
+    """Hash of the checksums of a model's weights, a run's at a step, or of PEFT's adapter itself; "" without such."""
+    for file in (path / "checkpoints" / str(step) / "checksums.json", path / "manifest.json", path / ADAPTER_FILE):
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()
     return ""

@@ -11,7 +11,7 @@ from softmask_jax.samplers import Options
 class Models:
     """The models of an evaluation; weights, step and base are arguments of `softmask_jax.load` for all of them."""
 
-    checkpoints: str = ""  # folders of runs or converted models, [NAME=]FOLDER[#none] each; the first is the baseline
+    checkpoints: str = ""  # folders of runs, models or adapters, [NAME=]FOLDER[#none] each; the first is the baseline
     weights: str = "ema"
     step: int | None = None
     base: str = ""  # of adapters and Dream runs

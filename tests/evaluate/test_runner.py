@@ -187,6 +187,16 @@ def test_other_weights_at_the_same_step_are_not_mixed(runs):
         evaluate(runs, Counting(), names="soft")
 
 
+def test_an_adapter_in_pefts_format_is_a_model_whose_weights_are_its_file(runs):
+    (runs / "peft").mkdir()
+    (runs / "peft/adapter_config.json").write_text("{}")
+    (runs / "peft/adapter_model.safetensors").write_bytes(b"one")
+    assert evaluate(runs, Counting(), names="peft")["models"]["peft"]["step"] == 7
+    (runs / "peft/adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="other weights than .*peft has at step 7 now: give another --out"):
+        evaluate(runs, Counting(), names="peft")
+
+
 def test_a_step_that_one_model_does_not_have_hinders_no_second_command(runs):
     # A converted model has weights of one step, whichever is asked for.
     def converted(path, **given):
@@ -203,7 +213,7 @@ def test_what_is_wrong_is_known_before_a_model_is_loaded(runs):
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         evaluate(runs, Counting(), names="absent")
     (runs / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty' has no config.json"):
+    with pytest.raises(FileNotFoundError, match="empty' has neither config.json nor adapter_config.json"):
         evaluate(runs, Counting(), names="soft; empty")
     with pytest.raises(ValueError, match="Two checkpoints are called 'soft'"):
         evaluate(runs, Counting(), names="soft; soft")

@@ -26,6 +26,7 @@ from softmask_jax.evaluate.perplexity.records import Columns, recorded, settings
 from softmask_jax.evaluate.perplexity.text_sets import OWN, evenly_spaced, rebuilt
 from softmask_jax.evaluate.task import Work, pieces
 from softmask_jax.io.paths import to_path
+from softmask_jax.io.runs import is_run
 from softmask_jax.models import families
 from softmask_jax.training.tasks.conversations import bucket_sizes, fingerprint
 from softmask_jax.training.tasks.task import tokenizer_name
@@ -33,7 +34,7 @@ from softmask_jax.training.tasks.task import tokenizer_name
 
 def is_chat(path: Path) -> bool:
     """Whether a folder for `softmask_jax.load` holds a model of conversations alone, an adapter on one, or a run."""
-    about = read_json(path, "config.json")
+    about = converted.about(path)
     if "data" in about:
         return about["data"]["source"] == "chat"
     kind = adapted_kind(about) if about.get("kind") == "adapter" else about.get("kind")
@@ -43,9 +44,9 @@ def is_chat(path: Path) -> bool:
 def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
     """A run's config, its padded validation examples, and a hash of them. ValueError if they are not here."""
     path = work.path
-    if converted.is_converted(path):
-        raise ValueError(f"perplexity: {path} is a converted model, which brings no validation split along: leave this "
-                         "task away, or give the folder of the run that fine-tuned it.")
+    if not is_run(path):
+        raise ValueError(f"perplexity: {path} is a converted model or an adapter, which brings no validation split along: "
+                         "leave this task away, or give the folder of the run that fine-tuned it.")
     config = config_schema.from_dict(read_json(path, "config.json"))
     base = to_path(work.settings.models.base or config.model.base)
     tokenizer = tokenizer_name(config.data.tokenizer, base)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from softmask_jax import data
-from softmask_jax.convert import converted
 from softmask_jax.data.shards.cache import cache_folder
 from softmask_jax.data.sources import Source, make_source
 from softmask_jax.data.sources.corpus import BAD, Corpus, DROPPED, GOOD, VALIDATION, scan
 from softmask_jax.io import tree_files
 from softmask_jax.io.files import split_paths
 from softmask_jax.io.paths import to_path
+from softmask_jax.io.runs import is_run
 from softmask_jax.training.tasks.running_text import build_texts
 
 OWN = "validation"
@@ -108,8 +108,8 @@ def rebuilt(path: Path, step: int, build: Callable, fingerprint: Callable[..., s
 
 def own_text(path: Path, model, remedy: str = GIVE_TEXTS) -> Text:
     """The validation split of the run in `path`. ValueError for a converted model, or if the text is not here."""
-    if converted.is_converted(path):
-        raise ValueError(f"{path} is a converted model and brings no validation text along: {remedy}.")
+    if not is_run(path):
+        raise ValueError(f"{path} is a converted model or an adapter and brings no validation text along: {remedy}.")
     base = to_path(model.config.model.base) if model.family.kind.from_base else None
     built = rebuilt(
         path, model.step, lambda: build_texts(model.config.data, base), lambda built: built.info["fingerprint"],
@@ -139,8 +139,8 @@ def other_text(name: str, source: Source, model) -> Text:
 def texts_of(path: Path, model, *, own: bool, others: dict[str, Source]) -> Iterable[Text]:
     """The own split, if `own`, then the others; a converted model has no own split, which a note says."""
     note = ()
-    if own and others and converted.is_converted(path):
-        note = (f"{path} is a converted model: there is no validation split of its own.",)
+    if own and others and not is_run(path):
+        note = (f"{path} is a converted model or an adapter: there is no validation split of its own.",)
     elif own:
         yield own_text(path, model)
     for name, source in others.items():

@@ -139,7 +139,7 @@ def test_the_same_weights_without_soft_masking_are_compared_example_by_example(f
 def test_what_cannot_be_measured_so_is_refused_in_a_line(folder, run, model, tmp_path):
     with pytest.raises(ValueError, match="measured on those alone"):
         Validation().run(work(tmp_path / "texts", run, model, texts="a=stdlib:"))
-    with pytest.raises(ValueError, match="is a converted model, which brings no validation split"):
+    with pytest.raises(ValueError, match="is a converted model or an adapter, which brings no validation split"):
         Validation().run(work(tmp_path / "base", folder / "model", model))
 
 

@@ -104,7 +104,7 @@ def test_text_that_changed_since_the_run_is_refused(tmp_path, folder, model):
 
 def test_a_converted_model_has_no_split_of_its_own(tmp_path, folder, model):
     converted = softmask_jax.load(folder / "converted")
-    with pytest.raises(ValueError, match="converted model and brings no validation text.*config.perplexity.texts="):
+    with pytest.raises(ValueError, match="converted model or an adapter and brings no validation text.*config.perplexity.texts="):
         Validation().run(work(tmp_path / "none", folder / "converted", converted))
     where = write(tmp_path / "songs", "la la la la la la " * 20)
     with pytest.raises(ValueError, match="converted without a tokenizer"):
@@ -112,7 +112,7 @@ def test_a_converted_model_has_no_split_of_its_own(tmp_path, folder, model):
 
 
 def test_a_model_without_a_split_is_measured_on_the_others_with_a_note(tmp_path, folder, model, monkeypatch):
-    monkeypatch.setattr(text_sets.converted, "is_converted", lambda path: True)
+    monkeypatch.setattr(text_sets, "is_run", lambda path: False)
     where = write(tmp_path / "songs", "la la la la la la " * 20)
     given = {"texts": f"songs={where}", "draws": 1, "max_windows": 9}
     result = Validation().run(work(tmp_path / "noted", folder / "run", model, **given))
