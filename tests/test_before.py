@@ -22,9 +22,9 @@ NUMBERS = "before/numbers.json"
 MDLM, DREAM, BASE = "mdlm_run", "dream_run", "dream_model"
 KEPT = {MDLM: 4, DREAM: 3}  # the step at which a run was cut off
 # With the JAX that recorded them, floats differ at most by sums in another order, which another CPU may choose: by 3e-7
-# absolute in differences of two bounds of about 4 nats. JAX 0.12 rounds differently from 0.10.2: by up to 2e-5 relative in
-# a gradient's norm under bfloat16, and 6e-7 in such differences.
-SAME, OTHER = dict(rtol=1e-6, atol=1e-6), dict(rtol=1e-4, atol=2e-6)
+# absolute in differences of two bounds of about 4 nats. JAX 0.12 rounds differently from 0.10.2, by 6e-7 in such
+# differences. Fine-tuning in bfloat16 differs more on a CPU that multiplies in it: a gradient's norm by 8e-5 relative.
+SAME, OTHER, BFLOAT16 = dict(rtol=1e-6, atol=1e-6), dict(rtol=1e-4, atol=2e-6), dict(rtol=5e-4, atol=1e-5)
 ALGORITHMS = {BASE: "entropy", DREAM: "origin"}
 CHATS = [[{"role": "user", "content": text}] for text in ("What is 2 + 3?", "What is 40 + 2? Think.")]
 
@@ -157,8 +157,9 @@ def assert_same(found, expected, where: str = "", **tolerance) -> None:
 @pytest.fixture(scope="module")
 def same(recorded):
     """Assert that numbers are those recorded under a name."""
-    tolerance = SAME if recorded["jax"] == jax.__version__ else OTHER
-    return lambda found, name: assert_same(found, recorded[name], name, **tolerance)
+    float32 = SAME if recorded["jax"] == jax.__version__ else OTHER
+    tolerances = {"dream_finished": BFLOAT16}
+    return lambda found, name: assert_same(found, recorded[name], name, **tolerances.get(name, float32))
 
 
 def test_a_run_loads_and_gives_the_same_logits_bounds_and_texts(same):
