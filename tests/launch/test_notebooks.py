@@ -196,11 +196,16 @@ def assert_four_ways(source: str, steps: int, answers: int = 1) -> list[str]:
     return texts
 
 
+def assert_readable(done: Executed) -> None:
+    """Checks that the demo has played, which is readable in smoke mode, too."""
+    assert done.page("demo") == (done.folder / "demo.html").read_text("utf-8")
+    assert "--- plain masks, 16 steps\ndef main(" in done.printed("demo")
+
+
 @pytest.mark.full
 def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
     done = execute("1_train_small.ipynb", times=2)
-    assert done.page("demo") == (done.folder / "demo.html").read_text("utf-8")
-    assert "--- plain masks, 16 steps\ndef main(" in done.printed("demo")
+    assert_readable(done)
     steps, losses = done.steps_and_losses("notebook_small", "train")
     assert steps[-1] == 36 and losses[-4:].mean() < losses[:2].mean() - 1
     _, nelbos = done.steps_and_losses("notebook_small", name="two_pass/nelbo")
@@ -217,6 +222,7 @@ def test_a_small_model_learns_in_the_notebook_and_is_watched(execute):
 @pytest.mark.full
 def test_dream_answers_in_four_ways_in_the_notebook(execute):
     done = execute("2_generate_with_dream.ipynb", times=2)
+    assert_readable(done)
     assert "models/tiny_dream: bfloat16 kernels" in done.printed("convert")
     assert "variant='topk', k=1" in done.printed("load")
     texts = assert_four_ways(done.page("compare"), 16)
@@ -247,6 +253,7 @@ def test_llada_learns_in_the_notebook_is_exported_and_chats(execute):
 @pytest.mark.full
 def test_dream_learns_in_the_notebook_survives_a_disconnection_is_exported_and_chats(execute):
     done = execute("3_finetune_dream.ipynb", times=2)
+    assert_readable(done)
     assert "models/tiny_dream_int8: int8 kernels" in done.printed("convert")
     work = done.runs / "notebook_dream"
     steps, losses = done.steps_and_losses("notebook_dream/run")
