@@ -83,7 +83,7 @@ def test_confidences_of_filtered_distributions_match_the_recorded_ones(name, opt
 def test_the_temperature_comes_before_the_filters(temperature):
     z = load(FUNCTIONS)
     out = filtered(jnp.asarray(z["logits"]) / temperature, 0.9, None)
-    np.testing.assert_allclose(jax.nn.softmax(out, -1), z[f"probs_temp{temperature}_top_p0.9"], atol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(out, -1), z[f"probs_temp{temperature}_top_p0.9"], atol=3e-6)
 
 
 def test_the_nucleus_keeps_the_token_that_crosses_p_and_the_lower_id_between_equals():

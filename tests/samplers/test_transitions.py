@@ -55,12 +55,12 @@ def test_rates_give_the_recorded_law_of_every_step(case):
     stay, take, remask = (np.broadcast_to(np.asarray(rate, np.float64), tokens.shape) for rate in (
         found.stay, found.take, found.remask))
     # Weights below 0 mean what 0 means: they are never the largest.
-    np.testing.assert_allclose(stay[masked], recorded[masked][:, MASK].clip(0), atol=2e-6)
-    np.testing.assert_allclose(take[masked], np.delete(recorded[masked], MASK, -1).sum(-1), atol=2e-6)
+    np.testing.assert_allclose(stay[masked], recorded[masked][:, MASK].clip(0), atol=5e-6)
+    np.testing.assert_allclose(take[masked], np.delete(recorded[masked], MASK, -1).sum(-1), atol=5e-6)
     if case["sampler"] != "mdlm":
         still = transition(case)(np.float32([case["t"]]), case["dt"]).remask[0] == 0 and case["sampler"] == "remdm-loop"
         if not still:  # there tokens are copied, whatever was recorded of their draw
-            np.testing.assert_allclose(remask[~masked], recorded[~masked][:, MASK], atol=2e-6)
+            np.testing.assert_allclose(remask[~masked], recorded[~masked][:, MASK], atol=5e-6)
 
 
 @functools.cache
