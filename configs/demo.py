@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
             train=dict(steps=1000, budget="iso_flops", seed=1, global_batch_size=16, log_every=50),
             checkpoint=dict(every=250, keep=1, keep_best=0),
             eval=dict(every=500, batch_size=16, windows=160, max_windows=160),
-            sample=dict(every=0, count=3, steps=16, nucleus_p=0.8),
+            sample=dict(every=0, count=3, steps=16, nucleus_p=0.5),
             init=dict(checkpoint="runs/demo-base", weights="ema"),
         )
     )

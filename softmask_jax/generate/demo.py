@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
     checked_seed(flags.seed)
     check_writable(flags.out, "--out")
-    model, options = load(), Options(steps=flags.steps, nucleus_p=0.8)
+    model, options = load(), Options(steps=flags.steps, nucleus_p=0.5)
     pattern = Encoder(model, model.max_length, bos=True)(Row("--prompt", "prompt", flags.prompt))
     facts = {"model": "1.6M parameters, Python's standard library", "steps": flags.steps}
     title = "Plain masks and soft masks, side by side"
