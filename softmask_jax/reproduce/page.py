@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from softmask_jax.report import page
 from softmask_jax.report.charts import Series, line_chart
 from softmask_jax.reproduce.study import BASE, BINARY, SOFT
-from softmask_jax.reproduce.verdicts import WORDS, shown
+from softmask_jax.reproduce.verdicts import headlines, shown, WORDS
 
 NOTE = (
     "Intervals are of 95 %. Those over seeds are by Student's t from the seeds' values; those over windows, samples "
@@ -20,15 +20,16 @@ def build(report: Mapping) -> str:
     return page.document(
         "Soft-masking, reproduced small",
         "<header><h1>Soft-masking, reproduced small</h1>\n",
-        f'<p class="pale">Masked diffusion models of Python text and of sudoku puzzles; seeds {page.text(seeds)}.</p>'
-        f"</header>\n<p>{page.text(NOTE)}</p>\n",
-        page.section("Verdicts", "<ul>", *(f"<li>{page.text(one)}</li>" for one in report["verdicts"]), "</ul>\n"),
-        page.section("Text: NELBO after continued training", _nelbo_table(report)),
+        page.verdict(headlines(report), NOTE),
+        f'<p class="pale">Masked diffusion models of sudoku puzzles and of Python text; seeds {page.text(seeds)}.</p>'
+        "</header>\n",
+        page.section("Puzzles: answers in few steps", page.figures(*_charts(report["answers"], ("right",))),
+                     _decoded_table(report["answers"]), _clues_table(report["answers"])),
         page.section("Text: samples in few steps",
                      page.figures(*_charts(report["samples"], ("nats", "parses", "entropy"))),
                      f"<p>{page.text(_real(report))}</p>\n", _decoded_table(report["samples"])),
-        page.section("Puzzles: answers in few steps", page.figures(*_charts(report["answers"], ("right",))),
-                     _decoded_table(report["answers"]), _clues_table(report["answers"])),
+        page.section("Text: NELBO after continued training", _nelbo_table(report)),
+        page.section("Every comparison", "<ul>", *(f"<li>{page.text(one)}</li>" for one in report["verdicts"]), "</ul>\n"),
         page.section("Training", _training_table(report)),
         page.section("Sizes", page.table(("setting", "value"), list(report["sizes"].items()))),
         page.section("Versions and machine", *(page.table(("what", "version"), list(one.items()))

@@ -1,6 +1,7 @@
 """Sentences on what the study shows, and what it doesn't, from its figures."""
 from collections.abc import Iterator, Mapping
 
+from softmask_jax.report.verdict import relative
 from softmask_jax.reproduce.study import SOFT
 
 # What is measured of samples and answers: (words, unit, factor).
@@ -10,6 +11,17 @@ WORDS = {
     "entropy": ("entropy of a sample's tokens", "nats", 1.0),
     "right": ("puzzles solved", "points", 100.0),
 }
+
+
+def headlines(report: Mapping) -> list[str]:
+    """What matters most, soft-masked against binary at equal FLOPs: puzzles in fewer and fewer steps, and perplexity."""
+    solved = [row for row in report["answer_differences"]
+              if (row["recipe"], row["feedback"], row["number"]) == (SOFT, True, "right") and row["steps"]]
+    points = ", ".join(f"{shown(row['over_seeds'], 100.0, '+.1f')} in {row['steps']} steps" for row in solved)
+    soft = next(row for row in report["nelbo"] if row["recipe"] == SOFT)["difference"]["over_seeds"]
+    lower = relative([soft[name] for name in ("value", "low", "high")], " than binary")
+    return [f"Puzzles at equal FLOPs, points more solved than by binary masking: {points}.",
+            f"Python text at equal FLOPs: {lower}."]  # fmt: skip
 
 
 def verdicts(report: Mapping) -> list[str]:

@@ -2,6 +2,7 @@
 import functools
 import html
 import json
+import re
 
 import jax
 import pytest
@@ -63,6 +64,8 @@ def test_every_figure_is_in_results_json_and_every_verdict_on_the_page(studied):
     tables = (studied / "tables.md").read_text()
     assert tables.count("| ---") > 10 and all(row["title"] in tables for row in report["nelbo"])
     assert report["verdicts"] and all(sentence in text for sentence in report["verdicts"])
+    first = " ".join(re.findall('<p class="verdict">(.*?)</p>', text))
+    assert "in 16 steps" in first and "in 4 steps" in first and "perplexity than binary on the same masks" in first
 
 
 def test_a_second_call_makes_only_what_is_missing(studied, monkeypatch):
