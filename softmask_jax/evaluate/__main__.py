@@ -25,8 +25,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = command_parser("evaluate", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", action="append", default=[], metavar="[NAME=]FOLDER[#none]",
-        help="a run's folder, a converted model's or, with --config.models.base, an adapter's; by default the only run in "
-        "runs/; give several to compare them with the first; #none turns soft-masking off")  # fmt: skip
+        help="a run's folder, a converted model's or, with --config.models.base, an adapter's; by default the only run "
+        "in runs/; give several to compare them with the first; #none turns soft-masking off")  # fmt: skip
     add("--tasks", default="", help="such as 'perplexity; generative'")
     add("--config", default="", help="a name such as eval_text, or a file")
     add("--out", required=True, help="the folder of the results; goes on where it stopped, refuses other settings")

@@ -33,10 +33,10 @@ def checkpoints(models: Models) -> list[Checkpoint]:
         checkpoint = _parsed(part)
         path = checkpoint.path
         if not path.is_dir():
-            raise FileNotFoundError(f"--checkpoint: there is no folder '{path}'; give a run's, a model's or an adapter's.")
+            raise FileNotFoundError(f"--checkpoint: no folder '{path}'; give a run's, a model's or an adapter's.")
         if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-            raise FileNotFoundError(f"--checkpoint: '{path}' has neither config.json nor {ADAPTER_CONFIG}; give the folder "
-                                    "of a run, of a converted model or of PEFT's adapter.")  # fmt: skip
+            raise FileNotFoundError(f"--checkpoint: '{path}' has neither config.json nor {ADAPTER_CONFIG}; give the "
+                                    "folder of a run, of a converted model or of PEFT's adapter.")  # fmt: skip
         name = checkpoint.name or path.absolute().name + "-plain" * checkpoint.plain
         listed.append(dataclasses.replace(checkpoint, name=re.sub(r"[^\w.-]", "_", name)))
     if not listed:

@@ -29,7 +29,8 @@ def build(report: Mapping) -> str:
                      page.figures(*_charts(report["samples"], ("nats", "parses", "entropy"))),
                      f"<p>{page.text(_real(report))}</p>\n", _decoded_table(report["samples"])),
         page.section("Text: NELBO after continued training", _nelbo_table(report)),
-        page.section("Every comparison", "<ul>", *(f"<li>{page.text(one)}</li>" for one in report["verdicts"]), "</ul>\n"),
+        page.section("Every comparison",
+                     "<ul>", *(f"<li>{page.text(one)}</li>" for one in report["verdicts"]), "</ul>\n"),
         page.section("Training", _training_table(report)),
         page.section("Sizes", page.table(("setting", "value"), list(report["sizes"].items()))),
         page.section("Versions and machine", *(page.table(("what", "version"), list(one.items()))

@@ -14,7 +14,7 @@ WORDS = {
 
 
 def headlines(report: Mapping) -> list[str]:
-    """What matters most, soft-masked against binary at equal FLOPs: puzzles in fewer and fewer steps, and perplexity."""
+    """What matters most, soft-masked against binary at equal FLOPs: puzzles solved in few steps, and perplexity."""
     solved = [row for row in report["answer_differences"]
               if (row["recipe"], row["feedback"], row["number"]) == (SOFT, True, "right") and row["steps"]]
     points = ", ".join(f"{shown(row['over_seeds'], 100.0, '+.1f')} in {row['steps']} steps" for row in solved)

@@ -99,7 +99,7 @@ def test_soft_masking_is_turned_off_on_the_command_line(folder):
 @pytest.mark.parametrize("more, said", [
     (["--tasks=perplexty"], "There is no task 'perplexty'; the nearest is 'perplexity'"),
     (["--tasks="], ""),
-    (["--checkpoint=runs/nowhere"], "there is no folder 'runs/nowhere'"),
+    (["--checkpoint=runs/nowhere"], "no folder 'runs/nowhere'"),
     (["--config.perplexity.drawz=3"], "config.perplexity has no key 'drawz'; the nearest is 'draws'"),
     (["--config.sampler.alg=mdml"], "alg is 'mdml'; choose one of"),
     (["--config.generative.scorer=models/nowhere"], "models/nowhere"),

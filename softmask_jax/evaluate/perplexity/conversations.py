@@ -45,8 +45,8 @@ def conversations(work: Work) -> tuple[config_schema.Config, Buckets, str]:
     """A run's config, its padded validation examples, and a hash of them. ValueError if they are not here."""
     path = work.path
     if not is_run(path):
-        raise ValueError(f"perplexity: {path} is a converted model or an adapter, which brings no validation split along: "
-                         "leave this task away, or give the folder of the run that fine-tuned it.")
+        raise ValueError(f"perplexity: {path} is a converted model or an adapter, which brings no validation split "
+                         "along: leave this task away, or give the folder of the run that fine-tuned it.")
     config = config_schema.from_dict(read_json(path, "config.json"))
     base = to_path(work.settings.models.base or config.model.base)
     tokenizer = tokenizer_name(config.data.tokenizer, base)
