@@ -43,8 +43,7 @@ def is_converted(path: Path) -> bool:
 def about(path: Path) -> dict:
     """config.json of a run or converted model; of PEFT's adapter what ours would have there."""
     if (path / ADAPTER_CONFIG).is_file():
-        adapter = open_model(path)
-        return {"kind": adapter.kind, **adapter.about}
+        return open_model(path).manifest
     return read_json(path, "config.json")
 
 

@@ -44,6 +44,11 @@ class Model:
     notes: tuple[str, ...] = ()  # for the user
 
     @property
+    def manifest(self) -> dict:
+        """config.json of our folder, without format and version."""
+        return {"kind": self.kind, **self.about}
+
+    @property
     def soft_mask(self) -> dict | None:
         """Soft-masking's settings; None for a model without."""
         if "soft_mask" in self.about:

@@ -55,7 +55,7 @@ def load(path: str | os.PathLike, *, weights: str = "ema", step: int | None = No
     path = to_path(path)
     peft = open_model(path) if (path / ADAPTER_CONFIG).is_file() else None
     if peft is not None:
-        manifest = {"kind": peft.kind, **peft.about}
+        manifest = peft.manifest
     else:
         manifest = converted.read_ours(path) if converted.is_converted(path) else None
     if manifest is None and not is_run(path):

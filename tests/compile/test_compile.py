@@ -106,14 +106,14 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:1x1"])
 def test_a_small_model_fits_a_slice_and_one_chip(topology, printed, tmp_path):
-    said = printed(*SMALL, f"--topology={topology}", f"--json={tmp_path / 'found.json'}")
+    said = printed(*SMALL, f"--topology={topology}", f"--json={tmp_path / 'memory.json'}")
     assert "fits, " in said and "parameters" in said and "No array of size B L V." in said
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["fits"] and found["flops"] > found["model_flops"] > 0 and found["hbm"] > 0
-    assert bool(found["wire"]) == (topology == "v5e:2x2") and found["roofline"]["best_s"] > 0
+    report = json.loads((tmp_path / "memory.json").read_text())
+    assert report["fits"] and report["flops"] > report["model_flops"] > 0 and report["hbm"] > 0
+    assert bool(report["wire"]) == (topology == "v5e:2x2") and report["roofline"]["best_s"] > 0
     # What was compiled is not compiled again.
     assert len(list((tmp_path / "compiled").iterdir())) == 1
-    assert json.loads(printed(*SMALL, f"--topology={topology}", "--json=-")) == found
+    assert json.loads(printed(*SMALL, f"--topology={topology}", "--json=-")) == report
     assert len(list((tmp_path / "compiled").iterdir())) == 1
 
 
@@ -180,19 +180,19 @@ def test_full_fine_tuning_keeps_16_bytes_a_weight_cut_over_the_chips():
 @pytest.mark.soak
 def test_full_fine_tuning_of_dream_7b_fits_sixteen_of_the_smallest_chips(tmp_path):
     arguments = ["--config=configs/dream7b.py", "--config.model.adapter=none", "--config.model.remat=full", "--topology=v5e:4x4"]
-    done = run(*arguments, f"--json={tmp_path / 'found.json'}", cache=tmp_path)
+    done = run(*arguments, f"--json={tmp_path / 'memory.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr
-    kept = json.loads((tmp_path / "found.json").read_text())["kept"]
+    kept = json.loads((tmp_path / "memory.json").read_text())["kept"]
     assert sum(kept.values()) == pytest.approx(16 * 7_615_616_512 / 16, rel=1e-3) and "of 16: fits" in done.stdout
 
 
 @pytest.mark.soak
 def test_the_two_pass_step_of_dream_7b_fits_the_smallest_chips(tmp_path):
     arguments = ["--config=configs/dream7b.py", "--config.model.remat=full", "--topology=v5e:4x4"]
-    done = run(*arguments, f"--json={tmp_path / 'found.json'}", cache=tmp_path)
+    done = run(*arguments, f"--json={tmp_path / 'memory.json'}", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "16 rows of 2048 tokens" in done.stdout and "7,625,938,432 parameters" in done.stdout
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["memory"]["temporary"] <= 3 * 2**30 and not found["logits"]
+    report = json.loads((tmp_path / "memory.json").read_text())
+    assert report["memory"]["temporary"] <= 3 * 2**30 and not report["logits"]
     # Three times, at least, each chip is sent the other fifteen sixteenths of the frozen layers.
-    assert sum(found["wire"].values()) > 3 * 15 / 16 * 13e9
+    assert sum(report["wire"].values()) > 3 * 15 / 16 * 13e9

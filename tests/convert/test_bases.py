@@ -69,8 +69,8 @@ def test_the_command_says_so_first_and_a_finished_run_needs_no_base(tmp_path, mo
     monkeypatch.setattr(loop, "Trainer", None)
     command = [f"--config={ROOT}/configs/dream7b.py"]
     assert main.main(command) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("The run is in runs/dream7b ") and said[1].startswith("Error: config.model.base: no converted")
+    where, error = capsys.readouterr().err.splitlines()[:2]
+    assert where.startswith("The run is in runs/dream7b ") and error.startswith("Error: config.model.base: no converted")
     assert main.main([*command, "--fetch", "--config.model.base_source="]) == 1
     assert "config.model.base_source must name" in capsys.readouterr().err
     Path("runs/dream7b/summary.json").write_text('{"step": 33500, "validation": {"loss": 1.0}, "samples": [], "finished": true}')

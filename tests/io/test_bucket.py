@@ -2,8 +2,6 @@
 import collections
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 
@@ -13,16 +11,9 @@ from softmask_jax.benchmarks.emulator import DROP, DROP_ANSWER
 from softmask_jax.io import bucket_lock, files, metrics, paths, run_log, uploads
 from softmask_jax.io.checkpoint import Checkpoints
 from softmask_jax.io.run_folder import RunFolder
+from tests.helpers.held_folder import held
 
 CONFIG = {"model": {"kind": "dit", "hidden_size": 64}, "train": {"steps": 10}}
-
-HOLD = """
-import sys, time
-from softmask_jax.io.run_folder import RunFolder
-folder = RunFolder(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
 
 
 @pytest.fixture
@@ -130,16 +121,10 @@ def test_a_missing_bucket_and_one_that_never_answers_are_one_line(emulator, buck
 
 
 def test_a_second_process_is_refused_at_once_and_a_dead_one_s_lock_taken_over(bucket):
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(bucket)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline().strip() == "held"
+    with held(bucket) as child:
         with pytest.raises(RuntimeError, match=f"in use by process {child.pid} on .*--workdir"):
             RunFolder(bucket)
         RunFolder(bucket, lock=False)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
     for _ in range(2):  # after a kill, after a release
         with RunFolder(bucket):
             pass

@@ -2,9 +2,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,29 +10,16 @@ import pytest
 from softmask_jax.io import run_folder
 from softmask_jax.io.files import plain, write_atomically, write_json
 from softmask_jax.io.run_folder import RunFolder, versions
+from tests.helpers.held_folder import held
 
 CONFIG = {"model": {"kind": "dit", "hidden_size": 64}, "soft_mask": {"variant": "topk", "k": 3}, "train": {"steps": 10}}
 
-HOLD = """
-import sys, time
-from softmask_jax.io.run_folder import RunFolder
-folder = RunFolder(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
-
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline().strip() == "held"
+    with held(tmp_path) as child:
         with pytest.raises(RuntimeError, match=f"in use by process {child.pid} on .*--workdir"):
             RunFolder(tmp_path)
         RunFolder(tmp_path, lock=False)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
     # The kernel gives a dead process's lock back: no stale lock to remove by hand.
     with RunFolder(tmp_path) as folder:
         assert folder.is_writer

@@ -141,6 +141,9 @@ def test_what_cannot_be_measured_so_is_refused_in_a_line(folder, run, model, tmp
         Validation().run(work(tmp_path / "texts", run, model, texts="a=stdlib:"))
     with pytest.raises(ValueError, match="is a converted model or an adapter, which brings no validation split"):
         Validation().run(work(tmp_path / "base", folder / "model", model))
+    assert convert([f"--src={run}", "--to=hf", f"--dst={tmp_path / 'peft'}"]) == 0
+    with pytest.raises(ValueError, match="peft is a converted model or an adapter"):
+        Validation().run(work(tmp_path / "adapter", tmp_path / "peft", model))
 
 
 CHAT = b'{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "No, %d."}]}\n'
