@@ -104,7 +104,7 @@ def test_groups_that_cut_the_state_reduce_their_gradients_between_each_other():
     unit = sweep.Unit("v5e", 4, 1, 4, True)
     spread = sweep.spread(made(mesh={"dcn_data": 1, "data": 1, "fsdp": 4, "tensor": 1}), unit, 16)
     extra = 2 * 3 / 4 * MADE_UP.kept["params"]  # once a step
-    assert spread.sent == pytest.approx(MADE_UP.sent + extra) and found.mesh["data"] == 4
+    assert spread.sent == pytest.approx(MADE_UP.sent + extra) and spread.mesh["data"] == 4
 
 
 def test_the_config_says_how_state_is_cut_and_more_is_tried_where_it_does_not_fit():

@@ -29,10 +29,10 @@ from tests.helpers.checkpoint_files import recorded
 MDLM = FOLDER / "mdlm_dit/mdlm_sm.ckpt"
 
 
-def fails(capsys, *arguments: str, said: str) -> str:
+def fails(capsys, *arguments: str, message: str) -> str:
     assert main(list(arguments)) == 1
     error = capsys.readouterr().err
-    assert error.startswith("Error: ") and said in error, error
+    assert error.startswith("Error: ") and message in error, error
     return error
 
 
@@ -45,7 +45,7 @@ def test_every_key_that_does_not_fit_is_listed_at_once(tmp_path, capsys):
     state["model.layers.1.self_attn.q_proj.bias"] = np.zeros(64, np.int32)
     state["model.layers.1.input_layernorm.weight"] = np.zeros(64, np.float16)
     save_file(state, src / "model.safetensors")
-    error = fails(capsys, f"--src={src}", f"--dst={tmp_path / 'ours'}", said="not a Dream model of 2 blocks")
+    error = fails(capsys, f"--src={src}", f"--dst={tmp_path / 'ours'}", message="not a Dream model of 2 blocks")
     assert sorted(line.strip().split(" ")[:2] for line in error.splitlines()[1:]) == [
         ["misshapen:", "lm_head.weight"],
         ["missing:", "model.layers.1.mlp.up_proj.weight"],
@@ -68,7 +68,7 @@ def test_parameters_of_ours_that_do_not_fit_are_listed_at_once(tmp_path, capsys)
     entry["key_metadata"][2]["key"] = "other"
     tree["tree_metadata"]["('backbone', 'head', 'other')"] = entry
     metadata.write_text(json.dumps(tree))
-    error = fails(capsys, f"--src={tmp_path / 'ours'}", f"--dst={tmp_path / 'hf'}", said="of another model")
+    error = fails(capsys, f"--src={tmp_path / 'ours'}", f"--dst={tmp_path / 'hf'}", message="of another model")
     assert "missing: backbone/head/bias" in error and "unexpected: backbone/head/other" in error
 
 
@@ -82,7 +82,7 @@ def test_a_flipped_byte_in_our_folder_is_found(tmp_path, capsys, file):
     content = bytearray((tmp_path / "ours" / file).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "ours" / file).write_bytes(content)
-    fails(capsys, *command, said="has changed" if file == "config.json" else "differs from its source in")
+    fails(capsys, *command, message="has changed" if file == "config.json" else "differs from its source in")
 
 
 def test_a_pad_row_that_is_not_zero_is_found(tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_a_pad_row_that_is_not_zero_is_found(tmp_path, capsys):
     assert main(command) == 0
     chunk = tmp_path / "ours/params/backbone.embed.table/0.0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"\x3f")
-    fails(capsys, *command, said="pad row")
+    fails(capsys, *command, message="pad row")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -113,7 +113,7 @@ def test_another_source_is_told_apart(tmp_path, capsys):
         f"--dst={tmp_path / 'ours'}",
         "--weights=raw",
         "--verify",
-        said="differs from its source",
+        message="differs from its source",
     )
 
 
@@ -121,18 +121,18 @@ def test_what_exists_is_not_overwritten_but_an_empty_folder_is_filled(tmp_path, 
     (tmp_path / "dst").mkdir()
     assert main([f"--src={MDLM}", f"--dst={tmp_path / 'dst'}"]) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "dst").rglob("*")}
-    fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'dst'}", said="exists; give another folder")
+    fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'dst'}", message="exists; give another folder")
     (tmp_path / "file").write_text("mine")
-    fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'file'}", said="exists")
+    fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'file'}", message="exists")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "dst").rglob("*")}
 
 
 def test_flags_that_mean_nothing_here_are_refused(tmp_path, capsys):
     adapter, base = recorded("dora/adapter", tmp_path / "adapter"), recorded("dream/tiny", tmp_path / "base")
     to = f"--dst={tmp_path / 'dst'}"
-    fails(capsys, f"--src={base}", to, "--weights=ema", said="one set of weights")
-    fails(capsys, f"--src={base}", to, "--merge", f"--base={adapter}", said="--merge needs an adapter")
-    fails(capsys, f"--src={MDLM}", to, "--tokenizer=bytes", said="has 258 tokens, the model 98")
+    fails(capsys, f"--src={base}", to, "--weights=ema", message="one set of weights")
+    fails(capsys, f"--src={base}", to, "--merge", f"--base={adapter}", message="--merge needs an adapter")
+    fails(capsys, f"--src={MDLM}", to, "--tokenizer=bytes", message="has 258 tokens, the model 98")
     with pytest.raises(SystemExit):
         main([f"--src={base}", to, "--merge"])
     assert "--merge and --base belong together" in capsys.readouterr().err
@@ -153,13 +153,13 @@ def test_weights_in_bfloat16_are_the_sources_rounded(tmp_path, to, capsys):
     else:
         # The folder of another dtype is not what the source converts to.
         flags = [f"--src={MDLM}", f"--dst={tmp_path / 'wide'}", "--dtype=bfloat16", "--verify"]
-        fails(capsys, *flags, said="differs from its source in ")
+        fails(capsys, *flags, message="differs from its source in ")
 
 
 def test_int8_kernels_have_no_other_dtype(tmp_path, capsys):
     src, int8 = recorded("dream/tiny", tmp_path / "src"), tmp_path / "int8"
     assert main([f"--src={src}", f"--dst={int8}", "--int8"]) == 0
-    fails(capsys, f"--src={int8}", f"--dst={tmp_path / 'x'}", "--to=orbax", "--dtype=float32", said="--dtype is for float")
+    fails(capsys, f"--src={int8}", f"--dst={tmp_path / 'x'}", "--to=orbax", "--dtype=float32", message="--dtype is for float")
 
 
 def test_a_base_of_another_depth_or_width_is_refused(tmp_path, capsys):
@@ -168,21 +168,21 @@ def test_a_base_of_another_depth_or_width_is_refused(tmp_path, capsys):
     (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     save_file({k: v for k, v in state.items() if ".layers.1." not in k}, base / "model.safetensors")
     merge = [f"--src={adapter}", f"--base={base}", "--merge", f"--dst={tmp_path / 'dst'}"]
-    fails(capsys, *merge, said="has 2 layers, the base 1")
+    fails(capsys, *merge, message="has 2 layers, the base 1")
 
 
 def test_a_full_disk_is_foreseen_and_one_that_fills_up_leaves_nothing(tmp_path, capsys, monkeypatch):
     command = [f"--src={MDLM}", f"--dst={tmp_path / 'dst'}"]
     with monkeypatch.context() as patch:
         patch.setattr(outputs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-        fails(capsys, *command, said="Free space, or give another --dst")
+        fails(capsys, *command, message="Free space, or give another --dst")
     with monkeypatch.context() as patch:
 
         def full(*_):
             raise OSError(28, os.strerror(28))
 
         patch.setattr(orbax_files, "_write_chunk", full)
-        fails(capsys, *command, said="Free space and run the same command again, or give another --dst")
+        fails(capsys, *command, message="Free space and run the same command again, or give another --dst")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path, capsys):
     workshop = tmp_path / ".dst.partial"
     workshop.mkdir()
     with files.locked(workshop, "wait"):
-        fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'dst'}", said="is in use by process")
+        fails(capsys, f"--src={MDLM}", f"--dst={tmp_path / 'dst'}", message="is in use by process")
 
 
 def test_the_hub_is_asked_for_weights_configs_and_tokenizers_only(tmp_path, monkeypatch, capsys):
@@ -210,7 +210,7 @@ def test_the_hub_is_asked_for_weights_configs_and_tokenizers_only(tmp_path, monk
     config = json.loads((downloaded / "config.json").read_text())
     (downloaded / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     asked.clear()
-    fails(capsys, *command, said="hidden_act")
+    fails(capsys, *command, message="hidden_act")
     assert len(asked) == 1 and all(pattern.endswith(".json") for pattern in asked[0])
 
 
@@ -221,11 +221,11 @@ def test_without_a_network_the_hub_says_what_to_do(tmp_path, monkeypatch, capsys
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    error = fails(capsys, "--src=hf://a/b", f"--dst={tmp_path / 'x'}", said="copy its *.safetensors and *.json here")
+    error = fails(capsys, "--src=hf://a/b", f"--dst={tmp_path / 'x'}", message="copy its *.safetensors and *.json here")
     assert len(error.splitlines()) == 1
-    fails(capsys, "--src=hf://a/b/c/d", f"--dst={tmp_path / 'x'}", said="write hf://owner/name")
+    fails(capsys, "--src=hf://a/b/c/d", f"--dst={tmp_path / 'x'}", message="write hf://owner/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    fails(capsys, "--src=hf://a/b", f"--dst={tmp_path / 'x'}", said="pip install 'softmask_jax[hub]'")
+    fails(capsys, "--src=hf://a/b", f"--dst={tmp_path / 'x'}", message="pip install 'softmask_jax[hub]'")
 
 
 @pytest.mark.full

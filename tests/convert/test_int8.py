@@ -33,11 +33,11 @@ def converted(tmp_path, name: str = "dream/tiny"):
     return src, plain, small
 
 
-def fails(capsys, *arguments, said: str) -> None:
+def fails(capsys, *arguments, message: str) -> None:
     capsys.readouterr()
     assert main(list(arguments)) == 1
     error = capsys.readouterr().err
-    assert error.startswith("Error: ") and said in error and len(error.splitlines()) == 1, error
+    assert error.startswith("Error: ") and message in error and len(error.splitlines()) == 1, error
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -97,7 +97,7 @@ def test_a_flipped_byte_in_an_int8_kernel_or_a_scale_is_found(tmp_path, capsys):
         path = small / "params" / file
         before = path.read_bytes()
         path.write_bytes(bytes([before[0] ^ 1]) + before[1:])
-        fails(capsys, f"--src={src}", f"--dst={small}", "--int8", "--verify", said="differs from its source in model.layers.")
+        fails(capsys, f"--src={src}", f"--dst={small}", "--int8", "--verify", message="differs from its source in model.layers.")
         with pytest.raises(RuntimeError, match="damaged"):
             softmask_jax.load(small)
         path.write_bytes(before)
@@ -114,17 +114,17 @@ def test_what_int8_cannot_be_is_refused_in_one_line(tmp_path, capsys):
     src, plain, small = converted(tmp_path)
     adapter = recorded("dora/adapter", tmp_path / "adapter")
     dst = f"--dst={tmp_path / 'dst'}"
-    fails(capsys, f"--src={FOLDER / 'mdlm_dit/mdlm_sm.ckpt'}", dst, "--int8", said="--int8 is for a Dream model")
-    fails(capsys, f"--src={adapter}", dst, "--int8", said="this is adapter")
-    fails(capsys, f"--src={small}", dst, said="int8 kernels cannot be exported")
-    fails(capsys, f"--src={src}", dst, "--int8", "--to=hf", said="int8 kernels cannot be exported")
-    fails(capsys, f"--src={adapter}", f"--base={small}", "--merge", dst, said="--base is int8, too coarse to merge into")
-    fails(capsys, f"--src={src}", f"--dst={small}", "--verify", said="compare with --int8")
-    fails(capsys, f"--src={src}", f"--dst={plain}", "--int8", "--verify", said="compare without --int8")
+    fails(capsys, f"--src={FOLDER / 'mdlm_dit/mdlm_sm.ckpt'}", dst, "--int8", message="--int8 is for a Dream model")
+    fails(capsys, f"--src={adapter}", dst, "--int8", message="this is adapter")
+    fails(capsys, f"--src={small}", dst, message="int8 kernels cannot be exported")
+    fails(capsys, f"--src={src}", dst, "--int8", "--to=hf", message="int8 kernels cannot be exported")
+    fails(capsys, f"--src={adapter}", f"--base={small}", "--merge", dst, message="--base is int8, too coarse to merge into")
+    fails(capsys, f"--src={src}", f"--dst={small}", "--verify", message="compare with --int8")
+    fails(capsys, f"--src={src}", f"--dst={plain}", "--int8", "--verify", message="compare without --int8")
     state = load_file(src / "model.safetensors")
     state["model.layers.0.mlp.up_proj.weight"][3, 4] = np.nan
     save_file(state, src / "model.safetensors")
-    fails(capsys, f"--src={src}", dst, "--int8", said="model.layers.0.mlp.up_proj.weight holds numbers that are not finite")
+    fails(capsys, f"--src={src}", dst, "--int8", message="model.layers.0.mlp.up_proj.weight holds numbers that are not finite")
     assert not (tmp_path / "dst").exists()
 
 

@@ -70,10 +70,10 @@ def compared(runs):
 
 
 def test_a_run_differs_from_itself_by_exactly_nothing(runs):
-    found = comparison.compare([runs["soft"], runs["soft"]], draws=2)
-    assert found["differences"]["soft (2), two passes - soft, two passes"] == (0.0, 0.0, 0.0)
-    assert found["runs"]["soft"] == found["runs"]["soft (2)"]
-    assert found["runs"]["soft (2)"]["flops_ratio"] == 1.0 and found["runs"]["soft (2)"]["equal_flops"]
+    compared_rows = comparison.compare([runs["soft"], runs["soft"]], draws=2)
+    assert compared_rows["differences"]["soft (2), two passes - soft, two passes"] == (0.0, 0.0, 0.0)
+    assert compared_rows["runs"]["soft"] == compared_rows["runs"]["soft (2)"]
+    assert compared_rows["runs"]["soft (2)"]["flops_ratio"] == 1.0 and compared_rows["runs"]["soft (2)"]["equal_flops"]
 
 
 def test_differences_are_those_of_the_means_inside_their_interval(compared):

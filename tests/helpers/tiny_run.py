@@ -73,10 +73,10 @@ def assert_identical(workdir: Path, other: Path, step: int) -> None:
 
 def rows(workdir: Path, kind: str | None = None, timed: bool = False) -> list[dict]:
     """Lines of metrics.jsonl; without what depends on the clock unless `timed`."""
-    found = [json.loads(line) for line in metrics.lines(workdir)]
+    logged = [json.loads(line) for line in metrics.lines(workdir)]
     clock = () if timed else ("tokens_per_second", "model_flops_per_second", "model_flops_share")
-    found = [{name: value for name, value in row.items() if name not in clock} for row in found]
-    return [row for row in found if kind in (None, row["kind"])]
+    logged = [{name: value for name, value in row.items() if name not in clock} for row in logged]
+    return [row for row in logged if kind in (None, row["kind"])]
 
 
 def summary(workdir: Path) -> dict:

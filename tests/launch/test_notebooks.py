@@ -108,13 +108,13 @@ def test_the_settings_of_fine_tuning_at_full_size_are_a_run(int8, family):
     book = nbformat.read(FOLDER / "3_finetune_dream.ipynb", as_version=4)
     names = {"SMOKE": False, "INT8": int8, "BASE": f"models/{family}", "FAMILY": family}
     exec(*(cell.source for cell in book.cells if cell.id == "settings"), names)
-    found = config.load(names["CONFIG"], [word.removeprefix("--config.") for word in names["WORDS"]])
-    assert (found.model.kind, found.model.base) == (family, f"models/{family}")
-    assert found.model.base_dtype == ("int8" if int8 else "float")
-    assert (found.model.adapter, found.soft_mask.variant, found.data.buckets) == ("dora", "topk", "640")
-    train, _, validation = found.data.paths.partition(" | ")
+    made = config.load(names["CONFIG"], [word.removeprefix("--config.") for word in names["WORDS"]])
+    assert (made.model.kind, made.model.base) == (family, f"models/{family}")
+    assert made.model.base_dtype == ("int8" if int8 else "float")
+    assert (made.model.adapter, made.soft_mask.variant, made.data.buckets) == ("dora", "topk", "640")
+    train, _, validation = made.data.paths.partition(" | ")
     assert train.endswith(":train") and validation.endswith(":test")
-    assert found.updates % found.eval.every == 0 and found.eval.every % found.checkpoint.every == 0
+    assert made.updates % made.eval.every == 0 and made.eval.every % made.checkpoint.every == 0
 
 
 def test_a_training_that_was_stopped_before_its_first_validation_is_told_of_and_reported(tmp_path, capsys):

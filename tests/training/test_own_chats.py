@@ -58,8 +58,8 @@ def train(workshop):  # noqa: F811
 
 
 def metrics(folder, kind: str) -> list[dict]:
-    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [row for row in found if row["kind"] == kind]
+    logged = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in logged if row["kind"] == kind]
 
 
 def test_epochs_of_a_bare_file_end_in_a_page_with_answers_before_and_after(workshop, train, capsys, caplog):  # noqa: F811
